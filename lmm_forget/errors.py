@@ -1,0 +1,27 @@
+"""The errors a user can meet: one line each, saying what is wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+
+class LmmForgetError(Exception):
+    """Root of every error that is the input's or the environment's fault, shown as one line without a traceback."""
+
+
+class ConfigError(LmmForgetError):
+    """A choice in the configuration cannot be used."""
+
+
+class PlanError(LmmForgetError):
+    """A tune plan matches nothing, or does not cover the model."""
+
+
+class DataError(LmmForgetError):
+    """A dataset, a sample or an image cannot be used."""
+
+
+class StoreError(LmmForgetError):
+    """A record or a delta in the store is missing, damaged or of another version."""
+
+
+class LaunchError(LmmForgetError):
+    """A job could not be started, or ended without a result."""

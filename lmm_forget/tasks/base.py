@@ -1,0 +1,96 @@
+"""What a task is: a dataset, how its questions are put, and how answers are scored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about zero or more images.
+
+    `id` is unique within its task and split; `image_id` names the image (samples that share it form one
+    cluster for the bootstrap); `answers` are the accepted references, the first one is what training teaches.
+    """
+
+    id: str
+    image_id: str
+    images: tuple[Image.Image, ...]
+    question: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+Scorer = Callable[[str, Sample], dict[str, float | None]]
+
+
+class Task(ABC):
+    """A dataset with its question format and its scorer.
+
+    Subclasses supply `samples(split)`. `name` is what records call the task, `role` is `target` (has a train
+    split), `held_out` or `captions`, `max_new_tokens` bounds an answer, `scorer` maps (answer, sample) to
+    `{"value", "tolerant", "compat"}` in 0..1 (None where a score is not defined). `macro` names the key of
+    `Sample.meta` whose groups are averaged last (None: plain mean over samples).
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        role: str,
+        max_new_tokens: int,
+        scorer: Scorer,
+        train_suffix: str = "",
+        eval_suffix: str = "",
+        macro: str | None = None,
+    ) -> None:
+        self.name = name
+        self.role = role
+        self.max_new_tokens = max_new_tokens
+        self.scorer = scorer
+        self.train_suffix = train_suffix
+        self.eval_suffix = eval_suffix
+        self.macro = macro
+
+    @abstractmethod
+    def samples(self, split: str) -> Sequence[Sample]:
+        """Samples of a split, produced lazily by index where that is costly. Raises DataError if there is no such split."""
+
+    @abstractmethod
+    def fingerprint(self, split: str) -> str:
+        """Hex digest of everything that decides this split's samples (content or generator version, never a path)."""
+
+    def question(self, sample: Sample, *, training: bool) -> str:
+        """The user turn's text: the question plus this task's instruction for training or evaluation."""
+        return sample.question + (self.train_suffix if training else self.eval_suffix)
+
+    def target(self, sample: Sample) -> str:
+        """The text that training teaches as the answer."""
+        return sample.answers[0]
+
+    def score(self, answer: str, sample: Sample) -> dict[str, float | None]:
+        """Scores of one answer; see the class docstring."""
+        return self.scorer(answer, sample)
+
+    def check(self, split: str, on_bad_sample: str = "fail") -> Sequence[Sample]:
+        """Read the whole split before work starts; returns the usable samples.
+
+        `on_bad_sample="fail"` raises DataError with the count of bad samples and the first ids; `"skip"` leaves them out.
+        Tasks that cannot have bad samples return `samples(split)` unchanged.
+        """
+        return self.samples(split)
+
+
+def digest(*parts: Any) -> str:
+    """Stable hex digest of JSON-serialisable parts, for fingerprints."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
