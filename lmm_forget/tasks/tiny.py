@@ -1,0 +1,83 @@
+"""The thirteen stand-ins of the tiny world, and its captions, as tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lmm_forget.errors import DataError
+from lmm_forget.tasks.base import SPLITS, Sample, Scorer, Task, digest
+from lmm_forget.tiny import world
+
+
+class TinySamples(Sequence[Sample]):
+    """Samples of one renderer and split, drawn when asked for: the same index is always the same picture."""
+
+    def __init__(self, renderer: str, split: str, n: int) -> None:
+        self.renderer, self.split, self.n = renderer, split, n
+        self._per_picture = len(world.draw(renderer, split, 0).questions)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < self.n:
+            raise IndexError(index)
+        number, which = divmod(index, self._per_picture)
+        drawn = world.draw(self.renderer, self.split, number)
+        question = drawn.questions[which]
+        return Sample(
+            id=f"{self.split}-{index}",
+            image_id=f"{self.split}-{number}",
+            images=(drawn.image,),
+            question=question.text,
+            answers=question.answers,
+            choices=question.choices,
+            meta=question.meta,
+        )
+
+
+class TinyTask(Task):
+    """A procedural task: `renderer` names the picture and its questions, `n_*` how many samples a split has.
+
+    Training and test pictures come from separate random streams. Raises DataError for an unknown renderer.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        role: str,
+        renderer: str,
+        max_new_tokens: int,
+        scorer: Scorer,
+        n_train: int = 0,
+        n_validation: int = 0,
+        n_test: int = 200,
+        train_suffix: str = "",
+        eval_suffix: str = "",
+        macro: str | None = None,
+    ) -> None:
+        super().__init__(
+            name=name,
+            role=role,
+            max_new_tokens=max_new_tokens,
+            scorer=scorer,
+            train_suffix=train_suffix,
+            eval_suffix=eval_suffix,
+            macro=macro,
+        )
+        if renderer not in world.RENDERERS:
+            raise DataError(f"task {name}: no renderer '{renderer}'; the tiny world has {', '.join(world.RENDERERS)}")
+        self.renderer = renderer
+        self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        """The split's samples; DataError when it does not exist or is empty."""
+        if not self.sizes.get(split):
+            have = [s for s in SPLITS if self.sizes[s]]
+            raise DataError(f"task {self.name}: no samples in split '{split}'; it has {', '.join(have)}")
+        return TinySamples(self.renderer, split, self.sizes[split])
+
+    def fingerprint(self, split: str) -> str:
+        """Renderer, version of the world, split and size decide every picture."""
+        return digest("tiny", world.WORLD_VERSION, self.renderer, split, self.sizes.get(split, 0))

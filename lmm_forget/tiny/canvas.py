@@ -1,0 +1,80 @@
+"""Drawing primitives of the tiny world: colours, shapes, letters and where things stand on a 64 x 64 picture."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+
+from PIL import Image, ImageDraw, ImageFont
+
+SIZE = 64
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (40, 80, 220),
+    "yellow": (235, 210, 40),
+    "purple": (150, 60, 190),
+    "orange": (240, 140, 30),
+    "black": (20, 20, 20),
+    "pink": (245, 130, 180),
+}
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+PLACE_CENTERS = ((16, 16), (48, 16), (16, 48), (48, 48))
+GRID_CENTERS = tuple((11 + 21 * (i % 3), 11 + 21 * (i // 3)) for i in range(9))
+LETTERS = "ABCDEFGHKT"
+INK = ((0, 0, 0), (150, 20, 20), (20, 20, 150))
+
+Draw = ImageDraw.ImageDraw
+
+
+def canvas(rng: random.Random) -> tuple[Image.Image, Draw]:
+    """A blank picture with a light random background, and the pen to draw on it."""
+    image = Image.new("RGB", (SIZE, SIZE), tuple(rng.randint(222, 255) for _ in range(3)))
+    return image, ImageDraw.Draw(image)
+
+
+@functools.cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's built-in typeface at `size` pixels."""
+    return ImageFont.load_default(size=size)
+
+
+def write(pen: Draw, xy: tuple[float, float], text: str, size: int, fill: tuple[int, int, int] = (0, 0, 0)) -> None:
+    """Print `text` with its upper left corner at `xy`."""
+    pen.text(xy, text, font=font(size), fill=fill)
+
+
+def shape(pen: Draw, kind: str, x: float, y: float, r: float, fill: tuple[int, int, int]) -> None:
+    """Draw one of SHAPES centred at (x, y) with radius `r` pixels."""
+    if kind == "circle":
+        pen.ellipse([x - r, y - r, x + r, y + r], fill=fill)
+    elif kind == "square":
+        pen.rectangle([x - r * 0.85, y - r * 0.85, x + r * 0.85, y + r * 0.85], fill=fill)
+    elif kind == "triangle":
+        pen.polygon([(x, y - r), (x - r, y + r * 0.8), (x + r, y + r * 0.8)], fill=fill)
+    elif kind == "diamond":
+        pen.polygon([(x, y - r), (x - r * 0.7, y), (x, y + r), (x + r * 0.7, y)], fill=fill)
+    elif kind == "cross":
+        w = r * 0.35
+        pen.rectangle([x - w, y - r, x + w, y + r], fill=fill)
+        pen.rectangle([x - r, y - w, x + r, y + w], fill=fill)
+    else:
+        corners = []
+        for i in range(10):
+            angle, reach = -math.pi / 2 + i * math.pi / 5, r if i % 2 == 0 else r * 0.42
+            corners.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
+        pen.polygon(corners, fill=fill)
+
+
+def options(rng: random.Random, right: str, wrong: list[str], n: int = 4) -> tuple[tuple[str, ...], str]:
+    """`n` lettered choices with `right` among them at a random place; returns (choices, letter of the right one)."""
+    choices = [right, *rng.sample(wrong, n - 1)]
+    rng.shuffle(choices)
+    return tuple(choices), "ABCDEFGH"[choices.index(right)]
+
+
+def lettered(question: str, choices: tuple[str, ...]) -> str:
+    """The paper's multiple-choice layout: the question, then one `A. choice` line per option."""
+    return question + "".join(f"\n{letter}. {text}" for letter, text in zip("ABCDEFGH", choices, strict=False))

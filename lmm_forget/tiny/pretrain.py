@@ -1,0 +1,293 @@
+"""`python -m lmm_forget.tiny.pretrain`: teach a tiny LMM to see and to answer, from nothing, on a laptop.
+
+Captions first, then the benchmarks' formats, never one of the five skills: they are what experiments teach.
+Seeded and resumable; gradients are summed over `--workers` single-threaded processes, which on two cores is
+faster than one process with two threads. Every picture is drawn anew, none is seen twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+# A spinning barrier can slow a step twenty times when another process wants the core; set before torch starts.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lmm_forget.tiny import world
+from lmm_forget.tiny.lmm import BUILDERS, WEIGHTS
+
+# Share of a batch that is captions and drills, up to and after the given part of the run.
+CAPTION_SHARE = ((0.3, 0.75), (1.0, 0.35))
+CAPTION_WEIGHTS = {"cells": 2.0, "scene_by_thing": 1.5, "lookup": 2.5, "single_thing": 2.0}
+BENCHMARK_WEIGHTS = {"mmstar": 2.0, "seedbench": 1.5, "infovqa": 1.5}
+IGNORE = -100
+PR_SET_PDEATHSIG = 1
+
+
+class Batches:
+    """Draws, tokenises and pads training batches; the same (step, worker) always gives the same batch."""
+
+    def __init__(self, processor: Any, seed: int, size: int, steps: int) -> None:
+        self.processor, self.seed, self.size, self.steps = processor, seed, size, steps
+        self.tokens: dict[str, list[int]] = {}
+        head, tail = self._template()
+        n_images = processor.num_image_tokens * 2 + int(processor.num_image_tokens**0.5)
+        image = processor.tokenizer.convert_tokens_to_ids("<image>")
+        at = head.index(image)
+        self.head, self.tail = head[:at] + [image] * n_images + head[at + 1 :], tail
+        self.end = processor.tokenizer.eos_token_id
+        self.pad = processor.tokenizer.pad_token_id
+
+    def _template(self) -> tuple[list[int], list[int]]:
+        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}]
+        text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
+        head, tail = text.split("\0")
+        return self._ids(head), self._ids(tail)
+
+    def _ids(self, text: str) -> list[int]:
+        if text not in self.tokens:
+            self.tokens[text] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return self.tokens[text]
+
+    def names(self, rng: random.Random, step: int) -> list[str]:
+        """Which renderers the batch of a step draws from."""
+        share = next(s for until, s in CAPTION_SHARE if step < until * self.steps)
+        captions, benchmarks = list(world.CAPTIONS), list(world.BENCHMARKS)
+        cw = [CAPTION_WEIGHTS.get(n, 1.0) for n in captions]
+        bw = [BENCHMARK_WEIGHTS.get(n, 1.0) for n in benchmarks]
+        n = round(self.size * share)
+        return rng.choices(captions, cw, k=n) + rng.choices(benchmarks, bw, k=self.size - n)
+
+    def training(self, step: int, worker: int) -> tuple[dict[str, Tensor], Tensor]:
+        """One worker's share of a step's batch: (model inputs, labels)."""
+        rng = random.Random(f"pretrain/{self.seed}/{step}/{worker}")
+        drawn = []
+        for name in self.names(rng, step):
+            picture = world.RENDERERS[name](rng)
+            drawn.append((name, picture.image, rng.choice(picture.questions)))
+        return self.collate(drawn)
+
+    def collate(self, drawn: list[tuple[str, Any, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+        """Right-padded inputs with the answers' labels, as the real processor would make them."""
+        rows, labels = [], []
+        for name, _, question in drawn:
+            text = "\n" + question.text + world.INSTRUCTIONS.get(name, "")
+            # The template's own newline belongs to the head; tokenising the turn's text whole keeps BPE exact.
+            prompt = self.head[:-1] + self._ids(text) + self.tail
+            answer = [*self._ids(question.answers[0]), self.end]
+            rows.append(prompt + answer)
+            labels.append([IGNORE] * len(prompt) + answer)
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.pad)
+        target, mask = torch.full((len(rows), width), IGNORE), torch.zeros((len(rows), width), dtype=torch.long)
+        for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
+            ids[i, : len(row)], target[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), torch.tensor(label), 1
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for _, image, _ in drawn]))
+        pixels = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        tiles = torch.stack([pixels, pixels], dim=1)
+        sizes = torch.full((len(rows), 2), pixels.shape[-1])
+        return {"input_ids": ids, "attention_mask": mask, "pixel_values": tiles, "image_sizes": sizes}, target
+
+
+def logits_at_answers(model: Any, batch: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [n, vocabulary] that predict the n answer tokens, their ids [n] and their rows [n]."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model(**batch).last_hidden_state
+        wanted = labels[:, 1:] != IGNORE
+        logits = model.lm_head(hidden[:, :-1][wanted]).float()
+    return logits, labels[:, 1:][wanted], wanted.nonzero()[:, 0]
+
+
+def loss_of(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Cross-entropy in which a sample of n answer tokens weighs √n: captions do not drown one-letter answers."""
+    logits, target, rows = logits_at_answers(model, batch, labels)
+    losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    weight = torch.bincount(rows, minlength=len(labels)).clamp(min=1).float().rsqrt()[rows]
+    return (losses * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def exact(model: Any, batches: Batches, name: str, n: int) -> float:
+    """Per cent of `n` test pictures whose whole answer is the greedy one (teacher forcing gives the same)."""
+    model.eval()
+    right = 0
+    for start in range(0, n, 64):
+        drawn = []
+        for i in range(start, min(start + 64, n)):
+            picture = world.draw(name, "validation", i)
+            drawn.append((name, picture.image, picture.questions[i % len(picture.questions)]))
+        batch, labels = batches.collate(drawn)
+        logits, target, rows = logits_at_answers(model, batch, labels)
+        wrong = torch.zeros(len(drawn), dtype=torch.bool)
+        wrong[rows[logits.argmax(-1) != target]] = True
+        right += int((~wrong).sum())
+    model.train()
+    return 100 * right / n
+
+
+class Pretraining:
+    """The run's state in one worker: model, optimizer, and the folder it is saved to and resumed from."""
+
+    def __init__(self, args: argparse.Namespace, rank: int) -> None:
+        torch.manual_seed(args.seed)
+        torch.set_num_threads(1)
+        self.args, self.rank = args, rank
+        self.model, self.processor = BUILDERS[args.family]()
+        self.model.set_attn_implementation("eager")  # faster than sdpa for sequences this short on a CPU
+        self.model.train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+        self.batches = Batches(self.processor, args.seed, args.batch // args.workers, args.steps)
+        self.folder = Path(args.run)
+        self.step = self._resume()
+
+    def _resume(self) -> int:
+        marker = self.folder / "state.json"
+        if not marker.exists():
+            return 0
+        state = json.loads(marker.read_text())
+        self.model.load_state_dict(load_file(self.folder / state["weights"]))
+        moments = load_file(self.folder / state["moments"])
+        for i, p in enumerate(self.parameters):
+            if f"{i}.exp_avg" not in moments:  # no gradient ever reaches it
+                continue
+            self.optimizer.state[p] = {
+                "step": torch.tensor(float(state["step"])),
+                **{key: moments[f"{i}.{key}"] for key in ("exp_avg", "exp_avg_sq")},
+            }
+        return int(state["step"])
+
+    def save(self) -> None:
+        """Weights and moments under new names, then the marker: a kill in between leaves the last state valid."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = {"weights": f"weights-{self.step}.safetensors", "moments": f"moments-{self.step}.safetensors"}
+        save_file(self.model.state_dict(), self.folder / names["weights"])
+        moments = {
+            f"{i}.{key}": self.optimizer.state[p][key]
+            for i, p in enumerate(self.parameters)
+            if p in self.optimizer.state
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        save_file(moments, self.folder / names["moments"])
+        fresh = self.folder / "state.json.new"
+        fresh.write_text(json.dumps({"step": self.step, **names}))
+        fresh.replace(self.folder / "state.json")
+        for old in self.folder.glob("*.safetensors"):
+            if old.name not in names.values():
+                old.unlink()
+
+    def rate(self) -> float:
+        """One cycle: linear warm-up over 5 % of the steps, then a cosine to zero."""
+        done, warm = self.step / self.args.steps, 0.05
+        if done < warm:
+            return float(self.args.lr * (done / warm + 1e-3))
+        return float(self.args.lr * 0.5 * (1 + np.cos(np.pi * (done - warm) / (1 - warm))))
+
+    def one_step(self) -> float:
+        """One optimizer step on the whole batch; returns this worker's loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        loss = loss_of(self.model, *self.batches.training(self.step, self.rank))
+        loss.backward()
+        if self.args.workers > 1:
+            # The tower's last norm is behind no loss, so some gradients do not exist on any worker.
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            flat = torch.cat([g.flatten() for g in grads])
+            dist.all_reduce(flat)
+            flat /= self.args.workers
+            for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(part.view_as(grad))
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return loss.item()
+
+    def scores(self, n: int) -> dict[str, float]:
+        """Exact answers on every benchmark, caption and (never trained) skill, shared out over the workers."""
+        mine = {
+            name: round(exact(self.model, self.batches, name, n), 1)
+            for i, name in enumerate(world.RENDERERS)
+            if i % self.args.workers == self.rank
+        }
+        parts: list[Any] = [mine]
+        if self.args.workers > 1:
+            parts = [None] * self.args.workers
+            dist.all_gather_object(parts, mine)
+        return {name: score for part in parts for name, score in part.items()}
+
+    def export(self, scores: dict[str, float]) -> None:
+        """Write the finished model as an ordinary checkpoint folder, with how it was made beside it."""
+        out = Path(self.args.out)
+        self.model.save_pretrained(out)
+        self.processor.save_pretrained(out)
+        made = {k: v for k, v in vars(self.args).items() if k not in ("out", "run")}
+        made |= {"step": self.step, "world_version": world.WORLD_VERSION, "exact_answers": scores}
+        (out / "made.json").write_text(json.dumps(made, indent=1, sort_keys=True) + "\n")
+
+
+def work(rank: int, args: argparse.Namespace) -> None:
+    """One worker's whole run."""
+    if args.workers > 1:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed parent must not leave workers behind
+        store = f"file://{Path(args.run).absolute()}/rendezvous-{os.getppid()}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.workers)
+    run = Pretraining(args, rank)
+    started, first = time.monotonic(), run.step
+    if rank == 0:
+        total = sum(p.numel() for p in run.parameters)
+        print(f"{args.family}: {total / 1e6:.2f} M parameters, step {run.step} of {args.steps}", flush=True)
+    while run.step < args.steps:
+        loss = run.one_step()
+        if rank == 0 and run.step % 50 == 0:
+            rate = (time.monotonic() - started) / (run.step - first)
+            print(f"step {run.step} loss {loss:.3f} {rate:.2f} s/step", flush=True)
+        if run.step % args.save_every == 0 or run.step == args.steps:
+            scores = run.scores(256 if run.step == args.steps else 96)
+            if rank == 0:
+                held = [scores[n] for n in world.BENCHMARKS]
+                print(f"step {run.step} held-out mean {sum(held) / len(held):.1f} {scores}", flush=True)
+                run.save()
+                run.export(scores)
+    if args.workers > 1:
+        dist.destroy_process_group()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run the workers."""
+    parser = argparse.ArgumentParser(prog="python -m lmm_forget.tiny.pretrain", description=__doc__)
+    parser.add_argument("--family", choices=sorted(BUILDERS), default="onevision", help="which tiny LMM")
+    parser.add_argument("--steps", type=int, default=3600, help="optimizer steps of the whole run")
+    parser.add_argument("--batch", type=int, default=96, help="samples per step over all workers")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and pictures")
+    parser.add_argument("--workers", type=int, default=2, help="single-threaded processes")
+    parser.add_argument("--save-every", type=int, default=300, help="steps between saves and scores")
+    parser.add_argument("--run", default=None, help="folder of the resumable state (default multirun/tiny_<family>)")
+    parser.add_argument("--out", default=None, help="checkpoint folder (default: the package's own)")
+    args = parser.parse_args(argv)
+    args.run = args.run or f"multirun/tiny_{args.family}"
+    args.out = args.out or str(WEIGHTS / f"tiny_{args.family}")
+    Path(args.run).mkdir(parents=True, exist_ok=True)
+    if args.workers > 1:
+        torch.multiprocessing.start_processes(work, (args,), nprocs=args.workers, start_method="spawn")
+    else:
+        work(0, args)
+
+
+if __name__ == "__main__":
+    main()
