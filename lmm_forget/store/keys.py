@@ -1,0 +1,106 @@
+"""Keys: what decides a stage's weights, and what decides a model's answers. Equal key means equal work.
+
+A stage's key covers the whole resolved configuration as its training sees it, less the short list below: a new
+configuration field counts until somebody lists it here.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+TRAINING_SEMANTICS = 1
+"""Raised on purpose when the training code changes what the same configuration computes."""
+
+ANSWER_SEMANTICS = 1
+"""Raised on purpose when asking or scoring changes what the same model and task give."""
+
+NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
+    "": frozenset({"name", "store", "logger", "paths", "progress", "checkpoint_every", "objective", "suite", "probe"}),
+    "hardware": frozenset({"devices", "nodes", "micro_batch", "workers", "threads", "jobs", "eval_batch"}),
+    "data": frozenset({"eval_samples", "validation"}),
+    "training": frozenset({"learning_rate_source"}),
+    "model": frozenset({"path"}),
+}
+"""Fields, by node, that move no weight beyond rounding. The base's own weights are in the key by their hash."""
+
+
+def training_view(config: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """The part of a resolved `config` that decides the weights of the stage that teaches `task`.
+
+    Of the sequence only this task is left: equal prefixes of different orders share their stages.
+    """
+    view = copy.deepcopy({k: v for k, v in config.items() if k not in (*NOT_WEIGHTS[""], "sequence", "tasks")})
+    for node, fields in NOT_WEIGHTS.items():
+        if node and isinstance(view.get(node), dict):
+            view[node] = {k: v for k, v in view[node].items() if k not in fields}
+    view["task"] = copy.deepcopy(config["tasks"][task])
+    return view
+
+
+def stage_key(
+    config: Mapping[str, Any],
+    task: str,
+    *,
+    parent: str,
+    data: str,
+    processor: str,
+    versions: Mapping[str, str],
+) -> tuple[str, dict[str, Any]]:
+    """Key of the stage that teaches `task` on the model whose `weights_hash` is `parent`, and its ingredients.
+
+    `data` and `processor` are fingerprints; of `versions` torch's and transformers' major.minor count.
+    """
+    ingredients = {
+        "config": training_view(config, task),
+        "parent": parent,
+        "data": data,
+        "processor": processor,
+        "versions": {name: minor(versions[name]) for name in ("torch", "transformers")},
+        "training_semantics": TRAINING_SEMANTICS,
+    }
+    return digest(ingredients), ingredients
+
+
+def answers_key(
+    weights: str,
+    task: Mapping[str, Any],
+    *,
+    split: str,
+    limit: int | None,
+    data: str,
+    processor: str,
+    model: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> str:
+    """Key of the answers of the model with hash `weights` to a task's split (`limit` bounds the samples).
+
+    `task` is its configuration node, `data` its fingerprint; of the `model` node dtype, attention and image budget count.
+    """
+    return digest(
+        {
+            "weights": weights,
+            "task": task,
+            "split": split,
+            "limit": limit,
+            "data": data,
+            "processor": processor,
+            "model": {name: model.get(name) for name in ("dtype", "attention", "image")},
+            "versions": {name: minor(versions[name]) for name in ("torch", "transformers")},
+            "answer_semantics": ANSWER_SEMANTICS,
+        }
+    )
+
+
+def minor(version: str) -> str:
+    """`2.14.1+cpu` -> `2.14`."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex, 40 digits) of JSON-serialisable data, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]

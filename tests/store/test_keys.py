@@ -1,0 +1,116 @@
+"""What a stage's key covers: everything that moves a weight, and nothing that does not."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from lmm_forget.store.keys import NOT_WEIGHTS, answers_key, minor, stage_key, training_view
+
+CONFIG: dict[str, Any] = {
+    "name": "demo",
+    "seed": 0,
+    "store": "multirun/.store",
+    "checkpoint_every": 100,
+    "objective": "heldout_forgetting",
+    "model": {"name": "m", "path": "somewhere", "dtype": "float32", "attention": "eager"},
+    "recipe": {"name": "sa_proj", "rules": [{"component": "language"}], "layers": "all"},
+    "sequence": {"name": "paper", "tasks": ["a", "b"]},
+    "suite": {"name": "paper", "tasks": ["h"]},
+    "probe": {"name": "none"},
+    "training": {"global_batch": 8, "learning_rate": 1e-4, "learning_rate_source": "model"},
+    "data": {"world": "tiny", "train_samples": None, "eval_samples": None, "validation": False},
+    "hardware": {"accelerator": "cpu", "precision": "bf16", "micro_batch": 8, "threads": 1, "jobs": "auto", "devices": 1},
+    "logger": {"name": "csv"},
+    "tasks": {"a": {"n_train": 10}, "b": {"n_train": 20}, "h": {"n_test": 5}},
+}
+REST: dict[str, Any] = {
+    "parent": "p",
+    "data": "d",
+    "processor": "x",
+    "versions": {"torch": "2.14.1+cpu", "transformers": "5.23.0", "lightning": "2.6.6"},
+}
+
+
+def key(config: dict[str, Any] = CONFIG, task: str = "a", **changes: Any) -> str:
+    return stage_key(config, task, **{**REST, **changes})[0]
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    config = copy.deepcopy(CONFIG)
+    *parents, last = path.split(".")
+    node = config
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "name", "store", "logger", "checkpoint_every", "objective", "suite", "probe", "sequence", "model.path",
+        "hardware.micro_batch", "hardware.threads", "hardware.jobs", "hardware.devices", "hardware.nodes", "hardware.workers",
+        "hardware.eval_batch", "data.eval_samples", "data.validation", "training.learning_rate_source", "tasks.b", "tasks.h",
+    ],
+)  # fmt: skip
+def test_what_moves_no_weight_is_not_in_the_key(path: str) -> None:
+    assert key(changed(path, "other")) == key()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "seed", "model.name", "model.dtype", "model.attention", "recipe.layers", "recipe.rules", "training.learning_rate",
+        "training.global_batch", "data.world", "data.train_samples", "hardware.precision", "hardware.accelerator", "tasks.a",
+        # Fields that do not exist yet count until somebody lists them.
+        "a_new_field", "training.a_new_field", "hardware.a_new_field", "recipe.a_new_field",
+    ],
+)  # fmt: skip
+def test_everything_else_is(path: str) -> None:
+    assert key(changed(path, "other")) != key()
+
+
+def test_the_short_list_is_the_one_in_the_design() -> None:
+    assert NOT_WEIGHTS["hardware"] >= {"devices", "nodes", "micro_batch", "workers", "threads"}
+    assert NOT_WEIGHTS[""] >= {"logger", "store", "name", "paths", "progress", "checkpoint_every", "suite", "probe"}
+    assert sum(map(len, NOT_WEIGHTS.values())) < 25
+
+
+def test_parent_data_processor_and_minor_versions_count() -> None:
+    assert len({key(), key(parent="q"), key(data="e"), key(processor="y"), key(task="b")}) == 5
+    assert key(versions={"torch": "2.14.9", "transformers": "5.23.7", "lightning": "3"}) == key()
+    assert key(versions={"torch": "2.15.0", "transformers": "5.23.0"}) != key()
+
+
+def test_equal_prefixes_of_two_orders_share_their_stages() -> None:
+    other = changed("sequence.tasks", ["a", "c"])
+    assert key(other) == key()
+
+
+def test_the_view_does_not_alias_the_configuration() -> None:
+    before = copy.deepcopy(CONFIG)
+    view = training_view(CONFIG, "a")
+    view["task"]["n_train"] = 0
+    view["training"]["learning_rate"] = 0
+    assert before == CONFIG
+
+
+def answers(**changes: Any) -> str:
+    node = {"name": "h"}
+    usual = {"split": "test", "limit": None, "data": "d", "processor": "x", "model": CONFIG["model"], "versions": REST["versions"]}
+    return answers_key(changes.pop("weights", "w"), changes.pop("task", node), **{**usual, **changes})
+
+
+def test_answers_depend_on_weights_task_split_limit_and_numerics() -> None:
+    others = [
+        answers(weights="v"), answers(task={"name": "g"}), answers(split="validation"), answers(limit=5), answers(data="e"),
+        answers(processor="y"), answers(model={**CONFIG["model"], "attention": "sdpa"}),
+        answers(model={**CONFIG["model"], "dtype": "bfloat16"}), answers(versions={"torch": "2.15", "transformers": "5.23"}),
+    ]  # fmt: skip
+    assert len({answers(), *others}) == len(others) + 1
+    assert answers(model={**CONFIG["model"], "path": "elsewhere"}) == answers()
+
+
+def test_minor_versions() -> None:
+    assert (minor("2.14.1+cpu"), minor("5.23.0"), minor("5")) == ("2.14", "5.23", "5")
