@@ -1,0 +1,91 @@
+"""The corridor: base evaluation, stage 1 … stage n, results. Read from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.progress import Progress
+from lmm_forget.results import assemble, write_tables
+from lmm_forget.stage import Ground, ask_all, run_stage
+
+
+def run(config: dict[str, Any], job_dir: Path, progress: Progress) -> dict[str, Any]:
+    """Carry out one resolved job and return its results (see docs/results_schema.md).
+
+    Beside the results, the job folder gets answers.parquet, training curves and pictures. Everything that was
+    finished before, by this job or by another one with the same store, is taken from there.
+    """
+    from lmm_forget.training.loggers import close_logger, log_stage
+
+    started = time.monotonic()
+    ground = lay_ground(config, job_dir, progress)
+    try:
+        base = ask_all(ground, "base: ask everything")
+        base_hash, base_seconds = ground.weights, time.monotonic() - started
+        stages = [run_stage(ground, index, task) for index, task in enumerate(config["sequence"]["tasks"], start=1)]
+        progress.phase("figures of merit", 1, "job")
+        results = assemble(ground, base_hash, base, stages)
+        results["timings"].update(base=base_seconds, total=time.monotonic() - started)
+        for entry in (results["base"], *results["stages"]):
+            log_stage(ground.logger, entry.get("index", 0), {t: s["value"] for t, s in entry["scores"].items()})
+        write_tables(job_dir, base, stages, results)
+    except BaseException:
+        close_logger(ground.logger, exit_code=1)
+        raise
+    close_logger(ground.logger)
+    return results
+
+
+def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress) -> Ground:
+    """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
+    from hydra.utils import instantiate
+
+    from lmm_forget.evaluation.ask import subset
+    from lmm_forget.evaluation.shared import Exam
+    from lmm_forget.models.fingerprint import processor_fingerprint
+    from lmm_forget.models.loading import load
+    from lmm_forget.models.weights import model_hashes
+    from lmm_forget.recipes.selection import make_plan, rules_from_config
+    from lmm_forget.results import versions
+    from lmm_forget.store import Store
+    from lmm_forget.tasks.loading import build_task
+    from lmm_forget.training.fit import total_steps
+    from lmm_forget.training.lessons import Lessons
+    from lmm_forget.training.loggers import build_logger
+    from lmm_forget.training.precision import refuse_pure_bf16
+
+    recipe, data, training = config["recipe"], config["data"], config["training"]
+    refuse_pure_bf16(training, config["hardware"])
+    progress.phase("read data", len(config["tasks"]), "task")
+    lessons, exams = {}, []
+    for name, node in config["tasks"].items():
+        task = build_task(node)
+        if name in config["sequence"]["tasks"]:
+            samples = subset(task.check("train", data["on_bad_sample"]), data["train_samples"], name)
+            total_steps(len(samples), training, seed=config["seed"], task=name)
+            lessons[name] = Lessons(task, samples)
+        split = "validation" if data["validation"] and name in lessons else "test"
+        exams.append(Exam.of(task, node, split, data["eval_samples"], data["on_bad_sample"]))
+        progress.advance(1, task=name)
+
+    progress.phase("load model", 1, "model")
+    lmm = load(config["model"])
+    if config["hardware"]["accelerator"] in ("gpu", "cuda"):
+        lmm.model.to("cuda")
+    plan = make_plan(lmm.components, recipe["name"], rules_from_config(recipe))
+    return Ground(
+        config=config,
+        lmm=lmm,
+        plan=plan,
+        method=instantiate(recipe["method"]),
+        lessons=lessons,
+        exams=exams,
+        store=Store(config["store"]),
+        progress=progress,
+        logger=build_logger({"group": config["name"], "config": config, **config["logger"]}, job_dir, f"{config['name']}/{job_dir.name}"),
+        processor=processor_fingerprint(lmm.processor),
+        versions=versions(),
+        hashes=model_hashes(lmm.model),
+    )

@@ -1,0 +1,159 @@
+"""The main job end to end in one process: base, stages, records, results; and what a second run makes of them."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lmm_forget import experiment
+from lmm_forget.config import compose, resolve
+from lmm_forget.errors import ConfigError, StoreError
+from lmm_forget.models.loading import load
+from lmm_forget.models.weights import model_hashes, weights_hash
+from lmm_forget.progress import NullProgress
+from lmm_forget.store import Store
+
+SMALL = ["experiment=smoke", "suite.tasks=[ai2d,mmstar]", "data.train_samples=8", "data.eval_samples=6", "training.max_steps=1"]
+ORDER = ["sequence=order", "sequence.tasks=[cub200,pixmocount,pathvqa]"]
+
+
+class Listening(NullProgress):
+    """Remembers the phases of a run."""
+
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, int]] = []
+
+    def phase(self, name: str, total: int, unit: str) -> None:
+        self.phases.append((name, total))
+
+    def steps(self) -> int:
+        return sum(total for name, total in self.phases if "teach" in name)
+
+    def questions(self) -> int:
+        return sum(total for name, total in self.phases if "ask" in name)
+
+
+def configure(store: Path, *overrides: str) -> dict[str, Any]:
+    return resolve(compose([*SMALL, *ORDER, f"store={store}", *overrides]))
+
+
+def timeless(results: dict[str, Any]) -> str:
+    return json.dumps({k: v for k, v in results.items() if k != "timings"}, sort_keys=True)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("experiment")
+    config = configure(folder / "store", "recipe=mlp_gateup", "sequence.order=0")
+    job = folder / "job"
+    job.mkdir()
+    return folder, config, experiment.run(copy.deepcopy(config), job, NullProgress())
+
+
+def test_results_say_what_the_schema_promises(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    folder, config, results = done
+    assert set(results) == {"schema", "job", "config", "plan", "base", "stages", "figures", "timings", "versions"}
+    json.dumps(results, allow_nan=False)
+    targets = ["tiny_cub200", "tiny_pixmocount", "tiny_pathvqa"]
+    asked = {*targets, "tiny_ai2d", "tiny_mmstar"}
+    assert [stage["task"] for stage in results["stages"]] == targets
+    assert [stage["index"] for stage in results["stages"]] == [1, 2, 3]
+    for entry in (results["base"], *results["stages"]):
+        assert set(entry["scores"]) == asked
+        assert all(0 <= s["value"] <= 100 and s["n"] == 6 for s in entry["scores"].values())
+    figures = results["figures"]
+    assert set(figures) == {"target_learning", "target_forgetting", "target_overall", "heldout_forgetting"}
+    assert len(figures["heldout_forgetting"]["per_stage"]) == 3
+    learned = [
+        results["stages"][i]["scores"][t]["value"] - results["base"]["scores"][t]["value"] for i, t in enumerate(targets)
+    ]
+    assert figures["target_learning"]["value"] == pytest.approx(sum(learned) / 3)
+    final = [results["stages"][-1]["scores"][t]["value"] - results["base"]["scores"][t]["value"] for t in ("tiny_ai2d", "tiny_mmstar")]
+    assert figures["heldout_forgetting"]["value"] == pytest.approx(sum(final) / 2)
+    assert "store" not in results["config"]
+    assert "threads" not in results["config"]["hardware"]
+
+
+def test_every_answer_lies_beside_the_results(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    folder, _, results = done
+    table = pq.read_table(folder / "job" / "answers.parquet")
+    assert len(table) == 4 * 5 * 6
+    assert set(table["stage"].to_pylist()) == {0, 1, 2, 3}
+    rows = [r for r in table.to_pylist() if r["stage"] == 2 and r["task"] == "tiny_ai2d"]
+    assert 100 * sum(r["value"] for r in rows) / 6 == pytest.approx(results["stages"][1]["scores"]["tiny_ai2d"]["value"])
+    assert (folder / "job" / "training.csv").exists()
+
+
+def test_only_planned_tensors_moved_and_they_lie_in_the_delta(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    folder, config, results = done
+    lmm = load(config["model"])
+    base = model_hashes(lmm.model)
+    assert weights_hash(base) == results["base"]["weights_hash"]
+    store = Store(config["store"])
+    current = dict(base)
+    for stage in results["stages"]:
+        delta = store.delta(stage["key"])
+        record = store.record(stage["key"])
+        assert record is not None
+        assert all(".mlp.gate_proj." in name or ".mlp.up_proj." in name for name in delta)
+        assert not any("vision" in name for name in delta)
+        assert all(record["tensors"][name] != current[name] for name in delta)
+        assert sum(t.numel() for t in delta.values()) == results["plan"]["trainable"]
+        current.update(record["tensors"])
+        assert weights_hash(current) == stage["weights_hash"]
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+    _, config, results = done
+    heard = Listening()
+    again = experiment.run(copy.deepcopy(config), tmp_path, heard)
+    assert heard.steps() == 0
+    assert heard.questions() == 0
+    assert timeless(again) == timeless(results)
+
+
+def test_the_same_job_in_a_fresh_store_gives_the_same_bytes(
+    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    _, config, results = done
+    torch.manual_seed(1234)  # what ran before must not matter
+    fresh = experiment.run({**copy.deepcopy(config), "store": str(tmp_path / "store")}, tmp_path, NullProgress())
+    assert timeless(fresh) == timeless(results)
+
+
+def test_orders_share_their_common_prefix(done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+    _, config, results = done
+    heard = Listening()
+    other = experiment.run(configure(Path(config["store"]), "recipe=mlp_gateup", "sequence.order=1"), tmp_path, heard)
+    assert [s["task"] for s in other["stages"]] == ["tiny_cub200", "tiny_pathvqa", "tiny_pixmocount"]
+    assert other["stages"][0]["key"] == results["stages"][0]["key"]
+    assert heard.steps() == 2
+    assert heard.questions() == 2 * 5 * 6
+
+
+def test_a_damaged_delta_is_never_used(done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+    import shutil
+
+    folder, config, results = done
+    shutil.copytree(config["store"], tmp_path / "store")
+    path = tmp_path / "store" / "stages" / results["stages"][1]["key"] / "delta.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"):
+        experiment.run({**copy.deepcopy(config), "store": str(tmp_path / "store")}, tmp_path, NullProgress())
+
+
+def test_what_cannot_work_is_said_before_the_first_question(tmp_path: Path) -> None:
+    heard = Listening()
+    config = configure(tmp_path / "store", "recipe=sa_proj", "training.global_batch=64", "hardware.micro_batch=8")
+    with pytest.raises(ConfigError, match=r"global_batch|global batch"):
+        experiment.run(config, tmp_path, heard)
+    config = configure(tmp_path / "store", "hardware.precision=bf16-true", "training.learning_rate=5e-6")
+    with pytest.raises(ConfigError, match="bf16"):
+        experiment.run(config, tmp_path, heard)
+    assert heard.questions() == 0
