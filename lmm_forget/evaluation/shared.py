@@ -32,7 +32,9 @@ class Exam:
     data: str
 
     @classmethod
-    def of(cls, task: Task, node: Mapping[str, Any], split: str, limit: int | None, on_bad_sample: str) -> Exam:
+    def of(
+        cls, task: Task, node: Mapping[str, Any], split: str, limit: int | None, on_bad_sample: str
+    ) -> Exam:
         """Read the split (bad samples as `on_bad_sample` says) and keep at most `limit` of it. Raises DataError."""
         samples = subset(task.check(split, on_bad_sample), limit, task.name)
         return cls(task, node, split, limit, samples, task.fingerprint(split))

@@ -64,7 +64,7 @@ class Task(ABC):
 
     @abstractmethod
     def samples(self, split: str) -> Sequence[Sample]:
-        """Samples of a split, produced lazily by index where that is costly. Raises DataError if there is no such split."""
+        """Samples of a split, produced lazily by index where that is costly. DataError if there is no such split."""
 
     @abstractmethod
     def fingerprint(self, split: str) -> str:
@@ -85,7 +85,8 @@ class Task(ABC):
     def check(self, split: str, on_bad_sample: str = "fail") -> Sequence[Sample]:
         """Read the whole split before work starts; returns the usable samples.
 
-        `on_bad_sample="fail"` raises DataError with the count of bad samples and the first ids; `"skip"` leaves them out.
+        `on_bad_sample="fail"` raises DataError with the count of bad samples and the first ids; `"skip"` leaves
+        them out.
         Tasks that cannot have bad samples return `samples(split)` unchanged.
         """
         return self.samples(split)

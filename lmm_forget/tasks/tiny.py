@@ -67,7 +67,9 @@ class TinyTask(Task):
             macro=macro,
         )
         if renderer not in world.RENDERERS:
-            raise DataError(f"task {name}: no renderer '{renderer}'; the tiny world has {', '.join(world.RENDERERS)}")
+            raise DataError(
+                f"task {name}: no renderer '{renderer}'; the tiny world has {', '.join(world.RENDERERS)}"
+            )
         self.renderer = renderer
         self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
 

@@ -1,0 +1,67 @@
+"""What a model said to one question, and how two sets of answers differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NEAR_TIE = 1e-3
+"""Logit gap below which two best tokens may change places through rounding alone."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and its scores.
+
+    `value` (strict), `tolerant` and `compat` lie in 0..1, None where a score is not defined. `group` is the
+    class that a macro mean averages over, None for plain means. `tokens` counts generated tokens, the end
+    token included. `gap` is the smallest difference, in logits, between the best and second-best token along
+    the greedy path.
+    """
+
+    task: str
+    sample_id: str
+    image_id: str
+    question: str
+    references: tuple[str, ...]
+    text: str
+    value: float
+    tolerant: float | None
+    compat: float | None
+    group: str | None
+    tokens: int
+    gap: float
+
+
+@dataclass(frozen=True)
+class Flips:
+    """How many of `total` answers have another text: `near_ties` of them excused by a gap below the limit."""
+
+    total: int
+    near_ties: int
+    unexplained: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """All answers whose text differs."""
+        return self.near_ties + len(self.unexplained)
+
+
+def flips(first: Sequence[Answer], second: Sequence[Answer], near_tie: float = NEAR_TIE) -> Flips:
+    """Compare the texts of two runs over the same samples; unexplained flips are given as `task/sample id`.
+
+    Raises ValueError if the two do not answer the same samples in the same order.
+    """
+    near, unexplained = 0, []
+    for a, b in zip(first, second, strict=True):
+        if (a.task, a.sample_id) != (b.task, b.sample_id):
+            raise ValueError(
+                f"answers to {a.task}/{a.sample_id} and {b.task}/{b.sample_id} cannot be compared"
+            )
+        if a.text == b.text:
+            continue
+        if min(a.gap, b.gap) < near_tie:
+            near += 1
+        else:
+            unexplained.append(f"{a.task}/{a.sample_id}")
+    return Flips(total=len(first), near_ties=near, unexplained=tuple(unexplained))

@@ -1,0 +1,82 @@
+"""Answers as a parquet table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmm_forget.errors import StoreError
+from lmm_forget.evaluation.answers import Answer
+
+VERSION = b"1"
+"""Of the columns below; raised when one changes its meaning."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("references", pa.list_(pa.string()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("tolerant", pa.float64()),
+        pa.field("compat", pa.float64()),
+        pa.field("group", pa.string()),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("gap", pa.float64(), nullable=False),
+    ],
+    metadata={"lmm_forget.answers": VERSION},
+)
+
+
+def answers_to_table(answers: Sequence[Answer]) -> pa.Table:
+    """One row per answer, in order; columns as in `Answer`."""
+    columns = {name: [getattr(answer, name) for answer in answers] for name in SCHEMA.names}
+    columns["references"] = [list(references) for references in columns["references"]]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def table_to_answers(table: pa.Table) -> list[Answer]:
+    """The answers of a table made by `answers_to_table`. Raises StoreError for another version or columns."""
+    version = (table.schema.metadata or {}).get(b"lmm_forget.answers")
+    if version != VERSION or table.schema.names != [field.name for field in fields(Answer)]:
+        said = version.decode() if version else "none"
+        raise StoreError(f"not a table of answers of version {VERSION.decode()} (its version: {said})")
+    rows = table.to_pylist()
+    return [Answer(**{**row, "references": tuple(row["references"])}) for row in rows]
+
+
+def write_answers(answers: Sequence[Answer], path: Path) -> None:
+    """Write answers to a parquet file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            pq.write_table(answers_to_table(answers), file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Read what `write_answers` wrote. Raises StoreError if it is missing, damaged or of another version."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(
+            f"{path} cannot be read as a table of answers: {str(error).splitlines()[0]}"
+        ) from None
+    try:
+        return table_to_answers(table)
+    except StoreError as error:
+        raise StoreError(f"{path} is {error}") from None

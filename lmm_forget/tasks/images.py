@@ -1,0 +1,55 @@
+"""Image files as the RGB pictures that models are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from lmm_forget.errors import DataError
+
+VERSION = 1
+"""Of the conversion below; part of a task's fingerprint, raised when pixels change."""
+
+_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as 8-bit RGB, upright (EXIF), transparent parts on white, 16 bits scaled to 8.
+
+    Of an animation it is the first frame. Raises DataError with the reason if the file is missing or
+    unreadable.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return to_rgb(ImageOps.exif_transpose(file))
+    except FileNotFoundError:
+        raise DataError(f"image {path} is missing") from None
+    except DataError as error:
+        raise DataError(f"image {path} {error}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"image {path} cannot be read ({_reason(error, path)})") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The same picture in mode RGB. Raises DataError for floating point pixels, whose range is unknown."""
+    if image.mode.startswith("I"):  # 16-bit greys; some readers widen them to 32 bits
+        levels = np.asarray(image).astype(np.int64)
+        scaled = (levels.clip(0, 65535) + 128) // 257 if image.mode != "I" or levels.max() > 255 else levels
+        return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise DataError("has floating point pixels; save it with 8 or 16 bits per channel")
+    if image.mode in _ALPHA or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "empty file" if path.stat().st_size == 0 else "not an image file"
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,258 @@
+"""A skill or benchmark that a user brings: a JSONL file of questions about image files."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.tasks.base import SPLITS, Sample, Scorer, Task, digest
+from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
+from lmm_forget.tasks.images import read_image
+from lmm_forget.tasks.rows import Row, clusters, divide, read_rows
+
+
+class JsonlTask(Task):
+    """Questions from a file with one JSON object per line: {id, image|images, question, answer|answers}.
+
+    Optional keys: `choices` (texts of lettered options, which are put under the question unless
+    `list_choices` is false; the answer is then a letter), `split` (train, validation or test), `image_id`
+    (joins rows whose images show the same thing); all other keys go to `Sample.meta`.
+
+    `path` is a file, or a mapping from splits to files; relative paths start at the working directory.
+    Relative image paths start at `images_root`, or at the folder of the JSONL file. Without splits in the
+    file, every image goes by its hash (with `split_seed`) to test (`test_fraction`), validation
+    (`validation_fraction`) or train; all questions about an image stay together. A held-out task without
+    splits is all test. With separate files and none for validation, `validation_fraction` of train's images
+    is set apart.
+
+    The file is read at the first use, images when a sample is read. Raises DataError, with file and line, for
+    a line that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        role: str,
+        path: str | Mapping[str, str],
+        scorer: Scorer,
+        max_new_tokens: int,
+        images_root: str | None = None,
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        list_choices: bool = True,
+        train_suffix: str = "",
+        eval_suffix: str = "",
+        macro: str | None = None,
+    ) -> None:
+        super().__init__(
+            name=name,
+            role=role,
+            max_new_tokens=max_new_tokens,
+            scorer=scorer,
+            train_suffix=train_suffix,
+            eval_suffix=eval_suffix,
+            macro=macro,
+        )
+        if min(validation_fraction, test_fraction) < 0 or validation_fraction + test_fraction >= 1:
+            raise ConfigError(
+                f"task {name}: validation_fraction {validation_fraction} and test_fraction {test_fraction} must "
+                "be 0 or more and leave something to train on"
+            )
+        self.path = path
+        self.images_root = images_root
+        self.validation_fraction = validation_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+        self.list_choices = list_choices
+        self._splits: dict[str, JsonlSamples] | None = None
+        self._bad: dict[str, str] | None = None
+
+    def samples(self, split: str) -> JsonlSamples:
+        """Samples of a split in the order of the file, images opened when a sample is read."""
+        if split not in SPLITS:
+            raise DataError(f"task {self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
+        found = self._read()
+        if not found[split]:
+            sizes = ", ".join(f"{name} {len(found[name])}" for name in SPLITS)
+            raise DataError(f"task {self.name}: {self._source()} gives no {split} samples ({sizes})")
+        return found[split]
+
+    def fingerprint(self, split: str) -> str:
+        """Digest of the split's rows, of its images' bytes, and of the way images are read."""
+        content = []
+        wanted = self.samples(split)
+        for row, image_id in zip(wanted.rows, wanted.image_ids, strict=True):
+            meta = dict(sorted(row.meta.items()))
+            pictures = [_bytes_digest(image) for image in row.images]
+            content.append([row.id, image_id, row.question, row.answers, row.choices, meta, pictures])
+        return digest("jsonl", IMAGES_VERSION, self.list_choices, content)
+
+    def check(self, split: str, on_bad_sample: str = "fail") -> JsonlSamples:
+        """Open every image and score every reference of the file once; returns a split's usable samples.
+
+        With "skip" the bad ones are left out, and `JsonlSamples.skipped` says why. Raises DataError if any
+        sample of any split is bad ("fail"), or if none is left.
+        """
+        if on_bad_sample not in ("fail", "skip"):
+            raise ConfigError(f"data.on_bad_sample={on_bad_sample} is unknown; there are fail, skip")
+        wanted = self.samples(split)
+        if self._bad is None:
+            every = self._read()
+            self._bad = {}
+            for part in every.values():
+                self._bad.update(part.bad(self.scorer))
+        if self._bad and on_bad_sample == "fail":
+            first = next(iter(self._bad.values()))
+            total = sum(len(part) for part in self._read().values())
+            raise DataError(
+                f"task {self.name}: {len(self._bad)} of {total} samples cannot be used (first: {first}); "
+                "data.on_bad_sample=skip leaves them out"
+            )
+        usable = wanted.without(self._bad)
+        if not len(usable):
+            first = next(iter(usable.skipped.values()))
+            raise DataError(
+                f"task {self.name}: none of the {len(wanted)} {split} samples can be used (first: {first})"
+            )
+        return usable
+
+    def _read(self) -> dict[str, JsonlSamples]:
+        if self._splits is None:
+            rows = self._rows()
+            images = clusters(rows)
+            one_file = isinstance(self.path, str)
+            if one_file and self.role != "target":
+                rows = [replace(row, split=row.split or "test") for row in rows]
+            test = self.test_fraction if one_file else 0.0
+            fractions = {"test": test, "validation": self.validation_fraction}
+            found = divide(rows, images, fractions, self.split_seed)
+            self._splits = {
+                split: JsonlSamples([rows[i] for i in at], [images[i].name for i in at], self.list_choices)
+                for split, at in found.items()
+            }
+        return self._splits
+
+    def _rows(self) -> list[Row]:
+        root = None if self.images_root is None else Path(self.images_root).expanduser()
+        if isinstance(self.path, str):
+            return read_rows(Path(self.path).expanduser(), root)
+        if not self.path or set(self.path) - set(SPLITS):
+            raise ConfigError(
+                f"task {self.name}: path has {', '.join(self.path or []) or 'nothing'}; give one file, or files "
+                f"for {', '.join(SPLITS)}"
+            )
+        rows: list[Row] = []
+        for split, file in self.path.items():
+            part = read_rows(Path(file).expanduser(), root)
+            odd = next((row for row in part if row.split not in (None, split)), None)
+            if odd:
+                raise DataError(f"{odd.where}: split {odd.split!r} in the file that `path` gives for {split}")
+            # Validation images are cut from train's by hash where no file is given for them.
+            cut = split == "train" and "validation" not in self.path and part[0].split is None
+            rows += part if cut else [replace(row, split=split) for row in part]
+        return rows
+
+    def _source(self) -> str:
+        return self.path if isinstance(self.path, str) else ", ".join(self.path.values())
+
+
+class JsonlSamples(Sequence[Sample]):
+    """Samples of one split; an image is opened when its sample is read.
+
+    `skipped` maps `file:line` of the samples that `JsonlTask.check` left out to "id: reason".
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        image_ids: Sequence[str],
+        list_choices: bool,
+        skipped: Mapping[str, str] | None = None,
+    ) -> None:
+        self.rows = rows
+        self.image_ids = image_ids
+        self.list_choices = list_choices
+        self.skipped = dict(skipped or {})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return JsonlSamples(self.rows[index], self.image_ids[index], self.list_choices, self.skipped)
+        row = self.rows[index]
+        try:
+            return self._sample(row, self.image_ids[index], tuple(read_image(path) for path in row.images))
+        except DataError as error:
+            raise DataError(f"sample {row.id}: {error}") from None
+
+    def bad(self, scorer: Scorer) -> dict[str, str]:
+        """Open every image, score every reference; `file:line` -> "id: reason" of the bad samples."""
+        reasons: dict[Path, str | None] = {}
+        found: dict[str, str] = {}
+        for row, image_id in zip(self.rows, self.image_ids, strict=True):
+            for path in row.images:
+                if path not in reasons:
+                    reasons[path] = _unreadable(path)
+            reason = next((reasons[path] for path in row.images if reasons[path]), None)
+            reason = reason or _unscorable(scorer, self._sample(row, image_id, ()))
+            if reason:
+                found[row.where] = f"{row.id}: {reason}"
+        return found
+
+    def without(self, bad: Mapping[str, str]) -> JsonlSamples:
+        """The samples that are not in `bad`; the others are in `skipped`."""
+        keep = [i for i, row in enumerate(self.rows) if row.where not in bad]
+        skipped = {row.where: bad[row.where] for row in self.rows if row.where in bad}
+        rows, image_ids = [self.rows[i] for i in keep], [self.image_ids[i] for i in keep]
+        return JsonlSamples(rows, image_ids, self.list_choices, skipped)
+
+    def _sample(self, row: Row, image_id: str, images: tuple[Image.Image, ...]) -> Sample:
+        question = row.question
+        if row.choices and self.list_choices:
+            listed = zip(string.ascii_uppercase, row.choices, strict=False)
+            question = "\n".join([question, *(f"{letter}. {choice}" for letter, choice in listed)])
+        return Sample(
+            id=row.id,
+            image_id=image_id,
+            images=images,
+            question=question,
+            answers=row.answers,
+            choices=row.choices,
+            meta=row.meta,
+        )
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        read_image(path)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _unscorable(scorer: Scorer, sample: Sample) -> str | None:
+    """Why a scorer cannot be used with a sample's reference."""
+    try:
+        value = scorer(sample.answers[0], sample)["value"]
+    except DataError as error:
+        return str(error).removeprefix(f"sample {sample.id}: ")
+    return None if value == 1.0 else f"its own answer {sample.answers[0]!r} scores {value} of 1"
+
+
+def _bytes_digest(path: Path) -> str:
+    """Digest of a file's content; "missing" where there is none (`check` is the one to complain)."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return "missing"

@@ -1,0 +1,46 @@
+"""Questions of different lengths about pictures of different sizes, for models that know nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lmm_forget.tasks.base import Sample, Task, digest
+from lmm_forget.tasks.scoring.exact import ExactMatch
+from tests.models.tiny import picture
+
+SIZES = ((56, 56), (112, 56), (56, 112), (80, 60))
+
+
+def sample(i: int, question: str | None = None) -> Sample:
+    width, height = SIZES[i % len(SIZES)]
+    return Sample(
+        id=f"q{i}",
+        image_id=f"i{i // 2}",
+        images=(picture(width, height, seed=i),),
+        question=question or "What " + "is shown here " * (i * 7 % 5) + f"{i}?",
+        answers=("a bird", "bird"),
+        meta={"kind": "even" if i % 2 == 0 else "odd"},
+    )
+
+
+class Questions(Task):
+    """`n` questions, the same in every split."""
+
+    def __init__(
+        self, n: int, name: str = "questions", max_new_tokens: int = 6, macro: str | None = None
+    ) -> None:
+        super().__init__(
+            name=name,
+            role="held_out",
+            max_new_tokens=max_new_tokens,
+            scorer=ExactMatch(),
+            eval_suffix="\nAnswer!",
+            macro=macro,
+        )
+        self.made = [sample(i) for i in range(n)]
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        return self.made
+
+    def fingerprint(self, split: str) -> str:
+        return digest(self.name, split, len(self.made))

@@ -1,0 +1,352 @@
+"""Every scorer against a table of answers worked out by hand, and properties that hold for any answer."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmm_forget.errors import DataError
+from lmm_forget.tasks.base import Sample, Scorer
+from lmm_forget.tasks.scoring.clock import ClockTime, dial_distance, read_time
+from lmm_forget.tasks.scoring.exact import ExactMatch, YesNo
+from lmm_forget.tasks.scoring.letters import OptionLetter, read_letter
+from lmm_forget.tasks.scoring.numbers import SMALL, WholeNumber, find_numbers, read_number
+from lmm_forget.tasks.scoring.text import ANLS, RelaxedAccuracy, similarity
+from lmm_forget.tasks.scoring.words import normalize, words
+
+
+def sample(*answers: str, choices: tuple[str, ...] | None = None) -> Sample:
+    return Sample(id="s", image_id="i", images=(), question="?", answers=answers, choices=choices)
+
+
+FIVE = "There are 5 red stars in this image."
+BIRDS = ("red bird", "blue bird", "wren", "A")
+
+# scorer, references, choices, answer, value, tolerant
+TABLE: list[tuple[Scorer, tuple[str, ...], tuple[str, ...] | None, str, float, float]] = [
+    (OptionLetter(), ("B",), BIRDS, "B", 1, 1),
+    (OptionLetter(), ("B",), BIRDS, " B\n", 1, 1),
+    (OptionLetter(), ("B",), BIRDS, "b", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "B.", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "(B)", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "B. blue bird", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "B) Blue bird.", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "B. wren", 0, 0),
+    (OptionLetter(), ("B",), BIRDS, "The answer is B", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "the answer is (B).", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "Answer: B", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "option B, I think", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "blue bird", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "Blue bird.", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "bird", 0, 0),
+    (OptionLetter(), ("B",), BIRDS, "A) B)", 0, 0),
+    (OptionLetter(), ("B",), BIRDS, "B or C", 0, 0),
+    (OptionLetter(), ("A",), BIRDS, "A bird with red wings", 0, 0),
+    (OptionLetter(), ("A",), BIRDS, "the answer is a bird", 0, 0),
+    (OptionLetter(), ("A",), BIRDS, "the answer is A bird", 0, 0),
+    (OptionLetter(), ("I",), None, "I think D", 0, 0),
+    (OptionLetter(), ("B",), BIRDS, "The answer is A. The answer is B.", 0, 0),
+    (OptionLetter(), ("B",), BIRDS, "", 0, 0),
+    (OptionLetter(), ("Z",), None, "Z", 1, 1),
+    (ExactMatch(), ("star",), None, "star", 1, 1),
+    (ExactMatch(), ("star",), None, "STAR", 1, 1),
+    (ExactMatch(), ("red  star",), None, " red star ", 1, 1),
+    (ExactMatch(), ("star",), None, "star.", 0, 1),
+    (ExactMatch(), ("star",), None, "a red star", 0, 1),
+    (ExactMatch(), ("star",), None, "starfish", 0, 0),
+    (ExactMatch(), ("red star",), None, "red big star", 0, 0),
+    (ExactMatch(), ("no", "none"), None, "None", 1, 1),
+    (ExactMatch(), ("1.5",), None, "15", 0, 0),
+    (ExactMatch(), ("1.5",), None, "about 1.5.", 0, 1),
+    (ExactMatch(), ("5",), None, "-5", 0, 0),
+    (ExactMatch(), ("it's",), None, "it's", 1, 1),
+    (ExactMatch(), ("star",), None, "", 0, 0),
+    (ExactMatch(), ("?",), None, "!", 0, 0),
+    (ExactMatch(), ("?",), None, "?", 1, 1),
+    (ExactMatch(), ("straße",), None, "STRASSE", 1, 1),
+    (YesNo(), ("yes",), None, "Yes", 1, 1),
+    (YesNo(), ("yes",), None, "yes.", 0, 1),
+    (YesNo(), ("yes",), None, "Yes, it is.", 0, 1),
+    (YesNo(), ("no",), None, "No, there is none", 0, 1),
+    (YesNo(), ("yes",), None, "yes, there is no tumor", 0, 1),
+    (YesNo(), ("no",), None, "The answer is no", 0, 1),
+    (YesNo(), ("yes",), None, "yes or no", 0, 0),
+    (YesNo(), ("yes",), None, "yes/no", 0, 0),
+    (YesNo(), ("no",), None, "none", 0, 0),
+    (YesNo(), ("no",), None, "normal", 0, 0),
+    (YesNo(), ("no",), None, "yes", 0, 0),
+    (YesNo(), ("no",), None, "", 0, 0),
+    (WholeNumber(), (FIVE,), None, FIVE, 1, 1),
+    (WholeNumber(), (FIVE,), None, "5", 1, 1),
+    (WholeNumber(), ("5",), None, "five", 1, 1),
+    (WholeNumber(), ("5",), None, "5.", 1, 1),
+    (WholeNumber(), ("5",), None, "5.0", 1, 1),
+    (WholeNumber(), ("5",), None, "5 (five)", 1, 1),
+    (WholeNumber(), ("5",), None, "5 or 6", 0, 0),
+    (WholeNumber(), ("5",), None, "There are 5 stars and 3 squares.", 0, 0),
+    (WholeNumber(), ("5",), None, "-5", 0, 0),
+    (WholeNumber(), ("5",), None, "5th", 0, 0),
+    (WholeNumber(), ("3",), None, "mp3", 0, 0),
+    (WholeNumber(), ("3",), None, "3-4", 0, 0),
+    (WholeNumber(), ("2",), None, "2.5", 0, 0),
+    (WholeNumber(), ("25",), None, "2.5", 0, 0),
+    (WholeNumber(), ("5",), None, "2.5", 0, 0),
+    (WholeNumber(), ("5",), None, ".5", 0, 0),
+    (WholeNumber(), ("5",), None, "0.5", 0, 0),
+    (WholeNumber(), ("1",), None, "someone", 0, 0),
+    (WholeNumber(), ("7",), None, "seventeen", 0, 0),
+    (WholeNumber(), ("17",), None, "There are seventeen birds.", 1, 1),
+    (WholeNumber(), ("21",), None, "twenty-one", 1, 1),
+    (WholeNumber(), ("21",), None, "Twenty one", 1, 1),
+    (WholeNumber(), ("21",), None, "twenty and one", 0, 0),
+    (WholeNumber(), ("20",), None, "twenty-one", 0, 0),
+    (WholeNumber(), ("1",), None, "twenty-one", 0, 0),
+    (WholeNumber(), ("1250",), None, "1,250", 1, 1),
+    (WholeNumber(), ("12",), None, "1,2", 0, 0),
+    (WholeNumber(), ("105",), None, "one hundred and five", 1, 1),
+    (WholeNumber(), ("0",), None, "There are 0 stars.", 1, 1),
+    (WholeNumber(), ("0",), None, "There are no stars.", 0, 1),
+    (WholeNumber(), ("0",), None, "", 0, 0),
+    (WholeNumber(), ("0",), None, "no 5 stars", 0, 0),
+    (ClockTime(), ("03:45",), None, "03:45", 1, 1),
+    (ClockTime(), ("03:45",), None, "3:45", 1, 1),
+    (ClockTime(), ("03:45",), None, "The time is 3:45.", 1, 1),
+    (ClockTime(), ("03:45",), None, "15:45", 1, 1),
+    (ClockTime(), ("00:30",), None, "12:30", 1, 1),
+    (ClockTime(), ("12:30",), None, "00:30 am", 1, 1),
+    (ClockTime(), ("01:00",), None, "12:59", 0, 1),
+    (ClockTime(tolerance_minutes=1), ("01:00",), None, "12:59", 1, 1),
+    (ClockTime(), ("03:00",), None, "03:59", 0, 0),
+    (ClockTime(), ("03:45",), None, "03:50", 0, 1),
+    (ClockTime(), ("03:45",), None, "03:51", 0, 0),
+    (ClockTime(), ("11:58",), None, "12:02", 0, 1),
+    (ClockTime(), ("03:45",), None, "3.45", 0, 1),
+    (ClockTime(), ("03:05",), None, "3:5", 0, 1),
+    (ClockTime(), ("03:45",), None, "03:45 or 04:45", 0, 0),
+    (ClockTime(), ("03:45",), None, "03:75", 0, 0),
+    (ClockTime(), ("03:45",), None, "27:45", 0, 0),
+    (ClockTime(), ("03:45",), None, "103:45", 0, 0),
+    (ClockTime(), ("03:45",), None, "", 0, 0),
+    (ANLS(), ("blue",), None, "Blue", 1, 1),
+    (ANLS(), ("blue",), None, "blum", 0.75, 0.75),
+    (ANLS(), ("blue",), None, "blxx", 0.5, 0.5),
+    (ANLS(), ("blue",), None, "bxxx", 0, 0),
+    (ANLS(), ("blue",), None, "it is the blue one", 0, 1),
+    (ANLS(), ("kitten", "mitten"), None, "sitten", 5 / 6, 5 / 6),
+    (ANLS(threshold=0.9), ("blue",), None, "blum", 0, 0),
+    (ANLS(), ("blue",), None, "", 0, 0),
+    (RelaxedAccuracy(), ("100",), None, "105", 1, 1),
+    (RelaxedAccuracy(), ("100",), None, "95", 1, 1),
+    (RelaxedAccuracy(), ("100",), None, "105.01", 0, 0),
+    (RelaxedAccuracy(), ("-100",), None, "-96", 1, 1),
+    (RelaxedAccuracy(), ("-100",), None, "96", 0, 0),
+    (RelaxedAccuracy(), ("0",), None, "0.0", 1, 1),
+    (RelaxedAccuracy(), ("0",), None, "0.01", 0, 0),
+    (RelaxedAccuracy(), ("5%",), None, "0.05", 1, 0),
+    (RelaxedAccuracy(), ("5%",), None, "5 %", 1, 1),
+    (RelaxedAccuracy(), ("5%",), None, "5", 0, 1),
+    (RelaxedAccuracy(), ("1,250",), None, "1250", 1, 1),
+    (RelaxedAccuracy(), ("42",), None, "The value is 42.", 0, 1),
+    (RelaxedAccuracy(), ("42",), None, "42 or 80", 0, 0),
+    (RelaxedAccuracy(), ("Blue",), None, "blue", 1, 1),
+    (RelaxedAccuracy(), ("Blue",), None, "The blue one", 0, 1),
+    (RelaxedAccuracy(), ("42",), None, "nan", 0, 0),
+    (RelaxedAccuracy(), ("42",), None, "inf", 0, 0),
+    (RelaxedAccuracy(), ("42",), None, "", 0, 0),
+]
+
+
+@pytest.mark.parametrize(("scorer", "references", "choices", "answer", "value", "tolerant"), TABLE)
+def test_table(
+    scorer: Scorer,
+    references: tuple[str, ...],
+    choices: tuple[str, ...] | None,
+    answer: str,
+    value: float,
+    tolerant: float,
+) -> None:
+    scores = scorer(answer, sample(*references, choices=choices))
+    assert scores["value"] == pytest.approx(value)
+    assert scores["tolerant"] == pytest.approx(max(value, tolerant))
+    assert scores["compat"] is None
+
+
+SCORERS = [
+    (OptionLetter(), sample("B", choices=BIRDS)),
+    (OptionLetter(), sample("B")),
+    (ExactMatch(), sample("red star", "5")),
+    (YesNo(), sample("no")),
+    (WholeNumber(), sample("There are 21 red stars in this image.")),
+    (ClockTime(), sample("03:45")),
+    (ANLS(), sample("blue house", "7 %")),
+    (RelaxedAccuracy(), sample("7 %")),
+    (RelaxedAccuracy(), sample("0")),
+]
+PIECES = st.sampled_from(
+    [
+        *"B.():A5%7-,0\u0660\xb2",
+        "yes",
+        "no",
+        "and",
+        "or",
+        "the",
+        "answer is",
+        "red",
+        "star",
+        "21",
+        "twenty-one",
+    ]
+    + ["3:45", "1e9", "nan", "blue", "house", "wren"]
+)
+ANSWERS = st.one_of(
+    st.text(max_size=60), st.lists(PIECES, max_size=12).map(" ".join), st.lists(PIECES).map("".join)
+)
+
+
+@pytest.mark.parametrize(("scorer", "asked"), SCORERS)
+@settings(max_examples=60, deadline=None)
+@given(answer=ANSWERS)
+def test_scores_are_bounded_and_ordered(scorer: Scorer, asked: Sample, answer: str) -> None:
+    scores = scorer(answer, asked)
+    value, tolerant = scores["value"], scores["tolerant"]
+    assert value is not None and tolerant is not None
+    assert not math.isnan(value) and 0 <= value <= tolerant <= 1
+
+
+@pytest.mark.parametrize(("scorer", "asked"), SCORERS)
+@settings(max_examples=60, deadline=None)
+@given(answer=ANSWERS, space=st.sampled_from([" ", "\n", "\t ", "  \n"]))
+def test_white_space_changes_nothing(scorer: Scorer, asked: Sample, answer: str, space: str) -> None:
+    spaced = space + space.join(answer.split()) + space
+    assert scorer(spaced, asked) == scorer(" ".join(answer.split()), asked)
+
+
+@pytest.mark.parametrize(("scorer", "asked"), SCORERS)
+def test_a_reference_scores_one(scorer: Scorer, asked: Sample) -> None:
+    for reference in asked.answers:
+        assert scorer(reference, asked)["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scorer", "asked", "said"),
+    [
+        (OptionLetter(), sample("E", choices=BIRDS), "A to D"),
+        (OptionLetter(), sample("blue bird", choices=BIRDS), "blue bird"),
+        (YesNo(), sample("maybe"), "maybe"),
+        (WholeNumber(), sample("many"), "many"),
+        (WholeNumber(), sample("2.5"), "2.5"),
+        (ClockTime(), sample("noon"), "noon"),
+    ],
+)
+def test_an_unusable_reference_is_named(scorer: Scorer, asked: Sample, said: str) -> None:
+    with pytest.raises(DataError, match=f"sample s.*{said}"):
+        scorer("x", asked)
+
+
+UNITS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+]
+TENS = {
+    20: "twenty",
+    30: "thirty",
+    40: "forty",
+    50: "fifty",
+    60: "sixty",
+    70: "seventy",
+    80: "eighty",
+    90: "ninety",
+}
+
+
+@pytest.mark.parametrize("n", range(100))
+def test_every_number_word_up_to_ninety_nine(n: int) -> None:
+    if n < 16:
+        word = UNITS[n]
+    elif n < 20:
+        word = {16: "sixteen", 17: "seventeen", 18: "eighteen", 19: "nineteen"}[n]
+    else:
+        word = TENS[n // 10 * 10] + ("" if n % 10 == 0 else "-" + UNITS[n % 10])
+    for text in (word, word.upper(), f"There are {word} stars.", word.replace("-", " ")):
+        assert find_numbers(text) == [Decimal(n)], text
+
+
+def test_larger_number_words() -> None:
+    assert read_number("two hundred and five cats") == 205
+    assert read_number("one thousand two hundred thirty-four") == 1234
+    assert find_numbers("one two") == [1, 2]
+    assert find_numbers("twenty twenty") == [20, 20]
+    assert find_numbers("five hundred hundred") == [500]
+    assert find_numbers("and hundred thousand") == []
+    assert set(SMALL.values()) == {*range(21), *range(20, 100, 10)}
+
+
+@given(n=st.integers(0, 10**9), word=st.sampled_from(["stars", "red birds", "(approximately)"]))
+def test_digits_survive_a_sentence(n: int, word: str) -> None:
+    assert read_number(f"There are {n:,} {word} in this image.") == n
+    assert read_number(f"There are {n} {word} in this image.") == n
+
+
+@given(a=st.integers(0, 719), b=st.integers(0, 719))
+def test_dial_distance_is_a_metric_on_the_dial(a: int, b: int) -> None:
+    assert dial_distance(a, b) == dial_distance(b, a) == dial_distance(a + 720, b)
+    assert (dial_distance(a, b) == 0) == (a == b)
+    assert 0 <= dial_distance(a, b) <= 360
+    assert read_time(f"{a // 60:02d}:{a % 60:02d}") == a == read_time(f"{a // 60 + 12:02d}:{a % 60:02d}")
+
+
+def plain_levenshtein(a: str, b: str) -> int:
+    """The textbook recurrence, to check the library against."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, start=1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]
+
+
+@given(a=st.text("abcä", max_size=80), b=st.text("abcä", max_size=80))
+def test_similarity_is_the_textbook_edit_distance(a: str, b: str) -> None:
+    x, y = normalize(a), normalize(b)
+    longest = max(len(x), len(y), 1)
+    assert similarity(a, b) == pytest.approx(1 - plain_levenshtein(x, y) / longest)
+
+
+@given(a=st.text(max_size=30), b=st.text(max_size=30))
+def test_similarity_is_symmetric_and_one_only_for_equal_strings(a: str, b: str) -> None:
+    assert similarity(a, b) == similarity(b, a)
+    assert (similarity(a, b) == 1.0) == (normalize(a) == normalize(b))
+
+
+@given(text=st.text(max_size=40))
+def test_normalize_is_idempotent(text: str) -> None:
+    assert normalize(normalize(text)) == normalize(text)
+
+
+def test_words_keep_numbers_whole() -> None:
+    assert words("It's 1,250.5, or -3!") == ["it", "s", "1,250.5", "or", "-3"]
+
+
+def test_letters_beyond_the_choices_name_nothing() -> None:
+    assert read_letter("E", BIRDS) is None
+    assert read_letter("E") == "E"
+    assert read_letter("A", BIRDS) == "A"
+    assert read_letter("wren", ("wren", "Wren")) is None
