@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lmm_forget.evaluation.answers import NEAR_TIE, Answer
 from lmm_forget.metrics.answers import task_scores_from_answers
+from lmm_forget.metrics.bootstrap import TaskScores
 from lmm_forget.metrics.figures import figures
+from lmm_forget.metrics.significance import paired_change
 from lmm_forget.metrics.summary import results_scores
 from lmm_forget.store.keys import NOT_WEIGHTS, digest
 
@@ -19,7 +21,16 @@ if TYPE_CHECKING:
     from lmm_forget.stage import Ground, Taught
 
 SCHEMA = 1
-LIBRARIES = ("torch", "torchvision", "transformers", "lightning", "hydra-core", "datasets", "safetensors", "tokenizers")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "lightning",
+    "hydra-core",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+)
 Answers = Mapping[str, Sequence[Answer]]
 
 
@@ -27,7 +38,11 @@ def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that results depend on."""
     from lmm_forget import __version__
 
-    return {"lmm_forget": __version__, "python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    return {
+        "lmm_forget": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +59,9 @@ def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Tau
     config = comparable(ground.config)
     taught, suite = ground.config["sequence"]["tasks"], ground.config["suite"]["tasks"]
     scores = {
-        task: task_scores_from_answers(task, [columns(each[task]) for each in (base, *(s.answers for s in stages))])
+        task: task_scores_from_answers(
+            task, [columns(each[task]) for each in (base, *(s.answers for s in stages))]
+        )
         for task in base
     }
     return {
@@ -52,8 +69,11 @@ def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Tau
         "job": {"name": ground.config["name"], "hash": digest(config)},
         "config": config,
         "plan": ground.plan.to_json(),
-        "base": {"weights_hash": base_hash, "scores": {task: score(answers) for task, answers in base.items()}},
-        "stages": [_stage(stage) for stage in stages],
+        "base": {
+            "weights_hash": base_hash,
+            "scores": {task: score(answers) for task, answers in base.items()},
+        },
+        "stages": [_stage(stage, scores) for stage in stages],
         "figures": figures(taught, suite, scores, seed=ground.config["seed"]),
         "timings": {
             "stages": [dict(stage.seconds) for stage in stages],
@@ -77,7 +97,10 @@ def score(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
     """Answers as the columns that the metrics read."""
-    return {name: [getattr(answer, name) for answer in answers] for name in ("sample_id", "image_id", "value", "group")}
+    return {
+        name: [getattr(answer, name) for answer in answers]
+        for name in ("sample_id", "image_id", "value", "group")
+    }
 
 
 def write_tables(job_dir: Path, base: Answers, stages: Sequence[Taught], results: Mapping[str, Any]) -> None:
@@ -98,7 +121,7 @@ def write_tables(job_dir: Path, base: Answers, stages: Sequence[Taught], results
     job_figures(results, job_dir)
 
 
-def _stage(stage: Taught) -> dict[str, Any]:
+def _stage(stage: Taught, scores: Mapping[str, TaskScores]) -> dict[str, Any]:
     loss = stage.record["loss"]
     return {
         "index": stage.index,
@@ -108,5 +131,8 @@ def _stage(stage: Taught) -> dict[str, Any]:
         "steps": stage.record["steps"],
         "dropped": stage.record["dropped"],
         "loss": {"first": loss[0], "last": loss[-1], "mean_of_last_10": sum(loss[-10:]) / len(loss[-10:])},
-        "scores": {task: score(answers) for task, answers in stage.answers.items()},
+        "scores": {
+            task: {**score(answers), "against_base": paired_change(scores[task], 0, stage.index)}
+            for task, answers in stage.answers.items()
+        },
     }

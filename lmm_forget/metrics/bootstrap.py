@@ -1,0 +1,188 @@
+"""The cluster bootstrap: images are drawn with replacement, and every question about an image goes with it.
+
+Questions about one image are not independent, so the image is the unit that is drawn. One draw serves all
+stages of a task, which pairs the stages: a difference between two of them is taken inside the same draw. See
+Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13, for the resampling and the
+percentile interval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lmm_forget.errors import DataError
+
+Floats = NDArray[np.float64]
+POINTS = 100.0  # a score of 1.0 is 100 percentage points
+_DRAWN_AT_ONCE = 1 << 22  # elements of a weights matrix held in memory at a time (32 MiB)
+_DECIMALS = 10  # rounds away what the order of a sum leaves behind, so that equal runs write equal bytes
+
+
+@dataclass(frozen=True, eq=False)
+class TaskScores:
+    """Scores of one task at the base and after each stage.
+
+    values    [S + 1, n] in 0..1; row 0 is the base, row s the model after stage s
+    clusters  [n] image ids; samples that share one are drawn together
+    groups    [n] or None; categories of a macro task, whose metric is the mean of the groups' means
+
+    Raises DataError for shapes that do not fit, an empty task, or scores outside 0..1 (NaN included).
+    """
+
+    task: str
+    values: Floats
+    clusters: ArrayLike
+    groups: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, dtype=np.float64)
+        if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 1:
+            raise DataError(
+                f"task {self.task}: scores have shape {values.shape}, expected [stages + 1, samples]"
+            )
+        object.__setattr__(self, "values", values)
+        check_scores(self.task, values)
+        for name in ("clusters", "groups"):
+            labels = getattr(self, name)
+            if labels is not None:
+                object.__setattr__(self, name, as_labels(self.task, name, labels, values.shape[1]))
+
+    @property
+    def stages(self) -> int:
+        """Number of stages, the base not counted."""
+        return int(self.values.shape[0]) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterSums:
+    """What a draw of clusters needs to know: sums [C, S + 1, G] and counts [C, G] per cluster and group."""
+
+    sums: Floats
+    counts: Floats
+
+    @property
+    def clusters(self) -> int:
+        """Number of clusters C."""
+        return int(self.counts.shape[0])
+
+    def metric(self, weights: Floats) -> Floats:
+        """The task's metric [R, S + 1] in 0..1 under cluster weights [R, C].
+
+        Mean over groups of the group's weighted mean; a group without weight is dropped from that draw.
+        """
+        clusters, rows, groups = self.sums.shape
+        totals = (weights @ self.sums.reshape(clusters, rows * groups)).reshape(-1, rows, groups)
+        counts = weights @ self.counts
+        present = counts > 0
+        means = np.divide(totals, counts[:, None, :], out=np.zeros_like(totals), where=present[:, None, :])
+        return np.asarray(means.sum(axis=2) / present.sum(axis=1)[:, None])
+
+
+def check_scores(task: str, values: Floats) -> None:
+    """Raise DataError unless every score lies in 0..1."""
+    if not bool(np.all((values >= 0.0) & (values <= 1.0))):
+        wrong = values[~((values >= 0.0) & (values <= 1.0))].flat[0]
+        raise DataError(f"task {task}: found the score {wrong}, scores lie in 0..1")
+
+
+def as_labels(task: str, name: str, labels: ArrayLike, samples: int) -> NDArray[np.str_]:
+    """Labels as an array of strings [n]. Raises DataError if there is not one label for each sample."""
+    array = np.array([str(label) for label in np.asarray(labels, dtype=object).ravel()], dtype=np.str_)
+    if array.shape != (samples,):
+        raise DataError(f"task {task}: {len(array)} {name} for {samples} samples, expected one for each")
+    return array
+
+
+def cluster_sums(scores: TaskScores) -> ClusterSums:
+    """Sums and counts per cluster and group; clusters are sorted, so the order of samples has no say."""
+    labels, cluster = np.unique(np.asarray(scores.clusters), return_inverse=True)
+    if scores.groups is None:
+        groups, group = 1, np.zeros(len(cluster), dtype=np.intp)
+    else:
+        names, group = np.unique(np.asarray(scores.groups), return_inverse=True)
+        groups = len(names)
+    cell = cluster * groups + group
+    cells = len(labels) * groups
+    counts = np.bincount(cell, minlength=cells).astype(np.float64).reshape(len(labels), groups)
+    sums = np.stack([np.bincount(cell, weights=row, minlength=cells) for row in scores.values]).astype(
+        np.float64
+    )
+    return ClusterSums(sums=sums.reshape(-1, len(labels), groups).transpose(1, 0, 2).copy(), counts=counts)
+
+
+def cluster_weights(rng: np.random.Generator, resamples: int, clusters: int) -> Iterator[Floats]:
+    """Multinomial weights, `clusters` draws with replacement in each row; yields blocks [r, C] of R rows."""
+    block = max(1, _DRAWN_AT_ONCE // clusters)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = rng.integers(0, clusters, size=(rows, clusters))
+        drawn += np.arange(rows)[:, None] * clusters
+        yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """A task's metric in the data and in every resample, in points.
+
+    data [S + 1], drawn [R, S + 1]; `interval` is False where a single cluster leaves nothing to resample.
+    """
+
+    data: Floats
+    drawn: Floats
+    interval: bool
+
+
+def draw(scores: TaskScores, *, resamples: int = 2000, seed: int = 0) -> Draws:
+    """Resample one task's image clusters, jointly for all stages.
+
+    The generator is seeded by (seed, task name): a task's draws depend neither on the other tasks nor on
+    their order.
+    """
+    sums = cluster_sums(scores)
+    name = int.from_bytes(hashlib.sha256(scores.task.encode()).digest()[:8], "big")
+    rng = np.random.default_rng([seed, name])
+    data = sums.metric(np.ones((1, sums.clusters)))[0] * POINTS
+    drawn = np.concatenate([sums.metric(block) for block in cluster_weights(rng, resamples, sums.clusters)])
+    return Draws(data=data, drawn=drawn * POINTS, interval=sums.clusters > 1)
+
+
+def estimate(value: float, drawn: Floats, *, level: float, interval: bool = True) -> dict[str, float | None]:
+    """{value, low, high}: the value in the data with the percentile interval of its resamples [R].
+
+    low and high are None where `interval` is False.
+    """
+    if not interval:
+        return {"value": tidy(value), "low": None, "high": None}
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(drawn, [tail, 1.0 - tail])
+    return {"value": tidy(value), "low": tidy(low), "high": tidy(high)}
+
+
+def undefined() -> dict[str, float | None]:
+    """The estimate of a figure that does not exist for this run."""
+    return {"value": None, "low": None, "high": None}
+
+
+def tidy(number: float) -> float:
+    """A plain float without rounding dust or a negative zero."""
+    return round(float(number), _DECIMALS) + 0.0
+
+
+def check_settings(resamples: int, level: float) -> None:
+    """Raise DataError for a number of resamples or a level that cannot give an interval."""
+    if resamples < 1:
+        raise DataError(f"resamples={resamples}: expected at least 1 (2000 is usual)")
+    if not 0.0 < level < 1.0:
+        raise DataError(f"level={level}: expected a number between 0 and 1 (0.95 is usual)")
+
+
+def task_draws(
+    tasks: Sequence[str], scores: dict[str, TaskScores], *, resamples: int, seed: int
+) -> dict[str, Draws]:
+    """Draws of every task in `tasks`, each drawn once however often it is named."""
+    return {task: draw(scores[task], resamples=resamples, seed=seed) for task in dict.fromkeys(tasks)}

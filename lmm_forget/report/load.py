@@ -1,0 +1,100 @@
+"""Reading what jobs left behind: finished results, and the names of those that did not get there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.errors import DataError
+
+SCHEMA = 1
+_NEEDED = ("job", "config", "plan", "base", "stages", "figures")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A job without usable results: its folder's name, its state and, if it is known, why."""
+
+    job: str
+    state: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A folder of jobs: results of the finished ones by job name, and the others."""
+
+    name: str
+    results: dict[str, dict[str, Any]]
+    unfinished: list[Unfinished]
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """One results.json, its `job.job` set to the folder's name.
+
+    Raises DataError if it is missing, damaged or of another schema.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file, expected the results of a finished job") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        found = results.get("schema") if isinstance(results, dict) else None
+        raise DataError(f"{path}: schema {found}, this version reads schema {SCHEMA}")
+    missing = [key for key in _NEEDED if key not in results]
+    if missing:
+        raise DataError(f"{path}: has no {', '.join(missing)}, expected {', '.join(_NEEDED)}")
+    # a job's name is its folder's: the record need not repeat it
+    results["job"] = {**results["job"], "job": path.resolve().parent.name}
+    return results
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """All jobs directly under `folder`, or the one job that `folder` itself is.
+
+    A folder counts as a job if it holds results.json, status.json or job.yaml. Raises DataError if there is
+    none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
+    folders = [folder] if _is_job(folder) else sorted(path for path in folder.iterdir() if _is_job(path))
+    if not folders:
+        raise DataError(
+            f"{folder}: holds no job, expected folders with job.yaml, status.json or results.json"
+        )
+    finished: dict[str, dict[str, Any]] = {}
+    unfinished: list[Unfinished] = []
+    for job in folders:
+        if (job / "results.json").exists():
+            try:
+                finished[job.name] = load_results(job / "results.json")
+            except DataError as error:
+                unfinished.append(Unfinished(job.name, "unreadable", str(error)))
+        else:
+            unfinished.append(_state(job))
+    return Sweep(folder.resolve().name, finished, unfinished)
+
+
+def _is_job(path: Path) -> bool:
+    return path.is_dir() and any(
+        (path / name).exists() for name in ("results.json", "status.json", "job.yaml")
+    )
+
+
+def _state(job: Path) -> Unfinished:
+    """What status.json says about a job without results."""
+    try:
+        status = json.loads((job / "status.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Unfinished(job.name, "planned")
+    except (OSError, ValueError):
+        return Unfinished(job.name, "unreadable", "status.json cannot be read")
+    state = str(status.get("state", "unknown")) if isinstance(status, dict) else "unknown"
+    if state == "done":
+        return Unfinished(job.name, "incomplete", "ended, but left no results.json")
+    error = status.get("error") if isinstance(status, dict) else None
+    return Unfinished(job.name, state, None if error is None else str(error))

@@ -1,0 +1,123 @@
+"""Results of made-up jobs, in the layout that jobs write, with figures from the real bootstrap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmm_forget.metrics import TaskScores, figures, results_scores
+
+TARGETS = ("tiny_cub200", "tiny_pixmocount", "tiny_pathvqa", "tiny_textvqa", "tiny_timeclock")
+SUITE = ("tiny_ai2d", "tiny_chartqa", "tiny_docvqa")
+
+
+def make_results(
+    recipe: str = "sa_proj",
+    learning_rate: float = 1e-4,
+    *,
+    loss: float = 0.1,
+    gain: float = 0.6,
+    seed: int = 0,
+    tasks: tuple[str, ...] = TARGETS,
+    suite: tuple[str, ...] = SUITE,
+    job: str | None = None,
+    layers: str = "all",
+    component: str = "language",
+    n: int = 40,
+) -> dict[str, Any]:
+    """A finished job: held-out tasks lose `loss` a stage and recover at the last, skills gain `gain`."""
+    rng = np.random.default_rng([seed, int(learning_rate * 1e7), len(recipe)])
+    stages = len(tasks)
+    scores: dict[str, TaskScores] = {}
+    for task in (*dict.fromkeys(tasks), *suite):
+        level = np.full(stages + 1, 0.1)
+        if task in suite:
+            level = 0.95 - loss * np.array([*range(stages), max(0, stages - 2)])
+        else:
+            taught = max(stage for stage, name in enumerate(tasks, start=1) if name == task)
+            level[taught:] += gain * 0.9 ** np.arange(stages + 1 - taught)
+        luck = rng.random(n)
+        scores[task] = TaskScores(
+            task, (luck < level[:, None]).astype(float), [str(i // 2) for i in range(n)]
+        )
+
+    def entries(stage: int) -> dict[str, Any]:
+        return {
+            task: results_scores(
+                score.values[stage], np.asarray(score.clusters), tolerant=list(score.values[stage])
+            )
+            for task, score in scores.items()
+        }
+
+    name = job or f"{recipe}-lr{learning_rate:g}-seed{seed}"
+    return {
+        "schema": 1,
+        "job": {"name": "demo", "job": name, "hash": "0" * 16},
+        "config": {
+            "model": {"name": "tiny_onevision"},
+            "recipe": {"name": recipe, "layers": layers},
+            "sequence": {"name": "paper", "tasks": [task.removeprefix("tiny_") for task in tasks]},
+            "suite": {"name": "paper", "tasks": [task.removeprefix("tiny_") for task in suite]},
+            "seed": seed,
+            "training": {
+                "learning_rate": learning_rate,
+                "learning_rate_source": "model",
+                "vision_learning_rate": 2e-6,
+            },
+        },
+        "plan": {
+            "trainable": 884_736,
+            "frozen": 2_600_000,
+            "unused": 256,
+            "delta_bytes": 3_538_944,
+            "state_bytes": 14_155_776,
+            "rules": [{"component": component, "sublayers": ["q_proj"], "layers": layers}],
+        },
+        "base": {"weights_hash": "b" * 8, "scores": entries(0)},
+        "stages": [
+            {
+                "index": stage,
+                "task": task,
+                "key": f"k{stage}",
+                "weights_hash": f"w{stage}",
+                "steps": 150,
+                "loss": {"first": 2.0, "last": 0.1},
+                "scores": entries(stage),
+            }
+            for stage, task in enumerate(tasks, start=1)
+        ],
+        "figures": figures(list(tasks), list(suite), scores, resamples=200),
+        "timings": {"seconds": 60.0},
+        "versions": {"numpy": np.__version__},
+    }
+
+
+@pytest.fixture
+def make() -> Callable[..., dict[str, Any]]:
+    """The factory of results."""
+    return make_results
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a job folder under multirun/demo, from results or from a status."""
+    root = tmp_path / "multirun" / "demo"
+
+    def write(
+        job: str | None = None, *, results: dict[str, Any] | None = None, status: dict[str, Any] | None = None
+    ) -> Path:
+        folder = root / (job or (results or {})["job"]["job"])
+        folder.mkdir(parents=True)
+        (folder / "job.yaml").write_text("name: demo\n")
+        if results is not None:
+            (folder / "results.json").write_text(json.dumps(results))
+        if status is not None:
+            (folder / "status.json").write_text(json.dumps(status))
+        return root
+
+    return write

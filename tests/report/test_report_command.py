@@ -1,0 +1,47 @@
+"""python -m lmm_forget.report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmm_forget.report.__main__ import main
+
+
+def test_command_prints_the_table_or_json(
+    make: Callable[..., dict[str, Any]], put: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = put(results=make("llm"))
+    put("vision", status={"state": "failed", "error": "out of memory"})
+    assert main([str(root)]) == 0
+    table = capsys.readouterr().out
+    assert "llm" in table and "failed: vision - out of memory" in table and "not seeds" in table
+    assert main([str(root), "format=json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((root / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "error: nowhere: no such folder"),
+        ([], "error: found 0 folders, expected one"),
+        (["nowhere", "format=pdf"], "error: format=pdf does not exist, expected format=table or format=json"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(message) and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_help() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lmm_forget.report", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: python -m lmm_forget.report") and done.stderr == ""

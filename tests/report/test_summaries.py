@@ -1,0 +1,199 @@
+"""Pictures and summaries of job folders as jobs leave them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from lmm_forget.errors import DataError
+from lmm_forget.report import load_sweep, sweep_rows
+from lmm_forget.report.figures import heldout_per_stage, job_figures, learning_vs_forgetting, sweep_figures
+from lmm_forget.report.summary import job_summary, summarize
+
+Make = Callable[..., dict[str, Any]]
+Put = Callable[..., Path]
+
+
+def test_summary_of_a_sweep_names_everything(make: Make, put: Put) -> None:
+    results = [make("llm", 5e-5), make("llm", 1e-4), make("sa_proj", 1e-4)]
+    for result in results:
+        root = put(results=result)
+    put("vision", status={"state": "failed", "error": "out of memory\nat stage 2/5"})
+    put("projector", status={"state": "interrupted"})
+    put("waiting")
+    returned = summarize(root)
+    assert returned == json.loads((root / "summary.json").read_text())
+    assert returned["schema"] == 1 and returned["name"] == "demo"
+    assert {job["job"] for job in returned["jobs"]} == {result["job"]["job"] for result in results}
+    by_name = {job["job"]: job for job in returned["jobs"]}
+    for result in results:
+        assert by_name[result["job"]["job"]]["figures"]["learning"] == result["figures"]["target_learning"]
+    assert [(job["job"], job["state"], job["error"]) for job in returned["unfinished"]] == [
+        ("projector", "interrupted", None),
+        ("vision", "failed", "out of memory\nat stage 2/5"),
+        ("waiting", "planned", None),
+    ]
+    for name in ("summary.md", "summary.html"):
+        text = (root / name).read_text()
+        for word in (
+            "llm",
+            "sa_proj",
+            "5e-5",
+            "vision",
+            "out of memory",
+            "interrupted",
+            "waiting",
+            "not seeds",
+        ):
+            assert word in text, (name, word)
+    assert {path.name for path in root.glob("*.svg")} == {
+        "heldout_per_stage.svg",
+        "learning_vs_forgetting.svg",
+    }
+
+
+def test_page_stands_alone_and_is_well_formed(make: Make, put: Put) -> None:
+    root = put(results=make(job="a&b <script>"[:3]))
+    put("<b>odd", status={"state": "failed", "error": "<script>alert(1)</script> & more"})
+    summarize(root)
+    page = (root / "summary.html").read_text()
+    assert "<script" not in page
+    assert not re.search(r"""(src|href)=["'](?!#)""", re.sub(r"<svg.*?</svg>", "", page, flags=re.S))
+    assert "@import" not in page and "url(http" not in page
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+    pictures = re.findall(r"<svg.*?</svg>", page, flags=re.S)
+    assert len(pictures) == 3  # frontier, held-out means, the job's targets
+    for picture in pictures:
+        ElementTree.fromstring(picture)
+        assert "currentColor" in picture and "aria-label" in picture
+
+
+def test_running_twice_gives_the_same_files(make: Make, put: Put) -> None:
+    root = put(results=make())
+    summarize(root)
+    first = {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
+    summarize(root)
+    assert first == {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
+    assert set(first) >= {"summary.json", "summary.md", "summary.html", "heldout_per_stage.png"}
+
+
+def test_only_unfinished_jobs_still_give_a_summary(put: Put) -> None:
+    root = put("llm", status={"state": "failed", "error": "no space left"})
+    summary = summarize(root)
+    assert summary["jobs"] == [] and summary["notes"] == []
+    assert "no space left" in (root / "summary.md").read_text()
+    assert "No job has finished yet." in (root / "summary.html").read_text()
+
+
+def test_one_job_folder_can_be_summarized(make: Make, put: Put) -> None:
+    root = put(results=make(job="alone"))
+    assert [job["job"] for job in summarize(root / "alone")["jobs"]] == ["alone"]
+    entry = job_summary(root / "alone")
+    assert entry["recipe"] == "sa_proj" and len(entry["heldout_per_stage"]) == 5
+    names = {path.name for path in (root / "alone").iterdir()}
+    assert {
+        f"{name}.{kind}" for name in ("heldout_per_stage", "targets_per_stage") for kind in ("png", "svg")
+    } <= names
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"schema": 2}', "schema 2, this version reads schema 1"),
+        ("[]", "schema None"),
+        ('{"schema": 1, "job": {}, "config": {}, "plan": {}, "base": {}}', "has no stages, figures"),
+    ],
+)
+def test_unusable_results_are_named_and_the_rest_goes_on(make: Make, put: Put, text: str, words: str) -> None:
+    put("broken")
+    root = put(results=make())
+    (root / "broken" / "results.json").write_text(text)
+    summary = summarize(root)
+    assert len(summary["jobs"]) == 1
+    (job,) = summary["unfinished"]
+    assert (job["job"], job["state"]) == ("broken", "unreadable") and words in job["error"]
+    with pytest.raises(DataError, match=words):
+        job_summary(root / "broken")
+
+
+def test_states_that_do_not_fit(put: Put) -> None:
+    root = put("ended", status={"state": "done"})
+    put("torn")
+    (root / "torn" / "status.json").write_text('{"state": "ru')
+    assert [(job.job, job.state) for job in load_sweep(root).unfinished] == [
+        ("ended", "incomplete"),
+        ("torn", "unreadable"),
+    ]
+
+
+def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no job"):
+        summarize(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        summarize(tmp_path / "nowhere")
+
+
+def lines_of(figure: Any) -> list[Any]:
+    return [container.lines[0] for container in figure.axes[0].containers]
+
+
+def test_frontier_joins_one_recipe_in_the_order_of_its_learning_rates(make: Make) -> None:
+    results = [
+        make("llm", 2e-4, gain=0.8),
+        make("sa_proj", 1e-4),
+        make("llm", 5e-5, gain=0.3),
+        make("llm", 1e-4, seed=1),
+    ]
+    figure = learning_vs_forgetting(sweep_rows(results))
+    points = [list(zip(*line.get_data(), strict=True)) for line in lines_of(figure)]
+    value = [
+        (r["figures"]["target_learning"]["value"], r["figures"]["heldout_forgetting"]["value"])
+        for r in results
+    ]
+    assert sorted(map(len, points)) == [1, 1, 2]  # another seed is another line
+    assert [value[2], value[0]] in points
+    assert [text.get_text() for text in figure.axes[0].texts] == ["5e-5", "2e-4"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["llm", "sa_proj"]
+
+
+def test_heldout_picture_shows_the_means_of_the_scores(make: Make) -> None:
+    result = make()
+    suite = ("tiny_ai2d", "tiny_chartqa", "tiny_docvqa")
+    scores = [result["base"]["scores"], *(stage["scores"] for stage in result["stages"])]
+    figure = heldout_per_stage(sweep_rows([result]))
+    drawn = lines_of(figure)[0].get_ydata()
+    assert list(drawn) == pytest.approx([sum(score[task]["value"] for task in suite) / 3 for score in scores])
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert ticks == ["base", *(stage["task"] for stage in result["stages"])]
+
+
+def test_different_orders_are_labelled_by_stage_number(make: Make) -> None:
+    rows = sweep_rows([make(job="one"), make(tasks=("tiny_pathvqa", "tiny_cub200"), job="two")])
+    figure = heldout_per_stage(rows)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == [
+        "base",
+        *(f"stage {s}" for s in range(1, 6)),
+    ]
+
+
+def test_many_orders_and_jobs_without_a_suite_can_be_drawn(make: Make, tmp_path: Path) -> None:
+    results = [make(seed=seed, job=f"seed{seed}") for seed in range(14)] + [make("llm", suite=(), job="none")]
+    rows = sweep_rows(results)
+    assert all(path.stat().st_size > 1000 for path in sweep_figures(rows, tmp_path))
+    assert [text.get_text() for text in heldout_per_stage(rows).legends[0].get_texts()] == ["sa_proj"]
+    assert len(job_figures(results[-1], tmp_path)) == 4
+
+
+def test_a_job_is_named_by_its_folder(make: Make, put: Put) -> None:
+    for name in ("one", "two"):
+        result = make()
+        del result["job"]["job"]
+        root = put(name, results=result)
+    assert [job["job"] for job in summarize(root)["jobs"]] == ["one", "two"]
