@@ -1,0 +1,20 @@
+"""Teach large multimodal models new skills in sequence, and measure what each recipe makes them forget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmm_forget.recipes.selection import tune as tune
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load `tune` on first use, so that importing the package stays free of torch."""
+    if name == "tune":
+        from lmm_forget.recipes.selection import tune
+
+        return tune
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The model families: load them, name their parts, speak their chat format."""

@@ -1,0 +1,175 @@
+"""Names for the parts of a multimodal model, found by module identity and never by parts of parameter names.
+
+Substrings of names lie: `self_attn.q_proj` is also in the SigLIP and CLIP towers, `mlp.gate_proj` is also in
+Qwen2.5-VL's vision blocks, and Qwen2.5-VL's projector (the merger) lies inside the module called `visual`.
+So a family hands over the modules themselves (`Parts`) and every parameter is looked up in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lmm_forget.errors import ConfigError
+
+COMPONENTS = ("vision", "projector", "language", "other")
+"""A partition of the parameters. `other` (the learned `image_newline`) is frozen in every recipe."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules that a family recognises in a loaded model.
+
+    `projector` may lie inside `tower` (its parameters then count as projector only). `unused` modules belong to
+    the forward graph's dead ends: no loss ever sends them a gradient.
+    """
+
+    text_model: nn.Module
+    lm_head: nn.Module
+    tower: nn.Module
+    projector: nn.Module
+    language_layers: nn.ModuleList
+    tower_layers: nn.ModuleList
+    unused: tuple[nn.Module, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One parameter: where it lives and how large it is.
+
+    `sublayer` is the role inside its component (`q_proj`, `gate_proj`, `norm`, `embedding`, `lm_head`, ...);
+    `layer` is the index of the decoder or tower layer, None outside of the layers; `numel` counts elements.
+    """
+
+    name: str
+    component: str
+    sublayer: str
+    layer: int | None
+    shape: tuple[int, ...]
+    numel: int
+    dtype: torch.dtype
+    unused: bool
+
+    @property
+    def bytes(self) -> int:
+        """Size in its own dtype, in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+class ComponentMap:
+    """Every parameter of a model with its component, sublayer and layer, in `named_parameters` order.
+
+    Parameters that share storage (a tied `lm_head`) appear once, under their first name.
+    """
+
+    def __init__(self, model: nn.Module, parts: Parts) -> None:
+        """Map `model`. Raises ConfigError when the parts do not lie inside it."""
+        self.parts = parts
+        self._info: dict[str, ParameterInfo] = {}
+        component = _component_of(parts)
+        layer = {
+            id(p): i
+            for stack in (parts.language_layers, parts.tower_layers)
+            for i, block in enumerate(stack)
+            for p in block.parameters()
+        }
+        unused = {id(p) for module in parts.unused for p in module.parameters()}
+        sublayer = _sublayers(model, parts)
+        for name, p in model.named_parameters():
+            self._info[name] = ParameterInfo(
+                name=name,
+                component=component.get(id(p), "other"),
+                sublayer=sublayer[id(p)],
+                layer=layer.get(id(p)),
+                shape=tuple(p.shape),
+                numel=p.numel(),
+                dtype=p.dtype,
+                unused=id(p) in unused,
+            )
+        present = {info.component for info in self}
+        missing = [c for c in COMPONENTS[:3] if c not in present]
+        if missing:
+            raise ConfigError(f"{type(model).__name__}: no parameters found for {', '.join(missing)}")
+
+    def __iter__(self) -> Iterator[ParameterInfo]:
+        return iter(self._info.values())
+
+    def __len__(self) -> int:
+        return len(self._info)
+
+    def __getitem__(self, name: str) -> ParameterInfo:
+        return self._info[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._info
+
+    @property
+    def text_model(self) -> nn.Module:
+        """The decoder without its output head."""
+        return self.parts.text_model
+
+    @property
+    def language_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.parts.language_layers)
+
+    @property
+    def tower_layers(self) -> int:
+        """Number of layers of the vision tower, unused ones included."""
+        return len(self.parts.tower_layers)
+
+    def layers(self, component: str) -> int:
+        """Number of layers of `component`; 0 where it has none."""
+        return {"language": self.language_layers, "vision": self.tower_layers}.get(component, 0)
+
+    def sublayers(self, component: str) -> tuple[str, ...]:
+        """The sublayers that exist in `component`, in model order; those without any usable parameter left out."""
+        return tuple(dict.fromkeys(i.sublayer for i in self if i.component == component and not i.unused))
+
+    def modules(self, component: str) -> tuple[nn.Module, ...]:
+        """The modules that hold a component (for Qwen2.5-VL the vision module still contains its merger)."""
+        return {
+            "vision": (self.parts.tower,),
+            "projector": (self.parts.projector,),
+            "language": (self.parts.text_model, self.parts.lm_head),
+            "other": (),
+        }[component]
+
+
+def _component_of(parts: Parts) -> dict[int, str]:
+    """Component by parameter identity; the projector is claimed first because it may lie inside the tower."""
+    owner: dict[int, str] = {}
+    for name, module in (
+        ("projector", parts.projector),
+        ("vision", parts.tower),
+        ("language", parts.text_model),
+        ("language", parts.lm_head),
+    ):
+        for p in module.parameters():
+            owner.setdefault(id(p), name)
+    return owner
+
+
+def _sublayers(model: nn.Module, parts: Parts) -> dict[int, str]:
+    """Sublayer by parameter identity, from the module that owns the parameter."""
+    found: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name, p in module.named_parameters(recurse=False):
+            found.setdefault(id(p), _role(module, path.rpartition(".")[2], name, parts))
+    return found
+
+
+def _role(module: nn.Module, attribute: str, parameter: str, parts: Parts) -> str:
+    """The role of a parameter, given its owning module and the attribute under which that module hangs."""
+    if module is parts.lm_head:
+        return "lm_head"
+    if type(module).__name__.endswith("Norm"):
+        return attribute if attribute in ("q_norm", "k_norm") else "norm"
+    if isinstance(module, (nn.Embedding, nn.Conv2d, nn.Conv3d)) or parameter.endswith("embedding"):
+        return "embedding"
+    if isinstance(module, nn.Linear):
+        return "linear" if attribute.isdigit() else attribute
+    return "other"

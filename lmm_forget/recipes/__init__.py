@@ -1,0 +1,1 @@
+"""Which parameters move (`selection`) and how they move (one file per method)."""

@@ -1,0 +1,82 @@
+"""How planned tensors move: what every tuning method offers to the stage that runs it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lmm_forget.errors import PlanError
+
+if TYPE_CHECKING:
+    from lmm_forget.models.loading import LMM
+    from lmm_forget.recipes.selection import TunePlan
+
+
+class Method(ABC):
+    """One way of moving the planned tensors of a stage.
+
+    A stage calls `prepare`, trains everything that then requires a gradient through `loss`, and calls
+    `finish`.
+    """
+
+    @abstractmethod
+    def prepare(self, lmm: LMM, plan: TunePlan) -> None:
+        """Make `lmm.model` trainable: exactly what moves requires a gradient and is an fp32 master."""
+
+    @abstractmethod
+    def loss(self, lmm: LMM, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """Mean token cross-entropy of each sample, fp32, shape [B].
+
+        `labels` [B, T] holds token ids at the positions that count (the answer and its end token) and -100
+        elsewhere; position t is predicted by the hidden state at t - 1. Called under the stage's compute
+        precision.
+        """
+
+    @abstractmethod
+    def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        """Turn `lmm.model` into the stage model and return the stage's delta.
+
+        Afterwards every tensor is back in the base checkpoint's dtype (`base_dtypes`: parameter name to
+        dtype, taken before `prepare`) and nothing requires a gradient. The delta maps planned names to their
+        new values on the CPU, in the base dtype, sharing no memory with the model.
+        """
+
+
+def parameter_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+    """Dtype of every parameter by name (tied ones once): what `finish` needs to find the way back."""
+    return {name: p.dtype for name, p in model.named_parameters()}
+
+
+def to_masters(model: nn.Module, trainable: Iterable[str]) -> None:
+    """Let exactly the parameters named in `trainable` require a gradient and hold them in fp32, in place.
+
+    Parameter objects stay the same, so tied weights stay tied; frozen parameters keep their bits and dtype.
+    Raises PlanError if a name is not a parameter of `model`.
+    """
+    names = set(trainable)
+    parameters = dict(model.named_parameters())
+    unknown = sorted(names - parameters.keys())
+    if unknown:
+        raise PlanError(
+            f"the plan names {len(unknown)} tensors that {type(model).__name__} does not have: {unknown[0]}"
+        )
+    for name, p in parameters.items():
+        p.grad = None
+        p.requires_grad_(name in names)
+        if name in names:
+            p.data = p.data.float()
+
+
+def to_base(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Round every parameter to its dtype in `dtypes` (nearest even), in place, and let none require a
+    gradient.
+    """
+    for name, p in model.named_parameters():
+        p.grad = None
+        p.requires_grad_(False)
+        if p.dtype != dtypes[name]:
+            p.data = p.data.to(dtypes[name])

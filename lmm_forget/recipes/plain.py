@@ -1,0 +1,70 @@
+"""Plain tuning: the planned tensors follow the gradient of the answers' cross-entropy, nothing else moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmm_forget.models.family import IGNORE
+from lmm_forget.recipes.method import Method, to_base, to_masters
+
+if TYPE_CHECKING:
+    from lmm_forget.models.loading import LMM
+    from lmm_forget.recipes.selection import TunePlan
+
+
+class Plain(Method):
+    """Train the planned tensors and replace them: the method of every recipe without further machinery."""
+
+    def prepare(self, lmm: LMM, plan: TunePlan) -> None:
+        """Planned tensors become fp32 masters that require a gradient; everything else is frozen."""
+        to_masters(lmm.model, plan.trainable)
+
+    def loss(self, lmm: LMM, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """Mean token cross-entropy of each sample, [B]; see `Method.loss`."""
+        return sample_means(token_losses(lmm.model, batch, labels), labels)
+
+    def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        """Round the masters to the base dtype and return all planned tensors as the delta."""
+        to_base(lmm.model, base_dtypes)
+        parameters = dict(lmm.model.named_parameters())
+        return {name: parameters[name].detach().to("cpu", copy=True).contiguous() for name in plan.trainable}
+
+
+def token_losses(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Cross-entropy in fp32 of every labelled token, [B, T - 1]; 0 where `labels` is ignored.
+
+    Logits are computed for labelled positions only (a vocabulary of 150k makes the others the largest tensor
+    of a step); models whose class adds something behind its `lm_head` go through their own forward instead.
+    """
+    targets = labels[:, 1:]
+    wanted = targets != IGNORE
+    if answer_rows_suffice(model):
+        hidden = model.model(**batch, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][wanted])
+    else:
+        logits = model(**batch, use_cache=False).logits[:, :-1][wanted]
+    flat = F.cross_entropy(logits.float(), targets[wanted], reduction="none")
+    return flat.new_zeros(targets.shape).masked_scatter(wanted, flat)
+
+
+def sample_means(losses: Tensor, labels: Tensor) -> Tensor:
+    """Mean over each sample's labelled tokens, [B, T - 1] to [B]; 0 for a sample without any."""
+    count = (labels[:, 1:] != IGNORE).sum(dim=1)
+    return losses.sum(dim=1) / count.clamp(min=1)
+
+
+def answer_rows_suffice(model: Any) -> bool:
+    """Whether `model.lm_head(model.model(...))` are the model's logits, so that rows can be chosen in
+    between.
+    """
+    if not hasattr(model, "model") or model.get_output_embeddings() is not getattr(model, "lm_head", None):
+        return False
+    text = model.config.get_text_config()
+    return not any(
+        getattr(text, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    )

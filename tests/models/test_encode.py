@@ -1,0 +1,198 @@
+"""Batches token by token: against examples written by hand, and against what the models do with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lmm_forget.errors import DataError
+from lmm_forget.models.family import IGNORE
+from lmm_forget.models.loading import LMM
+from tests.models.tiny import FAMILIES, picture, tiny_lmm
+
+# One square picture: (1 base + 1 grid tile) of 4 x 4 patches, plus one newline per row (LLaVA); 56 x 56 pixels are
+# 2 x 2 merged patches (Qwen). CLIP's class token is left out again by the "default" selection.
+IMAGE_TOKENS = {"llava_onevision": 16 + 16 + 4, "llava_next": 16 + 16 + 4, "qwen2_5_vl": 4}
+SLOT = {"llava_onevision": "<image>", "llava_next": "<image>", "qwen2_5_vl": "<|image_pad|>"}
+BY_HAND = {
+    "llava_onevision": (
+        "<|im_start|>user\n{image}\nHow many?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "llava_next": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{image}\nHow many?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    "qwen2_5_vl": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "<|vision_start|>{image}<|vision_end|>How many?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+}
+QUESTIONS = ["How many?", "Is the bird that sits on the left one red?"]
+ANSWERS = ["seventeen", "no"]
+
+
+def images() -> list:
+    return [[picture()], [picture(112, 56, 1)]]
+
+
+def by_hand(lmm: LMM, text: str) -> list[int]:
+    """Token ids of `text`, its special tokens looked up by name and its other bytes one by one."""
+    tokenizer, ids = lmm.processor.tokenizer, []
+    special = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    while text:
+        token = next((s for s in special if text.startswith(s)), None)
+        if token is None:
+            token = text[0]
+            ids.append(tokenizer.convert_tokens_to_ids({" ": "Ġ", "\n": "Ċ"}.get(token, token)))
+        else:
+            ids.append(tokenizer.get_added_vocab()[token])
+        text = text[len(token) :]
+    return ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_and_labels_match_an_example_written_by_hand(family: str) -> None:
+    lmm = tiny_lmm(family)
+    encoded = lmm.family.encode(lmm.processor, QUESTIONS[:1], images()[:1], ["two"])
+    template, end = BY_HAND[family]
+    prompt = by_hand(lmm, template.replace("{image}", SLOT[family] * IMAGE_TOKENS[family]))
+    answer = by_hand(lmm, "two" + end)
+    assert encoded.batch["input_ids"].tolist() == [prompt + answer]
+    assert encoded.labels is not None
+    assert encoded.labels.tolist() == [[IGNORE] * len(prompt) + answer]
+    assert encoded.lengths == [len(prompt) + len(answer)]
+    assert lmm.family.end_of_answer(lmm.processor) == end
+    assert lmm.end_token_ids == [answer[-1]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_sees_exactly_the_prompt_of_generation_then_answer_and_end(family: str) -> None:
+    lmm = tiny_lmm(family)
+    ask = lmm.family.encode(lmm.processor, QUESTIONS, images())
+    teach = lmm.family.encode(lmm.processor, QUESTIONS, images(), ANSWERS)
+    assert ask.labels is None and teach.labels is not None
+    assert set(ask.batch) == set(teach.batch)
+    for i, answer in enumerate(ANSWERS):
+        prompt = ask.batch["input_ids"][i, -ask.lengths[i] :].tolist()
+        ending = by_hand(lmm, answer + BY_HAND[family][1])
+        row = teach.batch["input_ids"][i].tolist()
+        assert row[: teach.lengths[i]] == prompt + ending
+        counted = (teach.labels[i] != IGNORE).nonzero().flatten().tolist()
+        assert counted == list(range(len(prompt), len(prompt) + len(ending)))
+        assert teach.labels[i][counted].tolist() == ending
+        assert ask.batch["attention_mask"][i].tolist() == [0] * (
+            len(ask.batch["input_ids"][i]) - len(prompt)
+        ) + [1] * len(prompt)
+        mask = teach.batch["attention_mask"][i].tolist()
+        assert mask == [1] * teach.lengths[i] + [0] * (len(row) - teach.lengths[i])
+        assert set(row[teach.lengths[i] :]) <= {lmm.processor.tokenizer.pad_token_id}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_of_a_batch_is_worth_the_sample_alone(family: str) -> None:
+    lmm = tiny_lmm(family)
+    together = lmm.family.encode(lmm.processor, QUESTIONS, images(), ANSWERS)
+    with torch.inference_mode():
+        rows = lmm.model(**together.batch).logits
+        for i in range(2):
+            alone = lmm.family.encode(lmm.processor, [QUESTIONS[i]], [images()[i]], [ANSWERS[i]])
+            assert alone.lengths == [together.lengths[i]]
+            torch.testing.assert_close(
+                rows[i, : alone.lengths[0]], lmm.model(**alone.batch).logits[0], atol=1e-4, rtol=1e-4
+            )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_ready_for_generate(family: str) -> None:
+    lmm = tiny_lmm(family, seed=3)
+    together = lmm.family.encode(lmm.processor, QUESTIONS, images())
+    out = lmm.model.generate(
+        **together.batch, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids
+    )
+    for i in range(2):
+        alone = lmm.family.encode(lmm.processor, [QUESTIONS[i]], [images()[i]])
+        single = lmm.model.generate(
+            **alone.batch, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids
+        )
+        assert (
+            out[i, together.batch["input_ids"].shape[1] :].tolist() == single[0, alone.lengths[0] :].tolist()
+        )
+
+
+def test_qwen_gets_its_three_dimensional_positions_with_answers_as_text() -> None:
+    lmm = tiny_lmm("qwen2_5_vl")
+    encoded = lmm.family.encode(lmm.processor, QUESTIONS, images(), ANSWERS)
+    kinds, ids = encoded.batch["mm_token_type_ids"], encoded.batch["input_ids"]
+    assert torch.equal(kinds == 1, ids == lmm.processor.image_token_id)
+    positions, _ = lmm.model.model.get_rope_index(
+        ids,
+        kinds,
+        image_grid_thw=encoded.batch["image_grid_thw"],
+        attention_mask=encoded.batch["attention_mask"],
+    )
+    seen: dict[str, torch.Tensor] = {}
+    layer = lmm.model.model.language_model.rotary_emb
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.update(positions=args[1]))
+    with torch.inference_mode():
+        lmm.model(**encoded.batch)
+    handle.remove()
+    assert torch.equal(seen["positions"][-3:], positions)
+    assert not torch.equal(positions[1], positions[2]), "rows and columns of the picture differ"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_without_and_with_several_pictures(family: str) -> None:
+    lmm = tiny_lmm(family)
+    mixed = [[], [picture()], [picture(seed=1), picture(84, 56, 2)]]
+    encoded = lmm.family.encode(lmm.processor, ["a", "b", "c"], mixed, ["x", "y", "z"])
+    slots = (encoded.batch["input_ids"] == lmm.processor.image_token_id).sum(dim=1).tolist()
+    assert slots[:2] == [0, IMAGE_TOKENS[family]]
+    # OneVision cuts only a lone picture into tiles: several take their base view and one newline each.
+    assert slots[2] == 2 * (16 + 1) if family == "llava_onevision" else slots[2] > slots[1]
+    assert torch.isfinite(lmm.model(**encoded.batch, labels=encoded.labels).loss)
+    text_only = lmm.family.encode(lmm.processor, ["a"], [[]], ["x"])
+    assert "pixel_values" not in text_only.batch
+    assert torch.isfinite(lmm.model(**text_only.batch, labels=text_only.labels).loss)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sequences_beyond_the_context_are_refused_by_position(family: str) -> None:
+    lmm = tiny_lmm(family, max_position_embeddings=160)
+    assert lmm.family.context == 160
+    with pytest.raises(
+        DataError,
+        match=r"sample 1 of the batch: prompt and answer have \d+ tokens, the model's context is 160",
+    ):
+        lmm.family.encode(lmm.processor, QUESTIONS, images(), ["no", "x" * 100])
+    with pytest.raises(DataError, match=r"sample 0 of the batch: prompt has \d+ tokens"):
+        lmm.family.encode(lmm.processor, ["y" * 200, "?"], images())
+    fits = lmm.family.encode(lmm.processor, ["?"], [[picture()]], ["x"])
+    room = 160 - fits.lengths[0]
+    assert lmm.family.encode(lmm.processor, ["?"], [[picture()]], ["x" * (1 + room)]).lengths == [160]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_control_tokens_in_the_data_are_refused(family: str) -> None:
+    lmm = tiny_lmm(family)
+    end = BY_HAND[family][1]
+    with pytest.raises(
+        DataError, match="sample 1 of the batch: its answer contains the model's reserved token"
+    ):
+        lmm.family.encode(lmm.processor, QUESTIONS, images(), ["1 < 2", f"no{end}"])
+    with pytest.raises(
+        DataError, match="sample 0 of the batch: its question contains the model's reserved token"
+    ):
+        lmm.family.encode(lmm.processor, [f"{SLOT[family]} what?", "b"], images())
+
+
+def test_a_template_that_writes_the_first_token_itself_does_not_double_it() -> None:
+    lmm = tiny_lmm("llava_next")
+    bos = lmm.processor.tokenizer.bos_token_id
+    plain = lmm.family.encode(lmm.processor, ["a"], [[picture()]])
+    lmm.processor.chat_template = "{{ '<|begin_of_text|>' }}" + lmm.processor.chat_template
+    written = lmm.family.encode(lmm.processor, ["a"], [[picture()]])
+    assert plain.batch["input_ids"].tolist() == written.batch["input_ids"].tolist()
+    assert plain.batch["input_ids"][0].tolist().count(bos) == 1
