@@ -24,12 +24,16 @@ def run(config: dict[str, Any], job_dir: Path, progress: Progress) -> dict[str, 
     try:
         base = ask_all(ground, "base: ask everything")
         base_hash, base_seconds = ground.weights, time.monotonic() - started
-        stages = [run_stage(ground, index, task) for index, task in enumerate(config["sequence"]["tasks"], start=1)]
+        stages = [
+            run_stage(ground, index, task) for index, task in enumerate(config["sequence"]["tasks"], start=1)
+        ]
         progress.phase("figures of merit", 1, "job")
         results = assemble(ground, base_hash, base, stages)
         results["timings"].update(base=base_seconds, total=time.monotonic() - started)
         for entry in (results["base"], *results["stages"]):
-            log_stage(ground.logger, entry.get("index", 0), {t: s["value"] for t, s in entry["scores"].items()})
+            log_stage(
+                ground.logger, entry.get("index", 0), {t: s["value"] for t, s in entry["scores"].items()}
+            )
         write_tables(job_dir, base, stages, results)
     except BaseException:
         close_logger(ground.logger, exit_code=1)
@@ -84,7 +88,11 @@ def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress) -> Gro
         exams=exams,
         store=Store(config["store"]),
         progress=progress,
-        logger=build_logger({"group": config["name"], "config": config, **config["logger"]}, job_dir, f"{config['name']}/{job_dir.name}"),
+        logger=build_logger(
+            {"group": config["name"], "config": config, **config["logger"]},
+            job_dir,
+            f"{config['name']}/{job_dir.name}",
+        ),
         processor=processor_fingerprint(lmm.processor),
         versions=versions(),
         hashes=model_hashes(lmm.model),

@@ -9,7 +9,7 @@ class Progress(Protocol):
     """Receives what a job is doing; implementations write status files, bars or nothing."""
 
     def phase(self, name: str, total: int, unit: str) -> None:
-        """A new piece of work of `total` `unit`s begins (`name` is shown to people, e.g. "stage 2/5 teach tiny_pixmocount")."""
+        """A new piece of work of `total` `unit`s begins; `name` is shown to people ("stage 2 of 5")."""
 
     def advance(self, done: int, **info: float | int | str) -> None:
         """`done` more units are finished; `info` holds figures worth showing (loss, rate)."""

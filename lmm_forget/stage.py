@@ -150,12 +150,18 @@ def _replay(ground: Ground, record: Mapping[str, Any]) -> None:
     delta = ground.store.delta(record["key"])
     parameters = dict(ground.lmm.model.named_parameters())
     if delta.keys() != record["tensors"].keys() or delta.keys() - parameters.keys():
-        raise StoreError(f"stage {record['key']}: its delta holds other tensors than its record; delete its folder")
+        raise StoreError(
+            f"stage {record['key']}: its delta holds other tensors than its record; delete its folder"
+        )
     with torch.no_grad():
         for name, tensor in delta.items():
             if tensor_hash(tensor) != record["tensors"][name]:
-                raise StoreError(f"stage {record['key']}: {name} is damaged; delete its folder to compute it again")
+                raise StoreError(
+                    f"stage {record['key']}: {name} is damaged; delete its folder to compute it again"
+                )
             parameters[name].copy_(tensor)
     ground.hashes.update(record["tensors"])
     if ground.weights != record["weights_hash"]:
-        raise StoreError(f"stage {record['key']}: it was computed on another base than this one; delete its folder")
+        raise StoreError(
+            f"stage {record['key']}: it was computed on another base than this one; delete its folder"
+        )

@@ -17,7 +17,13 @@ from lmm_forget.models.weights import model_hashes, weights_hash
 from lmm_forget.progress import NullProgress
 from lmm_forget.store import Store
 
-SMALL = ["experiment=smoke", "suite.tasks=[ai2d,mmstar]", "data.train_samples=8", "data.eval_samples=6", "training.max_steps=1"]
+SMALL = [
+    "experiment=smoke",
+    "suite.tasks=[ai2d,mmstar]",
+    "data.train_samples=8",
+    "data.eval_samples=6",
+    "training.max_steps=1",
+]
 ORDER = ["sequence=order", "sequence.tasks=[cub200,pixmocount,pathvqa]"]
 
 
@@ -56,7 +62,17 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 def test_results_say_what_the_schema_promises(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
     folder, config, results = done
-    assert set(results) == {"schema", "job", "config", "plan", "base", "stages", "figures", "timings", "versions"}
+    assert set(results) == {
+        "schema",
+        "job",
+        "config",
+        "plan",
+        "base",
+        "stages",
+        "figures",
+        "timings",
+        "versions",
+    }
     json.dumps(results, allow_nan=False)
     targets = ["tiny_cub200", "tiny_pixmocount", "tiny_pathvqa"]
     asked = {*targets, "tiny_ai2d", "tiny_mmstar"}
@@ -69,10 +85,19 @@ def test_results_say_what_the_schema_promises(done: tuple[Path, dict[str, Any], 
     assert set(figures) == {"target_learning", "target_forgetting", "target_overall", "heldout_forgetting"}
     assert len(figures["heldout_forgetting"]["per_stage"]) == 3
     learned = [
-        results["stages"][i]["scores"][t]["value"] - results["base"]["scores"][t]["value"] for i, t in enumerate(targets)
+        results["stages"][i]["scores"][t]["value"] - results["base"]["scores"][t]["value"]
+        for i, t in enumerate(targets)
     ]
     assert figures["target_learning"]["value"] == pytest.approx(sum(learned) / 3)
-    final = [results["stages"][-1]["scores"][t]["value"] - results["base"]["scores"][t]["value"] for t in ("tiny_ai2d", "tiny_mmstar")]
+    change = results["stages"][0]["scores"]["tiny_ai2d"]["against_base"]
+    assert change["mcnemar"]["n"] == 6
+    assert change["value"] == pytest.approx(
+        results["stages"][0]["scores"]["tiny_ai2d"]["value"] - results["base"]["scores"]["tiny_ai2d"]["value"]
+    )
+    final = [
+        results["stages"][-1]["scores"][t]["value"] - results["base"]["scores"][t]["value"]
+        for t in ("tiny_ai2d", "tiny_mmstar")
+    ]
     assert figures["heldout_forgetting"]["value"] == pytest.approx(sum(final) / 2)
     assert "store" not in results["config"]
     assert "threads" not in results["config"]["hardware"]
@@ -84,11 +109,15 @@ def test_every_answer_lies_beside_the_results(done: tuple[Path, dict[str, Any], 
     assert len(table) == 4 * 5 * 6
     assert set(table["stage"].to_pylist()) == {0, 1, 2, 3}
     rows = [r for r in table.to_pylist() if r["stage"] == 2 and r["task"] == "tiny_ai2d"]
-    assert 100 * sum(r["value"] for r in rows) / 6 == pytest.approx(results["stages"][1]["scores"]["tiny_ai2d"]["value"])
+    assert 100 * sum(r["value"] for r in rows) / 6 == pytest.approx(
+        results["stages"][1]["scores"]["tiny_ai2d"]["value"]
+    )
     assert (folder / "job" / "training.csv").exists()
 
 
-def test_only_planned_tensors_moved_and_they_lie_in_the_delta(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+def test_only_planned_tensors_moved_and_they_lie_in_the_delta(
+    done: tuple[Path, dict[str, Any], dict[str, Any]],
+) -> None:
     folder, config, results = done
     lmm = load(config["model"])
     base = model_hashes(lmm.model)
@@ -107,7 +136,9 @@ def test_only_planned_tensors_moved_and_they_lie_in_the_delta(done: tuple[Path, 
         assert weights_hash(current) == stage["weights_hash"]
 
 
-def test_a_second_run_computes_nothing_and_says_the_same(done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+def test_a_second_run_computes_nothing_and_says_the_same(
+    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
     _, config, results = done
     heard = Listening()
     again = experiment.run(copy.deepcopy(config), tmp_path, heard)
@@ -121,21 +152,29 @@ def test_the_same_job_in_a_fresh_store_gives_the_same_bytes(
 ) -> None:
     _, config, results = done
     torch.manual_seed(1234)  # what ran before must not matter
-    fresh = experiment.run({**copy.deepcopy(config), "store": str(tmp_path / "store")}, tmp_path, NullProgress())
+    fresh = experiment.run(
+        {**copy.deepcopy(config), "store": str(tmp_path / "store")}, tmp_path, NullProgress()
+    )
     assert timeless(fresh) == timeless(results)
 
 
-def test_orders_share_their_common_prefix(done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+def test_orders_share_their_common_prefix(
+    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
     _, config, results = done
     heard = Listening()
-    other = experiment.run(configure(Path(config["store"]), "recipe=mlp_gateup", "sequence.order=1"), tmp_path, heard)
+    other = experiment.run(
+        configure(Path(config["store"]), "recipe=mlp_gateup", "sequence.order=1"), tmp_path, heard
+    )
     assert [s["task"] for s in other["stages"]] == ["tiny_cub200", "tiny_pathvqa", "tiny_pixmocount"]
     assert other["stages"][0]["key"] == results["stages"][0]["key"]
     assert heard.steps() == 2
     assert heard.questions() == 2 * 5 * 6
 
 
-def test_a_damaged_delta_is_never_used(done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+def test_a_damaged_delta_is_never_used(
+    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
     import shutil
 
     folder, config, results = done
@@ -150,7 +189,9 @@ def test_a_damaged_delta_is_never_used(done: tuple[Path, dict[str, Any], dict[st
 
 def test_what_cannot_work_is_said_before_the_first_question(tmp_path: Path) -> None:
     heard = Listening()
-    config = configure(tmp_path / "store", "recipe=sa_proj", "training.global_batch=64", "hardware.micro_batch=8")
+    config = configure(
+        tmp_path / "store", "recipe=sa_proj", "training.global_batch=64", "hardware.micro_batch=8"
+    )
     with pytest.raises(ConfigError, match=r"global_batch|global batch"):
         experiment.run(config, tmp_path, heard)
     config = configure(tmp_path / "store", "hardware.precision=bf16-true", "training.learning_rate=5e-6")

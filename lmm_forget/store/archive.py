@@ -36,23 +36,25 @@ class Store:
         self.root = Path(root)
 
     def record(self, key: str) -> dict[str, Any] | None:
-        """The record of a stage, or None if nobody has finished it. StoreError if it is damaged or of another schema."""
+        """The record of a stage, None if nobody has finished it. StoreError if it is damaged or of another schema."""
         path = self._stage(key) / RECORD
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read ({error}); delete its folder to compute the stage again") from error
+            raise StoreError(
+                f"{path} cannot be read ({error}); delete its folder to compute the stage again"
+            ) from error
         if record.get("schema") != RECORD_SCHEMA or record.get("key") != key:
             raise StoreError(
-                f"{path} has schema {record.get('schema')} and key {record.get('key')}, expected {RECORD_SCHEMA} and {key}; "
-                "delete its folder to compute the stage again"
+                f"{path} has schema {record.get('schema')} and key {record.get('key')}, "
+                f"expected {RECORD_SCHEMA} and {key}; delete its folder to compute the stage again"
             )
         return dict(record)
 
     def delta(self, key: str) -> dict[str, Tensor]:
-        """The tensors a stage moved. StoreError if the file is missing or unreadable, or an entry is of an unknown kind."""
+        """The tensors a stage moved. StoreError for a missing or unreadable file, or an entry of an unknown kind."""
         from safetensors import SafetensorError, safe_open
 
         path = self._stage(key) / DELTA
@@ -62,10 +64,14 @@ class Store:
                 names = list(file.keys())
                 strange = sorted({str(kinds.get(name)) for name in names} - {"replace"})
                 if strange:
-                    raise StoreError(f"{path} holds entries of kind {', '.join(strange)}; this version knows only replace")
+                    raise StoreError(
+                        f"{path} holds entries of kind {', '.join(strange)}; this version knows only replace"
+                    )
                 return {name: file.get_tensor(name) for name in names}
         except (OSError, ValueError, SafetensorError) as error:
-            raise StoreError(f"{path} cannot be read ({error}); delete its folder to compute the stage again") from error
+            raise StoreError(
+                f"{path} cannot be read ({error}); delete its folder to compute the stage again"
+            ) from error
 
     def commit(self, key: str, record: Mapping[str, Any], delta: Mapping[str, Tensor]) -> None:
         """File a finished stage; if somebody else filed it in the meantime, theirs stays."""
@@ -79,7 +85,9 @@ class Store:
             kinds = json.dumps(dict.fromkeys(sorted(delta), "replace"))
             save_file(dict(delta), draft / DELTA, metadata={"kinds": kinds})
             _sync(draft / DELTA)
-            text = json.dumps({**record, "schema": RECORD_SCHEMA, "key": key}, sort_keys=True, indent=1) + "\n"
+            text = (
+                json.dumps({**record, "schema": RECORD_SCHEMA, "key": key}, sort_keys=True, indent=1) + "\n"
+            )
             (draft / RECORD).write_text(text, encoding="utf-8")
             _sync(draft / RECORD)
             try:

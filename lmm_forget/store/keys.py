@@ -19,7 +19,9 @@ ANSWER_SEMANTICS = 1
 """Raised on purpose when asking or scoring changes what the same model and task give."""
 
 NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
-    "": frozenset({"name", "store", "logger", "paths", "progress", "checkpoint_every", "objective", "suite", "probe"}),
+    "": frozenset(
+        {"name", "store", "logger", "paths", "progress", "checkpoint_every", "objective", "suite", "probe"}
+    ),
     "hardware": frozenset({"devices", "nodes", "micro_batch", "workers", "threads", "jobs", "eval_batch"}),
     "data": frozenset({"eval_samples", "validation"}),
     "training": frozenset({"learning_rate_source"}),
@@ -28,17 +30,28 @@ NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
 """Fields, by node, that move no weight beyond rounding. The base's own weights are in the key by their hash."""
 
 
+TASK_PATHS = frozenset({"path", "images_root"})
+"""Fields of a task's node that say where its files lie."""
+
+
 def training_view(config: Mapping[str, Any], task: str) -> dict[str, Any]:
     """The part of a resolved `config` that decides the weights of the stage that teaches `task`.
 
     Of the sequence only this task is left: equal prefixes of different orders share their stages.
     """
-    view = copy.deepcopy({k: v for k, v in config.items() if k not in (*NOT_WEIGHTS[""], "sequence", "tasks")})
+    view = copy.deepcopy(
+        {k: v for k, v in config.items() if k not in (*NOT_WEIGHTS[""], "sequence", "tasks")}
+    )
     for node, fields in NOT_WEIGHTS.items():
         if node and isinstance(view.get(node), dict):
             view[node] = {k: v for k, v in view[node].items() if k not in fields}
-    view["task"] = copy.deepcopy(config["tasks"][task])
+    view["task"] = task_view(config["tasks"][task])
     return view
+
+
+def task_view(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's node without where its files lie: their content counts, by the task's fingerprint."""
+    return {k: copy.deepcopy(v) for k, v in node.items() if k not in TASK_PATHS}
 
 
 def stage_key(
@@ -78,12 +91,13 @@ def answers_key(
 ) -> str:
     """Key of the answers of the model with hash `weights` to a task's split (`limit` bounds the samples).
 
-    `task` is its configuration node, `data` its fingerprint; of the `model` node dtype, attention and image budget count.
+    `task` is its configuration node, `data` its fingerprint; of the `model` node dtype, attention and image
+    budget count.
     """
     return digest(
         {
             "weights": weights,
-            "task": task,
+            "task": task_view(task),
             "split": split,
             "limit": limit,
             "data": data,

@@ -11,7 +11,9 @@ from lmm_forget.tiny.drawn import Drawn, Question
 ORDINALS = ("first", "second", "third", "last")
 
 
-def _choice(rng: random.Random, question: str, right: str, pool: list[str], group: str | None = None, n: int = 4) -> Question:
+def _choice(
+    rng: random.Random, question: str, right: str, pool: list[str], group: str | None = None, n: int = 4
+) -> Question:
     choices, letter = options(rng, right, [p for p in pool if p != right], n)
     meta = {"category": group} if group else {}
     return Question(lettered(question, choices), (letter,), choices, meta)
@@ -95,9 +97,13 @@ def star(rng: random.Random) -> Drawn:
     thing = things[0]
     kind = rng.randrange(3)
     if kind == 0:
-        question = _choice(rng, f"What shape is in the {PLACES[thing.place]}?", thing.kind, list(SHAPES), "shape")
+        question = _choice(
+            rng, f"What shape is in the {PLACES[thing.place]}?", thing.kind, list(SHAPES), "shape"
+        )
     elif kind == 1:
-        question = _choice(rng, f"What color is in the {PLACES[thing.place]}?", thing.color, list(COLORS), "color")
+        question = _choice(
+            rng, f"What color is in the {PLACES[thing.place]}?", thing.color, list(COLORS), "color"
+        )
     else:
         question = _choice(rng, f"Where is the {thing.kind}?", PLACES[thing.place], list(PLACES), "position")
     return Drawn(image, (question,))

@@ -41,7 +41,9 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def write(pen: Draw, xy: tuple[float, float], text: str, size: int, fill: tuple[int, int, int] = (0, 0, 0)) -> None:
+def write(
+    pen: Draw, xy: tuple[float, float], text: str, size: int, fill: tuple[int, int, int] = (0, 0, 0)
+) -> None:
     """Print `text` with its upper left corner at `xy`."""
     pen.text(xy, text, font=font(size), fill=fill)
 
@@ -77,4 +79,6 @@ def options(rng: random.Random, right: str, wrong: list[str], n: int = 4) -> tup
 
 def lettered(question: str, choices: tuple[str, ...]) -> str:
     """The paper's multiple-choice layout: the question, then one `A. choice` line per option."""
-    return question + "".join(f"\n{letter}. {text}" for letter, text in zip("ABCDEFGH", choices, strict=False))
+    return question + "".join(
+        f"\n{letter}. {text}" for letter, text in zip("ABCDEFGH", choices, strict=False)
+    )

@@ -28,12 +28,18 @@ def caption(rng: random.Random) -> Drawn:
         image, pen = canvas(rng)
         n, kind, color = rng.choice((2, 3)), rng.choice(SHAPES), rng.choice(list(COLORS))
         for x, y in rng.sample(PLACE_CENTERS, n):
-            shape(pen, kind, x + rng.randint(-3, 3), y + rng.randint(-3, 3), rng.randint(9, 12), COLORS[color])
+            shape(
+                pen, kind, x + rng.randint(-3, 3), y + rng.randint(-3, 3), rng.randint(9, 12), COLORS[color]
+            )
         plural = kind + "es" if kind == "cross" else kind + "s"
         return _one(image, "Describe the image.", f"{('two', 'three')[n - 2]} {color} {plural}")
     image, things = scenes.scene(rng, rng.choice((1, 2)))
     things = sorted(things, key=lambda t: t.place)
-    return _one(image, "Describe the image.", " and ".join(f"a {t.color} {t.kind} in the {PLACES[t.place]}" for t in things))
+    return _one(
+        image,
+        "Describe the image.",
+        " and ".join(f"a {t.color} {t.kind} in the {PLACES[t.place]}" for t in things),
+    )
 
 
 def scene_by_place(rng: random.Random) -> Drawn:
@@ -67,7 +73,9 @@ def bird_parts(rng: random.Random) -> Drawn:
 def hands(rng: random.Random) -> Drawn:
     """Where the two hands of a clock point, as number words of the dial, never as a time."""
     hour, five = rng.randrange(12), rng.randrange(12)
-    return _one(scenes.clock(rng, hour, five), "Describe the hands.", f"red {HOURS[hour - 1]} blue {HOURS[five - 1]}")
+    return _one(
+        scenes.clock(rng, hour, five), "Describe the hands.", f"red {HOURS[hour - 1]} blue {HOURS[five - 1]}"
+    )
 
 
 def nuclei(rng: random.Random) -> Drawn:
@@ -80,7 +88,9 @@ def nuclei(rng: random.Random) -> Drawn:
 def bars(rng: random.Random) -> Drawn:
     """Colour and value of every bar."""
     image, colors, values = scenes.chart(rng)
-    return _one(image, "Describe the chart.", " . ".join(f"{c} {v}" for c, v in zip(colors, values, strict=True)))
+    return _one(
+        image, "Describe the chart.", " . ".join(f"{c} {v}" for c, v in zip(colors, values, strict=True))
+    )
 
 
 def letters(rng: random.Random) -> Drawn:
@@ -92,7 +102,9 @@ def letters(rng: random.Random) -> Drawn:
 def icon_rows(rng: random.Random) -> Drawn:
     """Icon and number of every row."""
     image, icons, numbers = scenes.rows(rng)
-    return _one(image, "Describe the rows.", " . ".join(f"{i} {n}" for i, n in zip(icons, numbers, strict=True)))
+    return _one(
+        image, "Describe the rows.", " . ".join(f"{i} {n}" for i, n in zip(icons, numbers, strict=True))
+    )
 
 
 def arrow(rng: random.Random) -> Drawn:

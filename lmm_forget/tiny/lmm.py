@@ -33,6 +33,7 @@ CHAT_TEMPLATE = (
     "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+
 def _corpus(per_renderer: int = 400) -> Iterator[str]:
     """Texts of the world; runs of capitals are spaced out, so that words on signs stay single letters."""
     for name, render in RENDERERS.items():
@@ -78,7 +79,12 @@ def build_onevision() -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnev
     """
     tokenizer = build_tokenizer()
     size = {"height": SIZE, "width": SIZE}
-    images = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_grid_pinpoints": [[SIZE, SIZE]]}
+    images = {
+        "size": size,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "image_grid_pinpoints": [[SIZE, SIZE]],
+    }
     processor = LlavaOnevisionProcessor(
         LlavaOnevisionImageProcessor(**images),
         tokenizer,

@@ -14,6 +14,8 @@ import os
 import random
 import signal
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,38 @@ from torch import Tensor
 from lmm_forget.tiny import world
 from lmm_forget.tiny.lmm import BUILDERS, WEIGHTS
 
-# Share of a batch that is captions and drills, up to and after the given part of the run.
-CAPTION_SHARE = ((0.3, 0.75), (1.0, 0.35))
-CAPTION_WEIGHTS = {"cells": 2.0, "scene_by_thing": 1.5, "lookup": 2.5, "single_thing": 2.0}
-BENCHMARK_WEIGHTS = {"mmstar": 2.0, "seedbench": 1.5, "infovqa": 1.5}
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run, up to the share `until` of its steps.
+
+    `captions` is the share of captions and drills in a batch; `weights` are relative frequencies (1 where none is
+    given); an answer of n tokens weighs n ** `length_power` in the loss (1: every token counts the same).
+    """
+
+    until: float
+    captions: float
+    length_power: float
+    weights: Mapping[str, float]
+
+
+# Pictures become words first under few kinds of long, certain captions: with many kinds, short answers or drills in
+# the batch the loss stays at the answers' prior for a thousand steps. Then all captions; then, once the tower sees,
+# mostly questions, with short answers no longer drowned by long ones.
+FIRST = dict.fromkeys(("scene_by_place", "cells", "bars", "letters", "hands"), 1.0)
+LATER = {
+    "lookup": 2.5,
+    "single_thing": 2.0,
+    "scene_by_thing": 1.5,
+    "mmstar": 2.0,
+    "seedbench": 1.5,
+    "infovqa": 1.5,
+}
+PHASES = (
+    Phase(0.15, 1.0, 1.0, {**dict.fromkeys(world.CAPTIONS, 0.0), **FIRST}),
+    Phase(0.4, 0.85, 1.0, {"cells": 1.5, "lookup": 1.0, "read_option": 0.5}),
+    Phase(1.0, 0.35, 0.5, LATER),
+)
 IGNORE = -100
 PR_SET_PDEATHSIG = 1
 
@@ -63,13 +93,17 @@ class Batches:
             self.tokens[text] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
         return self.tokens[text]
 
+    def phase(self, step: int) -> Phase:
+        """The phase that a step belongs to."""
+        return next(phase for phase in PHASES if step < phase.until * self.steps)
+
     def names(self, rng: random.Random, step: int) -> list[str]:
         """Which renderers the batch of a step draws from."""
-        share = next(s for until, s in CAPTION_SHARE if step < until * self.steps)
+        phase = self.phase(step)
         captions, benchmarks = list(world.CAPTIONS), list(world.BENCHMARKS)
-        cw = [CAPTION_WEIGHTS.get(n, 1.0) for n in captions]
-        bw = [BENCHMARK_WEIGHTS.get(n, 1.0) for n in benchmarks]
-        n = round(self.size * share)
+        cw = [phase.weights.get(n, 1.0) for n in captions]
+        bw = [phase.weights.get(n, 1.0) for n in benchmarks]
+        n = round(self.size * phase.captions)
         return rng.choices(captions, cw, k=n) + rng.choices(benchmarks, bw, k=self.size - n)
 
     def training(self, step: int, worker: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -93,9 +127,16 @@ class Batches:
             labels.append([IGNORE] * len(prompt) + answer)
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.pad)
-        target, mask = torch.full((len(rows), width), IGNORE), torch.zeros((len(rows), width), dtype=torch.long)
+        target, mask = (
+            torch.full((len(rows), width), IGNORE),
+            torch.zeros((len(rows), width), dtype=torch.long),
+        )
         for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
-            ids[i, : len(row)], target[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), torch.tensor(label), 1
+            ids[i, : len(row)], target[i, : len(row)], mask[i, : len(row)] = (
+                torch.tensor(row),
+                torch.tensor(label),
+                1,
+            )
         pixels = torch.from_numpy(np.stack([np.asarray(image) for _, image, _ in drawn]))
         pixels = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
         tiles = torch.stack([pixels, pixels], dim=1)
@@ -112,11 +153,11 @@ def logits_at_answers(model: Any, batch: dict[str, Tensor], labels: Tensor) -> t
     return logits, labels[:, 1:][wanted], wanted.nonzero()[:, 0]
 
 
-def loss_of(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Cross-entropy in which a sample of n answer tokens weighs √n: captions do not drown one-letter answers."""
+def loss_of(model: Any, batch: dict[str, Tensor], labels: Tensor, length_power: float) -> Tensor:
+    """Cross-entropy in which a sample of n answer tokens weighs n ** `length_power`."""
     logits, target, rows = logits_at_answers(model, batch, labels)
     losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
-    weight = torch.bincount(rows, minlength=len(labels)).clamp(min=1).float().rsqrt()[rows]
+    weight = torch.bincount(rows, minlength=len(labels)).clamp(min=1).float().pow(length_power - 1)[rows]
     return (losses * weight).sum() / weight.sum()
 
 
@@ -201,7 +242,11 @@ class Pretraining:
         """One optimizer step on the whole batch; returns this worker's loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
-        loss = loss_of(self.model, *self.batches.training(self.step, self.rank))
+        loss = loss_of(
+            self.model,
+            *self.batches.training(self.step, self.rank),
+            self.batches.phase(self.step).length_power,
+        )
         loss.backward()
         if self.args.workers > 1:
             # The tower's last norm is behind no loss, so some gradients do not exist on any worker.
@@ -243,7 +288,9 @@ class Pretraining:
 def work(rank: int, args: argparse.Namespace) -> None:
     """One worker's whole run."""
     if args.workers > 1:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed parent must not leave workers behind
+        ctypes.CDLL(None).prctl(
+            PR_SET_PDEATHSIG, signal.SIGKILL
+        )  # a killed parent must not leave workers behind
         store = f"file://{Path(args.run).absolute()}/rendezvous-{os.getppid()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.workers)
     run = Pretraining(args, rank)
@@ -271,13 +318,15 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run the workers."""
     parser = argparse.ArgumentParser(prog="python -m lmm_forget.tiny.pretrain", description=__doc__)
     parser.add_argument("--family", choices=sorted(BUILDERS), default="onevision", help="which tiny LMM")
-    parser.add_argument("--steps", type=int, default=3600, help="optimizer steps of the whole run")
-    parser.add_argument("--batch", type=int, default=96, help="samples per step over all workers")
+    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps of the whole run")
+    parser.add_argument("--batch", type=int, default=64, help="samples per step over all workers")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pictures")
     parser.add_argument("--workers", type=int, default=2, help="single-threaded processes")
     parser.add_argument("--save-every", type=int, default=300, help="steps between saves and scores")
-    parser.add_argument("--run", default=None, help="folder of the resumable state (default multirun/tiny_<family>)")
+    parser.add_argument(
+        "--run", default=None, help="folder of the resumable state (default multirun/tiny_<family>)"
+    )
     parser.add_argument("--out", default=None, help="checkpoint folder (default: the package's own)")
     args = parser.parse_args(argv)
     args.run = args.run or f"multirun/tiny_{args.family}"

@@ -36,7 +36,9 @@ def scene(rng: random.Random, n: int) -> tuple[Image.Image, list[Thing]]:
     image, pen = canvas(rng)
     things = [
         Thing(k, c, p)
-        for k, c, p in zip(rng.sample(SHAPES, n), rng.sample(list(COLORS), n), rng.sample(range(4), n), strict=True)
+        for k, c, p in zip(
+            rng.sample(SHAPES, n), rng.sample(list(COLORS), n), rng.sample(range(4), n), strict=True
+        )
     ]
     for thing in things:
         x, y = PLACE_CENTERS[thing.place]
@@ -87,7 +89,9 @@ def clock(rng: random.Random, hour: int, five: int) -> Image.Image:
         s, c = math.sin(i * math.pi / 6), math.cos(i * math.pi / 6)
         pen.line([(cx + 24 * s, cy - 24 * c), (cx + 27 * s, cy - 27 * c)], fill=(0, 0, 0), width=1)
     minute, short = five * math.pi / 6, (hour + five / 12) * math.pi / 6
-    pen.line([(cx, cy), (cx + 23 * math.sin(minute), cy - 23 * math.cos(minute))], fill=(40, 80, 220), width=3)
+    pen.line(
+        [(cx, cy), (cx + 23 * math.sin(minute), cy - 23 * math.cos(minute))], fill=(40, 80, 220), width=3
+    )
     pen.line([(cx, cy), (cx + 14 * math.sin(short), cy - 14 * math.cos(short))], fill=(200, 30, 30), width=4)
     return image
 
@@ -95,7 +99,8 @@ def clock(rng: random.Random, hour: int, five: int) -> Image.Image:
 def tissue(rng: random.Random, large: bool, dense: bool) -> Image.Image:
     """A stained section: nuclei are large or small, dense or sparse."""
     image, pen = canvas(rng)
-    image.paste((225 + rng.randint(-9, 9), 170 + rng.randint(-9, 9), 200 + rng.randint(-9, 9)), [0, 0, SIZE, SIZE])
+    stain = (225 + rng.randint(-9, 9), 170 + rng.randint(-9, 9), 200 + rng.randint(-9, 9))
+    pen.rectangle([0, 0, SIZE, SIZE], fill=stain)
     for _ in range(rng.randint(28, 36) if dense else rng.randint(9, 13)):
         x, y = rng.randint(0, SIZE), rng.randint(0, SIZE)
         r = rng.choice((4, 5, 6)) if large else rng.choice((1, 1.5, 2))

@@ -28,7 +28,9 @@ def counting(rng: random.Random) -> Drawn:
     label = (kind + "es" if kind == "cross" else kind + "s") if n > 1 else kind
     plural = kind + "es" if kind == "cross" else kind + "s"
     answer = f"There {'are' if n > 1 else 'is'} {n} {label} in this image."
-    return Drawn(image, (Question(f"How many {plural} are in this image?", (answer, str(n)), meta={"count": n}),))
+    return Drawn(
+        image, (Question(f"How many {plural} are in this image?", (answer, str(n)), meta={"count": n}),)
+    )
 
 
 def pathology(rng: random.Random) -> Drawn:
@@ -55,4 +57,7 @@ def clocks(rng: random.Random) -> Drawn:
     """TimeClock's stand-in: an analogue clock as HH:MM in steps of five minutes."""
     hour, five = rng.randrange(12), rng.randrange(12)
     image = scenes.clock(rng, hour, five)
-    return Drawn(image, (Question("What time does the clock show in this image?", (f"{hour or 12:02d}:{five * 5:02d}",)),))
+    return Drawn(
+        image,
+        (Question("What time does the clock show in this image?", (f"{hour or 12:02d}:{five * 5:02d}",)),),
+    )

@@ -43,7 +43,9 @@ def test_an_unfinished_draft_is_no_record(tmp_path: Path) -> None:
     assert Store(tmp_path).record("k") is None
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"schema": 99, "key": "k"}', '{"schema": 1, "key": "other"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '{"schema": 99, "key": "k"}', '{"schema": 1, "key": "other"}']
+)
 def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, content: str) -> None:
     store = Store(tmp_path)
     store.commit("k", {}, DELTA)
@@ -64,7 +66,11 @@ def test_a_truncated_delta_is_named(tmp_path: Path) -> None:
 def test_an_unknown_kind_of_entry_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.commit("k", {}, DELTA)
-    save_file(DELTA, tmp_path / "stages" / "k" / "delta.safetensors", metadata={"kinds": json.dumps({"a.weight": "lowrank"})})
+    save_file(
+        DELTA,
+        tmp_path / "stages" / "k" / "delta.safetensors",
+        metadata={"kinds": json.dumps({"a.weight": "lowrank"})},
+    )
     with pytest.raises(StoreError, match="lowrank"):
         store.delta("k")
 

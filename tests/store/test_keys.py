@@ -20,7 +20,14 @@ CONFIG: dict[str, Any] = {
     "probe": {"name": "none"},
     "training": {"global_batch": 8, "learning_rate": 1e-4, "learning_rate_source": "model"},
     "data": {"world": "tiny", "train_samples": None, "eval_samples": None, "validation": False},
-    "hardware": {"accelerator": "cpu", "precision": "bf16", "micro_batch": 8, "threads": 1, "jobs": "auto", "devices": 1},
+    "hardware": {
+        "accelerator": "cpu",
+        "precision": "bf16",
+        "micro_batch": 8,
+        "threads": 1,
+        "jobs": "auto",
+        "devices": 1,
+    },
     "logger": {"name": "csv"},
     "tasks": {"a": {"n_train": 10}, "b": {"n_train": 20}, "h": {"n_test": 5}},
 }
@@ -49,11 +56,29 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "path",
     [
-        "name", "store", "logger", "checkpoint_every", "objective", "suite", "probe", "sequence", "model.path",
-        "hardware.micro_batch", "hardware.threads", "hardware.jobs", "hardware.devices", "hardware.nodes", "hardware.workers",
-        "hardware.eval_batch", "data.eval_samples", "data.validation", "training.learning_rate_source", "tasks.b", "tasks.h",
+        "name",
+        "store",
+        "logger",
+        "checkpoint_every",
+        "objective",
+        "suite",
+        "probe",
+        "sequence",
+        "model.path",
+        "hardware.micro_batch",
+        "hardware.threads",
+        "hardware.jobs",
+        "hardware.devices",
+        "hardware.nodes",
+        "hardware.workers",
+        "hardware.eval_batch",
+        "data.eval_samples",
+        "data.validation",
+        "training.learning_rate_source",
+        "tasks.b",
+        "tasks.h",
     ],
-)  # fmt: skip
+)
 def test_what_moves_no_weight_is_not_in_the_key(path: str) -> None:
     assert key(changed(path, "other")) == key()
 
@@ -61,19 +86,47 @@ def test_what_moves_no_weight_is_not_in_the_key(path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "seed", "model.name", "model.dtype", "model.attention", "recipe.layers", "recipe.rules", "training.learning_rate",
-        "training.global_batch", "data.world", "data.train_samples", "hardware.precision", "hardware.accelerator", "tasks.a",
+        "seed",
+        "model.name",
+        "model.dtype",
+        "model.attention",
+        "recipe.layers",
+        "recipe.rules",
+        "training.learning_rate",
+        "training.global_batch",
+        "data.world",
+        "data.train_samples",
+        "hardware.precision",
+        "hardware.accelerator",
+        "tasks.a.n_train",
         # Fields that do not exist yet count until somebody lists them.
-        "a_new_field", "training.a_new_field", "hardware.a_new_field", "recipe.a_new_field",
+        "a_new_field",
+        "training.a_new_field",
+        "hardware.a_new_field",
+        "recipe.a_new_field",
     ],
-)  # fmt: skip
+)
 def test_everything_else_is(path: str) -> None:
     assert key(changed(path, "other")) != key()
 
 
+def test_moving_a_tasks_files_changes_nothing() -> None:
+    assert key(changed("tasks.a", {"n_train": 10, "path": "elsewhere", "images_root": "there"})) == key()
+    assert answers(task={"name": "h", "path": "elsewhere"}) == answers()
+
+
 def test_the_short_list_is_the_one_in_the_design() -> None:
     assert NOT_WEIGHTS["hardware"] >= {"devices", "nodes", "micro_batch", "workers", "threads"}
-    assert NOT_WEIGHTS[""] >= {"logger", "store", "name", "paths", "progress", "checkpoint_every", "suite", "probe"}
+    assert NOT_WEIGHTS[""] >= {
+        "logger",
+        "store",
+        "name",
+        "paths",
+        "progress",
+        "checkpoint_every",
+        "suite",
+        "probe",
+    }
     assert sum(map(len, NOT_WEIGHTS.values())) < 25
 
 
@@ -98,16 +151,29 @@ def test_the_view_does_not_alias_the_configuration() -> None:
 
 def answers(**changes: Any) -> str:
     node = {"name": "h"}
-    usual = {"split": "test", "limit": None, "data": "d", "processor": "x", "model": CONFIG["model"], "versions": REST["versions"]}
+    usual = {
+        "split": "test",
+        "limit": None,
+        "data": "d",
+        "processor": "x",
+        "model": CONFIG["model"],
+        "versions": REST["versions"],
+    }
     return answers_key(changes.pop("weights", "w"), changes.pop("task", node), **{**usual, **changes})
 
 
 def test_answers_depend_on_weights_task_split_limit_and_numerics() -> None:
     others = [
-        answers(weights="v"), answers(task={"name": "g"}), answers(split="validation"), answers(limit=5), answers(data="e"),
-        answers(processor="y"), answers(model={**CONFIG["model"], "attention": "sdpa"}),
-        answers(model={**CONFIG["model"], "dtype": "bfloat16"}), answers(versions={"torch": "2.15", "transformers": "5.23"}),
-    ]  # fmt: skip
+        answers(weights="v"),
+        answers(task={"name": "g"}),
+        answers(split="validation"),
+        answers(limit=5),
+        answers(data="e"),
+        answers(processor="y"),
+        answers(model={**CONFIG["model"], "attention": "sdpa"}),
+        answers(model={**CONFIG["model"], "dtype": "bfloat16"}),
+        answers(versions={"torch": "2.15", "transformers": "5.23"}),
+    ]
     assert len({answers(), *others}) == len(others) + 1
     assert answers(model={**CONFIG["model"], "path": "elsewhere"}) == answers()
 

@@ -24,9 +24,17 @@ def test_batches_equal_the_real_processors() -> None:
     for name, _, question in drawn:
         text = question.text + world.INSTRUCTIONS.get(name, "")
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        texts.append(processor.apply_chat_template(turn, add_generation_prompt=True) + question.answers[0] + "<|im_end|>")
+        texts.append(
+            processor.apply_chat_template(turn, add_generation_prompt=True)
+            + question.answers[0]
+            + "<|im_end|>"
+        )
     real = processor(
-        text=texts, images=[[image] for _, image, _ in drawn], padding=True, padding_side="right", return_tensors="pt"
+        text=texts,
+        images=[[image] for _, image, _ in drawn],
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
     )
     assert real["input_ids"].tolist() == ours["input_ids"].tolist()
     assert (real["pixel_values"] - ours["pixel_values"]).abs().max() < 1e-6
@@ -39,14 +47,21 @@ def test_mixture_follows_the_schedule_and_holds_no_skill() -> None:
     _, processor = build_onevision()
     batches = pretrain.Batches(processor, 0, 100, 1000)
     early, late = batches.names(random.Random(0), 0), batches.names(random.Random(0), 900)
-    assert sum(name in world.CAPTIONS for name in early) == 75
+    assert sum(name in world.CAPTIONS for name in early) == 100
     assert sum(name in world.CAPTIONS for name in late) == 35
     assert not set(early + late) & set(world.SKILLS)
 
 
 def arguments(folder: Path, steps: int) -> argparse.Namespace:
     return argparse.Namespace(
-        family="onevision", steps=steps, batch=4, lr=1e-3, seed=3, workers=1, run=str(folder / "run"), out=str(folder / "out")
+        family="onevision",
+        steps=steps,
+        batch=4,
+        lr=1e-3,
+        seed=3,
+        workers=1,
+        run=str(folder / "run"),
+        out=str(folder / "out"),
     )
 
 

@@ -100,9 +100,24 @@ def test_captions_hold_number_words_sometimes() -> None:
 
 
 def test_pretraining_never_uses_a_skills_questions() -> None:
-    asked = {q.text.split("\n")[0] for name in world.CAPTIONS for i in range(60) for q in world.draw(name, "x", i).questions}
-    asked |= {q.text.split("\n")[0] for name in world.BENCHMARKS for i in range(60) for q in world.draw(name, "x", i).questions}
-    taught = {q.text.split("\n")[0] for name in world.SKILLS for i in range(60) for q in world.draw(name, "x", i).questions}
+    asked = {
+        q.text.split("\n")[0]
+        for name in world.CAPTIONS
+        for i in range(60)
+        for q in world.draw(name, "x", i).questions
+    }
+    asked |= {
+        q.text.split("\n")[0]
+        for name in world.BENCHMARKS
+        for i in range(60)
+        for q in world.draw(name, "x", i).questions
+    }
+    taught = {
+        q.text.split("\n")[0]
+        for name in world.SKILLS
+        for i in range(60)
+        for q in world.draw(name, "x", i).questions
+    }
     assert not asked & taught
 
 
