@@ -1,0 +1,126 @@
+"""The number formats of a stage: fp32 masters, frozen weights as they came, compute in bf16 or fp32.
+
+Under `bf16` (autocast) the residual streams would follow the dtype of whichever embeddings are trained, and
+recipes would start from different logits. So embeddings are cast to the compute dtype for every recipe:
+before the first step all recipes give, bit for bit, what the untouched checkpoint gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lmm_forget.errors import ConfigError
+from lmm_forget.recipes.method import to_base, to_masters
+
+__all__ = ["PRECISIONS", "Compute", "cast_embeddings", "refuse_pure_bf16", "to_base", "to_masters"]
+
+PRECISIONS = ("bf16", "fp32", "bf16-true")
+"""Values of `hardware.precision`: bf16 autocast over fp32 masters, everything fp32, everything bf16."""
+
+SMALLEST_PURE_BF16_RATE = 1e-4
+
+
+def refuse_pure_bf16(training: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
+    """Raise ConfigError for `bf16-true` with a learning rate whose steps bf16 weights cannot represent.
+
+    bf16 keeps 8 significant bits, so a weight w ignores changes below about w/512; AdamW moves by about the
+    learning rate a step, and language model weights are around 0.02 (w/512 = 4e-5). Also raised for an
+    unknown precision.
+    """
+    precision = hardware.get("precision", "bf16")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"hardware.precision={precision}: unknown; use one of {', '.join(PRECISIONS)}")
+    rates = [training.get("learning_rate"), training.get("vision_learning_rate")]
+    smallest = min((float(rate) for rate in rates if rate), default=0.0)
+    if precision == "bf16-true" and smallest < SMALLEST_PURE_BF16_RATE:
+        raise ConfigError(
+            f"hardware.precision=bf16-true with learning rate {smallest:g}: AdamW's steps are below bf16's "
+            f"resolution of typical weights (about w/512, 4e-5 for w=0.02) and would be rounded away; use "
+            f"hardware.precision=bf16 (fp32 masters) or a rate of at least {SMALLEST_PURE_BF16_RATE:g}"
+        )
+
+
+def cast_embeddings(model: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
+    """Cast what embeddings hand on to `dtype`, by forward hooks; remove the handles to undo it.
+
+    Covers every `nn.Embedding` (tokens of the decoder, positions of a tower) and every composite module that
+    owns a bare parameter and returns one tensor (CLIP's embeddings with their class token): the places where
+    a trained fp32 tensor enters a residual stream other than through an autocast operation or a norm in front
+    of one.
+    """
+
+    def cast(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
+
+    return [module.register_forward_hook(cast) for module in model.modules() if _enters_stream(module)]
+
+
+def _enters_stream(module: nn.Module) -> bool:
+    if isinstance(module, nn.Embedding):
+        return True
+    composite = next(module.children(), None) is not None
+    return composite and next(module.parameters(recurse=False), None) is not None
+
+
+class Compute:
+    """The compute precision of one stage, in force between `__enter__` and `__exit__`.
+
+    - `bf16`: forward passes run under bf16 autocast; trainable tensors are the fp32 masters they are. Frozen fp16
+      tensors are widened to fp32 for the stage (exactly), because autocast cannot mix the two half formats.
+    - `fp32`: no autocast; frozen tensors of a bf16 or fp16 checkpoint are widened to fp32 for the stage
+      (exactly) and narrowed again afterwards, so they come back bit for bit.
+    - `bf16-true`: no masters; allowed for bf16 checkpoints only, because other frozen tensors would lose
+      bits.
+    """
+
+    def __init__(
+        self, model: nn.Module, precision: str, device_type: str, checkpoint: Mapping[str, torch.dtype]
+    ) -> None:
+        """`checkpoint` gives the dtype of each parameter in the checkpoint, by name. Raises ConfigError."""
+        foreign = sorted({str(d).removeprefix("torch.") for d in checkpoint.values()} - {"bfloat16"})
+        if precision == "bf16-true" and foreign:
+            raise ConfigError(
+                f"hardware.precision=bf16-true: the checkpoint holds {', '.join(foreign)} tensors, which "
+                "bf16 would round; use hardware.precision=bf16"
+            )
+        self._model, self._precision, self._device_type = model, precision, device_type
+        self._undo: dict[str, torch.dtype] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> Compute:
+        if self._precision == "bf16":
+            self._convert(torch.float16, torch.float32)
+            self._hooks = cast_embeddings(self._model, torch.bfloat16)
+        else:
+            self._convert(None, torch.float32 if self._precision == "fp32" else torch.bfloat16)
+        return self
+
+    def _convert(self, only: torch.dtype | None, wanted: torch.dtype) -> None:
+        for name, p in self._model.named_parameters():
+            if p.dtype != wanted and (only is None or p.dtype == only):
+                self._undo[name] = p.dtype
+                p.grad, p.data = None, p.data.to(wanted)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        parameters = dict(self._model.named_parameters())
+        for name, dtype in self._undo.items():
+            parameters[name].grad = None
+            parameters[name].data = parameters[name].data.to(dtype)
+        self._hooks, self._undo = [], {}
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context of one forward pass (not of its backward pass)."""
+        if self._precision == "bf16":
+            return torch.autocast(self._device_type, dtype=torch.bfloat16)
+        return nullcontext()
