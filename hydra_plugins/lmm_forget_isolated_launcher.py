@@ -1,0 +1,7 @@
+"""`hydra/launcher=isolated`: Hydra takes launchers only from this namespace; the code is in lmm_forget.launch."""
+
+from lmm_forget.launch.isolated import Isolated
+
+
+class IsolatedLauncher(Isolated):
+    """One process per grid point; see lmm_forget.launch.isolated."""

@@ -1,0 +1,60 @@
+"""The installed `lmm-forget` script: `lmm-forget run …` is `python -m lmm_forget.run …`."""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "run": "teach a sequence of skills, as one job or as a sweep (-m)",
+    "plan": "which parameters a recipe moves, without loading weights",
+    "job": "run one resolved job.yaml",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code, 2 for an unknown one."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("--help", "-h", "help"):
+        print(overview())
+        return 0
+    if given[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"lmm-forget {version('lmm-forget')}")
+        return 0
+    command, rest = given[0], given[1:]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(
+            f"lmm-forget: error: no command {command!r}; there are: {', '.join(COMMANDS)}{hint}",
+            file=sys.stderr,
+        )
+        return 2
+    before = sys.argv
+    sys.argv = [f"lmm-forget {command}", *rest]
+    try:
+        runpy.run_module(f"lmm_forget.{command}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    finally:
+        sys.argv = before
+    return 0
+
+
+def overview() -> str:
+    """The list of commands."""
+    lines = [f"  {name:<6}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: lmm-forget COMMAND [arguments]", "", *lines, "", "lmm-forget COMMAND --help says more."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

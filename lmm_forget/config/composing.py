@@ -1,0 +1,107 @@
+"""Where the YAML files lie, and how Hydra puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lmm_forget.errors import ConfigError
+
+VERSION_BASE = "1.3"
+"""The Hydra behaviour this package is written for."""
+
+
+def conf_dir() -> Path:
+    """The packaged configuration folder: inside the package in a wheel, beside it in a checkout.
+
+    Raises ConfigError if there is neither.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "run.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"the configuration folder is missing: no conf/run.yaml in {package} or beside it; reinstall lmm-forget"
+    )
+
+
+def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """Names of the YAML files of a group (`recipe`, `hydra/launcher`), in the packaged folder and in `folders`."""
+    found = {path.stem for folder in (*folders, conf_dir()) for path in (folder / group).glob("*.yaml")}
+    return sorted(found)
+
+
+def search_path(cfg: DictConfig) -> list[Path]:
+    """Folders that hold task YAMLs for a composed configuration, the user's own before the packaged one."""
+    packaged = conf_dir()
+    own = []
+    for source in cfg.hydra.runtime.config_sources:
+        if source.schema == "file" and source.path and Path(source.path).resolve() != packaged:
+            own.append(Path(source.path))
+    return [*own, packaged]
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """Compose `run.yaml` with command-line style `overrides`; the result keeps Hydra's own node under `hydra`.
+
+    `config_dir` is a folder of the user's with the same groups (`task/mine.yaml`), as `--config-dir` is on the
+    command line. Raises ConfigError, one line, for anything Hydra does not accept.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from lmm_forget.config.messages import one_line
+
+    register_resolvers()
+    own = list(overrides)
+    if config_dir is not None:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise ConfigError(f"the configuration folder {config_dir} does not exist")
+        own.append(f"hydra.searchpath=['file://{folder}']")
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base=VERSION_BASE, config_dir=str(conf_dir()), job_name="run"):
+            return hydra_compose("run", overrides=own, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(one_line(error, overrides, config_dir)) from error
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def register_resolvers() -> None:
+    """Make `${lmm_forget.default_name:}` known to OmegaConf (more than once does no harm)."""
+    OmegaConf.register_new_resolver("lmm_forget.default_name", _default_name, replace=True)
+
+
+def _default_name(*, _root_: Any) -> str:
+    """The chosen experiment's name, else the model's; a sweep over either gets the plural of what it varies."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = OmegaConf.select(_root_, "hydra")
+    if hydra is None and HydraConfig.initialized():
+        hydra = HydraConfig.get()  # Hydra takes its own node out of the configuration it hands to a task
+    if hydra is None:
+        return str(_root_.model.name)
+    for key in ("experiment", "model"):
+        if any(_varies(str(override), key) for override in hydra.overrides.task):
+            return f"{key}s"
+    experiment = OmegaConf.select(hydra, "runtime.choices.experiment")
+    return str(experiment or _root_.model.name)
+
+
+def _varies(override: str, key: str) -> bool:
+    """Whether a command-line override gives `key` several values."""
+    if override.lstrip("+").split("=", 1)[0] != key:
+        return False
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return bool(OverridesParser.create().parse_override(override).is_sweep_override())

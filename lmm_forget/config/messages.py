@@ -1,0 +1,91 @@
+"""Hydra's and OmegaConf's many-line messages, as one line that says what exists instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+_TELLING = ("model", "recipe", "sequence", "hardware", "logger")
+"""Groups whose choices have fields of their own."""
+
+
+def one_line(
+    error: BaseException, overrides: Sequence[str] = (), config_dir: str | Path | None = None
+) -> str:
+    """One line for an error of Hydra or OmegaConf (or any other), naming the choices or keys that exist.
+
+    `overrides` and `config_dir` are what was asked for; they are used to look up the neighbours of an unknown key.
+    """
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    text = str(error)
+    if isinstance(error, yaml.YAMLError):
+        return f"a YAML file cannot be read: {_flat(text)}"
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error.missing_cfg_file, error.options, text)
+    if isinstance(error, OverrideParseException):
+        why = _flat(error.message.splitlines()[0])
+        return f"cannot read {error.override!r}: {why}; write key=value, and quote lists and commas"
+    unknown = re.search(r"Could not (?:override|delete|append to)[a-z ]* '([^']+)'", text)
+    if unknown:
+        return _unknown_key(unknown.group(1).split("@")[0], overrides, config_dir)
+    if "Multiple values for" in text:
+        return _flat(text.splitlines()[0])
+    if "An item is already at" in text:
+        return f"{_flat(text.splitlines()[0]).rstrip('.')}; leave out the leading +"
+    if "sweep" in text.lower() and "--multirun" in text:
+        return f"{_flat(text.splitlines()[0])}; several values need -m, one value with commas needs quotes"
+    full_key = getattr(error, "full_key", None)
+    where = f"{full_key}: " if full_key else ""
+    return where + _flat(text.splitlines()[0] if text else type(error).__name__)
+
+
+def closest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean X?` if a known word is close, else nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def listing(names: Sequence[str]) -> str:
+    """Names for the end of a message; `nothing` if there are none."""
+    return ", ".join(names) if names else "nothing"
+
+
+def _missing_choice(wanted: str | None, options: Sequence[str] | None, text: str) -> str:
+    group, _, name = str(wanted or "").rpartition("/")
+    if not group:
+        return _flat(text.splitlines()[0])
+    name = name.removesuffix(".yaml")
+    known = sorted(options or [])
+    return f"there is no {group} {name!r}; choose one of: {listing(known)}{closest(name, known)}"
+
+
+def _unknown_key(key: str, overrides: Sequence[str], config_dir: str | Path | None) -> str:
+    """Name the keys that stand where `key` was looked for."""
+    from lmm_forget.config.composing import compose
+    from lmm_forget.errors import ConfigError
+
+    key = key.lstrip("+~")
+    plain = [text for text in overrides if "," not in text]
+    keep = [text for text in plain if text.lstrip("+~").split("=", 1)[0] in _TELLING]
+    try:
+        cfg = compose(keep, config_dir)
+    except ConfigError:
+        return f"there is no key {key!r} in the configuration"
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    while parent and not isinstance(node, DictConfig):
+        parent, _, last = parent.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+    known = [str(name) for name in node if name != "hydra"] if isinstance(node, DictConfig) else []
+    where = parent or "the configuration"
+    return f"there is no {key!r}; {where} has: {listing(known)}{closest(last, known)}"
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

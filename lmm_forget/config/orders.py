@@ -1,0 +1,65 @@
+"""The order in which a sequence teaches its skills."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmm_forget.errors import ConfigError
+
+
+def arrange(sequence: Mapping[str, Any]) -> list[str]:
+    """Task names of a sequence node in the order of teaching.
+
+    A node with `task` teaches that one; one with `order` permutes its `tasks`; any other teaches `tasks` as listed
+    (a name may stand there twice: it is taught twice). Raises ConfigError.
+    """
+    tasks = [str(name) for name in sequence.get("tasks") or []]
+    if "task" in sequence:
+        if not isinstance(sequence.get("task"), str):
+            raise ConfigError(
+                "sequence.task is empty; name the one skill to teach, e.g. sequence=single sequence.task=timeclock"
+            )
+        return [str(sequence["task"])]
+    if not tasks:
+        raise ConfigError("sequence.tasks is empty; name at least one skill to teach")
+    if "order" not in sequence:
+        return tasks
+    order = sequence["order"]
+    if isinstance(order, int) and not isinstance(order, bool):
+        return [tasks[position] for position in permutation(len(tasks), order)]
+    if isinstance(order, Sequence) and not isinstance(order, str):
+        return _listed(tasks, list(order))
+    raise ConfigError(
+        f"sequence.order={order} cannot be read; give a permutation index or a list of positions or names"
+    )
+
+
+def permutation(n: int, index: int) -> list[int]:
+    """The `index`-th permutation of 0..n-1 in lexicographic order (factorial number system).
+
+    Raises ConfigError if `index` is not in 0..n!-1.
+    """
+    count = math.factorial(n)
+    if not 0 <= index < count:
+        raise ConfigError(
+            f"sequence.order={index} is out of range; {n} tasks have the orders 0 to {count - 1}"
+        )
+    left = list(range(n))
+    chosen = []
+    for place in range(n, 0, -1):
+        position, index = divmod(index, math.factorial(place - 1))
+        chosen.append(left.pop(position))
+    return chosen
+
+
+def _listed(tasks: list[str], order: list[Any]) -> list[str]:
+    """An explicit order, of positions or of names; every task exactly once."""
+    positions = [tasks.index(item) if isinstance(item, str) and item in tasks else item for item in order]
+    if sorted(map(str, positions)) != sorted(map(str, range(len(tasks)))):
+        raise ConfigError(
+            f"sequence.order={order} must hold each of the {len(tasks)} tasks once, as positions 0 to {len(tasks) - 1} "
+            f"or as names: {', '.join(tasks)}"
+        )
+    return [tasks[int(position)] for position in positions]

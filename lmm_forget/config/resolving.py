@@ -1,0 +1,127 @@
+"""The composed configuration made concrete: names become tasks, orders become lists, defaults become numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lmm_forget.config.checks import GROUPS, check
+from lmm_forget.config.composing import register_resolvers, search_path
+from lmm_forget.config.messages import one_line
+from lmm_forget.config.naming import check_name
+from lmm_forget.config.orders import arrange
+from lmm_forget.config.tasks import TaskFiles, check_roles
+from lmm_forget.errors import ConfigError
+
+FITTED = ("training", "micro_batch", "eval_batch")
+"""Keys of a model's YAML that only fill `training` and `hardware`; they stand there once resolved."""
+
+
+def resolve(
+    cfg: DictConfig, folders: Sequence[Path] | None = None, name: str | None = None
+) -> dict[str, Any]:
+    """The plain dictionary a job runs from: nothing left to look up, every value checked.
+
+    `cfg` is what `compose` (or Hydra) returns, with its `hydra` node; `folders` are searched for task YAMLs (default:
+    the configuration's search path, the user's folder first); `name` overrides the sweep's name.
+    Under `tasks` stands every task of the sequence and the suite; `sequence.tasks` and `suite.tasks` hold the names
+    those tasks are recorded under. `training.learning_rate` is a number, and `training.learning_rate_source` says
+    who chose it. Raises ConfigError.
+    """
+    register_resolvers()
+    try:
+        return _resolve(cfg, search_path(cfg) if folders is None else list(folders), name)
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str, Any]:
+    hydra = cfg.hydra
+    overrides = [str(item) for item in hydra.overrides.task]
+    chosen = {str(key): value for key, value in hydra.runtime.choices.items()}
+    run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "name")])
+    OmegaConf.set_struct(run, False)
+    run.name = check_name(cfg.name if name is None else name)
+
+    sequence, suite = run.sequence, run.suite
+    world = str(run.data.world)
+    files = TaskFiles(folders, world)
+    taught = [files.load(item) for item in arrange(sequence)]
+    asked = [files.load(item) for item in _suite(suite)]
+    check_roles(taught, asked)
+    files.merge_into(run, [*taught, *asked])
+
+    config: dict[str, Any] = OmegaConf.to_container(run, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    config["sequence"]["tasks"] = [task.name for task in taught]
+    config["suite"]["tasks"] = [task.name for task in asked]
+    if "task" in config["sequence"]:
+        config["sequence"]["task"] = config["sequence"]["tasks"][0]
+    _learning_rate(config, overrides, chosen, folders)
+    _require_names(config)
+    for key in FITTED:
+        config["model"].pop(key, None)
+    check(config)
+    config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
+    return config
+
+
+def _suite(suite: Any) -> list[str]:
+    names = list(suite.get("tasks") or [])
+    if not names:
+        raise ConfigError("suite.tasks is empty; forgetting needs at least one held-out benchmark")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"suite.tasks names {', '.join(twice)} more than once")
+    return names
+
+
+def _learning_rate(
+    config: dict[str, Any], overrides: Sequence[str], chosen: Mapping[str, Any], folders: Sequence[Path]
+) -> None:
+    """Set training.learning_rate and its source: command line > experiment > recipe > model."""
+    training, model, recipe = config["training"], config["model"], config["recipe"]
+    given = training.get("learning_rate")
+    fitted = model.get("training") or {}
+    by_recipe = fitted.get("learning_rates") or {}
+    if given is not None:
+        typed = any(item.lstrip("+").split("=", 1)[0] == "training.learning_rate" for item in overrides)
+        source = (
+            "command line"
+            if typed
+            else "experiment"
+            if _sets_rate(chosen.get("experiment"), folders)
+            else "training"
+        )
+    elif recipe.get("learning_rate") is not None:
+        given, source = recipe["learning_rate"], "recipe"
+    else:
+        given, source = by_recipe.get(recipe.get("name"), fitted.get("learning_rate")), "model"
+    if given is None:
+        raise ConfigError(
+            f"no learning rate: the model {model.get('name')} suggests none; set training.learning_rate"
+        )
+    training["learning_rate"] = given
+    training["learning_rate_source"] = source
+
+
+def _sets_rate(experiment: Any, folders: Sequence[Path]) -> bool:
+    """Whether an experiment's own YAML sets the learning rate."""
+    for folder in folders:
+        path = folder / "experiment" / f"{experiment}.yaml"
+        if experiment and path.is_file():
+            return OmegaConf.select(OmegaConf.load(path), "training.learning_rate") is not None
+    return False
+
+
+def _require_names(config: Mapping[str, Any]) -> None:
+    for group in GROUPS:
+        if group in ("training", "data", "hardware"):
+            continue
+        node = config.get(group)
+        if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
+            raise ConfigError(f"the chosen {group} has no name; its YAML must begin with name: …")

@@ -1,0 +1,1 @@
+"""Jobs as processes of their own: prepared, started side by side, watched, stopped, reported."""

@@ -1,0 +1,128 @@
+"""Job folders: what a grid point is written to, when it is done, and when a folder belongs to something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmm_forget.config.naming import differences
+from lmm_forget.errors import ConfigError, LaunchError
+from lmm_forget.job import read_config, read_status, write_atomic
+
+ROOT = Path("multirun")
+STALE = 30.0
+"""Seconds without a heartbeat after which a running job counts as dead."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One grid point: its name within the sweep, its folder, its resolved configuration."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """The job.yaml that its process reads."""
+        return self.folder / "job.yaml"
+
+    @property
+    def log(self) -> Path:
+        """Everything its process printed."""
+        return self.folder / "job.log"
+
+    def results(self) -> dict[str, Any] | None:
+        """The content of results.json; None as long as the job is not finished. Raises LaunchError if it is damaged."""
+        path = self.folder / "results.json"
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise LaunchError(
+                f"{path} is damaged ({error}); delete it and run the same command again"
+            ) from error
+        return dict(results)
+
+    def objective(self) -> float | None:
+        """The finished job's figure of merit that `objective` names, in points; None where it is undefined."""
+        figure = ((self.results() or {}).get("figures") or {}).get(self.config["objective"])
+        value = figure.get("value") if isinstance(figure, Mapping) else None
+        return None if value is None else float(value)
+
+
+def make_job(config: Mapping[str, Any], name: str) -> Job:
+    """The job of a resolved configuration, in multirun/<sweep>/<name>."""
+    return Job(name, ROOT / str(config["name"]) / name, config)
+
+
+def prepare(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+    """Check every folder, then write the job.yaml of those that are not finished; returns (to run, finished).
+
+    Grid points that resolve to the same job are one job. Nothing is written before all of them are checked. Raises
+    ConfigError where a folder or an earlier grid point holds another configuration, LaunchError where a job runs now.
+    """
+    unique: dict[str, Job] = {}
+    for job in jobs:
+        twin = unique.setdefault(job.name, job)
+        changed = differences(twin.config, job.config)
+        if changed:
+            raise ConfigError(f"two grid points are both called {job.name} but differ in {_few(changed)}")
+        if job.file.exists():
+            changed = differences(read_config(job.file), job.config)
+            if changed:
+                raise ConfigError(
+                    f"{job.folder} holds another configuration; it differs in {_few(changed)}; "
+                    "choose another name=… or delete the folder"
+                )
+        _refuse_running(job)
+    finished = [job for job in unique.values() if job.file.exists() and job.results() is not None]
+    done = {job.name for job in finished}
+    waiting = [job for job in unique.values() if job.name not in done]
+    for job in waiting:
+        (job.folder / "results.json").unlink(missing_ok=True)  # results without a job.yaml are nobody's
+        (job.folder / "status.json").unlink(missing_ok=True)
+        write_atomic(
+            job.file, yaml.safe_dump(dict(job.config), sort_keys=False, allow_unicode=True, width=110)
+        )
+    return waiting, finished
+
+
+def _refuse_running(job: Job) -> None:
+    """Two processes must not write one folder: look for a fresh heartbeat of a live process."""
+    status = read_status(job.folder)
+    if status.get("state") != "running":
+        return
+    try:
+        age = (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds()
+        pid = int(status["pid"])
+    except (KeyError, TypeError, ValueError):
+        return
+    if age < STALE and (status.get("host") != socket.gethostname() or _alive(pid)):
+        raise LaunchError(
+            f"{job.name} is running already (process {pid} on {status.get('host')}); wait for it or stop it"
+        )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _few(lines: Sequence[str], most: int = 4) -> str:
+    more = len(lines) - most
+    return "; ".join(lines[:most]) + (f"; and {more} more fields" if more > 0 else "")

@@ -1,0 +1,244 @@
+"""Child processes: their environment, how many run side by side, and how they end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+from lmm_forget.errors import ConfigError
+from lmm_forget.job import close_status, read_status, thread_environment
+from lmm_forget.launch.jobs import Job
+
+PR_SET_PDEATHSIG = 1
+POLL = 0.2
+DISTRIBUTED = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+DISTRIBUTED_PREFIXES = ("TORCHELASTIC_", "ROLE_", "GROUP_WORLD", "SLURM_", "PMI_", "PMIX_", "OMPI_")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. `cause` is one line; `log_tail` the last lines it printed, where they add to the cause."""
+
+    job: Job
+    finished: bool
+    cause: str | None = None
+    log_tail: tuple[str, ...] = ()
+
+
+class Watcher(Protocol):
+    """Who is told about a sweep while it runs."""
+
+    def started(self, job: Job) -> None:
+        """A process for this job exists now."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """The job's process is gone."""
+
+    def tick(self) -> None:
+        """A moment has passed."""
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM ended a sweep; its children are gone and can go on later."""
+
+
+def side_by_side(configs: Sequence[Mapping[str, Any]]) -> tuple[int, list[str]]:
+    """How many jobs run at once, and the ids of the GPUs they share out (none on CPU). Raises ConfigError."""
+    wanted = {config["hardware"]["jobs"] for config in configs}
+    accelerators = {config["hardware"]["accelerator"] for config in configs}
+    gpus = visible_gpus() if "gpu" in accelerators else []
+    if "gpu" in accelerators and not gpus:
+        raise ConfigError("hardware.accelerator=gpu, but no GPU is visible here; use hardware=cpu")
+    if gpus:
+        carried = len(gpus)
+    else:
+        carried = max(
+            1, len(os.sched_getaffinity(0)) // max(config["hardware"]["threads"] for config in configs)
+        )
+    numbers = [number for number in wanted if number != "auto"]
+    most = min(numbers) if numbers else carried
+    return (min(most, len(gpus)) if gpus else most), gpus
+
+
+def visible_gpus() -> list[str]:
+    """Ids of the GPUs that this process may use, from CUDA_VISIBLE_DEVICES or else the driver's own list."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [item.strip() for item in visible.split(",") if item.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return [
+        str(index)
+        for index, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))
+    ]
+
+
+def child_environment(job: Job, gpu: str | None, base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a job's process: no traces of a distributed launch, fixed threads, its own GPU."""
+    env = {
+        key: value
+        for key, value in base.items()
+        if key not in DISTRIBUTED and not key.startswith(DISTRIBUTED_PREFIXES)
+    }
+    env.update(thread_environment(job.config["hardware"]["threads"]))
+    env["PYTHONUNBUFFERED"] = "1"
+    if gpu is not None:
+        env["CUDA_VISIBLE_DEVICES"] = gpu
+    return env
+
+
+@dataclass
+class _Child:
+    job: Job
+    process: subprocess.Popen[bytes]
+    gpu: str | None
+    log_start: int
+
+
+@dataclass
+class Pool:
+    """Runs jobs as processes, at most `size` at once, each with a GPU of its own where `gpus` are given.
+
+    `grace` is how many seconds a stopped child gets to save before its process group is killed. Must be used from
+    the main thread: a child is told to end when the thread that started it dies.
+    """
+
+    size: int
+    watcher: Watcher
+    gpus: list[str] = field(default_factory=list)
+    grace: float = 15.0
+    _children: list[_Child] = field(default_factory=list)
+    _signals: int = 0
+
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Run all jobs to their end, whatever becomes of the others. Raises Stopped after Ctrl-C or SIGTERM."""
+        waiting, free, outcomes = list(jobs), list(self.gpus), {}
+        previous = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
+        try:
+            while waiting or self._children:
+                while waiting and len(self._children) < self.size and not self._signals:
+                    self._start(waiting.pop(0), free.pop(0) if self.gpus else None)
+                time.sleep(POLL)
+                for child in [child for child in self._children if child.process.poll() is not None]:
+                    self._children.remove(child)
+                    free += [child.gpu] if child.gpu is not None else []
+                    outcome = outcomes[child.job.name] = self._outcome(child)
+                    self.watcher.ended(outcome)
+                self.watcher.tick()
+                if self._signals:
+                    raise Stopped
+        finally:
+            self._stop_all()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return [outcomes[job.name] for job in jobs]
+
+    def _start(self, job: Job, gpu: str | None) -> None:
+        with job.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lmm_forget.job", str(job.file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=child_environment(job, gpu, os.environ),
+                start_new_session=True,
+                preexec_fn=_DieWithParent(os.getpid()),
+            )
+            self._children.append(_Child(job, process, gpu, log.tell()))
+        self.watcher.started(job)
+
+    def _outcome(self, child: _Child) -> Outcome:
+        """Read how a job ended from its exit code and its last status."""
+        code, job = child.process.returncode, child.job
+        _signal_group(child, signal.SIGKILL)  # whatever it left behind
+        if code == 0 and (job.folder / "results.json").exists():
+            return Outcome(job, finished=True)
+        status = read_status(job.folder)
+        told = status.get("error") if status.get("state") == "failed" else None
+        if code == 2 and told:
+            return Outcome(job, finished=False, cause=str(told))
+        cause = str(told) if told else _ended_by(code)
+        if not told:
+            close_status(job.folder, "failed", cause)  # it could not say so itself
+        return Outcome(job, finished=False, cause=cause, log_tail=_tail(child))
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _stop_all(self) -> None:
+        """SIGTERM to all that still run, SIGKILL to those that do not end in time (at once on a second Ctrl-C)."""
+        before = self._signals
+        for child in self._children:
+            _signal_group(child, signal.SIGTERM)
+        limit = time.monotonic() + self.grace
+        while any(child.process.poll() is None for child in self._children):
+            if time.monotonic() > limit or self._signals > before:
+                break
+            time.sleep(POLL / 2)
+        for child in self._children:
+            _signal_group(child, signal.SIGKILL)
+            child.process.wait()
+            close_status(child.job.folder, "interrupted")
+        self._children.clear()
+
+
+class _DieWithParent:
+    """Runs in the child before the program: SIGTERM it when its parent dies, also if that just happened."""
+
+    def __init__(self, parent: int) -> None:
+        self.parent = parent
+        self.libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+    def __call__(self) -> None:
+        if self.libc is None:
+            return
+        self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != self.parent:
+            os._exit(143)
+
+
+def _signal_group(child: _Child, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.process.pid, number)
+
+
+def _ended_by(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed (out of memory?)"
+    if code < 0:
+        return f"its process ended by {signal.Signals(-code).name}"
+    if code in (143, 130):
+        return "it was stopped"
+    return f"its process ended with exit code {code} and no results"
+
+
+def _tail(child: _Child, lines: int = 12) -> tuple[str, ...]:
+    """Last lines of what this start of the job printed."""
+    with child.job.log.open("rb") as log:
+        size = log.seek(0, os.SEEK_END)
+        log.seek(max(child.log_start, size - 16384))
+        text = log.read().decode("utf-8", errors="replace")
+    return tuple(line for line in text.splitlines() if line.strip())[-lines:]

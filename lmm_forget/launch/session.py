@@ -1,0 +1,83 @@
+"""From resolved jobs to finished ones: prepare, run, watch, name the failures, draw the summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmm_forget.errors import LaunchError
+from lmm_forget.launch.jobs import Job, prepare
+from lmm_forget.launch.live import View
+from lmm_forget.launch.processes import Outcome, Pool, side_by_side
+
+
+class JobsFailed(LaunchError):
+    """Jobs were started and at least one of them has no result."""
+
+
+def run_jobs(jobs: Sequence[Job], grace: float = 15.0) -> list[Outcome]:
+    """Bring every job to its end and return an outcome for each, in the order given; failures do not raise.
+
+    Jobs that are finished already are not run again. Raises ConfigError or LaunchError before anything is started,
+    Stopped after Ctrl-C or SIGTERM.
+    """
+    waiting, finished = prepare(jobs)
+    outcomes = {job.name: Outcome(job, finished=True) for job in finished}
+    if waiting:
+        size, gpus = side_by_side([job.config for job in waiting])
+        with View(waiting, finished) as view:
+            for outcome in Pool(size, view, gpus, grace).run(waiting):
+                outcomes[outcome.job.name] = outcome
+    else:
+        done = f"all {len(finished)} jobs are" if len(finished) > 1 else f"{finished[0].name} is"
+        print(f"{done} finished already; nothing to run", file=sys.stderr)
+    return [outcomes[job.name] for job in jobs]
+
+
+def complain(outcomes: Sequence[Outcome]) -> JobsFailed | None:
+    """Print each failed job's cause and last log lines to stderr; returns the one-line error that sums them up."""
+    failed = list({outcome.job.name: outcome for outcome in outcomes if not outcome.finished}.values())
+    if not failed:
+        return None
+    count = len({outcome.job.name for outcome in outcomes})
+    if count == 1:
+        _print_tail(failed[0])
+        return JobsFailed(f"{failed[0].job.name}: {failed[0].cause}")
+    for outcome in failed:
+        print(f"{outcome.job.name} failed: {outcome.cause}", file=sys.stderr)
+        _print_tail(outcome)
+    names = ", ".join(outcome.job.name for outcome in failed)
+    return JobsFailed(
+        f"{len(failed)} of {count} jobs failed: {names}; the same command runs only what is missing"
+    )
+
+
+def show_summary(folder: Path, named: Sequence[Outcome] = ()) -> None:
+    """Draw the sweep's summary files from its records, and print its table on stdout.
+
+    Jobs of the folder without results are listed below the table, except those in `named`.
+    """
+    if not any(folder.glob("*/results.json")):
+        return
+    from rich.console import Console
+
+    from lmm_forget.report import load, rows, summary, table
+
+    content = summary.summarize(folder)
+    sweep = load.load_sweep(folder)
+    known = {outcome.job.name for outcome in named}
+    table.render(
+        rows.sweep_rows(sweep.results.values()),
+        Console(),
+        notes=content["notes"],
+        unfinished=[job for job in sweep.unfinished if job.job not in known],
+    )
+    print(f"summary: {folder / 'summary.html'}")
+
+
+def _print_tail(outcome: Outcome) -> None:
+    if outcome.log_tail:
+        print(f"  last lines of {outcome.job.log}:", file=sys.stderr)
+        for line in outcome.log_tail:
+            print(f"  | {line}", file=sys.stderr)

@@ -1,0 +1,204 @@
+"""The front door: compose a configuration, run it as one job or as a sweep of jobs, print what came out.
+
+    python -m lmm_forget.run recipe=mlp_gateup
+    python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup seed=0,1
+
+Nothing here imports torch: every job runs in a process of its own, started from its resolved job.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
+
+HELP = """\
+Teach a large multimodal model new skills one after another, and measure what it learned and what it forgot.
+
+usage: python -m lmm_forget.run [-m] [--config-dir DIR] [group=choice ...] [key=value ...]
+
+  -m                   a sweep: every combination of the comma-separated values, each in a process of its own
+  --config-dir DIR     a folder of your own YAMLs with the same groups, e.g. DIR/task/mine.yaml
+  --cfg job --resolve  print the configuration instead of running it
+  --help               this text
+
+examples:
+  python -m lmm_forget.run experiment=smoke
+  python -m lmm_forget.run recipe=mlp_gateup training.max_steps=100 seed=1
+  python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup,llm
+  python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup sequence=order 'sequence.order=range(0,120)'
+  python -m lmm_forget.run --config-dir mine sequence=single sequence.task=my_skill
+
+groups and their choices:
+{groups}
+
+Results: multirun/<name>/<job>/results.json, and multirun/<name>/summary.html over all jobs of a name. The same
+command again does only what is missing. Every key is explained where it stands: {conf}
+"""
+GROUPS = (
+    "model",
+    "recipe",
+    "sequence",
+    "suite",
+    "training",
+    "data",
+    "probe",
+    "hardware",
+    "logger",
+    "experiment",
+    "task",
+)
+LAUNCHED_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0, 1 (a job failed), 2 (nothing was started) or 130 (stopped)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole; we make one line of them
+    try:
+        return _main(given)
+    except LmmForgetError as error:
+        from lmm_forget.launch.session import JobsFailed
+
+        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 1 if isinstance(error, JobsFailed) else 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(given: list[str]) -> int:
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from lmm_forget.config import one_line
+
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign,assignment]
+    args = parser.parse_args(given)
+    if args.help:
+        print(help_text([Path(args.config_dir)] if args.config_dir else []))
+        return 0
+    shows = bool(args.cfg or args.info or args.shell_completion or args.hydra_help)
+    if args.multirun and (shows or args.run):
+        raise ConfigError("-m starts a sweep; leave it out to look at one configuration")
+    if args.resolve and not args.cfg:
+        raise ConfigError("--resolve belongs to --cfg job")
+    if not shows:
+        _check_launch(args, os.environ)
+    try:
+        return _hydra(given, args)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(one_line(error, args.overrides, args.config_dir)) from error
+
+
+def _hydra(given: Sequence[str], args: argparse.Namespace) -> int:
+    """Hand the command line to Hydra, with our task function; the exit code."""
+    import hydra
+
+    from lmm_forget.config.composing import VERSION_BASE, conf_dir, register_resolvers
+    from lmm_forget.launch.processes import Stopped
+
+    register_resolvers()
+    failures: list[Exception] = []
+
+    def task(cfg: Any) -> float | None:
+        # What Hydra would print of an exception, it cannot print of a value.
+        try:
+            return _single(cfg, args)
+        except LmmForgetError as error:
+            failures.append(error)
+            return None
+
+    before = sys.argv
+    sys.argv = [before[0], *given]
+    try:
+        hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="run")(task)()
+    except Stopped:
+        print("lmm-forget: stopped; the same command goes on where it ended", file=sys.stderr)
+        return 130
+    finally:
+        sys.argv = before
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def _single(cfg: Any, args: argparse.Namespace) -> float | None:
+    """Run the composed configuration as one job; returns its objective. Raises LmmForgetError."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf, open_dict
+
+    from lmm_forget.config import resolve, single_name, slug, swept
+    from lmm_forget.launch.isolated import given_overrides
+    from lmm_forget.launch.jobs import make_job
+    from lmm_forget.launch.session import complain, run_jobs, show_summary
+
+    whole = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])
+    with open_dict(whole):
+        whole.hydra = HydraConfig.get()
+    config = resolve(whole)
+    name = single_name(config)
+    if whole.hydra.mode == RunMode.MULTIRUN:  # Hydra's own launcher, which calls this once per grid point
+        given = [
+            *given_overrides(
+                OmegaConf.create({"hydra": {**whole.hydra, "overrides": {"task": args.overrides}}})
+            )
+        ]
+        choices = swept([str(item) for item in whole.hydra.overrides.task], given)
+        name = slug(choices, [str(key) for key in whole.hydra.runtime.choices]) or name
+    job = make_job(config, name)
+    outcomes = run_jobs([job])
+    error = complain(outcomes)
+    if error is not None:
+        raise error
+    show_summary(job.folder.parent)
+    return job.objective()
+
+
+def _check_launch(args: argparse.Namespace, env: Mapping[str, str]) -> None:
+    """Refuse what would train a mixture of grid points. Raises LaunchError or ConfigError."""
+    found = [key for key in LAUNCHED_BY_TORCHRUN if key in env]
+    if args.multirun and found:
+        raise LaunchError(
+            f"-m under torchrun ({', '.join(found)} set) would run every job on every rank; start it with plain python"
+        )
+    if env.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise LaunchError("a run starts its own workers; start it with plain python, not with torchrun")
+    if args.multirun and any(
+        text.replace("override ", "") == "hydra/launcher=basic" for text in args.overrides
+    ):
+        for text in args.overrides:
+            key, _, value = text.lstrip("+").partition("=")
+            if key in ("hardware.devices", "hardware.nodes") and value != "1":
+                raise LaunchError(
+                    f"{text} with hydra/launcher=basic would mix grid points; use hydra/launcher=isolated"
+                )
+
+
+def help_text(folders: Sequence[Path] = ()) -> str:
+    """What `--help` prints; `folders` are the user's own, whose choices are listed too."""
+    import textwrap
+
+    from lmm_forget.config import choices, conf_dir
+
+    lines = []
+    for group in GROUPS:
+        names = ", ".join(choices(group, folders)) or "-"
+        lines += textwrap.wrap(names, 110, initial_indent=f"  {group:<11}", subsequent_indent=" " * 13)
+    return HELP.format(groups="\n".join(lines), conf=conf_dir())
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; see python -m lmm_forget.run --help")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

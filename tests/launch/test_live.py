@@ -1,0 +1,71 @@
+"""What is printed while jobs run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from lmm_forget.launch.jobs import Job
+from lmm_forget.launch.live import View, time_left
+from lmm_forget.launch.processes import Outcome
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def running(folder: Path, **fields: object) -> Job:
+    job = Job(folder.name, folder, {})
+    folder.mkdir()
+    (folder / "status.json").write_text(
+        json.dumps({"state": "running", "unit": "step", "info": {}, **fields})
+    )
+    return job
+
+
+def test_plain_lines_one_per_phase(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    job = running(tmp_path / "sa_proj", phase="stage 1/5 teach", done=3, total=10, rate=2.0)
+    with View([job], stream=stream) as view:
+        view.started(job)
+        view.tick()
+        view._next = 0.0
+        view.tick()
+        view.ended(Outcome(job, finished=False, cause="no [image]"))
+    lines = stream.getvalue().splitlines()
+    assert lines[1:] == ["sa_proj: stage 1/5 teach (10 steps)", "[1/1] sa_proj: FAILED: no [image]"]
+    assert lines[0].startswith("sa_proj: started")
+
+
+def test_a_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "110")
+    stream = Terminal()
+    info = {"loss": 0.51234}
+    jobs = [
+        running(tmp_path / "a", phase="teach birds", done=3, total=10, rate=0.5, info=info),
+        running(tmp_path / "b"),
+    ]
+    with View(jobs, stream=stream) as view:
+        view.started(jobs[0])
+        view.tick()
+    shown = stream.getvalue()
+    assert "0 of 2 jobs finished, 1 waiting" in shown
+    assert "teach birds · loss 0.512" in shown and "2.0 s/step" in shown and "0:14" in shown
+
+
+@pytest.mark.parametrize(
+    "status, text",
+    [
+        ({"done": 10, "total": 100, "rate": 1.0}, "1:30"),
+        ({"done": 0, "total": 7300, "rate": 1.0}, "2:01:40"),
+        ({"done": 0, "total": 100, "rate": None}, ""),
+        ({"done": 5, "total": 0, "rate": 1.0}, ""),
+    ],
+)
+def test_time_left(status: dict, text: str) -> None:
+    assert time_left(status) == text

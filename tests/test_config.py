@@ -1,0 +1,252 @@
+"""From choices to one plain configuration: names, orders, learning rates, refusals."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmm_forget.config import choices, compose, conf_dir, differences, resolve, single_name, slug, swept
+from lmm_forget.config.orders import permutation
+from lmm_forget.errors import ConfigError
+
+PAPER = ["cub200", "pixmocount", "pathvqa", "textvqa", "timeclock"]
+TASK = "_target_: some.Task\nrole: {role}\nmax_new_tokens: 4\nscorer: {{_target_: some.Scorer}}\n"
+
+
+def config(*overrides: str, folder: Path | None = None) -> dict[str, Any]:
+    return resolve(compose(overrides, folder))
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A user's own folder: a skill, a benchmark, two experiments."""
+    for name, text in {
+        "task/my_skill.yaml": TASK.format(role="target"),
+        "task/my_benchmark.yaml": TASK.format(role="held_out"),
+        "task/cub200.yaml": TASK.format(role="target"),
+        "experiment/rates.yaml": "# @package _global_\ntraining: {learning_rate: 7e-4}\n",
+        "experiment/typo.yaml": "# @package _global_\ntraining: {max_stps: 3}\n",
+        "experiment/named.yaml": "# @package _global_\nname: other\n",
+    }.items():
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "mine"
+
+
+def test_the_default_run_is_concrete() -> None:
+    run = config()
+    assert run["name"] == "tiny_onevision"
+    assert run["sequence"]["tasks"] == [f"tiny_{name}" for name in PAPER]
+    assert list(run["tasks"]) == run["sequence"]["tasks"] + run["suite"]["tasks"]
+    assert len(run["suite"]["tasks"]) == 8
+    assert Path(run["store"]).is_absolute()
+    assert not {"training", "micro_batch", "eval_batch"} & set(run["model"])
+    assert isinstance(run["hardware"]["micro_batch"], int) and isinstance(
+        run["training"]["global_batch"], int
+    )
+    assert config() == run
+
+
+@pytest.mark.parametrize("group", ["recipe", "sequence", "hardware", "logger", "experiment"])
+def test_every_packaged_choice_composes(group: str) -> None:
+    for name in choices(group):
+        extra = ["sequence.task=timeclock"] if name == "single" else []
+        assert config(f"{group}={name}", *extra)["tasks"], name
+
+
+def test_every_yaml_says_what_it_is() -> None:
+    for path in conf_dir().rglob("*.yaml"):
+        assert "#" in path.read_text().split("\n", 2)[0], f"{path} begins without a comment"
+
+
+def test_orders_are_the_lexicographic_permutations() -> None:
+    assert [tuple(permutation(5, index)) for index in range(120)] == list(itertools.permutations(range(5)))
+
+
+def test_sequences() -> None:
+    taught = [f"tiny_{name}" for name in PAPER]
+    assert config("sequence=order")["sequence"]["tasks"] == taught
+    assert config("sequence=order", "sequence.order=119")["sequence"]["tasks"] == taught[::-1]
+    assert config("sequence=reverse")["sequence"]["tasks"] == taught[::-1]
+    assert config("sequence=order", "sequence.order=[1,0,2,3,4]")["sequence"]["tasks"][:2] == taught[1::-1]
+    names = "sequence.order=[timeclock,cub200,pathvqa,textvqa,pixmocount]"
+    assert config("sequence=order", names)["sequence"]["tasks"][0] == "tiny_timeclock"
+    alone = config("sequence=single", "sequence.task=timeclock")
+    assert alone["sequence"] == {"name": "single", "task": "tiny_timeclock", "tasks": ["tiny_timeclock"]}
+    twice = config("sequence.tasks=[cub200,timeclock,cub200]")
+    assert twice["sequence"]["tasks"] == ["tiny_cub200", "tiny_timeclock", "tiny_cub200"]
+
+
+def test_a_users_own_task_and_the_worlds_names(mine: Path) -> None:
+    run = config("sequence=single", "sequence.task=my_skill", "suite.tasks=[my_benchmark,ai2d]", folder=mine)
+    assert run["sequence"]["tasks"] == ["my_skill"] and run["suite"]["tasks"] == ["my_benchmark", "tiny_ai2d"]
+    assert run["tasks"]["my_skill"]["_target_"] == "some.Task"
+    single = ["sequence=single", "sequence.task=cub200"]
+    assert config(*single, folder=mine)["sequence"]["tasks"] == [
+        "tiny_cub200"
+    ]  # the world has a stand-in of that name
+    real = config(*single, "data.world=real", "suite.tasks=[my_benchmark]", folder=mine)
+    assert real["sequence"]["tasks"] == ["cub200"]
+
+
+def test_changes_to_single_tasks() -> None:
+    run = config("+tasks.tiny_cub200.n_train=64", "+tasks.tiny_ai2d.max_new_tokens=9")
+    assert run["tasks"]["tiny_cub200"]["n_train"] == 64 and run["tasks"]["tiny_ai2d"]["max_new_tokens"] == 9
+    assert run["tasks"]["tiny_cub200"]["role"] == "target"
+
+
+def rate(*overrides: str, folder: Path | None = None) -> tuple[float, str]:
+    training = config(*overrides, folder=folder)["training"]
+    return training["learning_rate"], training["learning_rate_source"]
+
+
+def test_who_chooses_the_learning_rate(mine: Path) -> None:
+    rates = "++model.training.learning_rates={mlp: 3e-4}"
+    assert rate("model.training.learning_rate=2e-4", "++model.training.learning_rates={}") == (2e-4, "model")
+    assert rate(rates, "recipe=mlp") == (3e-4, "model")
+    assert rate(rates, "recipe=mlp", "recipe.learning_rate=4e-4") == (4e-4, "recipe")
+    assert rate(rates, "recipe=mlp", "recipe.learning_rate=4e-4", "experiment=rates", folder=mine) == (
+        7e-4,
+        "experiment",
+    )
+    line = "training.learning_rate=9e-4"
+    assert rate(rates, "recipe=mlp", "recipe.learning_rate=4e-4", "experiment=rates", line, folder=mine) == (
+        9e-4,
+        "command line",
+    )
+
+
+def test_the_command_line_wins_over_the_models_values() -> None:
+    assert config("training.max_steps=50", "hardware.micro_batch=4")["training"]["max_steps"] == 50
+
+
+def test_default_names(mine: Path) -> None:
+    assert config("experiment=rates", folder=mine)["name"] == "rates"
+    assert config("experiment=named", folder=mine)["name"] == "other"
+    assert config("experiment=named", "name=mine", folder=mine)["name"] == "mine"
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["recipe=sa_pro"], r"there is no recipe 'sa_pro'; choose one of: full, .*did you mean sa_proj\?"),
+        (["model=gpt"], r"there is no model 'gpt'; choose one of: .*tiny_onevision"),
+        (["experiment=nope"], r"there is no experiment 'nope'; choose one of: demo, .*smoke"),
+        (["training.batch=3"], r"there is no 'training.batch'; training has: global_batch, "),
+        (["recip=llm"], r"there is no 'recip'; .*did you mean recipe\?"),
+        (["+training.max_stps=3"], r"there is no training.max_stps; .*did you mean max_steps\?"),
+        (["+sed=3"], r"there is no sed; the configuration has: .*did you mean seed\?"),
+        (
+            ["training.global_batch=0"],
+            r"training.global_batch=0 cannot be used; it must be a whole number of at least 1",
+        ),
+        (["training.epochs=many"], r"training.epochs=many cannot be used; it must be a number above 0"),
+        (["training.warmup=1.5"], r"training.warmup=1.5"),
+        (["training.betas=[0.9]"], r"training.betas=\[0.9\] cannot be used; it must be two numbers"),
+        (
+            ["hardware.precision=fp16"],
+            r"hardware.precision=fp16 is not known; choose one of: bf16, fp32, bf16-true",
+        ),
+        (["data.on_bad_sample=ignore"], r"data.on_bad_sample=ignore is not known; choose one of: fail, skip"),
+        (["objective=accuracy"], r"objective=accuracy is not known; choose one of: target_learning"),
+        (["hardware.devices=2"], r"one job uses one device"),
+        (["seed=-1"], r"seed=-1"),
+        (["name=../x"], r"name='../x' cannot be a folder"),
+        (["sequence=single"], r"sequence.task is empty"),
+        (
+            ["sequence=single", "sequence.task=clocks"],
+            r"there is no task 'clocks' in the tiny world; choose one of: .*timeclock",
+        ),
+        (["sequence=single", "sequence.task=ai2d"], r"tiny_ai2d is held_out, it has nothing to teach"),
+        (
+            ["sequence=order", "sequence.order=120"],
+            r"sequence.order=120 is out of range; 5 tasks have the orders 0 to 119",
+        ),
+        (["sequence=order", "sequence.order=[0,0,1,2,3]"], r"must hold each of the 5 tasks once"),
+        (["sequence=order", "sequence.order=first"], r"sequence.order=first cannot be read"),
+        (
+            ["sequence=single", "sequence.task=cub200", "suite.tasks=[ai2d,timeclock]"],
+            r"suite: tiny_timeclock is target",
+        ),
+        (["suite.tasks=[ai2d,cub200]"], r"suite: tiny_cub200 is taught in the sequence"),
+        (["suite.tasks=[]"], r"suite.tasks is empty"),
+        (["suite.tasks=[ai2d,ai2d]"], r"names ai2d more than once"),
+        (
+            ["+tasks.tiny_cub.n_train=3"],
+            r"tasks.tiny_cub: no such task in this run; .*did you mean tiny_cub200\?",
+        ),
+        (["recipe=llm,mlp"], r"several values need -m"),
+        (["recipe=[llm"], r"cannot read 'recipe=\[llm'"),
+        (["training.max_steps=${nope}"], r"nope"),
+        (["model.training.learning_rate=null"], r"no learning rate"),
+    ],
+)
+def test_a_wrong_choice_is_one_line_that_says_what_is_right(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config(*overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_typo_in_a_users_file_is_found(mine: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no training.max_stps"):
+        config("experiment=typo", folder=mine)
+    (mine / "task/my_skill.yaml").write_text("role: target\nmax_new_tokens: 4\n")
+    with pytest.raises(ConfigError, match=r"my_skill.yaml lacks _target_"):
+        config("sequence=single", "sequence.task=my_skill", folder=mine)
+    (mine / "task/my_skill.yaml").write_text("role: [target\n")
+    with pytest.raises(ConfigError, match=r"my_skill.yaml is not readable YAML.*line 2"):
+        config("sequence=single", "sequence.task=my_skill", folder=mine)
+    (mine / "task/my_skill.yaml").write_text(TASK.format(role="skill"))
+    with pytest.raises(
+        ConfigError, match=r"role=skill is not known; choose one of: target, held_out, captions"
+    ):
+        config("sequence=single", "sequence.task=my_skill", folder=mine)
+    with pytest.raises(ConfigError, match="does not exist"):
+        compose([], mine / "elsewhere")
+
+
+GROUPS = ["recipe", "model", "sequence"]
+
+
+def test_names_of_grid_points() -> None:
+    given_line = ["recipe=sa_proj,llm", "sequence=order", "sequence.order=range(0,120)", "seed=1"]
+    point = ["recipe=llm", "sequence=order", "sequence.order=17", "seed=1"]
+    assert swept(point, given_line) == {"recipe": "llm", "sequence.order": 17}
+    assert slug(swept(point, given_line), GROUPS) == "llm-order=17"
+    assert (
+        slug({"sequence.order": 17, "recipe": "llm"}, GROUPS) == "llm-order=17"
+    )  # whatever the order of arguments
+    assert (
+        slug(swept(["training.learning_rate=0.0001"], []), GROUPS) == "learning_rate=0.0001"
+    )  # a sweeper's invention
+    assert (
+        slug({"tasks.a.n_train": 1, "tasks.b.n_train": 2, "seed": 0}, [])
+        == "seed=0-tasks.a.n_train=1-tasks.b.n_train=2"
+    )
+    assert slug({"sequence.order": [2, 0, 1]}, []) == "order=2.0.1"
+    assert slug({"training.max_steps": None, "data.validation": True}, []) == "validation=true-max_steps=null"
+
+
+@given(st.lists(st.text(min_size=1, max_size=80), min_size=2, max_size=2, unique=True))
+def test_slugs_are_safe_file_names_and_tell_values_apart(values: list[str]) -> None:
+    first, second = (slug({"model.path": value}, []) for value in values)
+    assert first != second
+    assert "/" not in first and first.isascii() and first.isprintable() and len(first) < 120
+
+
+def test_single_runs_are_named_by_recipe_sequence_and_seed() -> None:
+    assert single_name(config("seed=3")) == "sa_proj-paper-seed3"
+    assert single_name(config("sequence=order", "sequence.order=4", "recipe=llm")) == "llm-order=4-seed0"
+
+
+def test_differences_leave_out_where_and_how_fast() -> None:
+    old = {"seed": 0, "store": "a", "hardware": {"threads": 1, "precision": "bf16"}, "x": {}}
+    new = {"seed": 1, "store": "b", "hardware": {"threads": 2, "precision": "fp32"}, "x": {}, "y": None}
+    assert differences(old, new) == ["hardware.precision: bf16 -> fp32", "seed: 0 -> 1", "y: absent -> null"]
+    assert differences(old, old) == []

@@ -1,0 +1,146 @@
+"""The front door itself: help, refusals, exit codes; and the job process on its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(module: str, *arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+    line = [sys.executable, "-m", f"lmm_forget.{module}", *arguments]
+    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_is_quick_and_lists_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "mine/task").mkdir(parents=True)
+    (tmp_path / "mine/task/my_skill.yaml").write_text("role: target\n")
+    done = call("run", "--help", "--config-dir", "mine", cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr
+    for word in (
+        "mlp_gateup",
+        "sa_proj",
+        "tiny_onevision",
+        "range(0,120)",
+        "experiment=smoke",
+        "my_skill",
+        "--config-dir",
+    ):
+        assert word in done.stdout
+    assert not list(tmp_path.glob("multirun")) and not list(tmp_path.glob("outputs"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["recipe=nope"], ["-m", "seed=-1,-2"]])
+def test_the_front_door_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom lmm_forget.run import main\nmain(sys.argv[1:])\n"
+        "heavy = {'torch', 'transformers', 'lightning', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(
+        line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["recipe=nope"], "there is no recipe 'nope'; choose one of: full"),
+        (["sequence=single", "sequence.task=nope"], "there is no task 'nope'"),
+        (["-m", "recipe=llm,nope"], "there is no recipe 'nope'"),
+        (["-m", "training.epochs=1,0"], "training.epochs=0 cannot be used"),
+        (["-m", "name=a,b"], "name cannot be varied"),
+        (["-m", "hydra/launcher=basic", "hardware.devices=2", "recipe=llm,mlp"], "hydra/launcher=isolated"),
+        (["-m", "--cfg", "job"], "-m starts a sweep"),
+        (["--recipe", "llm"], "unrecognized arguments: --recipe"),
+        (["--config-dir", "nowhere"], "nowhere' not found"),
+        (["+hydra.nope=1", "training.x=1"], "there is no 'training.x'"),
+    ],
+)
+def test_a_wrong_choice_is_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = call("run", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("lmm-forget: error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not list(tmp_path.glob("multirun/*/*/job.yaml"))
+
+
+def test_torchrun_is_refused(tmp_path: Path) -> None:
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    sweep = call("run", "-m", "recipe=llm,mlp", cwd=tmp_path, **ranks)
+    assert sweep.returncode == 2 and "-m under torchrun" in sweep.stderr and sweep.stderr.count("\n") == 1
+    single = call("run", "recipe=llm", cwd=tmp_path, **{**ranks, "WORLD_SIZE": "2"})
+    assert single.returncode == 2 and "not with torchrun" in single.stderr
+    assert not (tmp_path / "multirun").exists()
+
+
+def test_the_configuration_can_be_printed(tmp_path: Path) -> None:
+    done = call("run", "--cfg", "job", "--resolve", "recipe=mlp", cwd=tmp_path)
+    assert done.returncode == 0 and "name: mlp\n" in done.stdout and "name: tiny_onevision\n" in done.stdout
+
+
+def test_the_script_lists_and_dispatches(tmp_path: Path) -> None:
+    listed = call("cli", cwd=tmp_path)
+    assert listed.returncode == 0 and "  run " in listed.stdout and "  plan " in listed.stdout
+    unknown = call("cli", "rum", cwd=tmp_path)
+    assert (
+        unknown.returncode == 2 and "did you mean run?" in unknown.stderr and unknown.stderr.count("\n") == 1
+    )
+    inner = call("cli", "run", "recipe=nope", cwd=tmp_path)
+    assert inner.returncode == 2 and inner.stderr.startswith("lmm-forget: error: there is no recipe")
+    assert call("cli", "run", "--help", cwd=tmp_path).stdout == call("run", "--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "cannot read job.yaml"),
+        ("[1", "is not YAML"),
+        ("seed: 0\n", "is not a resolved job configuration"),
+    ],
+)
+def test_a_job_refuses_a_file_that_is_none(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "job.yaml").write_text(text)
+    done = call("job", "job.yaml", cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_status_is_written_while_a_job_lives(tmp_path: Path) -> None:
+    from lmm_forget.job import StatusFile, close_status, read_status
+
+    with StatusFile(tmp_path) as status:
+        assert read_status(tmp_path)["phase"] == "starting"
+        status.phase("teach", 8, "step")
+        status.advance(2, loss=0.5)
+        status.advance(2, rate="x")
+        limit = time.monotonic() + 10
+        while read_status(tmp_path)["done"] != 4:
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        seen = read_status(tmp_path)
+        assert (seen["state"], seen["total"], seen["unit"], seen["pid"]) == (
+            "running",
+            8,
+            "step",
+            os.getpid(),
+        )
+        assert seen["info"] == {"loss": 0.5, "rate": "x"} and seen["rate"] > 0
+        assert seen["started"] <= seen["updated"]
+    close_status(tmp_path, "failed", "killed")
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["error"]) == ("failed", "killed")
+    close_status(tmp_path, "interrupted")  # the last word stays
+    assert read_status(tmp_path)["state"] == "failed"
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
