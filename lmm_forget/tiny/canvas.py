@@ -21,12 +21,24 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
-PLACE_CENTERS = ((16, 16), (48, 16), (16, 48), (48, 48))
-GRID_CENTERS = tuple((11 + 21 * (i % 3), 11 + 21 * (i // 3)) for i in range(9))
+CELL = 16
 LETTERS = "ABCDEFGHKT"
 INK = ((0, 0, 0), (150, 20, 20), (20, 20, 150))
 
 Draw = ImageDraw.ImageDraw
+
+
+def cell(column: int, row: int) -> tuple[int, int]:
+    """Centre of one of the 4 x 4 cells of a picture, in pixels.
+
+    The cells are the tower's patches: a thing that fills one cell is read from one patch, which is what lets a model
+    of a few million parameters learn to see within minutes.
+    """
+    return CELL * column + CELL // 2, CELL * row + CELL // 2
+
+
+PLACE_CENTERS = (cell(0, 0), cell(3, 0), cell(0, 3), cell(3, 3))
+GRID_CENTERS = tuple(cell(i % 3, i // 3) for i in range(9))
 
 
 def canvas(rng: random.Random) -> tuple[Image.Image, Draw]:
@@ -41,11 +53,15 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def write(
-    pen: Draw, xy: tuple[float, float], text: str, size: int, fill: tuple[int, int, int] = (0, 0, 0)
+def glyph(
+    pen: Draw,
+    letter: str,
+    center: tuple[float, float],
+    size: int = 15,
+    fill: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
-    """Print `text` with its upper left corner at `xy`."""
-    pen.text(xy, text, font=font(size), fill=fill)
+    """Print one letter or digit in the middle of a cell."""
+    pen.text(center, letter, font=font(size), fill=fill, anchor="mm")
 
 
 def shape(pen: Draw, kind: str, x: float, y: float, r: float, fill: tuple[int, int, int]) -> None:

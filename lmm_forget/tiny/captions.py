@@ -11,7 +11,7 @@ import random
 
 from lmm_forget.tiny import scenes
 from lmm_forget.tiny.benchmarks import ORDINALS
-from lmm_forget.tiny.canvas import COLORS, PLACE_CENTERS, PLACES, SHAPES, canvas, lettered, options, shape
+from lmm_forget.tiny.canvas import COLORS, PLACE_CENTERS, PLACES, SHAPES, canvas, lettered, options
 from lmm_forget.tiny.drawn import Drawn, Question
 from lmm_forget.tiny.skills import SPECIES
 
@@ -28,9 +28,7 @@ def caption(rng: random.Random) -> Drawn:
         image, pen = canvas(rng)
         n, kind, color = rng.choice((2, 3)), rng.choice(SHAPES), rng.choice(list(COLORS))
         for x, y in rng.sample(PLACE_CENTERS, n):
-            shape(
-                pen, kind, x + rng.randint(-3, 3), y + rng.randint(-3, 3), rng.randint(9, 12), COLORS[color]
-            )
+            scenes.put(rng, pen, kind, color, (x, y))
         plural = kind + "es" if kind == "cross" else kind + "s"
         return _one(image, "Describe the image.", f"{('two', 'three')[n - 2]} {color} {plural}")
     image, things = scenes.scene(rng, rng.choice((1, 2)))
@@ -130,7 +128,7 @@ POOLS = (SHAPES, tuple(COLORS), PLACES, SPECIES, scenes.LEVELS)
 
 
 def lookup(rng: random.Random) -> Drawn:
-    """A drill on text alone: which letter stands before a given word (any words, any picture)."""
+    """A drill on text alone: which letter stands before a given word (the picture does not matter)."""
     image, _ = scenes.scene(rng, 1)
     pool = rng.choice(POOLS)
     right = rng.choice(pool)

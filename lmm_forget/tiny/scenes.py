@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from lmm_forget.tiny.canvas import (
+    CELL,
     COLORS,
     GRID_CENTERS,
     INK,
@@ -16,10 +17,25 @@ from lmm_forget.tiny.canvas import (
     PLACE_CENTERS,
     SHAPES,
     SIZE,
+    Draw,
     canvas,
+    cell,
+    glyph,
     shape,
-    write,
 )
+
+
+def put(rng: random.Random, pen: Draw, kind: str, color: str, center: tuple[int, int]) -> None:
+    """A shape that fills a cell, a pixel out of place and of slightly random size."""
+    x, y = center
+    shape(pen, kind, x + rng.randint(-1, 1), y + rng.randint(-1, 1), rng.choice((6, 6.5, 7)), COLORS[color])
+
+
+def _print(
+    rng: random.Random, pen: Draw, letter: str, center: tuple[int, int], ink: tuple[int, int, int] = (0, 0, 0)
+) -> None:
+    x, y = center
+    glyph(pen, letter, (x + rng.randint(-1, 1), y + rng.randint(-1, 1)), fill=ink)
 
 
 @dataclass(frozen=True)
@@ -41,9 +57,7 @@ def scene(rng: random.Random, n: int) -> tuple[Image.Image, list[Thing]]:
         )
     ]
     for thing in things:
-        x, y = PLACE_CENTERS[thing.place]
-        dx, dy, r = rng.randint(-3, 3), rng.randint(-3, 3), rng.randint(9, 12)
-        shape(pen, thing.kind, x + dx, y + dy, r, COLORS[thing.color])
+        put(rng, pen, thing.kind, thing.color, PLACE_CENTERS[thing.place])
     return image, things
 
 
@@ -53,11 +67,10 @@ def grid(rng: random.Random, kind: str, n: int, others: int) -> tuple[Image.Imag
     other = rng.choice([s for s in SHAPES if s != kind])
     color, color2 = rng.choice(list(COLORS)), rng.choice(list(COLORS))
     cells = ["none"] * 9
-    for i, cell in enumerate(rng.sample(range(9), n + others)):
+    for i, at in enumerate(rng.sample(range(9), n + others)):
         k, c = (kind, color) if i < n else (other, color2)
-        x, y = GRID_CENTERS[cell]
-        shape(pen, k, x + rng.randint(-2, 2), y + rng.randint(-2, 2), rng.randint(6, 8), COLORS[c])
-        cells[cell] = k
+        put(rng, pen, k, c, GRID_CENTERS[at])
+        cells[at] = k
     return image, cells
 
 
@@ -67,7 +80,7 @@ BIRD_PARTS = (("brown", "grey"), ("white", "orange"), ("plain", "capped"))
 def bird(rng: random.Random, species: int) -> Image.Image:
     """A bird of one of eight species: body (bit 0), belly (bit 1) and head (bit 2) differ."""
     image, pen = canvas(rng)
-    x, y = 32 + rng.randint(-3, 3), 33 + rng.randint(-3, 3)
+    x, y = 32 + rng.randint(-2, 2), 33 + rng.randint(-2, 2)
     body = ((120, 80, 50), (90, 110, 150))[species & 1]
     belly = ((240, 230, 210), (220, 120, 60))[species >> 1 & 1]
     head = (body, (20, 20, 20))[species >> 2 & 1]
@@ -83,7 +96,7 @@ def bird(rng: random.Random, species: int) -> Image.Image:
 def clock(rng: random.Random, hour: int, five: int) -> Image.Image:
     """A clock face at `hour` (0..11) and `five` times five minutes; the short hand is red, the long one blue."""
     image, pen = canvas(rng)
-    cx, cy = 32 + rng.randint(-2, 2), 32 + rng.randint(-2, 2)
+    cx, cy = 32 + rng.randint(-1, 1), 32 + rng.randint(-1, 1)
     pen.ellipse([cx - 28, cy - 28, cx + 28, cy + 28], outline=(0, 0, 0), width=2, fill=(255, 255, 255))
     for i in range(12):
         s, c = math.sin(i * math.pi / 6), math.cos(i * math.pi / 6)
@@ -113,19 +126,20 @@ def chart(rng: random.Random) -> tuple[Image.Image, list[str], list[int]]:
     image, pen = canvas(rng)
     colors, values = rng.sample(list(COLORS), 4), [rng.randint(1, 9) for _ in range(4)]
     for g in range(1, 10):
-        pen.line([(4, 61 - g * 6), (60, 61 - g * 6)], fill=(190, 190, 190))
+        pen.line([(2, 62 - g * 6), (62, 62 - g * 6)], fill=(190, 190, 190))
     for i, (color, value) in enumerate(zip(colors, values, strict=True)):
-        pen.rectangle([6 + i * 14, 61 - value * 6, 15 + i * 14, 61], fill=COLORS[color])
+        left = CELL * i + 3 + rng.randint(-1, 1)
+        pen.rectangle([left, 62 - value * 6, left + 10, 62], fill=COLORS[color])
     return image, colors, values
 
 
 def word(rng: random.Random) -> tuple[Image.Image, str]:
-    """Three letters of a sign, each a little out of line."""
+    """Three letters of a sign, each a little out of place."""
     image, pen = canvas(rng)
     text = "".join(rng.choice(LETTERS) for _ in range(3))
-    ink = rng.choice(INK)
+    ink, row = rng.choice(INK), rng.choice((1, 2))
     for i, letter in enumerate(text):
-        write(pen, (4 + 20 * i + rng.randint(-2, 2), 18 + rng.randint(-9, 9)), letter, 20, ink)
+        _print(rng, pen, letter, cell(i, row), ink)
     return image, text
 
 
@@ -133,9 +147,9 @@ def form(rng: random.Random) -> tuple[Image.Image, str, str]:
     """A form with two fields, ID above NO, of two letters each."""
     image, pen = canvas(rng)
     first, second = ("".join(rng.choice(LETTERS) for _ in range(2)) for _ in range(2))
-    x = rng.randint(1, 4)
-    write(pen, (x, 6 + rng.randint(-2, 2)), f"ID {first}", 17)
-    write(pen, (x, 36 + rng.randint(-2, 2)), f"NO {second}", 17)
+    for row, line in ((0, "ID" + first), (2, "NO" + second)):
+        for column, letter in enumerate(line):
+            _print(rng, pen, letter, cell(column, row))
     return image, first, second
 
 
@@ -143,10 +157,9 @@ def rows(rng: random.Random) -> tuple[Image.Image, list[str], list[int]]:
     """An infographic of three rows: an icon and the number that belongs to it."""
     image, pen = canvas(rng)
     icons, numbers = rng.sample(SHAPES, 3), [rng.randint(1, 9) for _ in range(3)]
-    for i, (icon, number) in enumerate(zip(icons, numbers, strict=True)):
-        y = 11 + 21 * i
-        shape(pen, icon, 16 + rng.randint(-2, 2), y + rng.randint(-1, 1), 8, COLORS[rng.choice(list(COLORS))])
-        write(pen, (42 + rng.randint(-2, 2), y - 10), str(number), 17)
+    for row, (icon, number) in enumerate(zip(icons, numbers, strict=True)):
+        put(rng, pen, icon, rng.choice(list(COLORS)), cell(0, row))
+        _print(rng, pen, str(number), cell(2, row))
     return image, icons, numbers
 
 
@@ -179,7 +192,7 @@ def thermometer(rng: random.Random) -> tuple[Image.Image, str]:
     """A thermometer whose column is low, middle or high."""
     image, pen = canvas(rng)
     level = rng.randrange(3)
-    x, top = rng.randint(20, 44), 50 - (level * 16 + rng.randint(2, 9))
+    x, top = 24 + rng.randint(-1, 1), 50 - (level * 16 + rng.randint(2, 9))
     pen.rectangle([x - 4, 4, x + 4, 50], outline=(60, 60, 60), fill=(250, 250, 250))
     pen.rectangle([x - 3, top, x + 3, 50], fill=(210, 40, 40))
     pen.ellipse([x - 7, 47, x + 7, 61], fill=(210, 40, 40))
@@ -193,7 +206,7 @@ def pointer(rng: random.Random) -> tuple[Image.Image, str, str]:
     image, pen = canvas(rng)
     labels = rng.sample("ABCD", 4)
     for label, (x, y) in zip(labels, PLACE_CENTERS, strict=True):
-        write(pen, (x - 6, y - 10), label, 17)
+        glyph(pen, label, (x, y))
     i, j = rng.sample(range(4), 2)
     (x0, y0), (x1, y1) = PLACE_CENTERS[i], PLACE_CENTERS[j]
     ax, ay, bx, by = x0 + (x1 - x0) * 0.3, y0 + (y1 - y0) * 0.3, x0 + (x1 - x0) * 0.68, y0 + (y1 - y0) * 0.68
@@ -208,6 +221,5 @@ def pair(rng: random.Random) -> tuple[Image.Image, list[Thing]]:
     kinds, colors = rng.sample(SHAPES, 2), rng.sample(list(COLORS), 2)
     things = [Thing(k, c, i) for i, (k, c) in enumerate(zip(kinds, colors, strict=True))]
     for thing in things:
-        x, y = 16 + 32 * thing.place + rng.randint(-2, 2), 32 + rng.randint(-12, 12)
-        shape(pen, thing.kind, x, y, rng.randint(10, 13), COLORS[thing.color])
+        put(rng, pen, thing.kind, thing.color, cell(3 * thing.place, rng.choice((1, 2))))
     return image, things
