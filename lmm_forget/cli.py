@@ -10,6 +10,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "run": "teach a sequence of skills, as one job or as a sweep (-m)",
     "plan": "which parameters a recipe moves, without loading weights",
+    "report": "draw a sweep's tables and pictures again",
     "job": "run one resolved job.yaml",
 }
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """The list of commands."""
-    lines = [f"  {name:<6}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<8}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         ["usage: lmm-forget COMMAND [arguments]", "", *lines, "", "lmm-forget COMMAND --help says more."]
     )

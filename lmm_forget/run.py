@@ -53,12 +53,24 @@ GROUPS = (
     "experiment",
     "task",
 )
+TAKE_A_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+)
 LAUNCHED_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 1 (a job failed), 2 (nothing was started) or 130 (stopped)."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = options_first(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole; we make one line of them
     try:
         return _main(given)
@@ -69,6 +81,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, JobsFailed) else 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """The same command line, options before overrides: Hydra's parser refuses `a=b --config-dir mine`."""
+    options: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        options.append(word)
+        if word in TAKE_A_VALUE:
+            options.extend(value for value in (next(words, None),) if value is not None)
+    return [*options, *overrides]
 
 
 def _main(given: list[str]) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lmm_forget.run import options_first
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -35,6 +37,21 @@ def test_help_is_quick_and_lists_what_there_is(tmp_path: Path) -> None:
     ):
         assert word in done.stdout
     assert not list(tmp_path.glob("multirun")) and not list(tmp_path.glob("outputs"))
+
+
+def test_options_may_stand_behind_overrides() -> None:
+    given = ["seed=1", "--config-dir", "mine", "recipe=llm", "-m", "--cfg", "job"]
+    assert options_first(given) == ["--config-dir", "mine", "-m", "--cfg", "job", "seed=1", "recipe=llm"]
+    assert options_first(["seed=1", "--config-dir"]) == ["--config-dir", "seed=1"]
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
+    line = f"{sys.executable} -m lmm_forget.run --help | head -1"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        line, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("Teach a large multimodal model") and "Error" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["recipe=nope"], ["-m", "seed=-1,-2"]])
