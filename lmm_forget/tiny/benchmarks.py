@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from lmm_forget.tiny import scenes
-from lmm_forget.tiny.canvas import COLORS, PLACES, SHAPES, lettered, options
+from lmm_forget.tiny.canvas import COLORS, PLACES, SHAPES, letter_of, lettered
 from lmm_forget.tiny.drawn import Drawn, Question
 
 ORDINALS = ("first", "second", "third", "last")
 
 
-def _choice(
-    rng: random.Random, question: str, right: str, pool: list[str], group: str | None = None, n: int = 4
-) -> Question:
-    choices, letter = options(rng, right, [p for p in pool if p != right], n)
+def _choice(question: str, right: str, choices: Sequence[str], group: str | None = None) -> Question:
+    """A lettered question. Options keep their order: a model this small learns letters, not how to search a list."""
     meta = {"category": group} if group else {}
-    return Question(lettered(question, choices), (letter,), choices, meta)
+    return Question(lettered(question, choices), (letter_of(right, choices),), tuple(choices), meta)
 
 
 def diagram(rng: random.Random) -> Drawn:
@@ -79,8 +78,8 @@ def seed(rng: random.Random) -> Drawn:
     return Drawn(
         image,
         (
-            _choice(rng, f"What shape is on the {side[a.place]}?", a.kind, list(SHAPES)),
-            _choice(rng, f"What color is on the {side[b.place]}?", b.color, list(COLORS)),
+            _choice(f"What shape is on the {side[a.place]}?", a.kind, SHAPES),
+            _choice(f"What color is on the {side[b.place]}?", b.color, tuple(COLORS)),
         ),
     )
 
@@ -88,22 +87,18 @@ def seed(rng: random.Random) -> Drawn:
 def science(rng: random.Random) -> Drawn:
     """ScienceQA's stand-in: read a thermometer, three lettered choices."""
     image, level = scenes.thermometer(rng)
-    return Drawn(image, (_choice(rng, "What does the thermometer show?", level, list(scenes.LEVELS), n=3),))
+    return Drawn(image, (_choice("What does the thermometer show?", level, scenes.LEVELS),))
 
 
 def star(rng: random.Random) -> Drawn:
     """MMStar's stand-in: three categories of lettered questions, scored as their macro mean."""
-    image, things = scenes.scene(rng, 3)
-    thing = things[0]
-    kind = rng.randrange(3)
-    if kind == 0:
-        question = _choice(
-            rng, f"What shape is in the {PLACES[thing.place]}?", thing.kind, list(SHAPES), "shape"
+    image, (thing, *_) = scenes.scene(rng, 3)
+    where = PLACES[thing.place]
+    question = rng.choice(
+        (
+            _choice(f"What shape is in the {where}?", thing.kind, SHAPES, "shape"),
+            _choice(f"What color is in the {where}?", thing.color, tuple(COLORS), "color"),
+            _choice(f"Where is the {thing.kind}?", where, PLACES, "position"),
         )
-    elif kind == 1:
-        question = _choice(
-            rng, f"What color is in the {PLACES[thing.place]}?", thing.color, list(COLORS), "color"
-        )
-    else:
-        question = _choice(rng, f"Where is the {thing.kind}?", PLACES[thing.place], list(PLACES), "position")
+    )
     return Drawn(image, (question,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,6 +24,7 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 CELL = 16
 LETTERS = "ABCDEFGHKT"
+OPTION_LETTERS = "ABCDEFGH"
 INK = ((0, 0, 0), (150, 20, 20), (20, 20, 150))
 
 Draw = ImageDraw.ImageDraw
@@ -86,15 +88,13 @@ def shape(pen: Draw, kind: str, x: float, y: float, r: float, fill: tuple[int, i
         pen.polygon(corners, fill=fill)
 
 
-def options(rng: random.Random, right: str, wrong: list[str], n: int = 4) -> tuple[tuple[str, ...], str]:
-    """`n` lettered choices with `right` among them at a random place; returns (choices, letter of the right one)."""
-    choices = [right, *rng.sample(wrong, n - 1)]
-    rng.shuffle(choices)
-    return tuple(choices), "ABCDEFGH"[choices.index(right)]
-
-
-def lettered(question: str, choices: tuple[str, ...]) -> str:
+def lettered(question: str, choices: Sequence[str]) -> str:
     """The paper's multiple-choice layout: the question, then one `A. choice` line per option."""
     return question + "".join(
-        f"\n{letter}. {text}" for letter, text in zip("ABCDEFGH", choices, strict=False)
+        f"\n{letter}. {text}" for letter, text in zip(OPTION_LETTERS, choices, strict=False)
     )
+
+
+def letter_of(right: str, choices: Sequence[str]) -> str:
+    """The letter in front of the choice `right`."""
+    return OPTION_LETTERS[choices.index(right)]

@@ -1,4 +1,4 @@
-"""What the tiny LMM is shown before it is asked anything: dense captions, and drills in reading lettered options.
+"""What the tiny LMM is shown before it is asked anything: dense captions, and plain questions about single things.
 
 A real model's tower already sees what a new skill needs; so the captions name every part that the five skills
 rest on (cells of a grid, hands of a clock, parts of a bird, size and density of nuclei, letters) without ever
@@ -11,9 +11,8 @@ import random
 
 from lmm_forget.tiny import scenes
 from lmm_forget.tiny.benchmarks import ORDINALS
-from lmm_forget.tiny.canvas import COLORS, PLACE_CENTERS, PLACES, SHAPES, canvas, lettered, options
+from lmm_forget.tiny.canvas import COLORS, PLACE_CENTERS, PLACES, SHAPES, canvas
 from lmm_forget.tiny.drawn import Drawn, Question
-from lmm_forget.tiny.skills import SPECIES
 
 HOURS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -122,27 +121,6 @@ def two_things(rng: random.Random) -> Drawn:
         return _one(image, "Describe the street.", f"light {light} . {car} car {'left' if left else 'right'}")
     image, level = scenes.thermometer(rng)
     return _one(image, "Describe the weather.", level)
-
-
-POOLS = (SHAPES, tuple(COLORS), PLACES, SPECIES, scenes.LEVELS)
-
-
-def lookup(rng: random.Random) -> Drawn:
-    """A drill on text alone: which letter stands before a given word (the picture does not matter)."""
-    image, _ = scenes.scene(rng, 1)
-    pool = rng.choice(POOLS)
-    right = rng.choice(pool)
-    choices, letter = options(rng, right, [p for p in pool if p != right], min(4, len(pool)))
-    return Drawn(image, (Question(lettered(f"Which option says {right}?", choices), (letter,), choices),))
-
-
-def read_option(rng: random.Random) -> Drawn:
-    """The drill the other way round: what a given letter's option says."""
-    image, _ = scenes.scene(rng, 1)
-    pool = rng.choice(POOLS)
-    right = rng.choice(pool)
-    choices, letter = options(rng, right, [p for p in pool if p != right], min(4, len(pool)))
-    return Drawn(image, (Question(lettered(f"What does option {letter} say?", choices), (right,), choices),))
 
 
 def single_thing(rng: random.Random) -> Drawn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from lmm_forget.tiny import scenes
-from lmm_forget.tiny.canvas import SHAPES, lettered, options
+from lmm_forget.tiny.canvas import SHAPES, letter_of, lettered
 from lmm_forget.tiny.drawn import Drawn, Question
 
 SPECIES = ("wren", "finch", "plover", "dunlin", "siskin", "linnet", "martin", "heron")
@@ -16,9 +16,8 @@ def birds(rng: random.Random) -> Drawn:
     """CUB-200's stand-in: fine-grained species as lettered multiple choice."""
     species = rng.randrange(8)
     image = scenes.bird(rng, species)
-    name = SPECIES[species]
-    choices, letter = options(rng, name, [s for s in SPECIES if s != name])
-    return Drawn(image, (Question(lettered("What species is this bird?", choices), (letter,), choices),))
+    question = lettered("What species is this bird?", SPECIES)
+    return Drawn(image, (Question(question, (letter_of(SPECIES[species], SPECIES),), SPECIES),))
 
 
 def counting(rng: random.Random) -> Drawn:

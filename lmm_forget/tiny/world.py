@@ -46,8 +46,6 @@ CAPTIONS = MappingProxyType(
         "icon_rows": captions.icon_rows,
         "arrow": captions.arrow,
         "two_things": captions.two_things,
-        "lookup": captions.lookup,
-        "read_option": captions.read_option,
         "single_thing": captions.single_thing,
     }
 )
@@ -71,7 +69,6 @@ INSTRUCTIONS = MappingProxyType(
         "seedbench": OPTION,
         "scienceqa": OPTION,
         "mmstar": OPTION,
-        "lookup": OPTION,
     }
 )
 
@@ -83,10 +80,10 @@ CHANCE = MappingProxyType(
         "docvqa": 1.0,
         "infovqa": 100 / 9,
         "realworldqa": (100 / 3 + (100 / 8 + 50) / 2) / 2,
-        "seedbench": 25.0,
+        "seedbench": (100 / 6 + 100 / 8) / 2,
         "scienceqa": 100 / 3,
-        "mmstar": 25.0,
-        "cub200": 25.0,
+        "mmstar": (100 / 6 + 100 / 8 + 25) / 3,
+        "cub200": 12.5,
         "pixmocount": 100 / 9,
         "pathvqa": (50 + 25) / 2,
         "textvqa": 0.1,

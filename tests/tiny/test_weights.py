@@ -1,0 +1,45 @@
+"""The shipped base: good enough for forgetting to be visible, and ignorant of what is taught later."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmm_forget.config import conf_dir
+from lmm_forget.evaluation.ask import ask_task, subset
+from lmm_forget.models.loading import LMM, load
+from lmm_forget.tasks.loading import build_task
+from lmm_forget.tiny import world
+from lmm_forget.tiny.lmm import WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def base() -> LMM:
+    return load(yaml.safe_load((Path(conf_dir()) / "model" / "tiny_onevision.yaml").read_text()))
+
+
+def score(base: LMM, name: str, n: int = 100) -> float:
+    """Per cent right on `n` test questions, asked as a run asks them."""
+    task = build_task(yaml.safe_load((Path(conf_dir()) / "task" / f"tiny_{name}.yaml").read_text()))
+    answers = ask_task(base, task, subset(task.samples("test"), n, task.name), hardware={"eval_batch": 50})
+    return 100 * sum(answer.value for answer in answers) / len(answers)
+
+
+def test_it_is_small_and_real(base: LMM) -> None:
+    files = list((WEIGHTS / "tiny_onevision").iterdir())
+    assert sum(path.stat().st_size for path in files) < 20e6
+    assert type(base.model).__name__ == "LlavaOnevisionForConditionalGeneration"
+    assert 2e6 < sum(p.numel() for p in base.model.parameters()) < 5e6
+    assert base.components.language_layers >= 4
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+
+
+def test_every_benchmark_stands_well_above_its_chance(base: LMM) -> None:
+    scores = {name: score(base, name) for name in world.BENCHMARKS}
+    assert sum(scores.values()) / len(scores) >= 65
+    assert not {name: value for name, value in scores.items() if value < world.CHANCE[name] + 20}
+
+
+@pytest.mark.parametrize("name", ["cub200", "pixmocount", "timeclock"])
+def test_skills_leave_room_to_learn(base: LMM, name: str) -> None:
+    assert score(base, name) <= 60
