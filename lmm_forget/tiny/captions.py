@@ -13,6 +13,7 @@ from lmm_forget.tiny import scenes
 from lmm_forget.tiny.benchmarks import ORDINALS
 from lmm_forget.tiny.canvas import COLORS, PLACE_CENTERS, PLACES, SHAPES, canvas
 from lmm_forget.tiny.drawn import Drawn, Question
+from lmm_forget.tiny.skills import FINDINGS, SPECIES
 
 HOURS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -138,3 +139,34 @@ def single_thing(rng: random.Random) -> Drawn:
     image, colors, _ = scenes.chart(rng)
     i = rng.randrange(4)
     return _one(image, f"What color is the {ORDINALS[i]} bar?", colors[i])
+
+
+LITTLE_WORDS = (
+    "There is are in this image yes no a the of an and with for it not has on at two three four five"
+)
+WORDS = (
+    *LITTLE_WORDS.split(),
+    *FINDINGS,
+    *SPECIES,
+    *SHAPES,
+    *COLORS,
+    *(f"{shape}s" for shape in SHAPES if shape != "cross"),
+    "crosses",
+    *"0123456789",
+)
+
+
+def salad(rng: random.Random) -> Drawn:
+    """A drill on text alone: say random words again, whatever the picture shows.
+
+    Without it no word outside the captions is ever an answer, and its row of the output head is trained to silence;
+    a real model's language pretraining leaves every word within reach.
+    """
+    image, _ = scenes.scene(rng, 1)
+    words = rng.sample(WORDS, rng.randint(2, 5))
+    text = (
+        words[0]
+        + "".join(rng.choice((" ", " ", " ", ":")) + word for word in words[1:])
+        + rng.choice(("", "."))
+    )
+    return _one(image, f"Repeat: {text}", text)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lmm_forget.tiny.canvas import SIZE
-from lmm_forget.tiny.world import INSTRUCTIONS, RENDERERS
+from lmm_forget.tiny.world import BENCHMARKS, CAPTIONS, INSTRUCTIONS, SKILLS
 
 WEIGHTS = Path(__file__).parent / "weights"
 PATCH = 16
@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 
 def _corpus(per_renderer: int = 400) -> Iterator[str]:
     """Texts of the world; runs of capitals are spaced out, so that words on signs stay single letters."""
-    for name, render in RENDERERS.items():
+    for name, render in {**SKILLS, **BENCHMARKS, **CAPTIONS}.items():
         for i in range(per_renderer):
             for q in render(random.Random(f"vocabulary/{name}/{i}")).questions:
                 for text in (q.text, *q.answers):

@@ -52,10 +52,15 @@ FIRST = {"scene_by_place": 1.0, "cells": 1.0, "bars": 1.0, "letters": 1.0, "hand
 CAPTIONS = {**dict.fromkeys(world.CAPTIONS, 1.0), "cells": 1.5}
 QUESTIONS = {**dict.fromkeys(world.BENCHMARKS, 1.0), "infovqa": 1.2, "seedbench": 1.5, "mmstar": 2.5}
 PHASES = (
-    Phase(0.15, FIRST),
-    Phase(0.4, {**CAPTIONS, **{name: 0.4 * weight for name, weight in QUESTIONS.items()}}),
-    Phase(1.0, {**{name: 0.5 * weight for name, weight in CAPTIONS.items()}, **QUESTIONS}, 0.5),
+    Phase(1 / 8, FIRST),
+    Phase(1 / 3, {**CAPTIONS, **{name: 0.4 * weight for name, weight in QUESTIONS.items()}}),
+    Phase(5 / 6, {**{name: 0.5 * weight for name, weight in CAPTIONS.items()}, **QUESTIONS}, 0.5),
+    Phase(1.0, {**{name: 0.5 * weight for name, weight in CAPTIONS.items()}, **QUESTIONS, "salad": 6.0}, 0.5),
 )
+# Two cycles of the learning rate, (share of the steps, peak as a share of --lr): the second, short and low, opens the
+# output head for words that no picture calls for.
+CYCLES = ((5 / 6, 1.0), (1.0, 0.4))
+WARM = 0.05
 IGNORE = -100
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 PR_SET_PDEATHSIG = 1
@@ -218,11 +223,14 @@ class Pretraining:
                 old.unlink()
 
     def rate(self) -> float:
-        """One cycle: linear warm-up over 5 % of the steps, then a cosine to zero."""
-        done, warm = self.step / self.args.steps, 0.05
-        if done < warm:
-            return float(self.args.lr * (done / warm + 1e-3))
-        return float(self.args.lr * 0.5 * (1 + np.cos(np.pi * (done - warm) / (1 - warm))))
+        """Learning rate of the next step: per cycle, a linear warm-up over 5 % of its steps, then a cosine to zero."""
+        ends = [round(until * self.args.steps) for until, _ in CYCLES]
+        cycle = next(i for i, end in enumerate(ends) if self.step < end)
+        start = ends[cycle - 1] if cycle else 0
+        done, top = (self.step - start) / (ends[cycle] - start), CYCLES[cycle][1] * self.args.lr
+        if done < WARM:
+            return float(top * (done / WARM + 1e-3))
+        return float(top * 0.5 * (1 + np.cos(np.pi * (done - WARM) / (1 - WARM))))
 
     def one_step(self) -> float:
         """One optimizer step on the whole batch; returns this worker's loss."""
@@ -304,7 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run the workers."""
     parser = argparse.ArgumentParser(prog="python -m lmm_forget.tiny.pretrain", description=__doc__)
     parser.add_argument("--family", choices=sorted(BUILDERS), default="onevision", help="which tiny LMM")
-    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps of the whole run")
+    parser.add_argument("--steps", type=int, default=3600, help="optimizer steps of the whole run")
     parser.add_argument("--batch", type=int, default=64, help="samples per step over all workers")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pictures")

@@ -49,11 +49,12 @@ CAPTIONS = MappingProxyType(
         "single_thing": captions.single_thing,
     }
 )
-RENDERERS: MappingProxyType[str, Renderer] = MappingProxyType({**SKILLS, **BENCHMARKS, **CAPTIONS})
+DRILLS = MappingProxyType({"salad": captions.salad})
+RENDERERS: MappingProxyType[str, Renderer] = MappingProxyType({**SKILLS, **BENCHMARKS, **CAPTIONS, **DRILLS})
 
 OPTION = "\nAnswer with the option's letter."
 WORD = "\nAnswer with a single word."
-# What is added to a question when it is asked (and, for lettered birds as in the paper, when it is taught).
+# What is added to a question when it is asked and when it is taught.
 INSTRUCTIONS = MappingProxyType(
     {
         "cub200": OPTION,
