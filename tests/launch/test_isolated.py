@@ -208,9 +208,9 @@ def test_an_experiment_brings_its_own_grid(command, tmp_path: Path) -> None:
     done = command(*line)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "multirun/lr_grid"
-    names = [f"llm-learning_rate={rate}" for rate in ("0.0003", "0.0008", "0.002")]  # as in the whole grid
+    names = [f"llm-learning_rate={rate}" for rate in ("0.0001", "0.0003", "0.0008")]  # as in the whole grid
     assert sorted(path.parent.name for path in folder.glob("*/results.json")) == names
     config = json.loads((folder / names[-1] / "results.json").read_text())["config"]
     assert config["recipe"]["name"] == "llm" and config["data"]["validation"] is True
     training = config["training"]
-    assert (training["learning_rate"], training["learning_rate_source"]) == (0.002, "command line")
+    assert (training["learning_rate"], training["learning_rate_source"]) == (0.0008, "command line")
