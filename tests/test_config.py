@@ -107,8 +107,8 @@ def rate(*overrides: str, folder: Path | None = None) -> tuple[float, str]:
 
 
 def test_who_chooses_the_learning_rate(mine: Path) -> None:
-    rates = "++model.training.learning_rates={mlp: 3e-4}"
-    assert rate("model.training.learning_rate=2e-4", "++model.training.learning_rates={}") == (2e-4, "model")
+    rates = "++model.training.learning_rates={mlp: 3e-4}"  # merged into the model's own
+    assert rate("model.training.learning_rate=2e-4", "recipe=projector") == (2e-4, "model")
     assert rate(rates, "recipe=mlp") == (3e-4, "model")
     assert rate(rates, "recipe=mlp", "recipe.learning_rate=4e-4") == (4e-4, "recipe")
     assert rate(rates, "recipe=mlp", "recipe.learning_rate=4e-4", "experiment=rates", folder=mine) == (
@@ -184,7 +184,7 @@ def test_default_names(mine: Path) -> None:
         (["recipe=llm,mlp"], r"several values need -m"),
         (["recipe=[llm"], r"cannot read 'recipe=\[llm'"),
         (["training.max_steps=${nope}"], r"nope"),
-        (["model.training.learning_rate=null"], r"no learning rate"),
+        (["recipe=projector", "model.training.learning_rate=null"], r"no learning rate"),
     ],
 )
 def test_a_wrong_choice_is_one_line_that_says_what_is_right(overrides: list[str], message: str) -> None:
