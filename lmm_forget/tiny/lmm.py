@@ -73,7 +73,7 @@ def build_tokenizer(vocab_size: int = 1024) -> PreTrainedTokenizerFast:
 
 
 def build_onevision() -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:
-    """A LLaVA-OneVision of 3.6 M parameters (random weights): SigLIP tower, projector, six Qwen2 layers.
+    """A LLaVA-OneVision of 3.7 M parameters (random weights): SigLIP tower, projector, six Qwen2 layers.
 
     A picture of 64 x 64 is one base tile and one grid tile of 4 x 4 patches: 36 image tokens.
     """
