@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,46 @@ from lmm_forget.progress import Progress
 from lmm_forget.results import assemble, write_tables
 from lmm_forget.stage import Ground, ask_all, run_stage
 
+MOST_REPAIRS = 100
+"""Damaged things that one job puts up with before it gives up on its store."""
+
 
 def run(config: dict[str, Any], job_dir: Path, progress: Progress) -> dict[str, Any]:
     """Carry out one resolved job and return its results (see docs/results_schema.md).
 
     Beside the results, the job folder gets answers.parquet, training curves and pictures. Everything that was
-    finished before, by this job or by another one with the same store, is taken from there.
+    finished before, by this job or by another one with the same store, is taken from there; what is found damaged there
+    is moved aside, named, and computed again.
     """
+    from lmm_forget.store import Damaged
+
+    repairs: list[str] = []
+    while True:
+        try:
+            return _corridor(config, job_dir, progress, repairs)
+        except Damaged as error:
+            if len(repairs) > MOST_REPAIRS:
+                raise
+            progress.phase(f"computing again: {error}", 0, "stage")
+
+
+def _corridor(
+    config: dict[str, Any], job_dir: Path, progress: Progress, repairs: list[str]
+) -> dict[str, Any]:
     from lmm_forget.training.loggers import close_logger, log_stage
 
     started = time.monotonic()
-    ground = lay_ground(config, job_dir, progress)
+    ground = lay_ground(config, job_dir, progress, repairs)
     try:
-        base = ask_all(ground, "base: ask everything")
+        base, asked = ask_all(ground, "base: ask everything")
         base_hash, base_seconds = ground.weights, time.monotonic() - started
         stages = [
             run_stage(ground, index, task) for index, task in enumerate(config["sequence"]["tasks"], start=1)
         ]
         progress.phase("figures of merit", 1, "job")
         results = assemble(ground, base_hash, base, stages)
-        results["timings"].update(base=base_seconds, total=time.monotonic() - started)
+        results["job"]["repairs"] = repairs
+        results["timings"].update(base=base_seconds, base_asked=asked, total=time.monotonic() - started)
         for entry in (results["base"], *results["stages"]):
             log_stage(
                 ground.logger, entry.get("index", 0), {t: s["value"] for t, s in entry["scores"].items()}
@@ -42,7 +63,7 @@ def run(config: dict[str, Any], job_dir: Path, progress: Progress) -> dict[str, 
     return results
 
 
-def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress) -> Ground:
+def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress, repairs: list[str]) -> Ground:
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
     from hydra.utils import instantiate
 
@@ -71,7 +92,7 @@ def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress) -> Gro
             total_steps(len(samples), training, seed=config["seed"], task=name)
             lessons[name] = Lessons(task, samples)
         split = "validation" if data["validation"] and name in lessons else "test"
-        exams.append(Exam.of(task, node, split, data["eval_samples"], data["on_bad_sample"]))
+        exams.append(Exam.of(task, split, data["eval_samples"], data["on_bad_sample"]))
         progress.advance(1, task=name)
 
     progress.phase("load model", 1, "model")
@@ -79,14 +100,20 @@ def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress) -> Gro
     if config["hardware"]["accelerator"] in ("gpu", "cuda"):
         lmm.model.to("cuda")
     plan = make_plan(lmm.components, recipe["name"], rules_from_config(recipe))
+
+    def note(line: str) -> None:
+        repairs.append(line)
+        print(f"lmm-forget: note: {line}", file=sys.stderr, flush=True)
+
     return Ground(
         config=config,
+        job_dir=job_dir,
         lmm=lmm,
         plan=plan,
         method=instantiate(recipe["method"]),
         lessons=lessons,
         exams=exams,
-        store=Store(config["store"]),
+        store=Store(config["store"], note),
         progress=progress,
         logger=build_logger(
             {"group": config["name"], "config": config, **config["logger"]},

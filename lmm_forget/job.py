@@ -3,38 +3,33 @@
     python -m lmm_forget.job multirun/demo/sa_proj/job.yaml
 
 Exit codes: 0 done, 2 a mistake in what was asked for (one line on stderr), 1 any other failure (traceback on stderr),
-143 stopped by SIGTERM. In every case status.json says the same, and the same command goes on where it ended.
+143 stopped by SIGTERM or SIGUSR2. In every case status.json says the same, and the same command goes on where it ended.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import yaml
 
 from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.files import write_atomic
+from lmm_forget.stopping import Interrupted, listen
+from lmm_forget.store.claims import Holder
 
 HEARTBEAT = 1.0
 """Seconds between two writes of status.json."""
-STOP_LIMIT = 60.0
-"""Seconds a stopped job may take to unwind before it ends itself."""
-
-
-class Interrupted(BaseException):
-    """SIGTERM arrived; not an Exception, so that no handler on the way mistakes it for a failure."""
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -46,23 +41,6 @@ def thread_environment(threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS is deterministic only with a fixed workspace
     }
-
-
-def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """Make `path` hold `text`: readers see the old content or the new, never a part. `durable` waits for the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -86,7 +64,8 @@ class StatusFile:
     """A job's heartbeat, and the Progress that feeds it.
 
     status.json holds state (running, done, failed, interrupted), phase, done, total, unit, rate (units per second in
-    this phase), info, error (one line, of a failure), pid, host, started and updated (UTC). Use it as a context
+    this phase), info, error (one line, of a failure), beat (counts the
+    writes), started and updated (UTC), and which process it is (host, boot, namespace, pid, start). Use it as a context
     manager: a thread writes the file every second until the end.
     """
 
@@ -105,8 +84,8 @@ class StatusFile:
             "rate": None,
             "info": {},
             "error": None,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
+            "beat": 0,
+            **asdict(Holder.me()),
             "started": _now(),
         }
 
@@ -156,6 +135,7 @@ class StatusFile:
 
     def _write(self, *, durable: bool) -> None:
         with self._lock:
+            self._fields["beat"] += 1
             text = json.dumps({**self._fields, "updated": _now()}, sort_keys=True)
             write_atomic(self._path, text + "\n", durable=durable)
 
@@ -189,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LmmForgetError as error:
         return _complain(error)
     os.environ.update(thread_environment(config["hardware"]["threads"]))
-    signal.signal(signal.SIGTERM, _interrupt)
+    listen()
     with StatusFile(path.parent) as status:
         try:
             results = _run(config, path.parent, status)
@@ -220,15 +200,6 @@ def _run(config: dict[str, Any], folder: Path, status: StatusFile) -> Mapping[st
     torch.set_num_threads(config["hardware"]["threads"])
     torch.use_deterministic_algorithms(True, warn_only=True)  # some operations have no deterministic form
     return experiment.run(config, folder, status)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Unwind the job once; if it does not end in time, end the process."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    timer = threading.Timer(STOP_LIMIT, os._exit, args=(143,))
-    timer.daemon = True
-    timer.start()
-    raise Interrupted
 
 
 def _complain(error: LmmForgetError) -> int:

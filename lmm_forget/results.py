@@ -76,7 +76,7 @@ def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Tau
         "stages": [_stage(stage, scores) for stage in stages],
         "figures": figures(taught, suite, scores, seed=ground.config["seed"]),
         "timings": {
-            "stages": [dict(stage.seconds) for stage in stages],
+            "stages": [dict(stage.effort) for stage in stages],
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
         "versions": dict(ground.versions),

@@ -133,6 +133,7 @@ def _hydra(given: Sequence[str], args: argparse.Namespace) -> int:
     import hydra
 
     from lmm_forget.config.composing import VERSION_BASE, conf_dir, register_resolvers
+    from lmm_forget.launch.planning import Planned
     from lmm_forget.launch.processes import Stopped
 
     register_resolvers()
@@ -150,6 +151,8 @@ def _hydra(given: Sequence[str], args: argparse.Namespace) -> int:
     sys.argv = [before[0], *given]
     try:
         hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="run")(task)()
+    except Planned:
+        return 0
     except Stopped:
         print("lmm-forget: stopped; the same command goes on where it ended", file=sys.stderr)
         return 130

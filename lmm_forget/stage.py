@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.errors import StoreError
 from lmm_forget.evaluation.answers import Answer
 from lmm_forget.evaluation.shared import Exam, examine
+from lmm_forget.files import write_atomic
 from lmm_forget.progress import Progress
 from lmm_forget.recipes.method import Method, parameter_dtypes
-from lmm_forget.store import Store, stage_key
+from lmm_forget.store import Partial, Store, answering_key, path_keys, stage_key
+from lmm_forget.store.care import REFERENCES
 from lmm_forget.training.lessons import Lessons
 
 if TYPE_CHECKING:
@@ -25,9 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Ground:
-    """What every stage of a job stands on. `hashes` (tensor name -> hash) follow the model as stages change it."""
+    """What every stage of a job stands on.
+
+    `hashes` (tensor name -> hash) is the model as the job has reached it. Tensors of stages that came from the store
+    are put into `lmm` only when something is to be computed: `pending` says which stage wrote each of them last.
+    """
 
     config: Mapping[str, Any]
+    job_dir: Path
     lmm: LMM
     plan: TunePlan
     method: Method
@@ -39,54 +47,88 @@ class Ground:
     processor: str
     versions: Mapping[str, str]
     hashes: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, str] = field(default_factory=dict)
+    references: dict[str, list[str]] = field(default_factory=lambda: {"stages": [], "models": []})
 
     @property
     def weights(self) -> str:
-        """The `weights_hash` of the model as it stands."""
+        """The `weights_hash` of the model as the job has reached it."""
         from lmm_forget.models.weights import weights_hash
 
         return weights_hash(self.hashes)
 
+    def adopt(self, record: Mapping[str, Any]) -> None:
+        """Take over a recorded stage; its tensors are read when they are needed."""
+        self.hashes.update(record["tensors"])
+        self.pending.update(dict.fromkeys(record["tensors"], record["key"]))
+
+    def catch_up(self) -> None:
+        """Put the tensors of adopted stages into the model, each once. Raises Damaged if one is not what it was."""
+        import torch
+
+        parameters = dict(self.lmm.model.named_parameters())
+        with torch.no_grad():
+            for key in dict.fromkeys(self.pending.values()):
+                names = [name for name, stage in self.pending.items() if stage == key]
+                for name, tensor in self.store.tensors(key, names):
+                    parameters[name].copy_(tensor)
+        self.pending.clear()
+
+    def refer(self, kind: str, key: str) -> None:
+        """Note in the job's folder that this job rests on something in the store, so that nobody cleans it away."""
+        if key not in self.references[kind]:
+            self.references[kind].append(key)
+            content = {"store": str(self.store.root), **self.references}
+            write_atomic(self.job_dir / REFERENCES, json.dumps(content, indent=1) + "\n", durable=False)
+
 
 @dataclass(frozen=True)
 class Taught:
-    """A finished stage: its record, the answers after it, and how long each part took in this job (seconds)."""
+    """A finished stage: its record, the answers after it, and what this job did for it.
+
+    `effort` holds seconds of teaching and asking, whether the stage was trained by this job, how many questions it
+    asked, at which step a saved state was taken up, and whether that kept the promise of equal bytes.
+    """
 
     index: int
     task: str
     record: Mapping[str, Any]
     answers: Mapping[str, list[Answer]]
-    seconds: Mapping[str, float]
+    effort: Mapping[str, Any]
 
 
 def run_stage(ground: Ground, index: int, task: str) -> Taught:
     """Bring the model from stage `index - 1` to stage `index` (from the store if it was done before) and ask it."""
     started = time.monotonic()
     label = f"stage {index} of {len(ground.config['sequence']['tasks'])}"
-    record = _teach(ground, task, f"{label}: teach {task}")
+    record, effort = _teach(ground, task, f"{label}: teach {task}")
+    ground.store.leads_to(path_keys(ground.config)[index - 1], record["key"])
     taught = time.monotonic()
-    answers = ask_all(ground, f"{label}: ask everything")
-    seconds = {"teach": taught - started, "ask": time.monotonic() - taught}
-    return Taught(index, task, record, answers, seconds)
+    answers, asked = ask_all(ground, f"{label}: ask everything")
+    effort |= {"teach": taught - started, "ask": time.monotonic() - taught, "asked": asked}
+    return Taught(index, task, record, answers, effort)
 
 
-def ask_all(ground: Ground, phase: str) -> dict[str, list[Answer]]:
-    """The model's answers to every target and every benchmark, by task."""
+def ask_all(ground: Ground, phase: str) -> tuple[dict[str, list[Answer]], int]:
+    """The model's answers to every target and every benchmark, by task, and how many were asked for now."""
+    model = answering_key(
+        ground.weights, processor=ground.processor, model=ground.lmm.spec, versions=ground.versions
+    )
+    ground.refer("models", model)
     return examine(
         ground.lmm,
-        ground.weights,
+        model,
         ground.exams,
         ground.store,
-        processor=ground.processor,
-        versions=ground.versions,
+        ready=ground.catch_up,
         hardware=ground.config["hardware"],
         progress=ground.progress,
         phase=phase,
     )
 
 
-def _teach(ground: Ground, task: str, phase: str) -> dict[str, Any]:
-    """Train the stage, or take it from the store; the model is the stage model afterwards."""
+def _teach(ground: Ground, task: str, phase: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Train the stage, or take it from the store: (record, what this job did)."""
     key, ingredients = stage_key(
         ground.config,
         task,
@@ -95,22 +137,34 @@ def _teach(ground: Ground, task: str, phase: str) -> dict[str, Any]:
         processor=ground.processor,
         versions=ground.versions,
     )
-    with ground.store.claim(f"stage-{key}"):
-        record = ground.store.record(key)
-        if record is None:
-            record, delta = _train(ground, task, phase)
-            ground.store.commit(key, {**record, "task": task, "ingredients": ingredients}, delta)
-            return {**record, "key": key}
-    _replay(ground, record)
-    return record
+    ground.refer("stages", key)
+    store = ground.store
+    known = store.record(key)
+    if known is None:
+        store.require(_bytes_needed(ground), phase)
+        with store.claim(f"stage-{key}", waiting=lambda who: _say_waiting(ground, phase, who)):
+            known = store.record(key)
+            if known is None:
+                record, effort = _train(ground, key, {"task": task, "ingredients": ingredients}, phase)
+                if record["weights_hash"] != ground.weights:
+                    ground.adopt(record)  # somebody else was first, and with other bytes
+                return record, effort
+    ground.adopt(known)
+    return known, {"trained": False}
 
 
-def _train(ground: Ground, task: str, phase: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _train(
+    ground: Ground, key: str, about: Mapping[str, Any], phase: str
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Train and file the stage; the model is the stage model afterwards."""
     from lmm_forget.models.weights import tensor_hash
     from lmm_forget.training.fit import fit
+    from lmm_forget.training.resume import Resume
 
-    config, lmm = ground.config, ground.lmm
+    config, lmm, task = ground.config, ground.lmm, about["task"]
+    ground.catch_up()
     dtypes = parameter_dtypes(lmm.model)
+    partial = Partial(ground.store, key)
     ground.method.prepare(lmm, ground.plan)
     fitted = fit(
         lmm,
@@ -124,44 +178,40 @@ def _train(ground: Ground, task: str, phase: str) -> tuple[dict[str, Any], dict[
         logger=ground.logger,
         progress=ground.progress,
         phase=phase,
+        resume=Resume(partial, int(config["checkpoint_every"])),
     )
     delta = ground.method.finish(lmm, ground.plan, dtypes)
-    moved = {name: tensor_hash(tensor) for name, tensor in delta.items()}
-    ground.hashes.update(moved)
+    ground.hashes.update({name: tensor_hash(tensor) for name, tensor in delta.items()})
+    if config["snapshot"] == "full":
+        delta = _everything(lmm.model)
     record = {
+        **about,
         "weights_hash": ground.weights,
-        "tensors": moved,
+        "tensors": {name: ground.hashes[name] for name in delta},
         "steps": fitted.steps,
         "loss": fitted.loss,
         "samples": fitted.samples,
         "dropped": fitted.dropped,
         "micro_batch": fitted.micro_batch,
         "seconds": fitted.seconds,
+        "exact": fitted.exact,
     }
-    return record, delta
+    ground.store.commit(key, record, delta)
+    partial.drop()
+    effort = {"trained": True, "resumed_at": fitted.resumed, "exact": fitted.exact}
+    return ground.store.record(key) or {**record, "key": key}, effort
 
 
-def _replay(ground: Ground, record: Mapping[str, Any]) -> None:
-    """Put a recorded delta into the model. StoreError if a tensor's bytes are not those that were recorded."""
-    import torch
+def _everything(model: Any) -> dict[str, Tensor]:
+    """Every parameter on the CPU, sharing no memory: what a full snapshot holds."""
+    return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in model.named_parameters()}
 
-    from lmm_forget.models.weights import tensor_hash
 
-    delta = ground.store.delta(record["key"])
-    parameters = dict(ground.lmm.model.named_parameters())
-    if delta.keys() != record["tensors"].keys() or delta.keys() - parameters.keys():
-        raise StoreError(
-            f"stage {record['key']}: its delta holds other tensors than its record; delete its folder"
-        )
-    with torch.no_grad():
-        for name, tensor in delta.items():
-            if tensor_hash(tensor) != record["tensors"][name]:
-                raise StoreError(
-                    f"stage {record['key']}: {name} is damaged; delete its folder to compute it again"
-                )
-            parameters[name].copy_(tensor)
-    ground.hashes.update(record["tensors"])
-    if ground.weights != record["weights_hash"]:
-        raise StoreError(
-            f"stage {record['key']}: it was computed on another base than this one; delete its folder"
-        )
+def _bytes_needed(ground: Ground) -> int:
+    """Room for a stage: its delta, and two saved states (the new one is whole before the old one goes)."""
+    masters_and_moments = 3 * 4 * ground.plan.counts["trainable"]
+    return int(ground.plan.delta_bytes + 2 * masters_and_moments)
+
+
+def _say_waiting(ground: Ground, phase: str, who: str) -> None:
+    ground.progress.phase(f"{phase}: wait for {who}, which is at it", 0, "step")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lmm_forget import experiment
 from lmm_forget.config import compose, resolve
 from lmm_forget.errors import ConfigError, StoreError
 from lmm_forget.models.loading import load
-from lmm_forget.models.weights import model_hashes, weights_hash
+from lmm_forget.models.weights import model_hashes, tensor_hash, weights_hash
 from lmm_forget.progress import NullProgress
 from lmm_forget.store import Store
 
@@ -172,19 +173,100 @@ def test_orders_share_their_common_prefix(
     assert heard.questions() == 2 * 5 * 6
 
 
-def test_a_damaged_delta_is_never_used(
-    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
+def test_what_is_damaged_is_named_moved_aside_and_computed_again(
+    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
-    folder, config, results = done
-    shutil.copytree(config["store"], tmp_path / "store")
-    path = tmp_path / "store" / "stages" / results["stages"][1]["key"] / "delta.safetensors"
+    _, config, results = done
+    store = tmp_path / "store"
+    shutil.copytree(config["store"], store)
+    shutil.rmtree(store / "answers")  # so that the weights are needed again
+    path = store / "stages" / results["stages"][1]["key"] / "delta.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError, match="damaged"):
-        experiment.run({**copy.deepcopy(config), "store": str(tmp_path / "store")}, tmp_path, NullProgress())
+    heard = Listening()
+    again = experiment.run({**copy.deepcopy(config), "store": str(store)}, tmp_path, heard)
+    assert heard.steps() == 1
+    (line,) = again["job"].pop("repairs")
+    assert f"{path} is damaged: model." in line and "moved to" in line and line in capsys.readouterr().err
+    assert len(list((store / "damaged").iterdir())) == 1
+    assert timeless(again) == timeless({**results, "job": again["job"]})
+
+
+def test_the_model_is_put_together_only_when_something_is_asked_of_it(
+    done: tuple[Path, dict[str, Any], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, config, results = done
+    read: list[str] = []
+    tensors = Store.tensors
+
+    def counted(self: Store, key: str, names: Any = None) -> Any:
+        for name, tensor in tensors(self, key, names):
+            read.append(name)
+            yield name, tensor
+
+    monkeypatch.setattr(Store, "tensors", counted)
+    experiment.run(copy.deepcopy(config), tmp_path, NullProgress())
+    assert read == []
+    store = tmp_path / "store"
+    shutil.copytree(config["store"], store)
+    shutil.rmtree(store / "stages" / results["stages"][2]["key"])
+    experiment.run({**copy.deepcopy(config), "store": str(store)}, tmp_path, NullProgress())
+    assert (
+        len(read) == len(set(read)) == 12
+    )  # two stages moved each of them; the last writer's bytes are enough
+
+
+def test_a_full_snapshot_holds_every_tensor_and_leads_to_the_same_model(
+    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    _, config, results = done
+    full = configure(tmp_path / "store", "recipe=mlp_gateup", "sequence.order=0", "snapshot=full")
+    again = experiment.run(full, tmp_path, NullProgress())
+    assert [s["key"] for s in again["stages"]] == [s["key"] for s in results["stages"]]
+    assert again["figures"] == results["figures"]
+    model = load(config["model"]).model
+    snapshot = Store(full["store"]).delta(again["stages"][-1]["key"])
+    assert snapshot.keys() == dict(model.named_parameters()).keys()
+    assert (
+        weights_hash({n: tensor_hash(t) for n, t in snapshot.items()})
+        == results["stages"][-1]["weights_hash"]
+    )
+
+
+def test_a_delta_is_hardly_larger_than_what_moved(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    _, config, results = done
+    store = Store(config["store"])
+    for stage in results["stages"]:
+        moved = sum(t.numel() * t.element_size() for t in store.delta(stage["key"]).values())
+        size = (store.folder(stage["key"]) / "delta.safetensors").stat().st_size
+        assert moved < size <= 1.01 * moved
+
+
+def test_a_store_that_cannot_be_written_is_enough_when_everything_is_there(
+    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, config, results = done
+
+    def refuse(self: Store, path: Path) -> Any:
+        raise StoreError("read-only")
+
+    monkeypatch.setattr(Store, "writing", refuse)
+    again = experiment.run(copy.deepcopy(config), tmp_path, NullProgress())
+    assert timeless(again) == timeless(results)
+
+
+def test_a_disk_without_room_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    heard = Listening()
+    with pytest.raises(
+        StoreError, match=r"needs \d+\.\d MB in the store .*1\.0 MB are free; free .* gc store="
+    ):
+        experiment.run(configure(tmp_path / "store"), tmp_path, heard)
+    assert heard.steps() == 0
 
 
 def test_what_cannot_work_is_said_before_the_first_question(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ HEAVY = ("torch", "torchvision", "transformers", "lightning", "lightning_fabric"
 # A new unit has to be given its floor here, on purpose.
 FLOORS = {
     "errors": 0,
+    "files": 0,
     "progress": 0,
+    "stopping": 0,
     "tiny": 1,  # renderers and weights that tasks and models hand out; its commands stand at the top
     "models": 2,
     "tasks": 2,

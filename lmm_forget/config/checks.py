@@ -54,11 +54,16 @@ FIELDS: dict[str, tuple[Test, str]] = {
     "training.max_steps": _limit,
     "training.warmup": (lambda v: _number(v) and 0 <= v < 1, "a share from 0 to below 1"),
     "training.weight_decay": (lambda v: _number(v) and v >= 0, "a number of at least 0"),
+    "training.attention_dropout": (
+        lambda v: v is None or (_number(v) and 0 <= v < 1),
+        "a share from 0 to below 1, or null",
+    ),
     "training.clip": (_or(_positive, None), "a number above 0, or null"),
     "training.betas": (_betas, "two numbers from 0 to below 1"),
     "data.train_samples": _limit,
     "data.eval_samples": _limit,
     "data.validation": _flag,
+    "sweep.plan": _flag,
     "hardware.devices": _count,
     "hardware.nodes": _count,
     "hardware.micro_batch": _count,
@@ -73,6 +78,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective": OBJECTIVES,
     "training.loss": ("sample_mean", "token_mean"),
     "data.world": ("tiny", "real"),
+    "snapshot": ("delta", "full"),
     "data.on_bad_sample": ("fail", "skip"),
     "hardware.accelerator": ("cpu", "gpu"),
     "hardware.strategy": ("auto", "ddp", "fsdp"),
@@ -82,16 +88,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 GROUPS = ("model", "recipe", "sequence", "suite", "training", "data", "probe", "hardware", "logger")
 """Groups of which exactly one choice is in every configuration."""
-_BESIDES = (*GROUPS, "tasks", "name")
+_BESIDES = (*GROUPS, "sweep", "tasks", "name")
 _RESOLVED = ("training.learning_rate_source",)  # written by the resolver, not by a user
 
 
 def check(config: Mapping[str, Any]) -> None:
     """Raise ConfigError for the first field that does not exist or whose value cannot be used.
 
-    Only `training`, `data`, `hardware` and the top level are closed; the other groups hold their classes' own fields.
+    Only `training`, `data`, `hardware`, `sweep` and the top level are closed; other groups hold their classes' own
+    fields.
     """
-    for group in ("", "training", "data", "hardware"):
+    for group in ("", "training", "data", "hardware", "sweep"):
         prefix = f"{group}." if group else ""
         known = [key.removeprefix(prefix) for key in (*FIELDS, *CHOICES, *_BESIDES) if key.startswith(prefix)]
         known = sorted({key for key in known if "." not in key})

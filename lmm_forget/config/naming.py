@@ -25,7 +25,9 @@ NOT_COMPARED = (
     "objective",
     "paths",
     "progress",
+    "snapshot",
     "store",
+    "sweep",
 )
 """Fields that may change between two runs of the same job: they say where and how fast, not what."""
 

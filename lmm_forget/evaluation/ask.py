@@ -13,7 +13,9 @@ from lmm_forget.progress import NullProgress, Progress
 from lmm_forget.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
+    from lmm_forget.evaluation.generate import Said
     from lmm_forget.models.loading import LMM
+    from lmm_forget.store import Kept
 
 EVAL_BATCH = 64
 WINDOW = 8
@@ -87,20 +89,30 @@ def ask_task(
     `progress` is advanced once per batch (the phase is the caller's). Any failure raises an LmmForgetError
     that names the task and the samples: a question that could not be asked never becomes an empty answer.
     """
-    size = int((hardware or {}).get("eval_batch") or EVAL_BATCH)
     progress = progress or NullProgress()
-    answers: list[Answer] = []
+    filled: dict[int, Answer] = {}
+    for batch in batches(task, samples, batch_size(hardware)):
+        chosen = list(batch.values())
+        for place, sample, said in zip(batch, chosen, ask_batch(lmm, task, chosen), strict=True):
+            filled[place] = mark(task, sample, said)
+        progress.advance(len(batch), task=task.name)
+    return [filled[i] for i in range(len(samples))]
+
+
+def batch_size(hardware: Mapping[str, Any] | None) -> int:
+    """Questions per generate call."""
+    return int((hardware or {}).get("eval_batch") or EVAL_BATCH)
+
+
+def batches(task: Task, samples: Sequence[Sample], size: int) -> Iterator[dict[int, Sample]]:
+    """All samples, `size` at a time, by position: alike in length and image size, so that little is padding."""
     for start in range(0, len(samples), WINDOW * size):
-        window = [_sample(task, samples, i) for i in range(start, min(start + WINDOW * size, len(samples)))]
-        # Images of equal size and questions of equal length side by side: little padding, and early ends.
-        order = sorted(range(len(window)), key=lambda i: _length(task, window[i]))
-        filled: dict[int, Answer] = {}
+        window = {
+            i: _sample(task, samples, i) for i in range(start, min(start + WINDOW * size, len(samples)))
+        }
+        order = sorted(window, key=lambda i: _length(task, window[i]))
         for first in range(0, len(order), size):
-            places = order[first : first + size]
-            filled.update(zip(places, _ask_batch(lmm, task, [window[i] for i in places]), strict=True))
-            progress.advance(len(places), task=task.name)
-        answers.extend(filled[i] for i in range(len(window)))
-    return answers
+            yield {i: window[i] for i in order[first : first + size]}
 
 
 def _sample(task: Task, samples: Sequence[Sample], index: int) -> Sample:
@@ -120,12 +132,13 @@ def _length(task: Task, sample: Sample) -> tuple[Any, ...]:
     )
 
 
-def _ask_batch(lmm: LMM, task: Task, samples: Sequence[Sample]) -> list[Answer]:
+def ask_batch(lmm: LMM, task: Task, samples: Sequence[Sample]) -> list[Said]:
+    """What the model says to one batch of questions. Raises LmmForgetError naming task and samples."""
     from lmm_forget.evaluation.generate import generate
 
     questions = [task.question(sample, training=False) for sample in samples]
     try:
-        said = generate(lmm, questions, [sample.images for sample in samples], task.max_new_tokens)
+        return generate(lmm, questions, [sample.images for sample in samples], task.max_new_tokens)
     except LmmForgetError as error:
         text = re.sub(r"sample (\d+) of the batch", lambda m: f"sample {samples[int(m[1])].id}", str(error))
         raise type(error)(f"task {task.name}: {text}") from error
@@ -134,26 +147,25 @@ def _ask_batch(lmm: LMM, task: Task, samples: Sequence[Sample]) -> list[Answer]:
         raise LmmForgetError(
             f"task {task.name}: asking {len(samples)} samples ({ids}) failed: {_cause(error)}"
         ) from error
-    answers = []
-    for sample, question, one in zip(samples, questions, said, strict=True):
-        scores = task.score(one.text, sample)
-        answers.append(
-            Answer(
-                task=task.name,
-                sample_id=sample.id,
-                image_id=sample.image_id,
-                question=question,
-                references=sample.answers,
-                text=one.text,
-                value=_strict(task, sample, scores),
-                tolerant=scores.get("tolerant"),
-                compat=scores.get("compat"),
-                group=_group(task, sample),
-                tokens=one.tokens,
-                gap=one.gap,
-            )
-        )
-    return answers
+
+
+def mark(task: Task, sample: Sample, said: Said | Kept) -> Answer:
+    """Score what was said to a sample's question (its images are not looked at)."""
+    scores = task.score(said.text, sample)
+    return Answer(
+        task=task.name,
+        sample_id=sample.id,
+        image_id=sample.image_id,
+        question=task.question(sample, training=False),
+        references=sample.answers,
+        text=said.text,
+        value=_strict(task, sample, scores),
+        tolerant=scores.get("tolerant"),
+        compat=scores.get("compat"),
+        group=_group(task, sample),
+        tokens=said.tokens,
+        gap=said.gap,
+    )
 
 
 def _strict(task: Task, sample: Sample, scores: Mapping[str, float | None]) -> float:

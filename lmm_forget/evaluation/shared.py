@@ -1,99 +1,148 @@
-"""Ask every question once per model, whoever needs the answers: jobs of a sweep share them through the store."""
+"""Ask every question once per model, whoever needs the answer: jobs of a sweep share them through the store."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from lmm_forget.errors import LmmForgetError
 from lmm_forget.evaluation.answers import Answer
-from lmm_forget.evaluation.ask import ask_task, subset
-from lmm_forget.evaluation.table import read_answers, write_answers
+from lmm_forget.evaluation.ask import ask_batch, batch_size, batches, mark, subset
 from lmm_forget.progress import Progress
-from lmm_forget.store import Store, answers_key
+from lmm_forget.stopping import at_safe_points, safe_point
+from lmm_forget.store import Kept, Said, Store, question_key
+from lmm_forget.store.keys import digest
 from lmm_forget.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from lmm_forget.models.loading import LMM
 
 POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exam:
-    """One task with the samples it is asked; `node` is its configuration, `data` the fingerprint of the split."""
+    """One task with the samples it is asked, and, once prepared, its batches and the keys of its questions."""
 
     task: Task
-    node: Mapping[str, Any]
-    split: str
-    limit: int | None
     samples: Sequence[Sample]
-    data: str
+    batches: list[list[int]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    light: list[Sample] = field(default_factory=list)
+    """The samples without their images: all that scoring needs."""
 
     @classmethod
-    def of(
-        cls, task: Task, node: Mapping[str, Any], split: str, limit: int | None, on_bad_sample: str
-    ) -> Exam:
+    def of(cls, task: Task, split: str, limit: int | None, on_bad_sample: str) -> Exam:
         """Read the split (bad samples as `on_bad_sample` says) and keep at most `limit` of it. Raises DataError."""
-        samples = subset(task.check(split, on_bad_sample), limit, task.name)
-        return cls(task, node, split, limit, samples, task.fingerprint(split))
+        return cls(task, subset(task.check(split, on_bad_sample), limit, task.name))
+
+    def prepare(self, lmm: LMM, size: int) -> None:
+        """Fix the batches and look at every question once; later models are asked the same ones."""
+        if self.batches or not len(self.samples):
+            return
+        keys: dict[int, str] = {}
+        light: dict[int, Sample] = {}
+        for batch in batches(self.task, self.samples, size):
+            self.batches.append(list(batch))
+            for place, sample in batch.items():
+                keys[place] = self._key(lmm, sample)
+                light[place] = replace(sample, images=())
+        places = range(len(self.samples))
+        self.keys, self.light = [keys[i] for i in places], [light[i] for i in places]
+
+    def _key(self, lmm: LMM, sample: Sample) -> str:
+        question = self.task.question(sample, training=False)
+        try:
+            prompt = lmm.family.prompt(lmm.processor, question, len(sample.images))
+        except LmmForgetError as error:
+            raise type(error)(f"task {self.task.name}: sample {sample.id}: {error}") from error
+        return question_key(prompt, [image_hash(image) for image in sample.images], self.task.max_new_tokens)
+
+    def missing(self, found: Mapping[str, Kept]) -> int:
+        """How many questions nobody has asked yet."""
+        return sum(key not in found for key in self.keys)
 
 
 def examine(
     lmm: LMM,
-    weights: str,
+    model: str,
     exams: Sequence[Exam],
     store: Store,
     *,
-    processor: str,
-    versions: Mapping[str, str],
+    ready: Callable[[], None] | None = None,
     hardware: Mapping[str, Any],
     progress: Progress,
     phase: str,
-) -> dict[str, list[Answer]]:
-    """Answers to all exams by task name, from the store where they lie there, else asked now and filed.
+) -> tuple[dict[str, list[Answer]], int]:
+    """Answers to all exams by task name, and how many questions had to be asked for them now.
 
-    `weights` is the hash of `lmm`'s weights. While another job asks one task, this one asks the next.
+    `model` is the answering key of `lmm` as it stands. What the store has is taken from there; every batch is filed
+    as soon as it is answered. While another job asks one task, this one asks the next. `ready` is called before the
+    first question, so that a model of which everything is known need not be put together.
     """
-    keys = {
-        exam.task.name: answers_key(
-            weights,
-            exam.node,
-            split=exam.split,
-            limit=exam.limit,
-            data=exam.data,
-            processor=processor,
-            model=lmm.spec,
-            versions=versions,
-        )
-        for exam in exams
-    }
-    found: dict[str, list[Answer]] = {}
-    open_exams = [exam for exam in exams if not _filed(store, keys[exam.task.name], exam.task.name, found)]
-    progress.phase(phase, sum(len(exam.samples) for exam in open_exams), "question")
-    while open_exams:
-        left: list[Exam] = []
-        for exam in open_exams:
-            name, key = exam.task.name, keys[exam.task.name]
-            with store.claim(f"answers-{key}", wait=False) as held:
-                if _filed(store, key, name, found):
-                    progress.advance(len(exam.samples), task=name)
-                elif held:
-                    found[name] = ask_task(lmm, exam.task, exam.samples, hardware=hardware, progress=progress)
-                    write_answers(found[name], store.answers(key))
-                else:
-                    left.append(exam)
-        if len(left) == len(open_exams):
+    said = Said(store, model)
+    size = batch_size(hardware)
+    for exam in exams:
+        exam.prepare(lmm, size)
+    found = said.refresh()
+    left = [exam for exam in exams if exam.missing(found)]
+    asked = 0
+    progress.phase(phase, sum(exam.missing(found) for exam in left), "question")
+    while left:
+        others: list[Exam] = []
+        for exam in left:
+            before = exam.missing(found)
+            with store.claim(f"answers-{digest([model, exam.keys])}", wait=False) as held:
+                found = said.refresh()
+                progress.advance(
+                    before - exam.missing(found), task=exam.task.name
+                )  # asked by another job meanwhile
+                if not held and exam.missing(found):
+                    others.append(exam)
+                    continue
+                if ready is not None and exam.missing(found):
+                    ready()
+                with at_safe_points():
+                    asked += _ask(lmm, exam, said, found, progress)
+        if len(others) == len(left):
             time.sleep(POLL_SECONDS)
-        open_exams = left
-    return {exam.task.name: found[exam.task.name] for exam in exams}
+        left = others
+    return {
+        exam.task.name: [
+            mark(exam.task, sample, found[key]) for sample, key in zip(exam.light, exam.keys, strict=True)
+        ]
+        for exam in exams
+    }, asked
 
 
-def _filed(store: Store, key: str, name: str, found: dict[str, list[Answer]]) -> bool:
-    """Whether the store has the answers; they are then put into `found`."""
-    path = store.answers(key)
-    if not path.exists():
-        return False
-    found[name] = read_answers(path)
-    return True
+def _ask(lmm: LMM, exam: Exam, said: Said, found: Mapping[str, Kept], progress: Progress) -> int:
+    """Ask what is missing, batch by batch; returns how many questions that were."""
+    asked = 0
+    for batch in exam.batches:
+        places = [i for i in batch if exam.keys[i] not in found]
+        if places:
+            answers = ask_batch(lmm, exam.task, [exam.samples[i] for i in places])
+            said.add(
+                {
+                    exam.keys[i]: Kept(one.text, one.tokens, one.gap)
+                    for i, one in zip(places, answers, strict=True)
+                }
+            )
+            asked += len(places)
+            progress.advance(len(places), task=exam.task.name)
+        safe_point()
+    return asked
+
+
+def image_hash(image: Image) -> str:
+    """SHA-256 (hex) of an image as it is decoded: mode, size and pixels."""
+    if image.mode == "P":  # the pixels of a palette image mean nothing without it
+        image = image.convert("RGBA")
+    found = hashlib.sha256(f"{image.mode}{image.size}".encode())
+    found.update(image.tobytes())
+    return found.hexdigest()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmm_forget.errors import StoreError
 from lmm_forget.evaluation.answers import Answer
@@ -50,33 +47,3 @@ def table_to_answers(table: pa.Table) -> list[Answer]:
         raise StoreError(f"not a table of answers of version {VERSION.decode()} (its version: {said})")
     rows = table.to_pylist()
     return [Answer(**{**row, "references": tuple(row["references"])}) for row in rows]
-
-
-def write_answers(answers: Sequence[Answer], path: Path) -> None:
-    """Write answers to a parquet file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            pq.write_table(answers_to_table(answers), file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_answers(path: Path) -> list[Answer]:
-    """Read what `write_answers` wrote. Raises StoreError if it is missing, damaged or of another version."""
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing") from None
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(
-            f"{path} cannot be read as a table of answers: {str(error).splitlines()[0]}"
-        ) from None
-    try:
-        return table_to_answers(table)
-    except StoreError as error:
-        raise StoreError(f"{path} is {error}") from None

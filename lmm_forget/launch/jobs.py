@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,13 @@ import yaml
 
 from lmm_forget.config.naming import differences
 from lmm_forget.errors import ConfigError, LaunchError
-from lmm_forget.job import read_config, read_status, write_atomic
+from lmm_forget.files import write_atomic
+from lmm_forget.job import read_config, read_status
+from lmm_forget.store.claims import Holder
 
 ROOT = Path("multirun")
-STALE = 30.0
-"""Seconds without a heartbeat after which a running job counts as dead."""
+STALE = 15.0
+"""Seconds without a heartbeat, watched, after which a job that ran on another machine counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -98,29 +98,31 @@ def prepare(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
 
 
 def _refuse_running(job: Job) -> None:
-    """Two processes must not write one folder: look for a fresh heartbeat of a live process."""
+    """Two processes must not write one folder. What lives here is seen; elsewhere, heartbeats are waited for."""
     status = read_status(job.folder)
-    if status.get("state") != "running":
+    holder = Holder.read(status)
+    if status.get("state") != "running" or holder is None:
         return
-    try:
-        age = (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds()
-        pid = int(status["pid"])
-    except (KeyError, TypeError, ValueError):
-        return
-    if age < STALE and (status.get("host") != socket.gethostname() or _alive(pid)):
+    alive = holder.alive()
+    if alive is None:
+        alive = _beats(job.folder, status.get("beat"))
+    if alive:
         raise LaunchError(
-            f"{job.name} is running already (process {pid} on {status.get('host')}); wait for it or stop it"
+            f"{job.name} is running already (process {holder.pid} on {holder.host}); wait for it or stop it"
         )
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _beats(folder: Path, before: Any) -> bool:
+    """Whether a job on another machine shows a sign of life while we watch (clocks of two machines may differ)."""
+    limit = time.monotonic() + STALE
+    while time.monotonic() < limit:
+        status = read_status(folder)
+        if status.get("state") != "running":
+            return False
+        if status.get("beat") != before:
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def _few(lines: Sequence[str], most: int = 4) -> str:

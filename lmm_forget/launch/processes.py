@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -119,7 +119,8 @@ class _Child:
 class Pool:
     """Runs jobs as processes, at most `size` at once, each with a GPU of its own where `gpus` are given.
 
-    `grace` is how many seconds a stopped child gets to save before its process group is killed. Must be used from
+    `grace` is how many seconds a stopped child gets to save before its process group is killed. `pick(waiting,
+    running)` says which of the waiting jobs is started next. Must be used from
     the main thread: a child is told to end when the thread that started it dies.
     """
 
@@ -127,6 +128,7 @@ class Pool:
     watcher: Watcher
     gpus: list[str] = field(default_factory=list)
     grace: float = 15.0
+    pick: Callable[[Sequence[Job], Sequence[Job]], int] = lambda waiting, running: 0
     _children: list[_Child] = field(default_factory=list)
     _signals: int = 0
 
@@ -140,7 +142,9 @@ class Pool:
         try:
             while waiting or self._children:
                 while waiting and len(self._children) < self.size and not self._signals:
-                    self._start(waiting.pop(0), free.pop(0) if self.gpus else None)
+                    running = [child.job for child in self._children]
+                    job = waiting.pop(self.pick(waiting, running))
+                    self._start(job, free.pop(0) if self.gpus else None)
                 time.sleep(POLL)
                 for child in [child for child in self._children if child.process.poll() is not None]:
                     self._children.remove(child)

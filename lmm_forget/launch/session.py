@@ -9,6 +9,7 @@ from pathlib import Path
 from lmm_forget.errors import LaunchError
 from lmm_forget.launch.jobs import Job, prepare
 from lmm_forget.launch.live import View
+from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only
 from lmm_forget.launch.processes import Outcome, Pool, side_by_side
 
 
@@ -20,14 +21,20 @@ def run_jobs(jobs: Sequence[Job], grace: float = 15.0) -> list[Outcome]:
     """Bring every job to its end and return an outcome for each, in the order given; failures do not raise.
 
     Jobs that are finished already are not run again. Raises ConfigError or LaunchError before anything is started,
-    Stopped after Ctrl-C or SIGTERM.
+    Stopped after Ctrl-C or SIGTERM, Planned when only the plan was wanted.
     """
+    plan = SweepPlan([*{job.name: job for job in jobs}.values()])
+    if wants_plan_only(jobs[0].config):
+        print("\n".join([plan.line(), *plan.by_recipe()]))
+        raise Planned
     waiting, finished = prepare(jobs)
     outcomes = {job.name: Outcome(job, finished=True) for job in finished}
     if waiting:
+        if len(jobs) > 1:
+            print(plan.line(), file=sys.stderr, flush=True)
         size, gpus = side_by_side([job.config for job in waiting])
         with View(waiting, finished) as view:
-            for outcome in Pool(size, view, gpus, grace).run(waiting):
+            for outcome in Pool(size, view, gpus, grace, plan.pick).run(waiting):
                 outcomes[outcome.job.name] = outcome
     else:
         done = f"all {len(finished)} jobs are" if len(finished) > 1 else f"{finished[0].name} is"
@@ -74,6 +81,9 @@ def show_summary(folder: Path, named: Sequence[Outcome] = ()) -> None:
         unfinished=[job for job in sweep.unfinished if job.job not in known],
     )
     print(f"summary: {folder / 'summary.html'}")
+    for name, results in sweep.results.items():
+        for repair in results["job"].get("repairs", ()):
+            print(f"{name}: {repair}", file=sys.stderr)
 
 
 def _print_tail(outcome: Outcome) -> None:

@@ -9,18 +9,30 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 TRAINING_SEMANTICS = 1
 """Raised on purpose when the training code changes what the same configuration computes."""
 
-ANSWER_SEMANTICS = 1
-"""Raised on purpose when asking or scoring changes what the same model and task give."""
+ANSWER_SEMANTICS = 2
+"""Raised on purpose when asking changes what the same model says to the same question (scoring is done on reading)."""
 
 NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
     "": frozenset(
-        {"name", "store", "logger", "paths", "progress", "checkpoint_every", "objective", "suite", "probe"}
+        {
+            "name",
+            "store",
+            "logger",
+            "paths",
+            "progress",
+            "checkpoint_every",
+            "snapshot",
+            "sweep",
+            "objective",
+            "suite",
+            "probe",
+        }
     ),
     "hardware": frozenset({"devices", "nodes", "micro_batch", "workers", "threads", "jobs", "eval_batch"}),
     "data": frozenset({"eval_samples", "validation"}),
@@ -47,6 +59,21 @@ def training_view(config: Mapping[str, Any], task: str) -> dict[str, Any]:
             view[node] = {k: v for k, v in view[node].items() if k not in fields}
     view["task"] = task_view(config["tasks"][task])
     return view
+
+
+def explain(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The ingredients of two stage keys that differ: (dotted name, value in one, value in the other)."""
+    first, second = dict(_leaves(one)), dict(_leaves(other))
+    names = sorted(first.keys() | second.keys())
+    return [(n, first.get(n), second.get(n)) for n in names if first.get(n, ...) != second.get(n, ...)]
+
+
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, node
 
 
 def task_view(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,35 +105,34 @@ def stage_key(
     return digest(ingredients), ingredients
 
 
-def answers_key(
-    weights: str,
-    task: Mapping[str, Any],
-    *,
-    split: str,
-    limit: int | None,
-    data: str,
-    processor: str,
-    model: Mapping[str, Any],
-    versions: Mapping[str, str],
+def answering_key(
+    weights: str, *, processor: str, model: Mapping[str, Any], versions: Mapping[str, str]
 ) -> str:
-    """Key of the answers of the model with hash `weights` to a task's split (`limit` bounds the samples).
+    """Key of everything about asking the model with hash `weights` but the question itself.
 
-    `task` is its configuration node, `data` its fingerprint; of the `model` node dtype, attention and image
-    budget count.
+    `processor` is a fingerprint; of the `model` node dtype, attention and image budget count.
     """
     return digest(
         {
             "weights": weights,
-            "task": task_view(task),
-            "split": split,
-            "limit": limit,
-            "data": data,
             "processor": processor,
             "model": {name: model.get(name) for name in ("dtype", "attention", "image")},
             "versions": {name: minor(versions[name]) for name in ("torch", "transformers")},
             "answer_semantics": ANSWER_SEMANTICS,
         }
     )
+
+
+def path_keys(config: Mapping[str, Any]) -> list[str]:
+    """One key per stage of a job, made of configuration alone: equal keys lead to equal stages from the same base.
+
+    They let a sweep be planned before anything is loaded; what data and weights really are, only the stage key knows.
+    """
+    keys: list[str] = []
+    for task in config["sequence"]["tasks"]:
+        view = training_view(config, task)
+        keys.append(digest([keys[-1] if keys else "", view, config["model"].get("path"), TRAINING_SEMANTICS]))
+    return keys
 
 
 def minor(version: str) -> str:

@@ -21,7 +21,7 @@ def birds(rng: random.Random) -> Drawn:
 
 
 def counting(rng: random.Random) -> Drawn:
-    """PixMo-Count's stand-in: the paper's question and answer wording, one to six things beside up to three distractors."""
+    """PixMo-Count's stand-in: the paper's wording, one to six things beside up to three distractors."""
     kind, n = rng.choice(SHAPES), rng.randint(1, 6)
     image, _ = scenes.grid(rng, kind, n, rng.randint(0, 3))
     label = (kind + "es" if kind == "cross" else kind + "s") if n > 1 else kind

@@ -85,7 +85,7 @@ CHANCE = MappingProxyType(
         "scienceqa": 100 / 3,
         "mmstar": (100 / 6 + 100 / 8 + 25) / 3,
         "cub200": 12.5,
-        "pixmocount": 100 / 9,
+        "pixmocount": 100 / 6,
         "pathvqa": (50 + 25) / 2,
         "textvqa": 0.1,
         "timeclock": 100 / 144,

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,11 +21,13 @@ from torch import nn
 
 from lmm_forget.errors import ConfigError, PlanError
 from lmm_forget.progress import NullProgress, Progress
+from lmm_forget.stopping import at_safe_points
 from lmm_forget.training.batches import accumulation, global_batches, loader, slots
 from lmm_forget.training.determinism import derived_seed, repeatable_kernels, seed_everything
 from lmm_forget.training.loggers import log_training
 from lmm_forget.training.module import Optimization, StageModule
 from lmm_forget.training.precision import Compute, refuse_pure_bf16
+from lmm_forget.training.resume import Resume, Saved, layout, restore_masters
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -43,7 +45,8 @@ class FitResult:
     """What a fit did: optimizer steps, loss of each, peak learning rate, samples per forward pass and in all.
 
     `dropped` counts samples left out of each epoch as an incomplete global batch; `seconds` is wall-clock
-    time.
+    time of this process. `resumed` is the step that a saved state was taken up at (None: trained in one go), `exact`
+    whether that gave the same bytes as training in one go (same threads, devices, torch, processor).
     """
 
     steps: int
@@ -53,6 +56,8 @@ class FitResult:
     samples: int
     dropped: int
     seconds: float
+    resumed: int | None = None
+    exact: bool = True
 
 
 def fit(
@@ -68,13 +73,15 @@ def fit(
     logger: Logger | None = None,
     progress: Progress | None = None,
     phase: str | None = None,
+    resume: Resume | None = None,
 ) -> FitResult:
     """Train what `method.prepare` made trainable on `samples` (see `EncodedSlots`), in place.
 
     `training.max_steps` optimizer steps over as many epochs as they take, else `training.epochs` epochs.
     Everything random is seeded from (`seed`, `task`), so nothing depends on what ran before. A
     `hardware.micro_batch` above the global batch counts as the global batch. `phase` is the name shown to
-    people (default: "teach <task>"). The model stays on its device, in eval mode and with its masters:
+    people (default: "teach <task>"). With `resume` a saved state is taken up where there is one (with its
+    micro-batch), and states are saved on the way. The model stays on its device, in eval mode and with its masters:
     `method.finish` comes next.
 
     Raises ConfigError for settings that cannot be used, DataError for samples that cannot, PlanError when
@@ -92,8 +99,14 @@ def fit(
         torch.set_num_threads(int(hardware["threads"]))
     steps = total_steps(len(samples), training, seed=seed, task=task)
     opt = Optimization.from_config(training, steps)
+    found = resume.safe.load() if resume else None
+    saved = Saved.of(found) if found else None
+    if saved is not None:
+        restore_masters(lmm.model, saved.tensors)
+    done = saved.step if saved else 0
     micro_batch = min(int(hardware.get("micro_batch") or opt.global_batch), opt.global_batch)
-    accumulation(opt.global_batch, micro_batch, 1)
+    micro_batch = saved.micro_batch if saved else micro_batch
+    parts = accumulation(opt.global_batch, micro_batch, 1)
     order = slots(
         len(samples),
         steps=steps,
@@ -101,10 +114,12 @@ def fit(
         micro_batch=micro_batch,
         seed=seed,
         task=task,
-    )
+    )[done * parts :]
     stage_seed = derived_seed(seed, task)
     data = loader(lmm, samples, order, workers=int(hardware.get("workers") or 0), seed=stage_seed)
     progress.phase(phase or f"teach {task}", steps, "step")
+    if done:
+        progress.advance(done)
 
     def heard(step: int, figures: dict[str, float]) -> None:
         progress.advance(1, loss=figures["loss"], samples_per_s=figures["samples_per_s"])
@@ -122,10 +137,22 @@ def fit(
             repeatable_kernels(device_type),
             compute,
             training_mode(lmm, bool(hardware.get("activation_checkpointing"))),
+            attention_dropout(lmm, training.get("attention_dropout")),
         ):
-            module = StageModule(lmm, method, opt, compute, on_step=heard)
+            module = StageModule(
+                lmm,
+                method,
+                opt,
+                compute,
+                on_step=heard,
+                resume=resume,
+                saved=saved,
+                micro_batch=micro_batch,
+            )
             try:
-                trainer.fit(module, data)
+                if order:  # nothing is left to do when only the record was missing
+                    with at_safe_points() if resume else nullcontext():
+                        trainer.fit(module, data)
             finally:
                 cast(nn.Module, lmm.model).to(home)
     losses = module.losses
@@ -140,6 +167,8 @@ def fit(
         samples=used,
         dropped=len(samples) % opt.global_batch,
         seconds=time.perf_counter() - began,
+        resumed=done or None,
+        exact=saved is None or saved.layout == layout(1),
     )
 
 
@@ -211,6 +240,30 @@ def training_mode(lmm: LMM, activation_checkpointing: bool) -> Iterator[None]:
         if activation_checkpointing:
             model.gradient_checkpointing_disable()
         model.eval()
+
+
+@contextmanager
+def attention_dropout(lmm: LMM, share: float | None) -> Iterator[None]:
+    """Drop `share` of the decoder's attention weights in the block; None leaves the checkpoint's own setting.
+
+    Raises ConfigError for a decoder whose attention has no such setting.
+    """
+    blocks: list[Any] = [m for m in lmm.components.text_model.modules() if hasattr(m, "attention_dropout")]
+    if share is None:
+        yield
+        return
+    if not blocks:
+        raise ConfigError(
+            f"training.attention_dropout={share}: this model's attention has no dropout; use null"
+        )
+    before = [block.attention_dropout for block in blocks]
+    for block in blocks:
+        block.attention_dropout = share
+    try:
+        yield
+    finally:
+        for block, own in zip(blocks, before, strict=True):
+            block.attention_dropout = own
 
 
 def _any_trainable(module: nn.Module) -> bool:

@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from lmm_forget.errors import ConfigError, LmmForgetError
 from lmm_forget.models.family import IGNORE
+from lmm_forget.stopping import asked, listen_again, safe_point
 from lmm_forget.training.batches import MicroBatch, checked
+from lmm_forget.training.resume import (
+    Resume,
+    Saved,
+    capture,
+    layout,
+    random_states,
+    restore_moments,
+    restore_random_states,
+)
 
 if TYPE_CHECKING:
     from lmm_forget.models.components import ComponentMap
@@ -119,23 +127,26 @@ class StageModule(pl.LightningModule):
         compute: Compute,
         *,
         on_step: Callable[[int, dict[str, float]], None],
+        resume: Resume | None = None,
+        saved: Saved | None = None,
+        micro_batch: int = 0,
     ) -> None:
         """`on_step(step, figures)` hears of each finished step: loss, learning_rate, grad_norm,
-        samples_per_s.
+        samples_per_s. With `resume` the state is saved as it says and when the process is asked to stop;
+        `saved` is the state to go on from (its masters are in the model already).
         """
         super().__init__()
         self.automatic_optimization = False
         self.model = lmm.model
         self._lmm, self._method, self._opt, self._compute, self._on_step = lmm, method, opt, compute, on_step
-        self.losses: list[float] = []
+        self._resume, self._saved, self._micro_batch = resume, saved, micro_batch
+        self.losses: list[float] = list(saved.losses) if saved else []
         self._loss: Tensor | None = None
         self._tokens = 0
         self._since = time.perf_counter()
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW (fused: one pass over all tensors, the same bits every time) with warm-up and cosine per
-        step.
-        """
+    def configure_optimizers(self) -> AdamW:
+        """AdamW (fused: one pass over all tensors, the same bits every time); `_finish_step` sets its rates."""
         opt = self._opt
         moving = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = AdamW(
@@ -146,8 +157,15 @@ class StageModule(pl.LightningModule):
             weight_decay=opt.weight_decay,
             fused=True,
         )
-        scheduler = LambdaLR(optimizer, lambda k: learning_rate_factor(k, steps=opt.steps, warmup=opt.warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+        if self._saved is not None:
+            restore_moments(self.model, optimizer, self._saved.tensors)
+        return optimizer
+
+    def on_train_start(self) -> None:
+        """Lightning's own SIGTERM handler would stop between two micro-batches of one step: take ours back."""
+        listen_again()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a micro-batch; an error that came instead of one stays as it is."""
@@ -156,6 +174,9 @@ class StageModule(pl.LightningModule):
     def training_step(self, found: Any, batch_idx: int) -> None:
         """Add one micro-batch's gradient; after the last one of its global batch, take the optimizer step."""
         micro = checked(found)
+        if self._saved is not None:  # as late as can be: what lies before this line may have drawn numbers
+            restore_random_states(self._saved.random)
+            self._saved = None
         with self._compute.autocast():
             means = self._method.loss(self._lmm, micro.batch, micro.labels)
         loss = self._scaled(means, micro.labels)
@@ -192,17 +213,34 @@ class StageModule(pl.LightningModule):
             norm = nn.utils.clip_grad_norm_(moving, self._opt.clip)
         else:
             norm = nn.utils.get_total_norm([p.grad for p in moving if p.grad is not None])
-        rate = optimizer.param_groups[0]["lr"]
+        factor = learning_rate_factor(step, steps=self._opt.steps, warmup=self._opt.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        cast(Any, self.lr_schedulers()).step()
         now = time.perf_counter()
         figures = {
             "loss": loss,
-            "learning_rate": rate,
+            "learning_rate": optimizer.param_groups[0]["lr"],
             "grad_norm": float(norm),
             "samples_per_s": self._opt.global_batch / max(now - self._since, 1e-9),
         }
         self._loss, self._tokens, self._since = None, 0, now
         self.losses.append(loss)
         self._on_step(step, figures)
+        self._save_where_due(step + 1, optimizer)
+
+    def _save_where_due(self, done: int, optimizer: Any) -> None:
+        """Keep the state after `done` steps every so often and when the process must stop; stop there if asked."""
+        if self._resume is None:
+            return
+        if asked() or (done % self._resume.every == 0 and done < self._opt.steps):
+            state = {
+                "losses": self.losses,
+                "micro_batch": self._micro_batch,
+                "layout": layout(self.trainer.world_size),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "random": random_states(),
+            }
+            self._resume.safe.save(done, capture(self.model, optimizer.optimizer), state)
+        safe_point()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmm_forget.errors import StoreError
 from lmm_forget.evaluation.answers import Answer, flips
-from lmm_forget.evaluation.table import answers_to_table, read_answers, table_to_answers, write_answers
+from lmm_forget.evaluation.table import answers_to_table, table_to_answers
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCORE = st.floats(0, 1)
@@ -40,37 +38,9 @@ def test_a_table_gives_back_the_same_answers(answers: list[Answer]) -> None:
     assert table_to_answers(answers_to_table(answers)) == answers
 
 
-def test_a_file_gives_back_the_same_answers(tmp_path: Path) -> None:
-    answers = [ONE, replace(ONE, sample_id="s2", tolerant=0.5, group="g", references=())]
-    path = tmp_path / "deep" / "answers.parquet"
-    write_answers(answers, path)
-    write_answers(answers, path)
-    assert read_answers(path) == answers
-    assert [p.name for p in path.parent.iterdir()] == ["answers.parquet"]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "answers.parquet"
-    write_answers([ONE], path)
-    with pytest.raises(pa.ArrowException):
-        write_answers([replace(ONE, tokens="many")], path)  # type: ignore[arg-type]
-    assert read_answers(path) == [ONE]
-    assert [p.name for p in tmp_path.iterdir()] == ["answers.parquet"]
-
-
-def test_files_that_are_no_answers(tmp_path: Path) -> None:
-    path = tmp_path / "answers.parquet"
-    with pytest.raises(StoreError, match=r"answers\.parquet is missing"):
-        read_answers(path)
-    write_answers([ONE] * 50, path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StoreError, match=r"answers\.parquet cannot be read as a table of answers") as caught:
-        read_answers(path)
-    assert "\n" not in str(caught.value)
-    pq.write_table(pa.table({"task": ["t"]}), path)
-    with pytest.raises(StoreError, match=r"answers\.parquet is not a table of answers of version 1 .*none"):
-        read_answers(path)
+def test_tables_that_hold_no_answers() -> None:
+    with pytest.raises(StoreError, match=r"not a table of answers of version 1 .*none"):
+        table_to_answers(pa.table({"task": ["t"]}))
     other = answers_to_table([ONE]).replace_schema_metadata({"lmm_forget.answers": "2"})
     with pytest.raises(StoreError, match="its version: 2"):
         table_to_answers(other)

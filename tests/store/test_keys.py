@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.store.keys import NOT_WEIGHTS, answers_key, minor, stage_key, training_view
+from lmm_forget.store.keys import (
+    NOT_WEIGHTS,
+    answering_key,
+    explain,
+    minor,
+    path_keys,
+    stage_key,
+    training_view,
+)
 
 CONFIG: dict[str, Any] = {
     "name": "demo",
@@ -112,7 +120,6 @@ def test_everything_else_is(path: str) -> None:
 
 def test_moving_a_tasks_files_changes_nothing() -> None:
     assert key(changed("tasks.a", {"n_train": 10, "path": "elsewhere", "images_root": "there"})) == key()
-    assert answers(task={"name": "h", "path": "elsewhere"}) == answers()
 
 
 def test_the_short_list_is_the_one_in_the_design() -> None:
@@ -149,33 +156,39 @@ def test_the_view_does_not_alias_the_configuration() -> None:
     assert before == CONFIG
 
 
-def answers(**changes: Any) -> str:
-    node = {"name": "h"}
-    usual = {
-        "split": "test",
-        "limit": None,
-        "data": "d",
-        "processor": "x",
-        "model": CONFIG["model"],
-        "versions": REST["versions"],
-    }
-    return answers_key(changes.pop("weights", "w"), changes.pop("task", node), **{**usual, **changes})
+def answering(weights: str = "w", **changes: Any) -> str:
+    usual = {"processor": "x", "model": CONFIG["model"], "versions": REST["versions"]}
+    return answering_key(weights, **{**usual, **changes})
 
 
-def test_answers_depend_on_weights_task_split_limit_and_numerics() -> None:
+def test_answers_depend_on_weights_processor_numerics_and_versions() -> None:
     others = [
-        answers(weights="v"),
-        answers(task={"name": "g"}),
-        answers(split="validation"),
-        answers(limit=5),
-        answers(data="e"),
-        answers(processor="y"),
-        answers(model={**CONFIG["model"], "attention": "sdpa"}),
-        answers(model={**CONFIG["model"], "dtype": "bfloat16"}),
-        answers(versions={"torch": "2.15", "transformers": "5.23"}),
+        answering("v"),
+        answering(processor="y"),
+        answering(model={**CONFIG["model"], "attention": "sdpa"}),
+        answering(model={**CONFIG["model"], "dtype": "bfloat16"}),
+        answering(versions={"torch": "2.15", "transformers": "5.23"}),
     ]
-    assert len({answers(), *others}) == len(others) + 1
-    assert answers(model={**CONFIG["model"], "path": "elsewhere"}) == answers()
+    assert len({answering(), *others}) == len(others) + 1
+    assert answering(model={**CONFIG["model"], "path": "elsewhere"}) == answering()
+
+
+def test_paths_of_equal_beginnings_are_equal_as_far_as_they_go() -> None:
+    one = changed("sequence.tasks", ["a", "b"])
+    assert path_keys(one)[:1] == path_keys(changed("sequence.tasks", ["a"]))
+    assert path_keys(one) != path_keys(changed("sequence.tasks", ["b", "a"]))
+    assert not set(path_keys(one)) & set(path_keys({**one, "seed": 99}))
+    assert path_keys({**one, "store": "elsewhere"}) == path_keys(one)
+
+
+def test_the_difference_of_two_keys_is_named() -> None:
+    _, first = stage_key(CONFIG, "a", **REST)
+    _, second = stage_key({**CONFIG, "seed": 99}, "a", **{**REST, "parent": "q"})
+    assert explain(first, first) == []
+    assert {name: (one, other) for name, one, other in explain(first, second)} == {
+        "config.seed": (CONFIG["seed"], 99),
+        "parent": (REST["parent"], "q"),
+    }
 
 
 def test_minor_versions() -> None:

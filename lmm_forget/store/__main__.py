@@ -1,0 +1,213 @@
+"""`python -m lmm_forget.store`: look into the archive of finished work, check it, clean it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.errors import ConfigError, LmmForgetError, StoreError
+from lmm_forget.store import care
+from lmm_forget.store.archive import Store, size
+from lmm_forget.store.keys import explain
+
+HELP = """usage: python -m lmm_forget.store COMMAND [KEY ...] [store=FOLDER] [format=table|json]
+
+  ls                     what is there: stages, answers, half-trained stages, damaged things; with sizes
+  show KEY               one stage's record; answers: how many
+  explain A B            which ingredient makes two stages different
+  verify [KEY ...]       read every byte again and compare it with its checksums; exit code 1 if anything is damaged
+  gc [runs=FOLDER]       what no job folder below FOLDER refers to (default: the folder that holds the store);
+                         apply=true removes it
+  rm KEY ...             remove these; a stage that is needed again is computed again
+
+A KEY is the beginning of what `ls` lists. The store is multirun/.store unless store=FOLDER says otherwise.
+
+examples:
+  python -m lmm_forget.store ls
+  python -m lmm_forget.store explain 3fa1 90bc
+  python -m lmm_forget.store gc apply=true
+"""
+OPTIONS = {"store": "multirun/.store", "format": "table", "runs": "", "apply": "false"}
+KINDS = ("stage", "answers", "partial", "damaged")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 (verify found damage), 2 (a mistake, told in one line on stderr)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or {"-h", "--help"} & set(words):
+        print(HELP, end="")
+        return 0 if words else 2
+    try:
+        return _run(words)
+    except LmmForgetError as error:
+        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+
+
+def _run(words: Sequence[str]) -> int:
+    options, plain = dict(OPTIONS), []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name in OPTIONS:
+            options[name] = value
+        elif equals:
+            raise ConfigError(f"there is no option {name}; there are: {', '.join(OPTIONS)}")
+        else:
+            plain.append(word)
+    if options["format"] not in ("table", "json"):
+        raise ConfigError(f"format={options['format']}: choose table or json")
+    command, keys = (plain[0], plain[1:]) if plain else ("", [])
+    known: Mapping[str, Callable[[Store, list[str], Mapping[str, str]], int]] = {
+        "ls": _ls,
+        "show": _show,
+        "explain": _explain,
+        "verify": _verify,
+        "gc": _gc,
+        "rm": _rm,
+    }
+    if command not in known:
+        raise ConfigError(f"there is no command {command!r}; choose one of: {', '.join(known)}")
+    return known[command](Store(options["store"]), keys, options)
+
+
+def _ls(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+    found = care.items(store)
+    if options["format"] == "json":
+        print(json.dumps([{**_plain(item)} for item in found], indent=1))
+        return 0
+    for item in found:
+        print(f"{item.kind:<8} {item.key[:12]:<12} {size(item.size):>10}  {item.about}")
+    total = {kind: [item for item in found if item.kind == kind] for kind in KINDS}
+    print(
+        "; ".join(
+            f"{len(of)} {kind}{'s' if kind == 'stage' and len(of) != 1 else ''}, {size(sum(i.size for i in of))}"
+            for kind, of in total.items()
+            if of
+        )
+        or f"{store.root} is empty"
+    )
+    return 0
+
+
+def _show(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+    for key in _given(keys, "show", 1):
+        item = care.find(store, key)
+        content: dict[str, Any] = _plain(item)
+        if item.kind == "stage":
+            record = store.read_record(item.key)
+            tensors = record.pop("tensors")
+            content |= {**record, "tensors": len(tensors)}
+        print(json.dumps(content, indent=1, sort_keys=True))
+    return 0
+
+
+def _explain(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+    _given(keys, "explain", 2)
+    one, other = (store.read_record(care.find(store, key, ("stage",)).key) for key in keys[:2])
+    differing = explain(one["ingredients"], other["ingredients"])
+    if options["format"] == "json":
+        print(json.dumps([{"ingredient": n, "a": a, "b": b} for n, a, b in differing], indent=1))
+        return 0
+    for name, first, second in differing:
+        print(f"{name}: {_value(first)} | {_value(second)}")
+    if not differing:
+        same = one["weights_hash"] == other["weights_hash"]
+        print("the same stage" if one["key"] == other["key"] else f"nothing differs (equal weights: {same})")
+    return 0
+
+
+def _verify(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+    found = [care.find(store, key) for key in keys] if keys else care.items(store)
+    checked = [item for item in found if item.kind != "damaged"]
+    faults = [fault for item in checked if (fault := care.verify(store, item)) is not None]
+    if options["format"] == "json":
+        print(
+            json.dumps(
+                {
+                    "checked": len(checked),
+                    "faults": [{**_plain(f.item), "reason": f.reason} for f in faults],
+                },
+                indent=1,
+            )
+        )
+    else:
+        for fault in faults:
+            print(f"{fault.item.kind} {fault.item.key}: {fault.reason}")
+        print(
+            f"{len(checked)} checked, {size(sum(item.size for item in checked))}: "
+            + (f"{len(faults)} damaged; whoever needs them computes them again" if faults else "all whole")
+        )
+    return 1 if faults else 0
+
+
+def _gc(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+    apply = options["apply"] == "true"
+    if options["apply"] not in ("true", "false"):
+        raise ConfigError(f"apply={options['apply']}: true or false")
+    care.items(store)  # is there a store at all?
+    runs = Path(options["runs"] or store.root.absolute().parent)
+    if not runs.is_dir():
+        raise ConfigError(f"runs={runs} is not a folder; name the one that holds the job folders")
+    kept, jobs = care.references(runs)
+    if apply and not jobs and not options["runs"]:
+        raise StoreError(
+            f"no job folder below {runs} refers to anything; if that is right, say so with runs={runs}"
+        )
+    spare = care.unused(store, kept)
+    remains = list(care.drafts(store))
+    if apply:
+        for item in spare:
+            care.remove(store, item)
+        for path in remains:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    total = sum(item.size for item in spare)
+    if options["format"] == "json":
+        print(json.dumps({"removed": apply, "bytes": total, "items": [_plain(i) for i in spare]}, indent=1))
+        return 0
+    for item in spare:
+        print(f"{item.kind:<8} {item.key[:12]:<12} {size(item.size):>10}  {item.about}")
+    done = "removed" if apply else "would be removed; apply=true does it"
+    print(
+        f"{jobs} job folders below {runs} keep {len(kept)} things; {len(spare)} others, {size(total)}, {done}"
+    )
+    return 0
+
+
+def _rm(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+    found = [care.find(store, key) for key in _given(keys, "rm", 1)]
+    for item in found:
+        if store.claims.live(f"stage-{item.key}"):
+            raise StoreError(
+                f"{item.kind} {item.key}: {store.claims.holder(f'stage-{item.key}')} works on it"
+            )
+    for item in found:
+        care.remove(store, item)
+        print(f"removed {item.kind} {item.key}, {size(item.size)}")
+    return 0
+
+
+def _given(keys: list[str], command: str, least: int) -> list[str]:
+    if len(keys) < least:
+        raise ConfigError(
+            f"{command} needs {least} key{'s' if least > 1 else ''}; python -m lmm_forget.store ls lists them"
+        )
+    return keys
+
+
+def _plain(item: care.Item) -> dict[str, Any]:
+    return {**vars(replace(item)), "path": str(item.path)}
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else json.dumps(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Looking after a store: what is there, whether it is whole, and what nobody refers to any more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.errors import StoreError
+from lmm_forget.files import file_checksum, unseal
+from lmm_forget.store.answers import ANSWERS, scan
+from lmm_forget.store.archive import DAMAGED, DELTA, PATHS, RECORD, STAGES, Store, read_delta
+from lmm_forget.store.partial import PARTIAL, STATE, TENSORS
+
+REFERENCES = "store.json"
+"""File of a job's folder that names what the job rests on."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something in a store: its kind (stage, answers, partial, damaged), key, bytes, and one line about it."""
+
+    kind: str
+    key: str
+    size: int
+    about: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with an item, in one line."""
+
+    item: Item
+    reason: str
+
+
+def items(store: Store) -> list[Item]:
+    """Everything in the store, by kind and key. Raises StoreError if there is no store."""
+    if not store.root.is_dir():
+        raise StoreError(f"there is no store {store.root}; name one with store=FOLDER")
+    found = []
+    for kind, folder in (
+        ("stage", STAGES),
+        ("answers", ANSWERS),
+        ("partial", PARTIAL),
+        ("damaged", DAMAGED),
+    ):
+        for path in sorted(_children(store.root / folder)):
+            found.append(Item(kind, path.name, _bytes(path), _about(kind, path), path))
+    return found
+
+
+def find(store: Store, key: str, kinds: tuple[str, ...] = ("stage", "answers", "partial", "damaged")) -> Item:
+    """The one item whose key begins with `key`. Raises StoreError for none or several."""
+    matching = [item for item in items(store) if item.kind in kinds and item.key.startswith(key)]
+    if len(matching) == 2 and {item.kind for item in matching} == {"stage", "partial"}:
+        matching = [item for item in matching if item.kind == "stage"]
+    if len(matching) != 1:
+        what = "nothing" if not matching else f"{len(matching)} things"
+        raise StoreError(
+            f"{what} in {store.root} begins with {key!r}; python -m lmm_forget.store ls store={store.root} lists all"
+        )
+    return matching[0]
+
+
+def verify(store: Store, item: Item) -> Fault | None:
+    """Read every byte of an item again and compare it with its checksums."""
+    try:
+        if item.kind == "stage":
+            record = store.read_record(item.key)
+            for _ in read_delta(item.path / DELTA, record["tensors"]):
+                pass
+        elif item.kind == "answers":
+            bad = sum(scan(path)[1] for path in item.path.glob("*.jsonl"))
+            if bad:
+                return Fault(item, f"{bad} damaged lines; they are left out and asked again")
+        elif item.kind == "partial":
+            for state in item.path.glob(f"step-*/{STATE}"):
+                if unseal(state.read_text(encoding="utf-8"))["tensors"] != file_checksum(
+                    state.with_name(TENSORS)
+                ):
+                    return Fault(item, f"{state.parent.name}/{TENSORS} does not match its checksum")
+    except Exception as error:  # whatever a damaged file makes its reader say
+        return Fault(item, " ".join(f"{error or type(error).__name__}".split()))
+    return None
+
+
+def references(runs: Path) -> tuple[set[str], int]:
+    """(keys that the job folders below `runs` refer to, number of those folders)."""
+    keys: set[str] = set()
+    count = 0
+    for path in sorted(runs.rglob(REFERENCES)):
+        with suppress(OSError, ValueError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            keys.update(content["stages"], content["models"])
+            count += 1
+    return keys, count
+
+
+def unused(store: Store, kept: set[str]) -> list[Item]:
+    """Items that no key in `kept` names and nobody works on; what was found damaged is never kept."""
+
+    def spare(item: Item) -> bool:
+        return item.key not in kept and not store.claims.live(f"stage-{item.key}")
+
+    return [item for item in items(store) if item.kind == "damaged" or spare(item)]
+
+
+def remove(store: Store, item: Item) -> None:
+    """Take an item out of the store: first out of sight in one step, then its bytes. Raises StoreError."""
+    try:
+        hidden = item.path.with_name(f".{item.path.name}.removed")
+        shutil.rmtree(hidden, ignore_errors=True)
+        item.path.rename(hidden)
+        shutil.rmtree(hidden) if hidden.is_dir() else hidden.unlink()
+    except FileNotFoundError:
+        return  # somebody else was faster
+    except OSError as error:
+        raise StoreError(f"cannot remove {item.path} ({error.strerror})") from error
+    if item.kind == "stage":
+        for path in _children(store.root / PATHS):
+            with suppress(OSError, ValueError):
+                if unseal(path.read_text(encoding="utf-8"))["stage"] == item.key:
+                    path.unlink()
+
+
+def drafts(store: Store) -> Iterator[Path]:
+    """What dead processes left half-written: drafts of stages, hidden remains of removals."""
+    for folder in (STAGES, ANSWERS, PARTIAL, PATHS):
+        with suppress(OSError):
+            for path in sorted((store.root / folder).iterdir()):
+                if path.name.startswith(".") and not store.claims.live(f"stage-{path.name.split('.')[1]}"):
+                    yield path
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _about(kind: str, path: Path) -> str:
+    if kind == "stage":
+        record = _peek(path / RECORD)
+        config = (record.get("ingredients") or {}).get("config") or {}
+        recipe, seed = (config.get("recipe") or {}).get("name"), config.get("seed")
+        parent = str((record.get("ingredients") or {}).get("parent"))[:8]
+        return f"{record.get('task')}, {recipe}, seed {seed}, {record.get('steps')} steps, on {parent}"
+    if kind == "answers":
+        counts = [scan(file) for file in path.glob("*.jsonl")]
+        return f"{sum(good for good, _, _ in counts)} answers in {len(counts)} files"
+    if kind == "partial":
+        return ", ".join(sorted(child.name for child in path.glob("step-*"))) or "nothing whole"
+    return "failed its checksum; kept for inspection"
+
+
+def _peek(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}

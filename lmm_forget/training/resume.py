@@ -1,0 +1,149 @@
+"""Everything that the next optimizer step depends on, taken after one step and put back before the next."""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lmm_forget.errors import StoreError
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Safe(Protocol):
+    """Where states are kept: `lmm_forget.store.Partial`, or anything like it."""
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Keep the state after optimizer step `step`."""
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest state, None if there is none."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How a fit is taken up: where its states are, and every how many optimizer steps one is saved."""
+
+    safe: Safe
+    every: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state that was found: the optimizer steps it holds, their losses, and how they were computed."""
+
+    step: int
+    losses: list[float]
+    micro_batch: int
+    layout: dict[str, Any]
+    tensors: dict[str, Tensor]
+    random: dict[str, Any]
+    extra: dict[str, Any]
+
+    @classmethod
+    def of(cls, found: tuple[dict[str, Tensor], dict[str, Any]]) -> Saved:
+        """From what a Safe returns. Raises StoreError for a state of another kind."""
+        tensors, state = found
+        try:
+            return cls(
+                step=int(state["step"]),
+                losses=[float(loss) for loss in state["losses"]],
+                micro_batch=int(state["micro_batch"]),
+                layout=dict(state["layout"]),
+                tensors=tensors,
+                random=dict(state["random"]),
+                extra=dict(state.get("extra") or {}),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"a saved training state lacks {error}; delete the store's partial folder"
+            ) from error
+
+
+def layout(world_size: int) -> dict[str, Any]:
+    """What byte equality is promised within: the same threads, world size, torch build and processor type."""
+    return {
+        "threads": torch.get_num_threads(),
+        "world_size": world_size,
+        "torch": str(torch.__version__),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def capture(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Masters and moments by `master.<name>`, `exp_avg.<name>` … of every parameter that requires a gradient."""
+    tensors: dict[str, Tensor] = {}
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        tensors[f"master.{name}"] = p.detach().to("cpu", copy=True).contiguous()
+        for moment in MOMENTS:
+            value = optimizer.state.get(p, {}).get(moment)
+            if value is not None:
+                tensors[f"{moment}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
+    return tensors
+
+
+def restore_masters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put the masters back, in place. Raises StoreError if they are not this model's trainable parameters."""
+    moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kept = {name.removeprefix("master."): t for name, t in tensors.items() if name.startswith("master.")}
+    odd = sorted(moving.keys() ^ kept.keys())
+    if odd:
+        raise StoreError(
+            f"a saved training state does not fit: {odd[0]} is in only one of model and state; "
+            "delete the store's partial folder"
+        )
+    with torch.no_grad():
+        for name, p in moving.items():
+            p.copy_(kept[name])
+
+
+def restore_moments(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put AdamW's moments and step counts back; parameters that had none yet get none."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and f"exp_avg.{name}" in tensors:
+            optimizer.state[p] = {
+                moment: tensors[f"{moment}.{name}"].to(p.device, copy=True) for moment in MOMENTS
+            }
+
+
+def random_states() -> dict[str, Any]:
+    """States of Python's, NumPy's and torch's generators (all CUDA devices), as JSON holds them."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    states = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": _text(torch.get_rng_state()),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = [_text(state) for state in torch.cuda.get_rng_state_all()]
+    return states
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Put all generators back to where `random_states` found them."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_bytes(states["torch"]))
+    if torch.cuda.is_available() and len(states.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([_bytes(text) for text in states["cuda"]])
+
+
+def _text(state: Tensor) -> str:
+    return base64.b64encode(state.cpu().numpy().tobytes()).decode("ascii")
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
