@@ -1,5 +1,8 @@
 """Choose one learning rate per recipe from a grid sweep, by target learning alone, and print the frontier.
 
+The rule, the same for every recipe: the smallest rate whose target learning is within 10 points of the recipe's best.
+A rate has a price in forgetting; the rule asks for learning that is nearly as good, without looking at the price.
+
     python -m lmm_forget.run -m experiment=lr_grid
     python benchmarks/learning_rates.py multirun/lr_grid
 
@@ -16,22 +19,27 @@ from pathlib import Path
 from typing import Any
 
 
+NEAR = 10.0
+"""Points of target learning that a smaller rate may cost."""
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
     """The results of every finished job in a sweep's folder."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))]
 
 
 def choose(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Learning rate of the highest target learning for each recipe (ties: the smaller rate)."""
+    """The smallest learning rate of each recipe whose target learning is within `NEAR` points of its best."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for each in results:
         if not each["config"]["data"]["validation"]:
             sys.exit(f"{each['job']['name']}: targets were scored on the test split; use experiment=lr_grid")
         learned = each["figures"]["target_learning"]["value"]
-        found[each["config"]["recipe"]["name"]].append(
-            (-learned, each["config"]["training"]["learning_rate"])
-        )
-    return {recipe: min(pairs)[1] for recipe, pairs in sorted(found.items())}
+        found[each["config"]["recipe"]["name"]].append((each["config"]["training"]["learning_rate"], learned))
+    return {
+        recipe: min(rate for rate, learned in pairs if learned >= max(v for _, v in pairs) - NEAR)
+        for recipe, pairs in sorted(found.items())
+    }
 
 
 def main() -> None:

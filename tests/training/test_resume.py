@@ -1,0 +1,185 @@
+"""A stage that is stopped and taken up again leaves the same bytes as one that never stopped, also with dropout."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmm_forget import stopping
+from lmm_forget.errors import StoreError
+from lmm_forget.models.weights import model_hashes
+from lmm_forget.stopping import Interrupted
+from lmm_forget.store import Partial, Store
+from lmm_forget.training import resume as states
+from lmm_forget.training.resume import Resume
+from tests.training.lesson import HARDWARE, TRAINING, teach
+
+DROPOUT = {**TRAINING, "attention_dropout": 0.3, "epochs": 3}
+SMALL = {**HARDWARE, "micro_batch": 2}
+
+
+class Killed(BaseException):
+    """The process ends here, without a word."""
+
+
+class Dying(Partial):
+    """Keeps states, and dies after the one of step `last` is whole."""
+
+    last = 4
+
+    def save(self, step: int, tensors: Any, state: Any) -> None:
+        super().save(step, tensors, state)
+        if step == self.last:
+            raise Killed
+
+
+def run(safe: Partial, every: int = 2, **more: Any) -> tuple[dict[str, str], Any]:
+    lmm, _, fitted, _ = teach(
+        "llm", resume=Resume(safe, every), **{"training": DROPOUT, "hardware": SMALL, **more}
+    )
+    return model_hashes(lmm.model), fitted
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> tuple[dict[str, str], Any]:
+    lmm, _, fitted, _ = teach("llm", training=DROPOUT, hardware=SMALL)
+    return model_hashes(lmm.model), fitted
+
+
+def interrupted(folder: Path, **more: Any) -> tuple[dict[str, str], Any]:
+    store = Store(folder)
+    with pytest.raises(Killed):
+        run(Dying(store, "k"), **more)
+    torch.manual_seed(99)
+    torch.rand(7)
+    return run(Partial(store, "k"), **more)
+
+
+def test_dropout_is_at_work(uninterrupted: tuple[dict[str, str], Any]) -> None:
+    lmm, _, _, _ = teach("llm", training={**DROPOUT, "attention_dropout": None}, hardware=SMALL)
+    assert model_hashes(lmm.model) != uninterrupted[0]
+    assert all(getattr(m, "attention_dropout", 0) == 0 for m in lmm.model.modules())
+
+
+def test_resumed_is_uninterrupted_to_the_bit(
+    tmp_path: Path, uninterrupted: tuple[dict[str, str], Any]
+) -> None:
+    hashes, fitted = interrupted(tmp_path)
+    assert hashes == uninterrupted[0]
+    assert fitted.loss == uninterrupted[1].loss and fitted.steps == uninterrupted[1].steps == 9
+    assert (fitted.resumed, fitted.exact) == (4, True)
+    assert (uninterrupted[1].resumed, uninterrupted[1].exact) == (None, True)
+
+
+def test_without_the_random_states_it_is_not(
+    tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmm_forget.training.module.restore_random_states", lambda states: None)
+    hashes, _ = interrupted(tmp_path)
+    assert hashes != uninterrupted[0]
+
+
+def test_without_the_moments_it_is_not(
+    tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmm_forget.training.module.restore_moments", lambda *_: None)
+    hashes, _ = interrupted(tmp_path)
+    assert hashes != uninterrupted[0]
+
+
+def test_a_resume_keeps_the_micro_batch_it_began_with(
+    tmp_path: Path, uninterrupted: tuple[dict[str, str], Any]
+) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(Killed):
+        run(Dying(store, "k"))
+    hashes, fitted = run(Partial(store, "k"), hardware={**SMALL, "micro_batch": 4})
+    assert fitted.micro_batch == 2 and fitted.exact and hashes == uninterrupted[0]
+
+
+def test_another_layout_resumes_and_says_that_bytes_may_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = states.layout
+    monkeypatch.setattr("lmm_forget.training.module.layout", lambda world: {**layout(world), "world_size": 2})
+    _, fitted = interrupted(tmp_path)
+    assert fitted.resumed == 4 and not fitted.exact
+
+
+def test_a_kill_after_the_last_save_needs_no_step(
+    tmp_path: Path, uninterrupted: tuple[dict[str, str], Any]
+) -> None:
+    store = Store(tmp_path)
+    partial = Partial(store, "k")
+    with asking_after(9), pytest.raises(Interrupted):
+        run(partial, every=1000)
+    hashes, fitted = run(partial)
+    assert fitted.resumed == 9 and hashes == uninterrupted[0] and fitted.loss == uninterrupted[1].loss
+
+
+class asking_after:
+    """Sends this process SIGTERM from within optimizer step `step`, between two of its micro-batches' gradients."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        self.step, self.number = step, number
+
+    def __enter__(self) -> None:
+        self.before = {n: signal.getsignal(n) for n in stopping.SIGNALS}
+        stopping.listen()
+        from lmm_forget.recipes.plain import Plain
+
+        self.loss, calls = Plain.loss, 0
+
+        def loss(method: Any, *args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2 * self.step - 1:  # the first of the two micro-batches of that step
+                os.kill(os.getpid(), self.number)
+            return self.loss(method, *args)
+
+        Plain.loss = loss  # type: ignore[method-assign]
+
+    def __exit__(self, *_: Any) -> None:
+        from lmm_forget.recipes.plain import Plain
+
+        Plain.loss = self.loss  # type: ignore[method-assign]
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        stopping._asked.clear()
+        stopping._listening = False
+
+
+@pytest.fixture(autouse=True)
+def no_sudden_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The timer that ends a process which does not stop must not end the tests."""
+    monkeypatch.setattr(stopping, "STOP_LIMIT", 10**6)
+    yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_request_to_stop_is_honoured_after_the_whole_step(
+    tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], number: int
+) -> None:
+    partial = Partial(Store(tmp_path), "k")
+    with asking_after(5, number), pytest.raises(Interrupted):
+        run(partial, every=1000)
+    found = partial.load()
+    assert found is not None and found[1]["step"] == 5
+    hashes, fitted = run(partial)
+    assert fitted.resumed == 5 and hashes == uninterrupted[0]
+
+
+def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(Killed):
+        run(Dying(store, "k"))
+    with pytest.raises(
+        StoreError, match=r"a saved training state does not fit: .* delete the store's partial"
+    ):
+        teach("sa_proj", resume=Resume(Partial(store, "k"), 2), training=DROPOUT, hardware=SMALL)
