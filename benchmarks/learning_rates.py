@@ -18,7 +18,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-
 NEAR = 10.0
 """Points of target learning that a smaller rate may cost."""
 

@@ -141,7 +141,8 @@ def sweeps(folder: Path, times: int) -> bool:
         count = harness.trained(found.values())
         damaged = list((home / "multirun" / ".store" / "damaged").glob("*"))
         say(
-            f"pair {number + 1}: exit codes {codes}, {len(found)} jobs, {count} stages trained (8), {len(damaged)} damaged"
+            f"pair {number + 1}: exit codes {codes}, {len(found)} jobs, {count} stages trained (of 8), "
+            f"{len(damaged)} damaged"
         )
         if codes != [0, 0] or len(found) != 8 or count != 8 or damaged:
             return False

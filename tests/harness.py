@@ -20,7 +20,7 @@ APART = ("timings", "versions", "job")
 
 
 def start(cwd: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start `python -m lmm_forget.run ARGUMENTS` in `cwd`, in a process group of its own, with its output in run.log."""
+    """Start `python -m lmm_forget.run ARGUMENTS` in `cwd`, in its own process group, with its output in run.log."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (cwd / "run.log").open("ab") as log:
         return subprocess.Popen(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-from datetime import UTC, datetime, timedelta
+import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import yaml
 from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.launch.jobs import Job, prepare
 from lmm_forget.launch.processes import child_environment, side_by_side, visible_gpus
+from lmm_forget.store.claims import Holder
 
 CONFIG = {
     "name": "x",
@@ -58,25 +59,33 @@ def test_finished_jobs_are_set_apart_and_fields_of_where_and_how_fast_may_change
         prepare([faster])
 
 
-@pytest.mark.parametrize("age, alive, runs", [(0, True, True), (0, False, False), (300, True, False)])
-def test_only_a_fresh_heartbeat_of_a_live_process_counts_as_running(
-    tmp_path: Path, age: int, alive: bool, runs: bool
-) -> None:
+def _status(folder: Path, holder: Holder, beat: int = 1) -> None:
+    content = {"state": "running", "beat": beat, **asdict(holder), "updated": "1970-01-01T00:00:00+00:00"}
+    (folder / "status.json").write_text(json.dumps(content))
+
+
+def test_a_job_runs_as_long_as_its_process_lives_whatever_the_clock_says(tmp_path: Path) -> None:
     prepare([job(tmp_path / "a")])
-    dead = 2**22 - 3  # above what this kernel hands out by default
-    updated = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
-    status = {
-        "state": "running",
-        "pid": os.getpid() if alive else dead,
-        "host": socket.gethostname(),
-        "updated": updated,
-    }
-    (tmp_path / "a/status.json").write_text(json.dumps(status))
-    if runs:
-        with pytest.raises(LaunchError, match="running already"):
-            prepare([job(tmp_path / "a")])
-    else:
-        assert len(prepare([job(tmp_path / "a")])[0]) == 1
+    _status(tmp_path / "a", Holder.me())
+    with pytest.raises(LaunchError, match=f"a is running already .process {os.getpid()} on"):
+        prepare([job(tmp_path / "a")])
+    _status(tmp_path / "a", replace(Holder.me(), start="1"))  # its number was given to another process
+    prepare([job(tmp_path / "a")])
+
+
+def test_a_job_on_another_machine_runs_as_long_as_its_heart_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmm_forget.launch.jobs.STALE", 1.0)
+    distant = replace(Holder.me(), host="elsewhere")
+    prepare([job(tmp_path / "a")])
+    _status(tmp_path / "a", distant)
+    beating = threading.Timer(0.2, _status, (tmp_path / "a", distant, 2))
+    beating.start()
+    with pytest.raises(LaunchError, match="on elsewhere"):
+        prepare([job(tmp_path / "a")])
+    beating.join()
+    prepare([job(tmp_path / "a")])  # silent for as long as we watched
 
 
 def test_a_job_gets_its_gpu_and_no_trace_of_another_launcher(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Looking after a store through its command: list, show, explain, verify, clean, remove."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmm_forget.models.weights import tensor_hash
+from lmm_forget.store import Kept, Partial, Said, Store
+from lmm_forget.store.__main__ import main
+
+DELTA = {"w": torch.arange(1000.0)}
+
+
+def stage(store: Store, key: str, seed: int) -> None:
+    record = {
+        "task": "tiny_cub200",
+        "steps": 3,
+        "weights_hash": f"h{seed}",
+        "tensors": {name: tensor_hash(tensor) for name, tensor in DELTA.items()},
+        "ingredients": {"config": {"recipe": {"name": "llm"}, "seed": seed}, "parent": "0123456789"},
+    }
+    store.commit(key, record, DELTA)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A sweep's folder with a store: two stages, answers and a half-trained one; a job refers to some of it."""
+    store = Store(tmp_path / "multirun" / ".store")
+    stage(store, "aaaa1", 0)
+    stage(store, "aabb2", 1)
+    store.leads_to("path", "aabb2")
+    Said(store, "mmmm").add({"q": Kept("yes", 1, 2.0)})
+    Partial(store, "cccc").save(7, DELTA, {})
+    job = tmp_path / "multirun" / "demo" / "llm"
+    job.mkdir(parents=True)
+    (job / "store.json").write_text(json.dumps({"store": "x", "stages": ["aaaa1", "cccc"], "models": []}))
+    return tmp_path
+
+
+def call(home: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main([*words, f"store={home / 'multirun' / '.store'}"])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_everything_is_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(home, capsys, "ls")
+    assert code == 0
+    assert "tiny_cub200, llm, seed 0, 3 steps, on 01234567" in out
+    assert "1 answers in 1 files" in out and "step-00000007" in out
+    assert "2 stages" in out.splitlines()[-1]
+    items = json.loads(call(home, capsys, "ls", "format=json")[1])
+    assert [(i["kind"], i["key"]) for i in items] == [
+        ("stage", "aaaa1"),
+        ("stage", "aabb2"),
+        ("answers", "mmmm"),
+        ("partial", "cccc"),
+    ]
+    assert all(i["size"] > 0 for i in items)
+
+
+def test_a_stage_is_shown_and_two_are_told_apart(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = json.loads(call(home, capsys, "show", "aaaa")[1])
+    assert (shown["steps"], shown["tensors"], shown["key"]) == (3, 1, "aaaa1")
+    assert call(home, capsys, "explain", "aaaa", "aabb")[1] == "config.seed: 0 | 1\n"
+    assert call(home, capsys, "explain", "aaaa", "aaaa")[1] == "the same stage\n"
+
+
+def test_damage_is_found_by_verify(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(home, capsys, "verify")
+    assert code == 0 and "4 checked" in out and "all whole" in out
+    root = home / "multirun" / ".store"
+    for path in (
+        root / "stages" / "aaaa1" / "delta.safetensors",
+        root / "partial" / "cccc" / "step-00000007" / "tensors.safetensors",
+        next((root / "answers" / "mmmm").iterdir()),
+    ):
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+    code, out, _ = call(home, capsys, "verify", "format=json")
+    found = json.loads(out)
+    assert code == 1 and [f["key"] for f in found["faults"]] == ["aaaa1", "mmmm", "cccc"]
+    assert "does not match its checksum" in found["faults"][0]["reason"]
+    assert call(home, capsys, "verify", "aabb")[0] == 0
+
+
+def test_cleaning_spares_what_a_job_refers_to_and_tries_first(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(home / "multirun" / ".store")
+    draft = store.root / "stages" / ".dddd.0123"
+    draft.mkdir()
+    (store.root / "damaged" / "x").mkdir(parents=True)
+    code, out, _ = call(home, capsys, "gc")
+    assert code == 0 and "would be removed; apply=true does it" in out
+    assert "1 job folders" in out and store.record("aabb2") is not None and draft.exists()
+    with store.claim("stage-aabb2"):
+        listed = json.loads(call(home, capsys, "gc", "format=json")[1])["items"]
+        assert "aabb2" not in [i["key"] for i in listed]  # somebody works on it
+    code, out, _ = call(home, capsys, "gc", "apply=true")
+    assert code == 0 and out.splitlines()[-1].endswith("removed")
+    left = json.loads(call(home, capsys, "ls", "format=json")[1])
+    assert [i["key"] for i in left] == ["aaaa1", "cccc"]
+    assert not draft.exists() and store.led_to("path") is None
+
+
+def test_a_store_that_nobody_refers_to_is_not_emptied_by_accident(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "multirun" / "demo" / "llm" / "store.json").unlink()
+    code, _, err = call(home, capsys, "gc", "apply=true")
+    assert code == 2 and "no job folder below" in err
+    assert call(home, capsys, "gc", "apply=true", f"runs={home}")[0] == 0
+
+
+def test_removing_takes_keys_and_spares_what_is_in_work(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(home / "multirun" / ".store")
+    with store.claim("stage-cccc"):
+        code, _, err = call(home, capsys, "rm", "cccc")
+        assert code == 2 and "works on it" in err
+    assert call(home, capsys, "rm", "cccc", "aabb")[0] == 0
+    assert store.record("aabb2") is None and store.record("aaaa1") is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["polish"], "there is no command 'polish'; choose one of: ls, show, explain"),
+        (["show"], "show needs 1 key"),
+        (["explain", "aaaa"], "explain needs 2 keys"),
+        (["show", "zz"], "nothing in "),
+        (["show", "aa"], "2 things in "),
+        (["ls", "format=xml"], "format=xml: choose table or json"),
+        (["ls", "colour=red"], "there is no option colour"),
+        (["gc", "apply=yes"], "apply=yes: true or false"),
+        (["gc", "runs=nowhere"], "runs=nowhere is not a folder"),
+    ],
+)
+def test_mistakes_are_one_line(
+    home: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, out, err = call(home, capsys, *words)
+    assert code == 2 and out == "" and err.count("\n") == 1 and said in err
+
+
+def test_a_store_that_is_not_there_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", f"store={tmp_path / 'no'}"]) == 2
+    assert "there is no store" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    helped: Any = capsys.readouterr().out
+    assert all(word in helped for word in ("ls", "show", "explain", "verify", "gc", "rm", "store="))
