@@ -41,7 +41,7 @@ def kills(folder: Path, wanted: int) -> bool:
     """Kill the smoke sequence at random moments until `wanted` kills happened; every end must equal the calm one."""
     rng = random.Random(0)
     recipes = ("sa_proj", "llm")
-    calm = {}
+    calm, seconds = {}, 0.0
     for recipe in recipes:
         home = folder / f"calm_{recipe}"
         home.mkdir()
@@ -49,14 +49,15 @@ def kills(folder: Path, wanted: int) -> bool:
         harness.run(home, *SMOKE, f"recipe={recipe}")
         (path,) = (home / "multirun" / "smoke").glob("*/results.json")
         calm[recipe] = path.parent
-        say(f"{recipe} uninterrupted: {time.monotonic() - started:.0f} s")
+        seconds = time.monotonic() - started
+        say(f"{recipe} uninterrupted: {seconds:.0f} s")
     done, rounds = 0, 0
     while done < wanted:
         recipe = recipes[rounds % 2]
         home = folder / f"stormy_{rounds}"
         home.mkdir()
         moments = harness.kill_and_repeat(
-            home, [*SMOKE, f"recipe={recipe}"], rng, kills=min(wanted - done, 5), longest=25
+            home, [*SMOKE, f"recipe={recipe}"], rng, kills=min(wanted - done, 5), longest=seconds
         )
         done, rounds = done + len(moments), rounds + 1
         (path,) = (home / "multirun" / "smoke").glob("*/results.json")
