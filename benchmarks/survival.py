@@ -1,8 +1,7 @@
 """The long versions of tests/test_survival.py: many kills, a whole grid of orders, pairs of sweeps on one store.
 
     python benchmarks/survival.py kills 60        # SIGKILLs at random moments, two recipes, with dropout
-    python benchmarks/survival.py orders          # 2 recipes x 24 orders of four skills: shared, and three jobs alone
-    python benchmarks/survival.py orders unshared # the same grid without sharing, for its wall time
+    python benchmarks/survival.py orders          # 2 recipes x 24 orders of four skills, with and without sharing
     python benchmarks/survival.py sweeps 20       # two sweeps started together, again and again
 
 Every line is printed as soon as it is known; the last one begins with PASSED or FAILED.
@@ -75,29 +74,12 @@ def kills(folder: Path, wanted: int) -> bool:
     return True
 
 
-def orders(folder: Path, shared: bool) -> bool:
-    """All 24 orders of four skills for two recipes; with sharing the stages must be the trie's 64 per recipe."""
+def orders(folder: Path) -> bool:
+    """All 24 orders of four skills for two recipes: 64 stages per recipe, equal to jobs alone; against no sharing."""
     grid = [*ORDERS, "sequence.order=range(0,24)"]
     home = folder / "grid"
     home.mkdir()
     started = time.monotonic()
-    if not shared:  # a store for every job: what a sweep costs without one
-        total = 0.0
-        for recipe in ("sa_proj", "llm"):
-            for order in range(24):
-                plain = [w for w in ORDERS if w != "-m" and not w.startswith("recipe=")]
-                begun = time.monotonic()
-                harness.run(
-                    home,
-                    *plain,
-                    f"recipe={recipe}",
-                    f"sequence.order={order}",
-                    f"store=store_{recipe}_{order}",
-                )
-                total += time.monotonic() - begun
-                say(f"{recipe} order {order}: {time.monotonic() - begun:.0f} s")
-        say(f"48 jobs without sharing, one after the other: {total:.0f} s")
-        return True
     harness.run(home, *grid, timeout=7200)
     wall = time.monotonic() - started
     found = harness.jobs(home)
@@ -121,6 +103,16 @@ def orders(folder: Path, shared: bool) -> bool:
             f"{recipe} order {order} alone in a fresh store, {time.monotonic() - begun:.0f} s: {odd or 'equal'}"
         )
         good = good and odd is None
+    apart = folder / "apart"
+    apart.mkdir()
+    started = time.monotonic()
+    harness.run(apart, *grid, "store=stores/${recipe.name}_${sequence.order}", timeout=7200)
+    alone = time.monotonic() - started
+    count = harness.trained(harness.jobs(apart).values())
+    say(
+        f"the same grid with a store for every job: {alone:.0f} s, {count} stages; "
+        f"sharing takes {wall / alone:.2f} of that"
+    )
     return good
 
 
@@ -159,7 +151,7 @@ def main() -> int:
         if what == "kills":
             good = kills(folder, int(rest[0]) if rest else 60)
         elif what == "orders":
-            good = orders(folder, shared="unshared" not in rest)
+            good = orders(folder)
         elif what == "sweeps":
             good = sweeps(folder, int(rest[0]) if rest else 20)
         else:
