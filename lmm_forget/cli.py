@@ -12,6 +12,7 @@ COMMANDS = {
     "plan": "which parameters a recipe moves, without loading weights",
     "report": "draw a sweep's tables and pictures again",
     "store": "look into the archive of finished work, check it, clean it",
+    "compare": "two jobs, two stages, or a job and its base, question by question",
     "job": "run one resolved job.yaml",
 }
 

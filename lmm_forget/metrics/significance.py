@@ -30,7 +30,7 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> dict[str, float | int | str]
         raise DataError(
             f"McNemar's test pairs {len(first)} samples with {len(second)}, expected the same samples"
         )
-    if not (_right_or_wrong(first) and _right_or_wrong(second)):
+    if not (right_or_wrong(first) and right_or_wrong(second)):
         raise DataError("McNemar's test needs scores that are 0 or 1; use paired_change for partial scores")
     gained, lost = int(np.sum((first == 0) & (second == 1))), int(np.sum((first == 1) & (second == 0)))
     changed = gained + lost
@@ -63,9 +63,10 @@ def paired_change(
         interval=draws.interval,
     )
     first, second = scores.values[before], scores.values[after]
-    binary = _right_or_wrong(first) and _right_or_wrong(second)
+    binary = right_or_wrong(first) and right_or_wrong(second)
     return {**change, "mcnemar": mcnemar(first, second) if binary else None}
 
 
-def _right_or_wrong(values: np.ndarray) -> bool:
+def right_or_wrong(values: np.ndarray) -> bool:
+    """Whether every score is 0 or 1."""
     return bool(np.all((values == 0) | (values == 1)))

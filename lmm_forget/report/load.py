@@ -61,7 +61,7 @@ def load_sweep(folder: Path) -> Sweep:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
-    folders = [folder] if _is_job(folder) else sorted(path for path in folder.iterdir() if _is_job(path))
+    folders = [folder] if is_job(folder) else sorted(path for path in folder.iterdir() if is_job(path))
     if not folders:
         raise DataError(
             f"{folder}: holds no job, expected folders with job.yaml, status.json or results.json"
@@ -79,7 +79,7 @@ def load_sweep(folder: Path) -> Sweep:
     return Sweep(folder.resolve().name, finished, unfinished)
 
 
-def _is_job(path: Path) -> bool:
+def is_job(path: Path) -> bool:
     return path.is_dir() and any(
         (path / name).exists() for name in ("results.json", "status.json", "job.yaml")
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lmm_forget.metrics import TaskScores, figures, results_scores
@@ -30,7 +32,10 @@ def make_results(
     component: str = "language",
     n: int = 40,
 ) -> dict[str, Any]:
-    """A finished job: held-out tasks lose `loss` a stage and recover at the last, skills gain `gain`."""
+    """A finished job: held-out tasks lose `loss` a stage and recover at the last, skills gain `gain`.
+
+    Its answers stand under "answers", for `put` to write beside the results.
+    """
     rng = np.random.default_rng([seed, int(learning_rate * 1e7), len(recipe)])
     stages = len(tasks)
     scores: dict[str, TaskScores] = {}
@@ -93,8 +98,40 @@ def make_results(
         ],
         "figures": figures(list(tasks), list(suite), scores, resamples=200),
         "timings": {"seconds": 60.0},
-        "versions": {"numpy": np.__version__},
+        "versions": {"numpy": np.__version__, "lmm_forget": "0.1.0"},
+        "answers": [
+            {
+                "stage": stage,
+                "task": task,
+                "sample_id": f"test-{i}",
+                "image_id": f"image-{i // 2}",
+                "question": f"What is {i}?",
+                "references": [str(i)],
+                "text": str(i) if score.values[stage, i] else f"not {i}",
+                "value": float(score.values[stage, i]),
+                "group": None,
+            }
+            for stage in range(stages + 1)
+            for task, score in scores.items()
+            for i in range(n)
+        ],
     }
+
+
+def write_answers(rows: list[dict[str, Any]], folder: Path, version: bytes = b"1") -> None:
+    """answers.parquet as a job leaves it."""
+    schema = pa.schema(
+        [
+            ("stage", pa.int32()),
+            *((name, pa.string()) for name in ("task", "sample_id", "image_id", "question")),
+            ("references", pa.list_(pa.string())),
+            ("text", pa.string()),
+            ("value", pa.float64()),
+            ("group", pa.string()),
+        ],
+        metadata={"lmm_forget.answers": version},
+    )
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "answers.parquet")
 
 
 @pytest.fixture
@@ -115,7 +152,10 @@ def put(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir(parents=True)
         (folder / "job.yaml").write_text("name: demo\n")
         if results is not None:
-            (folder / "results.json").write_text(json.dumps(results))
+            record = {key: value for key, value in results.items() if key != "answers"}
+            (folder / "results.json").write_text(json.dumps(record))
+            if results.get("answers"):
+                write_answers(results["answers"], folder)
         if status is not None:
             (folder / "status.json").write_text(json.dumps(status))
         return root

@@ -1,0 +1,58 @@
+"""The answers that a job left beside its results, read without the libraries that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.errors import DataError
+
+VERSION = b"1"
+"""Of answers.parquet that this reader understands."""
+Columns = dict[str, list[Any]]
+
+
+def read_answers(
+    job: Path, *, columns: Collection[str], stages: Collection[int] | None = None
+) -> dict[tuple[int, str], Columns]:
+    """A job's answers.parquet as {(stage, task): {column: values}}; stage 0 is the base.
+
+    Only `columns`, and only `stages` where they are given. Raises DataError if the file is missing, damaged or of
+    another version.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    path = job / "answers.parquet"
+    try:
+        schema = pq.read_schema(path)
+        version = (schema.metadata or {}).get(b"lmm_forget.answers")
+        if version != VERSION:
+            said = version.decode() if version else "none"
+            raise DataError(f"{path}: answers of version {said}, this version reads {VERSION.decode()}")
+        missing = sorted({"stage", "task", *columns} - set(schema.names))
+        if missing:
+            raise DataError(f"{path}: has no column {missing[0]}")
+        filters = None if stages is None else pc.field("stage").isin(sorted(stages))
+        table = pq.read_table(
+            path, columns=list(dict.fromkeys(("stage", "task", *columns))), filters=filters
+        )
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file, expected the answers of a finished job") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    found: dict[tuple[int, str], Columns] = {}
+    # rows of one stage and task lie together: cut there instead of filtering once for each
+    stage, task = table["stage"].to_numpy(), table["task"].to_pylist()
+    edges = [0, *(i for i in range(1, len(task)) if task[i] != task[i - 1] or stage[i] != stage[i - 1])]
+    for start, end in zip(edges, [*edges[1:], len(task)], strict=True):
+        if end == start:
+            continue
+        part = table.slice(start, end - start)
+        values = {name: part[name].to_pylist() for name in columns}
+        known = found.setdefault((int(stage[start]), task[start]), {name: [] for name in columns})
+        for name in columns:
+            known[name].extend(values[name])
+    return found
