@@ -55,7 +55,7 @@ def _corridor(
             log_stage(
                 ground.logger, entry.get("index", 0), {t: s["value"] for t, s in entry["scores"].items()}
             )
-        write_tables(job_dir, base, stages, results)
+        write_tables(job_dir, ground, base, stages, results)
     except BaseException:
         close_logger(ground.logger, exit_code=1)
         raise

@@ -45,6 +45,26 @@ def versions() -> dict[str, str]:
     }
 
 
+def git_state() -> dict[str, str]:
+    """{"git": commit}, with "modified" where files differ from it; empty where this code lies in no checkout."""
+    import subprocess
+
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=here.parent, capture_output=True, text=True, check=True, timeout=20
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # a package installed inside somebody else's checkout is not it
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", ".")
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git": f"{commit} modified" if changed else commit}
+
+
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what may differ between equal results: paths, devices, logging."""
     kept = {k: v for k, v in config.items() if k not in NOT_WEIGHTS[""] or k in ("suite", "probe")}
@@ -79,7 +99,8 @@ def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Tau
             "stages": [dict(stage.effort) for stage in stages],
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
-        "versions": dict(ground.versions),
+        "data": _data(ground, stages),
+        "versions": {**ground.versions, **git_state()},
     }
 
 
@@ -103,13 +124,16 @@ def columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
     }
 
 
-def write_tables(job_dir: Path, base: Answers, stages: Sequence[Taught], results: Mapping[str, Any]) -> None:
-    """answers.parquet (every answer after every stage; stage 0 is the base) and the job's pictures."""
+def write_tables(
+    job_dir: Path, ground: Ground, base: Answers, stages: Sequence[Taught], results: Mapping[str, Any]
+) -> None:
+    """answers.parquet (every answer after every stage; stage 0 is the base), pictures.parquet and the job's figures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from lmm_forget.evaluation.table import answers_to_table
     from lmm_forget.report.figures import job_figures
+    from lmm_forget.report.pictures import write_pictures
 
     tables = []
     for index, answers in enumerate((base, *(stage.answers for stage in stages))):
@@ -118,7 +142,38 @@ def write_tables(job_dir: Path, base: Answers, stages: Sequence[Taught], results
     fresh = job_dir / ".answers.parquet.new"
     pq.write_table(pa.concat_tables(tables), fresh, compression="zstd")
     fresh.replace(job_dir / "answers.parquet")
+    everything = (base, *(stage.answers for stage in stages))
+    write_pictures(
+        job_dir,
+        {task: _courses([answers[task] for answers in everything]) for task in base},
+        {exam.task.name: exam.samples for exam in ground.exams},
+    )
     job_figures(results, job_dir)
+
+
+def _data(ground: Ground, stages: Sequence[Taught]) -> dict[str, Any]:
+    """Which samples were asked and taught: split, number and fingerprint, by task."""
+    found: dict[str, Any] = {
+        exam.task.name: {"asked": {"split": exam.split, "samples": len(exam.samples), "fingerprint": exam.data}}
+        for exam in ground.exams
+    }
+    for stage in stages:
+        fingerprint = stage.record.get("ingredients", {}).get("data")
+        found.setdefault(stage.task, {})["taught"] = {
+            "split": "train",
+            "samples": len(ground.lessons[stage.task].samples),
+            "fingerprint": fingerprint,
+        }
+    return found
+
+
+def _courses(stages: Sequence[Sequence[Answer]]) -> dict[str, list[float]]:
+    """{sample id: its scores at the base and after every stage}, in the order asked."""
+    later = [{answer.sample_id: answer.value for answer in answers} for answers in stages[1:]]
+    return {
+        answer.sample_id: [answer.value, *(values[answer.sample_id] for values in later)]
+        for answer in stages[0]
+    }
 
 
 def _stage(stage: Taught, scores: Mapping[str, TaskScores]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,30 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lmm_forget.report.rows import Row, rate, sweep_rows
+from lmm_forget.report.rows import TINY, Row, points, rate, sweep_rows
+from lmm_forget.report.settings import Setting, settings_of
+from lmm_forget.report.verdict import front
 from lmm_forget.report.write import write_bytes
 
 # Middle tones that keep their contrast on white and on a dark page; markers tell the lines apart as well.
 PALETTE = ("#3b82d6", "#d9722e", "#1a9a78", "#c653a0", "#a5851f", "#8a6fd6", "#d64545", "#7d8590")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES = ("-", "--", ":", "-.")  # tells jobs of one recipe apart
-_MANY = 12  # lines above which bars are left out and a legend names recipes only
-_INK = "#5b6168"  # replaced by the page's own colour where a picture is set into HTML
-_STYLE = {
+_DASHES = ("-", "--", ":", "-.")  # tells the learning rates of one recipe apart
+_BESIDE = ((6, 5), (6, -12), (-25, -12), (-25, 5))  # where a point's learning rate stands
+INK = "#5b6168"  # replaced by the page's own colour where a picture is set into HTML
+STYLE = {
     "font.family": ["DejaVu Sans"],
-    "font.size": 9,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
     "svg.fonttype": "none",  # text stays text: small files that can be searched
     "svg.hashsalt": "lmm-forget",  # equal results give equal files
 }
@@ -58,46 +61,63 @@ def sweep_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def heldout_per_stage(rows: Sequence[Row]) -> Figure:
-    """Held-out mean at the base and after each stage, a line per job, with the interval of each change.
+    """Held-out mean at the base and after each stage, a line per setting, with the interval of each change.
 
-    Of more than `_MANY` jobs only thin lines are drawn, named by recipe.
+    Jobs that differ in seed or order alone are thin lines behind their mean.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(
+    settings = settings_of(rows)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_axes(
             "held-out mean (points)", "Held-out mean per stage (bars: 95 % interval of the change)"
         )
-        same = len({row.tasks for row in rows}) == 1
-        many = len(rows) > _MANY
+        labels = list(dict.fromkeys(setting.first.label for setting in settings))
         seen: list[str] = []
-        for row in rows:
-            if row.heldout_base is None:
+        for setting in settings:
+            base = setting.heldout_base
+            if base is None:
                 continue
-            base = row.heldout_base
-            means = [base, *(base + stage["value"] for stage in row.heldout_per_stage)]
-            bars = [(0.0, 0.0), *(_arms(stage) for stage in row.heldout_per_stage)]
-            name = row.label if many else _name(row, rows)
+            colour, marker = look(labels.index(setting.first.label))
+            dashes = _DASHES[seen.count(setting.first.label) % len(_DASHES)]
+            seen.append(setting.first.label)
+            several = len(setting.rows) > 1
+            for row in setting.rows if several else ():
+                if row.heldout_base is not None:
+                    line = [row.heldout_base, *(row.heldout_base + (s["value"] or 0) for s in row.heldout_per_stage)]
+                    axes.plot(range(len(line)), line, color=colour, linewidth=0.5, alpha=0.35)
+            changes: list[Mapping[str, Any]] = [
+                {"value": 0.0, "low": None, "high": None},
+                *(stage for stage in setting.heldout_per_stage if stage["value"] is not None),
+            ]
+            means = [base + change["value"] for change in changes]
+            bars = [_arms(change) for change in changes]
             axes.errorbar(
                 range(len(means)),
                 means,
-                yerr=None if many else [[low for low, _ in bars], [high for _, high in bars]],
-                label=None if many and row.label in seen else name,
-                linestyle="-" if many else _DASHES[seen.count(row.label) % len(_DASHES)],
+                yerr=[[low for low, _ in bars], [high for _, high in bars]],
+                label=setting.name,
+                linestyle=dashes,
+                color=colour,
+                marker=marker,
                 elinewidth=0.7,
-                linewidth=0.8 if many else 1.6,
+                linewidth=1.6,
                 markersize=4,
-                **_look(row.label, rows),
             )
-            seen.append(row.label)
-        stages = max((len(row.tasks) for row in rows), default=0)
-        _stage_ticks(axes, rows[0].tasks if same else [f"stage {stage}" for stage in range(1, stages + 1)])
-        _legend(axes)
+            for stage, (mean, change) in enumerate(zip(means, changes, strict=True)):
+                when = f"after {stage}: {setting.stages[stage - 1]}" if stage else "base"
+                told = f", {told_change(change)} since the base" if stage else ""
+                tip(axes, stage, mean, f"{setting.name} - {when}: {mean:.1f}{told}")
+        orders = {setting.tasks for setting in settings}
+        stages = max((len(setting.stages) for setting in settings), default=0)
+        same = len(orders) == 1 and None not in orders
+        _stage_ticks(axes, settings[0].stages if same else [f"stage {s}" for s in range(1, stages + 1)])
+        legend(axes)
     return figure
 
 
 def targets_per_stage(results: Mapping[str, Any]) -> Figure:
     """Score of each target at the base and after each stage; a ring marks the stages that taught it."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes("score (points)", "Targets after each stage (ring: just taught)")
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_axes("score (points)", "Targets after each stage (ring: just taught)")
         stages = results["stages"]
         scores = [results["base"]["scores"], *(stage["scores"] for stage in stages)]
         taught = [stage["task"] for stage in stages]
@@ -112,8 +132,10 @@ def targets_per_stage(results: Mapping[str, Any]) -> Figure:
                 marker=marker,
                 markersize=4,
                 linewidth=1.6,
-                label=task,
+                label=task.removeprefix(TINY),
             )
+            for stage, value in enumerate(values):
+                tip(axes, stage, value, f"{task} {f'after stage {stage}' if stage else 'at the base'}: {value:.1f}")
             rings = [stage for stage, name in enumerate(taught, start=1) if name == task]
             axes.scatter(
                 rings,
@@ -125,70 +147,107 @@ def targets_per_stage(results: Mapping[str, Any]) -> Figure:
             )
         axes.set_ylim(-4, 104)
         _stage_ticks(axes, taught)
-        _legend(axes)
+        legend(axes)
     return figure
 
 
 def learning_vs_forgetting(rows: Sequence[Row]) -> Figure:
-    """Target learning against final held-out forgetting, a point per job with both intervals.
+    """Target learning against final held-out forgetting, a point per setting with both intervals.
 
-    A line joins the learning rates of one recipe taught the same tasks with the same seed: its frontier.
+    A line joins the learning rates of one recipe; the dashed one joins the settings that no other beats in both.
+    Jobs that differ in seed or order alone are small points around their mean.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes("held-out forgetting, final (points)", "What was learned, and what it cost")
+    settings = settings_of(rows)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_axes("held-out forgetting, final (points)", "What was learned, and what it cost")
         axes.set_xlabel("target learning (points)")
-        axes.axhline(0, color=_INK, linewidth=0.6, alpha=0.6)
-        lines: dict[tuple[Any, ...], list[Row]] = {}
-        for row in rows:
-            if row.figures["final"]["value"] is not None:
-                lines.setdefault((row.label, row.tasks, row.seed), []).append(row)
-        legend: set[str] = set()
-        for line in lines.values():
-            label, ordered = line[0].label, sorted(line, key=_rate)
-            _frontier(axes, ordered, _look(label, rows), None if label in legend else label)
-            legend.add(label)
-        _legend(axes)
+        axes.axhline(0, color=INK, linewidth=0.6, alpha=0.6)
+        lines: dict[str, list[Setting]] = {}
+        for setting in settings:
+            if setting.figures["final"]["value"] is not None and setting.figures["learning"]["value"] is not None:
+                lines.setdefault(setting.first.label, []).append(setting)
+        for place, (label, line) in enumerate(lines.items()):
+            colour, marker = look(place)
+            _frontier(axes, sorted(line, key=lambda s: _rate(s.first)), colour, marker, label, _BESIDE[place % 4])
+        best = front([setting for line in lines.values() for setting in line])
+        if len(best) > 1:
+            x, y = ([s.figures[name]["value"] for s in best] for name in ("learning", "final"))
+            axes.plot(x, y, color=INK, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, label="best trade-offs")
+        legend(axes)
     return figure
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `<stem>.png` (on white) and `<stem>.svg` (no background); returns their paths."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     png = write_bytes(stem.with_name(f"{stem.name}.png"), buffer.getvalue())
-    return [png, write_bytes(stem.with_name(f"{stem.name}.svg"), svg(figure).encode())]
+    titled = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", svg(figure))
+    return [png, write_bytes(stem.with_name(f"{stem.name}.svg"), titled.encode())]
 
 
 def svg(figure: Figure) -> str:
     """The picture as an SVG document without a background; equal figures give equal text."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
 
 
-def inline(document: str, description: str) -> str:
-    """An SVG document as an <svg> element for an HTML page, its ink in the page's colour."""
-    element = document[document.index("<svg") :].replace(_INK, "currentColor")
+def inline(figure: Figure, description: str, name: str) -> str:
+    """A figure as an <svg> element for an HTML page, its ink in the page's colour, its tips in `data-tip`.
+
+    `name` begins the ids in it: several figures on a page must not share them.
+    """
+    document = svg(figure)
+    element = document[document.index("<svg") :].replace(INK, "currentColor")
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.S)
+    element = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip" tabindex="0" data-tip="\1">', element)
+    element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", element)
     return element.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
 
 
-def _axes(ylabel: str, title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+def tip(axes: Axes, x: float, y: float, text: str) -> None:
+    """An invisible point that says `text` when a reader points at it."""
+    axes.plot([x], [y], marker="o", markersize=13, alpha=0.0, gid=f"tip:{text}", zorder=9)
+
+
+def told_change(estimate: Mapping[str, Any]) -> str:
+    """`-79.9 [-81.6, -78.1]`, the value alone where there is no interval."""
+    between = "" if estimate["low"] is None else f" [{points(estimate['low'])}, {points(estimate['high'])}]"
+    return f"{points(estimate['value'])}{between}"
+
+
+def new_axes(ylabel: str, title: str) -> tuple[Figure, Axes]:
+    """One picture of the usual size, with its axis and title."""
+    figure = Figure(figsize=(5.4, 3.8), layout="constrained")
     axes = figure.add_subplot()
     axes.set_ylabel(ylabel)
-    axes.set_title(title, fontsize=9.5, loc="left")
-    axes.grid(axis="y", color=_INK, alpha=0.18, linewidth=0.6)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(axis="y", color=INK, alpha=0.18, linewidth=0.6)
     return figure, axes
 
 
-def _frontier(axes: Axes, line: Sequence[Row], look: dict[str, Any], label: str | None) -> None:
-    """One recipe's points in the order of their learning rates, each named by its rate."""
-    learning = [row.figures["learning"] for row in line]
-    final = [row.figures["final"] for row in line]
+def _frontier(
+    axes: Axes, line: Sequence[Setting], colour: str, marker: str, label: str, beside: tuple[int, int]
+) -> None:
+    """One recipe's settings in the order of their learning rates, each named by its rate."""
+    learning = [setting.figures["learning"] for setting in line]
+    final = [setting.figures["final"] for setting in line]
     x, y = [estimate["value"] for estimate in learning], [estimate["value"] for estimate in final]
     across, up = [_arms(estimate) for estimate in learning], [_arms(estimate) for estimate in final]
+    for setting in line:
+        jobs = [row for row in setting.rows if row.figures["final"]["value"] is not None]
+        if len(jobs) > 1:
+            axes.scatter(
+                [row.figures["learning"]["value"] for row in jobs],
+                [row.figures["final"]["value"] for row in jobs],
+                s=9,
+                color=colour,
+                alpha=0.35,
+                linewidths=0,
+            )
     axes.errorbar(
         x,
         y,
@@ -196,15 +255,23 @@ def _frontier(axes: Axes, line: Sequence[Row], look: dict[str, Any], label: str 
         yerr=[[low for low, _ in up], [high for _, high in up]],
         label=label,
         capsize=0,
-        elinewidth=0.6,
-        linewidth=1.6,
-        markersize=5,
-        **look,
+        color=colour,
+        marker=marker,
+        elinewidth=0.7,
+        linewidth=1.4,
+        markersize=6,
     )
-    if len(line) > 1:
-        for row, left, top in zip(line, x, y, strict=True):
+    for setting, left, top in zip(line, x, y, strict=True):
+        told = [told_change(setting.figures[name]) for name in ("learning", "final")]
+        tip(axes, left, top, f"{setting.name}: learning {told[0]}, held-out {told[1]}")
+        if len(line) > 1:
             axes.annotate(
-                rate(_rate(row)), (left, top), textcoords="offset points", xytext=(5, 5), fontsize=7
+                rate(_rate(setting.first)),
+                (left, top),
+                textcoords="offset points",
+                xytext=beside,
+                fontsize=8,
+                color=colour,
             )
 
 
@@ -216,21 +283,12 @@ def _arms(estimate: Mapping[str, Any]) -> tuple[float, float]:
     return max(0.0, value - estimate["low"]), max(0.0, estimate["high"] - value)
 
 
-def _look(label: str, rows: Sequence[Row]) -> dict[str, Any]:
-    place = list(dict.fromkeys(row.label for row in rows)).index(label)
-    # past the palette's end colours start again with other markers, so that no two recipes look the same
-    marker = MARKERS[(place + place // len(PALETTE)) % len(MARKERS)]
-    return {"color": PALETTE[place % len(PALETTE)], "marker": marker}
+def look(place: int) -> tuple[str, str]:
+    """Colour and marker of the recipe at this place.
 
-
-def _name(row: Row, rows: Sequence[Row]) -> str:
-    """The shortest name that tells this job from the others."""
-    if sum(other.label == row.label for other in rows) == 1:
-        return row.label
-    name = f"{row.label} {row.rates}"
-    return (
-        name if sum((other.label, other.rates) == (row.label, row.rates) for other in rows) == 1 else row.job
-    )
+    Past the palette's end colours start again with other markers, so that no two look the same.
+    """
+    return PALETTE[place % len(PALETTE)], MARKERS[(place + place // len(PALETTE)) % len(MARKERS)]
 
 
 def _rate(row: Row) -> float:
@@ -238,25 +296,14 @@ def _rate(row: Row) -> float:
 
 
 def _stage_ticks(axes: Axes, stages: Sequence[str]) -> None:
-    axes.set_xticks(
-        range(len(stages) + 1), ["base", *stages], rotation=25, ha="right", rotation_mode="anchor"
-    )
+    names = ["base", *(stage.removeprefix(TINY) for stage in stages)]
+    axes.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor")
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     """A legend under the picture, where it hides no point."""
     handles, labels = axes.get_legend_handles_labels()
     if handles and isinstance(axes.figure, Figure):
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
-
-
-__all__ = [
-    "heldout_per_stage",
-    "inline",
-    "job_figures",
-    "learning_vs_forgetting",
-    "save",
-    "svg",
-    "sweep_figures",
-    "targets_per_stage",
-]
+        longest = max(map(len, labels))
+        columns = max(1, min(4, 60 // (longest + 6)))
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))

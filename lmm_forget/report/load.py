@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lmm_forget.errors import DataError
 
@@ -15,20 +18,23 @@ _NEEDED = ("job", "config", "plan", "base", "stages", "figures")
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A job without usable results: its folder's name, its state and, if it is known, why."""
+    """A job without usable results: its folder's name, its state and, if they are known, why and what it is."""
 
     job: str
     state: str
     error: str | None = None
+    config: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A folder of jobs: results of the finished ones by job name, and the others."""
+    """A folder of jobs: results of the finished ones by job name, the others, and what a reader must be told."""
 
     name: str
     results: dict[str, dict[str, Any]]
     unfinished: list[Unfinished]
+    folders: dict[str, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def load_results(path: Path) -> dict[str, Any]:
@@ -43,8 +49,7 @@ def load_results(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        found = results.get("schema") if isinstance(results, dict) else None
-        raise DataError(f"{path}: schema {found}, this version reads schema {SCHEMA}")
+        raise DataError(f"{path}: {_other_schema(results)}")
     missing = [key for key in _NEEDED if key not in results]
     if missing:
         raise DataError(f"{path}: has no {', '.join(missing)}, expected {', '.join(_NEEDED)}")
@@ -73,13 +78,27 @@ def load_sweep(folder: Path) -> Sweep:
             try:
                 finished[job.name] = load_results(job / "results.json")
             except DataError as error:
-                unfinished.append(Unfinished(job.name, "unreadable", str(error)))
+                unfinished.append(Unfinished(job.name, "unreadable", str(error), _config(job)))
         else:
-            unfinished.append(_state(job))
-    return Sweep(folder.resolve().name, finished, unfinished)
+            unfinished.append(replace(_state(job), config=_config(job)))
+    return Sweep(folder.resolve().name, finished, unfinished, {job.name: job for job in folders})
+
+
+def _other_schema(results: Any) -> str:
+    """Why a record is refused: its schema, who wrote it, and what helps."""
+    if not isinstance(results, dict) or not isinstance(results.get("schema"), int):
+        found = results.get("schema") if isinstance(results, dict) else None
+        return f"schema {found}, this version reads schema {SCHEMA}"
+    by = (results.get("versions") or {}).get("lmm_forget")
+    writer = f" (written by lmm-forget {by})" if by else ""
+    remedy = (
+        "a newer version is needed" if results["schema"] > SCHEMA else "delete it and run the job again to replace it"
+    )
+    return f"schema {results['schema']}{writer}, this version reads schema {SCHEMA}; {remedy}"
 
 
 def is_job(path: Path) -> bool:
+    """Whether a folder is a job's: it holds results.json, status.json or job.yaml."""
     return path.is_dir() and any(
         (path / name).exists() for name in ("results.json", "status.json", "job.yaml")
     )
@@ -98,3 +117,12 @@ def _state(job: Path) -> Unfinished:
         return Unfinished(job.name, "incomplete", "ended, but left no results.json")
     error = status.get("error") if isinstance(status, dict) else None
     return Unfinished(job.name, state, None if error is None else str(error))
+
+
+def _config(job: Path) -> Mapping[str, Any] | None:
+    """The job's resolved configuration, None if it cannot be read."""
+    try:
+        config = yaml.safe_load((job / "job.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return config if isinstance(config, dict) else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
+
+from lmm_forget.store.keys import NOT_WEIGHTS, TASK_PATHS
 
 Estimate = Mapping[str, Any]  # {value, low, high} in points
 
@@ -17,8 +20,11 @@ FIGURES: dict[str, str] = {
     "worst": "held-out worst",
     "recovery": "held-out recovery",
 }
+MARKED = ("learning", "forgetting", "final", "worst")
+"""Figures whose interval can exclude zero; recovery is never negative."""
 NOTES = {
-    "units": "Percentage points; 0 is no change, negative is forgetting; with 95 % intervals (low, high).",
+    "units": "Percentage points; 0 is no change, negative is forgetting; with 95 % intervals (low, high); "
+    "* excludes 0.",
     "recovery": "Recovery is final - worst: never negative, so its interval is no test.",
     "questions": "Intervals cover questions, not seeds.",
     "tiny": "The tiny tasks are small stand-ins: their numbers are not the paper's benchmarks.",
@@ -27,9 +33,14 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Row:
-    """What a table or a picture of several jobs shows of one job."""
+    """What a table or a picture of several jobs shows of one job.
+
+    `setting` is equal for jobs that differ in seed or order alone; `extra` holds what tells this row's setting from
+    others with the same recipe and learning rate.
+    """
 
     job: str
+    model: str | None
     recipe: str
     layers: str
     trainable: int | None
@@ -41,11 +52,15 @@ class Row:
     figures: Mapping[str, Estimate]
     heldout_base: float | None
     heldout_per_stage: tuple[Estimate, ...]
+    cost: Mapping[str, float | None]
+    setting: str
+    extra: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """Recipe, with its layer range where it has one."""
-        return self.recipe if self.layers == "all" else f"{self.recipe} {self.layers}"
+        """Recipe, with its layer range where it has one, and what else tells its setting from others."""
+        name = self.recipe if self.layers == "all" else f"{self.recipe} {self.layers}"
+        return ", ".join((name, *self.extra))
 
     @property
     def rates(self) -> str:
@@ -55,17 +70,34 @@ class Row:
             parts.append(f"vision {rate(self.vision_learning_rate)}")
         return ", ".join(parts) or "n/a"
 
-    @property
-    def setting(self) -> tuple[Any, ...]:
-        """What stays the same over seeds and orders: recipe, learning rates and which tasks are taught."""
-        return (self.label, self.learning_rate, self.vision_learning_rate, tuple(sorted(self.tasks)))
-
 
 def sweep_rows(results: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Rows of finished jobs, by recipe (in the order they come), then learning rate, then job name."""
-    rows = [_row(result) for result in results]
+    found = list(results)
+    rows = _told_apart([_row(result) for result in found], found)
     first = {label: place for place, label in reversed(list(enumerate(row.label for row in rows)))}
     return sorted(rows, key=lambda row: (first[row.label], _shown_rate(row), row.job))
+
+
+def choices(config: Mapping[str, Any], taught: Iterable[str]) -> dict[str, Any]:
+    """The leaves of a configuration that make a setting, by dotted name: no seed, no order, nothing that moves no weight.
+
+    The same of a results.json and of the job.yaml before it.
+    """
+    apart = {"seed", "sequence", "tasks", *NOT_WEIGHTS[""]}
+    kept: dict[str, Any] = {
+        node: {k: v for k, v in value.items() if k not in NOT_WEIGHTS.get(node, ()) or node == "data"}
+        if isinstance(value, Mapping)
+        else value
+        for node, value in config.items()
+        if node not in apart
+    }
+    nodes = config.get("tasks") or {}
+    skills = sorted(set(taught))
+    kept["tasks"] = {
+        task: {k: v for k, v in (nodes.get(task) or {}).items() if k not in TASK_PATHS} for task in skills
+    }
+    return {"taught": " ".join(skills), **dict(_leaves(kept, ""))}
 
 
 def held_out_tasks(results: Mapping[str, Any]) -> list[str]:
@@ -74,6 +106,8 @@ def held_out_tasks(results: Mapping[str, Any]) -> list[str]:
     `config.suite.tasks` names them, with or without the `tiny_` of their stand-ins; a record without it held
     out everything that it scored and never taught.
     """
+    if "heldout_tasks" in results:  # narrowed to what all jobs of a sweep share
+        return list(results["heldout_tasks"])
     scored, taught = results["base"]["scores"], {stage["task"] for stage in results["stages"]}
     suite = (results["config"].get("suite") or {}).get("tasks")
     names = scored if suite is None else {name for task in suite for name in (task, f"{TINY}{task}")}
@@ -85,29 +119,16 @@ def mean_score(scores: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) ->
     return mean(scores[task]["value"] for task in tasks) if tasks else None
 
 
-def spread(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each setting with several seeds or orders: {label, rates, jobs, <figure>: {mean, min, max}}."""
-    settings: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        settings.setdefault(row.setting, []).append(row)
-    entries = []
-    for group in settings.values():
-        if len(group) < 2:
-            continue
-        entry: dict[str, Any] = {"label": group[0].label, "rates": group[0].rates, "jobs": len(group)}
-        for figure in FIGURES:
-            values = [
-                row.figures[figure]["value"] for row in group if row.figures[figure]["value"] is not None
-            ]
-            entry[figure] = {"mean": mean(values), "min": min(values), "max": max(values)} if values else None
-        entries.append(entry)
-    return entries
-
-
 def notes(results: Iterable[Mapping[str, Any]]) -> list[str]:
     """What a reader must know beside the numbers."""
     tiny = any(task.startswith(TINY) for result in results for task in result["base"]["scores"])
     return [NOTES["units"], NOTES["questions"], NOTES["recovery"], *([NOTES["tiny"]] if tiny else [])]
+
+
+def excludes_zero(figure: str, estimate: Estimate) -> bool:
+    """Whether the figure's interval lies on one side of zero."""
+    low, high = estimate["low"], estimate["high"]
+    return figure in MARKED and low is not None and (low > 0 or high < 0)
 
 
 def points(number: float | None) -> str:
@@ -139,6 +160,7 @@ def _row(result: Mapping[str, Any]) -> Row:
     components = {rule.get("component") for rule in result["plan"].get("rules") or []}
     return Row(
         job=str(result["job"].get("job") or result["job"]["name"]),
+        model=(config.get("model") or {}).get("name"),
         recipe=str(recipe["name"]),
         layers=str(recipe.get("layers") or "all"),
         trainable=result["plan"].get("trainable"),
@@ -156,7 +178,67 @@ def _row(result: Mapping[str, Any]) -> Row:
         },
         heldout_base=mean_score(result["base"]["scores"], held_out_tasks(result)),
         heldout_per_stage=tuple(heldout["per_stage"]),
+        cost=_cost(result),
+        setting=json.dumps(
+            choices(config, (stage["task"] for stage in result["stages"])), sort_keys=True, default=str
+        ),
     )
+
+
+def _cost(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """What the job took: bytes of a stage's delta and of the optimizer, seconds, and the process's peak memory."""
+    plan, timings = result["plan"], result.get("timings") or {}
+    stages = [stage for stage in timings.get("stages") or [] if isinstance(stage, Mapping)]
+    steps = [stage.get("steps") for stage in result["stages"]]
+    counts = [plan.get(part) for part in ("trainable", "frozen", "unused")]
+    return {
+        "parameters": None if None in counts else sum(counts),
+        "delta_bytes": plan.get("delta_bytes"),
+        "state_bytes": plan.get("state_bytes"),
+        "peak_memory_bytes": timings.get("peak_memory_bytes"),
+        "steps": None if None in steps else sum(steps),
+        "teach_seconds": sum(stage.get("teach", 0.0) for stage in stages) if stages else None,
+        "ask_seconds": sum(stage.get("ask", 0.0) for stage in stages) if stages else None,
+        "total_seconds": timings.get("total"),
+    }
+
+
+def _told_apart(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows, each with what tells its setting from others of the same recipe and learning rate."""
+    several_models = len({row.model for row in rows}) > 1
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault((row.model, row.label, row.rates), []).append(place)
+    extra: dict[int, list[str]] = {
+        place: [str(row.model)] if several_models else [] for place, row in enumerate(rows)
+    }
+    for places in groups.values():
+        if len({rows[place].setting for place in places}) == 1:
+            continue
+        leaves = {
+            place: choices(results[place]["config"], rows[place].tasks) | {"model.name": None} for place in places
+        }
+        names = sorted({name for each in leaves.values() for name in each})
+        differ = [name for name in names if len({str(leaves[place].get(name)) for place in places}) > 1]
+        if "taught" in differ:  # the skills name themselves; their own settings need not
+            differ = [name for name in differ if not name.startswith("tasks.")]
+        for place in places:
+            extra[place] += [_short(name, leaves[place].get(name)) for name in differ[:3]]
+    return [replace(row, extra=tuple(extra[place])) for place, row in enumerate(rows)]
+
+
+def _short(name: str, value: Any) -> str:
+    if name == "taught":
+        return f"taught {str(value).replace(TINY, '')}"
+    return f"{name.rsplit('.', 1)[-1]} {value}"
+
+
+def _leaves(node: Any, name: str) -> Iterable[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, node
 
 
 def _shown_rate(row: Row) -> float:

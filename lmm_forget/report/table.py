@@ -11,8 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lmm_forget.report.load import Unfinished
-from lmm_forget.report.rows import FIGURES, Estimate, Row, count, points, spread
+from lmm_forget.report.rows import FIGURES, Estimate, Row, count, excludes_zero, points
+from lmm_forget.report.settings import spread
 
+MOST_JOBS = 24
+"""Jobs up to which each has its line; of more, where they are seeds and orders of a few settings, only those show."""
 _WIDE = 118  # columns from which choices get columns of their own
 _HEADINGS = {
     "learning": "target\nlearning",
@@ -27,9 +30,12 @@ def render(
     rows: Sequence[Row], console: Console, *, notes: Iterable[str] = (), unfinished: Sequence[Unfinished] = ()
 ) -> None:
     """Print the table of `rows`, the spread over seeds and orders, the notes and the unfinished jobs."""
-    if rows:
-        console.print(sweep_table(rows, console.width))
     spreads = spread(rows)
+    brief = len(rows) > MOST_JOBS and bool(spreads)
+    if rows and not brief:
+        console.print(sweep_table(rows, console.width))
+    if brief:
+        console.print(Text(f"{len(rows)} jobs; every one of them stands in summary.html and summary.csv"))
     if spreads:
         console.print(spread_table(spreads))
     for note in notes if rows else ():
@@ -54,7 +60,7 @@ def sweep_table(rows: Sequence[Row], width: int = 80) -> Table:
         table.add_column(_HEADINGS[figure], justify="right", no_wrap=True)
     named = _named_apart(rows)
     for row in rows:
-        figures = [_cell(row.figures[figure], brackets=wide) for figure in FIGURES]
+        figures = [_cell(figure, row.figures[figure], brackets=wide) for figure in FIGURES]
         name = Text(row.label, style="bold")
         if wide:
             table.add_row(_with_job(name, row, named), count(row.trainable), row.rates, *figures)
@@ -65,13 +71,13 @@ def sweep_table(rows: Sequence[Row], width: int = 80) -> Table:
 
 
 def spread_table(spreads: Sequence[Mapping[str, Any]]) -> Table:
-    """Mean and range over the seeds and orders of each setting; no interval, the jobs are few."""
+    """Mean over the seeds and orders of each setting, its interval over them, and their standard deviation."""
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 0),
         pad_edge=False,
         show_edge=False,
-        title="mean over seeds and orders, below it lowest and highest",
+        title="over seeds and orders: mean, its 95 % t interval, standard deviation",
         title_justify="left",
         title_style="bold",
     )
@@ -79,12 +85,16 @@ def spread_table(spreads: Sequence[Mapping[str, Any]]) -> Table:
     for figure in FIGURES:
         table.add_column(_HEADINGS[figure], justify="right", no_wrap=True)
     for entry in spreads:
-        cells = [
-            _stacked(points(entry[f]["mean"]), f"{points(entry[f]['min'])}/{points(entry[f]['max'])}")
-            if entry[f]
-            else Text("n/a")
-            for f in FIGURES
-        ]
+        cells = []
+        for figure in FIGURES:
+            over = entry[figure]
+            if over is None:
+                cells.append(Text("n/a"))
+                continue
+            estimate = {"value": over["mean"], "low": over["low"], "high": over["high"]}
+            below = [interval(estimate, brackets=False)] if over["low"] is not None else []
+            below += [f"sd {over['sd']:.1f}"] if over["sd"] is not None else []
+            cells.append(_stacked(marked(figure, estimate), "\n".join(below)))
         table.add_row(Text(f"{entry['label']}\n{entry['jobs']} jobs, {entry['rates']}"), *cells)
     return table
 
@@ -97,8 +107,14 @@ def interval(estimate: Estimate, *, brackets: bool = True) -> str:
     return f"[{low}, {high}]" if brackets else f"{low}/{high}"
 
 
-def _cell(estimate: Estimate, *, brackets: bool) -> Text:
-    return _stacked(points(estimate["value"]), interval(estimate, brackets=brackets))
+def marked(figure: str, estimate: Estimate) -> str:
+    """The value with its mark: `-79.9*` where the interval excludes zero, a blank in its place where not."""
+    mark = "*" if excludes_zero(figure, estimate) else " " if estimate["low"] is not None else ""
+    return f"{points(estimate['value'])}{mark}"
+
+
+def _cell(figure: str, estimate: Estimate, *, brackets: bool) -> Text:
+    return _stacked(marked(figure, estimate), interval(estimate, brackets=brackets))
 
 
 def _stacked(value: str, below: str) -> Text:

@@ -1,0 +1,113 @@
+"""Is one setting better than another? Paired differences to the one that forgot least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmm_forget.errors import DataError
+from lmm_forget.metrics import TaskScores, compare_mean, holm, task_scores_from_answers
+from lmm_forget.report.answers import Columns, read_answers
+from lmm_forget.report.load import Sweep
+from lmm_forget.report.rows import Row, held_out_tasks
+from lmm_forget.report.settings import Setting, over_jobs
+
+MOST = 24
+"""Settings up to which differences are taken."""
+_NEEDED = ("sample_id", "image_id", "value", "group")
+Answers = Mapping[tuple[int, str], Columns]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting minus the reference, in points: {value, low, high, p_value, p_holm} or None where it has no sense.
+
+    `basis` says what was paired: "questions" of two single jobs, or "jobs" of equal seed and order.
+    """
+
+    name: str
+    learning: Mapping[str, Any] | None
+    final: Mapping[str, Any] | None
+    basis: str
+
+
+def reference(settings: Sequence[Setting]) -> Setting | None:
+    """The setting to compare with: the one whose held-out mean fell least; None without two to choose from."""
+    known = [s for s in settings if s.figures["final"]["value"] is not None]
+    return max(known, key=lambda s: float(s.figures["final"]["value"])) if len(known) > 1 else None
+
+
+def differences(sweep: Sweep, settings: Sequence[Setting]) -> list[Difference]:
+    """Every other setting against `reference`; empty without one, or with more than `MOST` settings.
+
+    Single jobs are paired question by question (bootstrap over images, swap test), settings of several jobs by equal
+    seed and order (Student's t over the pairs). P-values are Holm-corrected over the settings, for each figure.
+    """
+    best = reference(settings)
+    if best is None or len(settings) > MOST:
+        return []
+    found = [_difference(sweep, best, other) for other in settings if other is not best]
+    for figure in ("learning", "final"):
+        entries = [entry for each in found if (entry := getattr(each, figure)) and entry["p_value"] is not None]
+        for entry, p in zip(entries, holm([entry["p_value"] for entry in entries]), strict=True):
+            entry["p_holm"] = p
+    return found
+
+
+def _difference(sweep: Sweep, best: Setting, other: Setting) -> Difference:
+    if len(best.rows) == len(other.rows) == 1:
+        return Difference(other.name, *_by_question(sweep, best.first, other.first), "questions")
+    pairs = [
+        (a, b) for a in best.rows for b in other.rows if (a.seed, a.tasks) == (b.seed, b.tasks)
+    ]
+    learning, final = (_by_job([(a.figures[f], b.figures[f]) for a, b in pairs]) for f in ("learning", "final"))
+    return Difference(other.name, learning, final, f"{len(pairs)} pairs of jobs")
+
+
+def _by_job(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any] | None:
+    """Student's paired comparison of jobs; None with fewer than two pairs."""
+    from scipy import stats
+
+    gaps = [b["value"] - a["value"] for a, b in pairs if a["value"] is not None and b["value"] is not None]
+    if len(gaps) < 2:
+        return None
+    estimate = over_jobs([{"value": gap} for gap in gaps])
+    same = max(gaps) - min(gaps) < 1e-12
+    p = (1.0 if abs(gaps[0]) < 1e-12 else 0.0) if same else float(stats.ttest_1samp(gaps, 0.0).pvalue)
+    return {key: estimate[key] for key in ("value", "low", "high")} | {"p_value": p, "p_holm": None}
+
+
+def _by_question(sweep: Sweep, one: Row, two: Row) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Learning and final held-out difference of two jobs, on the same questions; None where these differ."""
+    bases = {sweep.results[row.job]["base"].get("weights_hash") for row in (one, two)}
+    if len(bases) > 1:  # each has its own base to fall from: scores alone do not say what was learned or lost
+        return None, None
+    try:
+        first, second = (read_answers(sweep.folders[row.job], columns=_NEEDED) for row in (one, two))
+    except DataError:
+        return None, None
+    held = [
+        task
+        for task in held_out_tasks(sweep.results[one.job])
+        if task in held_out_tasks(sweep.results[two.job])
+    ]
+    learning = (
+        _mean([(task, stage, stage) for stage, task in enumerate(one.tasks, start=1)], first, second)
+        if one.tasks == two.tasks
+        else None
+    )
+    final = _mean([(task, len(one.tasks), len(two.tasks)) for task in held], first, second)
+    return learning, final
+
+
+def _mean(places: Sequence[tuple[str, int, int]], first: Answers, second: Answers) -> dict[str, Any] | None:
+    try:
+        scores: list[TaskScores] = [
+            task_scores_from_answers(task, [first[stage, task], second[later, task]])
+            for task, stage, later in places
+        ]
+        mean = compare_mean(scores)
+    except (DataError, KeyError):
+        return None
+    return {key: mean[key] for key in ("value", "low", "high", "p_value")} | {"p_holm": None}
