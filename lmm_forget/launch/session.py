@@ -69,10 +69,10 @@ def show_summary(folder: Path, named: Sequence[Outcome] = ()) -> None:
         return
     from rich.console import Console
 
-    from lmm_forget.report import load, rows, summary, table
+    from lmm_forget.report import load, rows, suites, summary, table
 
     content = summary.summarize(folder)
-    sweep = load.load_sweep(folder)
+    sweep = suites.shared_suite(load.load_sweep(folder))
     known = {outcome.job.name for outcome in named}
     table.render(
         rows.sweep_rows(sweep.results.values()),

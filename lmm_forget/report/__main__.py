@@ -11,19 +11,21 @@ from rich.console import Console
 
 from lmm_forget.errors import ConfigError, LmmForgetError
 from lmm_forget.report.load import load_sweep
-from lmm_forget.report.rows import notes, sweep_rows
+from lmm_forget.report.rows import sweep_rows
+from lmm_forget.report.suites import shared_suite
 from lmm_forget.report.summary import summarize
 from lmm_forget.report.table import render
 
 HELP = """usage: python -m lmm_forget.report FOLDER [format=table|json]
 
-Reads the records of multirun/<name> (or of one job, multirun/<name>/<job>), writes summary.json, summary.md,
-summary.html and the pictures there, and prints the table, or summary.json with format=json.
+Reads the records of multirun/<name> (or of one job, multirun/<name>/<job>) and writes there: summary.html (the report,
+one file that needs no network), summary.md, summary.csv, summary.tex, summary.json, and every picture as SVG and PNG.
+Prints the table, or summary.json with format=json. No model library is needed.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code (1 for a mistake, told in one line on stderr)."""
+    """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(words):
         print(HELP, end="")
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(words)
     except LmmForgetError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 
@@ -51,9 +53,10 @@ def _report(words: Sequence[str]) -> None:
     if shape == "json":
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
-    sweep = load_sweep(folder)
-    results = sweep.results.values()
-    render(sweep_rows(results), Console(), notes=notes(results), unfinished=sweep.unfinished)
+    sweep = shared_suite(load_sweep(folder))
+    rows = sweep_rows(sweep.results.values())
+    render(rows, Console(), notes=summary["notes"], unfinished=sweep.unfinished)
+    print(f"report: {folder / 'summary.html'}")
 
 
 if __name__ == "__main__":

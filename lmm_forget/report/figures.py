@@ -23,10 +23,11 @@ PALETTE = ("#3b82d6", "#d9722e", "#1a9a78", "#c653a0", "#a5851f", "#8a6fd6", "#d
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", ":", "-.")  # tells the learning rates of one recipe apart
 _BESIDE = ((6, 5), (6, -12), (-25, -12), (-25, 5))  # where a point's learning rate stands
+FRONT = "best trade-offs"
 INK = "#5b6168"  # replaced by the page's own colour where a picture is set into HTML
 STYLE = {
     "font.family": ["DejaVu Sans"],
-    "font.size": 10,
+    "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": INK,
@@ -36,7 +37,7 @@ STYLE = {
     "ytick.color": INK,
     "text.color": INK,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 10,
     "svg.fonttype": "none",  # text stays text: small files that can be searched
     "svg.hashsalt": "lmm-forget",  # equal results give equal files
 }
@@ -172,18 +173,21 @@ def learning_vs_forgetting(rows: Sequence[Row]) -> Figure:
         best = front([setting for line in lines.values() for setting in line])
         if len(best) > 1:
             x, y = ([s.figures[name]["value"] for s in best] for name in ("learning", "final"))
-            axes.plot(x, y, color=INK, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, label="best trade-offs")
+            axes.plot(x, y, color=INK, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, label=FRONT)
         legend(axes)
     return figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `<stem>.png` (on white) and `<stem>.svg` (no background); returns their paths."""
+def save(figure: Figure, stem: Path, document: str | None = None) -> list[Path]:
+    """Write `<stem>.png` (on white) and `<stem>.svg` (no background); returns their paths.
+
+    `document` is the figure's `svg`, where it was drawn already.
+    """
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     png = write_bytes(stem.with_name(f"{stem.name}.png"), buffer.getvalue())
-    titled = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", svg(figure))
+    titled = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", document or svg(figure))
     return [png, write_bytes(stem.with_name(f"{stem.name}.svg"), titled.encode())]
 
 
@@ -195,12 +199,11 @@ def svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def inline(figure: Figure, description: str, name: str) -> str:
-    """A figure as an <svg> element for an HTML page, its ink in the page's colour, its tips in `data-tip`.
+def inline(document: str, description: str, name: str) -> str:
+    """A figure's `svg` as an element for an HTML page, its ink in the page's colour, its tips in `data-tip`.
 
     `name` begins the ids in it: several figures on a page must not share them.
     """
-    document = svg(figure)
     element = document[document.index("<svg") :].replace(INK, "currentColor")
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.S)
     element = re.sub(r'<g id="tip:([^"]*)">', r'<g class="tip" tabindex="0" data-tip="\1">', element)
@@ -304,6 +307,8 @@ def legend(axes: Axes) -> None:
     """A legend under the picture, where it hides no point."""
     handles, labels = axes.get_legend_handles_labels()
     if handles and isinstance(axes.figure, Figure):
+        order = sorted(range(len(labels)), key=lambda i: labels[i] == FRONT)
+        handles, labels = [handles[i] for i in order], [labels[i] for i in order]
         longest = max(map(len, labels))
         columns = max(1, min(4, 60 // (longest + 6)))
         axes.figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))

@@ -33,12 +33,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Tasks (rows) by stages (columns) of one setting; `note` says which jobs the numbers are of."""
+    """Tasks (rows) by stages (columns) of one setting; `note` says which jobs the numbers are of.
+
+    The first `taught` rows are skills that were taught.
+    """
 
     title: str
     note: str
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
+    taught: int = 0
 
 
 def held_out_changes(setting: Setting, results: Results) -> Matrix | None:
@@ -89,7 +93,7 @@ def scores(setting: Setting, results: Results) -> Matrix:
             cells.append(Cell(value, f"{task} {when}: {value:.1f}{', just taught' if just else ''}", just))
         rows.append((task.removeprefix(TINY), cells))
     note = _note(setting) if setting.tasks else f"of {rows_shown[0].job}; the other jobs teach in other orders"
-    return Matrix(setting.name, note, ["base", *(task.removeprefix(TINY) for task in taught)], rows)
+    return Matrix(setting.name, note, ["base", *(task.removeprefix(TINY) for task in taught)], rows, len(set(taught)))
 
 
 def picture(matrices: Sequence[Matrix], title: str, *, change: bool) -> Figure:

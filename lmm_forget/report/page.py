@@ -10,15 +10,14 @@ from typing import Any
 import jinja2
 import yaml
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from lmm_forget.report.differences import MOST, Difference, reference
-from lmm_forget.report.figures import inline, targets_per_stage, told_change
+from lmm_forget.report.figures import inline, svg, targets_per_stage, told_change
 from lmm_forget.report.formats import choice_texts, jobs_text, missing_line, skill
 from lmm_forget.report.load import Sweep
 from lmm_forget.report.matrices import Matrix, held_out_changes, scores, shade, whole
 from lmm_forget.report.pair_table import p_text
-from lmm_forget.report.rows import FIGURES, MARKED, NOTES, Row, choices, count, excludes_zero, points
+from lmm_forget.report.rows import FIGURES, MARKED, NOTES, Row, choices, count, excludes_zero, held_out_tasks, points
 from lmm_forget.report.samples import Browser
 from lmm_forget.report.settings import Setting
 from lmm_forget.report.table import interval
@@ -51,11 +50,11 @@ def page(
     rows: Sequence[Row],
     settings: Sequence[Setting],
     *,
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, str],
     compared: Sequence[Difference],
     samples: Browser,
 ) -> str:
-    """The whole document."""
+    """The whole document. `figures` are SVG documents by name; those that `DESCRIBED` names are shown."""
     drawn = {name: Markup(inline(figures[name], text, name)) for name, text in DESCRIBED.items() if name in figures}
     best = reference(settings) if compared else None
     return _environment().get_template("summary.html.j2").render(
@@ -84,6 +83,7 @@ def page(
         sample_notes=samples.notes,
         made=_made(sweep, settings),
         subtitle=_subtitle(sweep, rows),
+        about=_about(sweep, rows),
         tiny=NOTES["tiny"] if NOTES["tiny"] in summary["notes"] else "",
         notes=sweep.notes,
     )
@@ -183,6 +183,7 @@ def _table(matrix: Matrix, most: float, change: bool) -> dict[str, Any]:
         "title": matrix.title,
         "note": matrix.note,
         "columns": matrix.columns,
+        "taught": matrix.taught,
         "rows": [
             (
                 name,
@@ -205,7 +206,7 @@ def _details(sweep: Sweep) -> list[tuple[str, Markup]]:
     if len(sweep.results) > DETAILED:
         return []
     return [
-        (job, Markup(inline(targets_per_stage(results), f"target scores per stage of {job}", f"targets{place}")))
+        (job, Markup(inline(svg(targets_per_stage(results)), f"target scores per stage of {job}", f"targets{place}")))
         for place, (job, results) in enumerate(sweep.results.items())
     ]
 
@@ -270,6 +271,20 @@ def _subtitle(sweep: Sweep, rows: Sequence[Row]) -> str:
     )
 
 
+def _about(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """What was done, for somebody who meets such a page for the first time."""
+    if not rows:
+        return ""
+    held = len(held_out_tasks(next(iter(sweep.results.values()))))
+    skills = max(len(row.tasks) for row in rows)
+    teaching = f"{skills} skills were taught, one after another" if skills > 1 else "A skill was taught"
+    asking = f"; before and after each, the model answered {held} benchmarks that were never taught" if held else ""
+    return (
+        f"{teaching}, by each recipe: a choice of which parameters may move{asking}. What it learned shows in the "
+        f"skills, what it forgot in {'the held-out benchmarks and ' if held else ''}the earlier skills."
+    )
+
+
 def _made(sweep: Sweep, settings: Sequence[Setting]) -> dict[str, Any]:
     """How the numbers came about: what all jobs share, what differs, versions, data, stage keys."""
     results = sweep.results
@@ -297,7 +312,7 @@ def _made(sweep: Sweep, settings: Sequence[Setting]) -> dict[str, Any]:
     return {
         "shared": yaml.safe_dump(shared, sort_keys=False, allow_unicode=True, width=100) if shared else "",
         "differ": differ[:20],
-        "values": [(job, [str(leaves[job].get(name)) for name in differ[:20]]) for job in results],
+        "values": [(job, [_plain(leaves[job].get(name)) for name in differ[:20]]) for job in results],
         "versions": [(name, ", ".join(known)) for name, known in versions.items()],
         "mixed": [name for name, known in versions.items() if len(known) > 1],
         "data": [(task, use, known) for (task, use), known in data.items()],
@@ -311,6 +326,10 @@ def _made(sweep: Sweep, settings: Sequence[Setting]) -> dict[str, Any]:
             for job, found in results.items()
         ],
     }
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -223,7 +223,8 @@ def _told_apart(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> li
         if "taught" in differ:  # the skills name themselves; their own settings need not
             differ = [name for name in differ if not name.startswith("tasks.")]
         for place in places:
-            extra[place] += [_short(name, leaves[place].get(name)) for name in differ[:3]]
+            known = [name for name in differ if leaves[place].get(name) is not None]
+            extra[place] += [_short(name, leaves[place][name]) for name in known[:3]]
     return [replace(row, extra=tuple(extra[place])) for place, row in enumerate(rows)]
 
 

@@ -146,13 +146,13 @@ def _one(
 
 
 def _balanced(keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """At most `SAMPLES` of the keys, tasks taking turns where there are more, in their order."""
+    """At most `SAMPLES` of the keys, tasks taking turns: whoever looks at all of them sees every task soon."""
     by_task: dict[str, list[tuple[str, str]]] = {}
     for key in keys:
         by_task.setdefault(key[0], []).append(key)
-    each = sorted((place, key) for group in by_task.values() for place, key in enumerate(group))
-    kept = {key for _, key in each[:SAMPLES]}
-    return [key for group in by_task.values() for key in group if key in kept]
+    longest = max(map(len, by_task.values()), default=0)
+    turns = [group[turn] for turn in range(longest) for group in by_task.values() if turn < len(group)]
+    return turns[:SAMPLES]
 
 
 def _cut(text: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lmm_forget.report.differences import differences
-from lmm_forget.report.figures import heldout_per_stage, job_figures, learning_vs_forgetting, save
+from lmm_forget.report.differences import Difference, differences
+from lmm_forget.report.figures import heldout_per_stage, job_figures, learning_vs_forgetting, save, svg
 from lmm_forget.report.formats import latex, markdown, table_csv
 from lmm_forget.report.load import SCHEMA, Sweep, load_results, load_sweep
 from lmm_forget.report.matrices import held_out_changes, picture, scores
@@ -34,10 +34,12 @@ def summarize(folder: Path) -> dict[str, Any]:
     sweep = shared_suite(load_sweep(folder))
     rows = sweep_rows(sweep.results.values())
     settings = settings_of(rows, sweep.unfinished)
-    summary = _content(sweep, rows, settings)
-    figures = _figures(sweep, rows, settings)
-    for name, figure in figures.items():
-        save(figure, folder / name)
+    compared = differences(sweep, settings)
+    summary = _content(sweep, rows, settings, compared)
+    drawn = _figures(sweep, rows, settings)
+    figures = {name: svg(figure) for name, figure in drawn.items()}
+    for name, figure in drawn.items():
+        save(figure, folder / name, figures[name])
     write_text(
         folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     )
@@ -54,7 +56,7 @@ def summarize(folder: Path) -> dict[str, Any]:
             rows,
             settings,
             figures=figures,
-            compared=differences(sweep, settings),
+            compared=compared,
             samples=samples,
         ),
     )
@@ -92,14 +94,17 @@ def _figures(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> 
     return found | probe_figures(sweep.results, settings)
 
 
-def _content(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> dict[str, Any]:
+def _content(
+    sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting], compared: Sequence[Difference]
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "name": sweep.name,
         "question": question(settings),
-        "answer": answer(settings),
+        "answer": answer(settings, compared),
         "jobs": [_entry(row) for row in rows],
         "spread": spread(rows),
+        "differences": [asdict(each) for each in compared],
         "unfinished": [{"job": job.job, "state": job.state, "error": job.error} for job in sweep.unfinished],
         "notes": [*(notes(sweep.results.values()) if rows else []), *sweep.notes],
     }

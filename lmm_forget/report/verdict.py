@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmm_forget.report.differences import Difference
 from lmm_forget.report.rows import points
 from lmm_forget.report.settings import Setting
 
@@ -21,32 +22,44 @@ def question(settings: Sequence[Setting]) -> str:
     return f"Which recipe learns {taught} without forgetting what the model knew?"
 
 
-def answer(settings: Sequence[Setting]) -> str:
-    """The answer, with the numbers it rests on; careful where an interval is."""
+def answer(settings: Sequence[Setting], compared: Sequence[Difference] = ()) -> str:
+    """The answer in a line or two; `compared` are the differences to the setting that forgot least.
+
+    A setting counts as having learned or forgotten where its interval excludes zero, and as having learned more than
+    another where the interval of their difference does.
+    """
     known = [s for s in settings if s.figures["learning"]["value"] is not None]
     if not known:
         return "No job has finished yet."
     if all(s.figures["final"]["value"] is None for s in known):
         best = max(known, key=_learned)
-        return f"{best.name} learned {_told(best.figures['learning'])}; nothing was held out, so what it cost is unknown."
+        return f"{best.name} learned {_points(best, 'learning')}; nothing was held out, so what it cost is unknown."
     known = [s for s in known if s.figures["final"]["value"] is not None]
     learned = [s for s in known if _above_zero(s.figures["learning"])]
     if not learned:
-        named = "It" if len(known) == 1 else "No recipe"
         best = max(known, key=_learned)
-        return f"{named} did not learn more than chance allows ({best.name}: {_told(best.figures['learning'])})."
+        subject = "It" if len(known) == 1 else "None: no recipe"
+        return f"{subject} learned no more than chance allows ({best.name}: {_points(best, 'learning')})."
     kept = [s for s in learned if not _below_zero(s.figures["final"])]
+    if len(known) == 1:
+        (only,) = known
+        return f"It learned {_points(only, 'learning')} and {_cost(only)}."
     if kept:
         best = max(kept, key=_learned)
-        return f"{best.name}: it learned {_told(best.figures['learning'])} and {_held(best.figures['final'])}." + (
-            _others(best, learned)
-        )
+        told = f"{best.name}: it learned {_points(best, 'learning')} and {_cost(best)}."
+        more = [s for s in learned if _learned(s) > _learned(best)]
+        if more:
+            most = max(more, key=_learned)
+            told += f" {most.name} learned {_points(most, 'learning')}, but {_cost(most)}."
+        return told
     least, most = max(learned, key=_final), max(learned, key=_learned)
-    if len(learned) == 1:
-        return f"{least.name} {_both(least)}."
+    told = f"None. {least.name} forgot least: it learned {_points(least, 'learning')} and {_cost(least)}."
     if least is most:
-        return f"None without forgetting; best on both counts is {least.name}, which {_both(least)}."
-    return f"None without forgetting. {least.name} forgot least: it {_both(least)}. {most.name} learned most: it {_both(most)}."
+        return f"{told} No other learned more."
+    gap = next((each.learning for each in compared if each.name == most.name), None)
+    if gap is not None and not _above_zero(gap):
+        return f"{told} No other learned more beyond chance."
+    return f"{told} {most.name} learned most, {_points(most, 'learning')}, and {_cost(most)}."
 
 
 def front(settings: Sequence[Setting]) -> list[Setting]:
@@ -67,30 +80,18 @@ def front(settings: Sequence[Setting]) -> list[Setting]:
     return sorted(best, key=_learned)
 
 
-def _both(setting: Setting) -> str:
-    return f"learned {_told(setting.figures['learning'])} and {_held(setting.figures['final'])}"
+def _cost(setting: Setting) -> str:
+    final = setting.figures["final"]
+    if not (_above_zero(final) or _below_zero(final)):
+        return f"kept its held-out mean ({points(final['value'])}, within chance)"
+    base = setting.heldout_base
+    of = "" if base is None or final["value"] > 0 else f" of {base:.1f}"
+    verb = "lost" if final["value"] < 0 else "gained"
+    return f"{verb} {abs(final['value']):.1f}{of} points on the held-out benchmarks"
 
 
-def _held(final: Mapping[str, Any]) -> str:
-    moved = _told(final)
-    if final["low"] is None or not (final["low"] > 0 or final["high"] < 0):
-        return f"its held-out mean moved by {moved}, which is within chance"
-    return f"its held-out mean {'fell' if final['value'] < 0 else 'rose'} by {moved}"
-
-
-def _others(best: Setting, learned: Sequence[Setting]) -> str:
-    more = [s for s in learned if _learned(s) > _learned(best)]
-    if not more:
-        return ""
-    named = max(more, key=_learned)
-    return f" {named.name} learned more ({_told(named.figures['learning'])}), but {_held(named.figures['final'])}."
-
-
-def _told(estimate: Mapping[str, Any]) -> str:
-    value = f"{points(estimate['value'])} points"
-    if estimate["low"] is None:
-        return value
-    return f"{value} [{points(estimate['low'])} to {points(estimate['high'])}]"
+def _points(setting: Setting, figure: str) -> str:
+    return f"{points(setting.figures[figure]['value'])} points"
 
 
 def _above_zero(estimate: Mapping[str, Any]) -> bool:

@@ -140,24 +140,36 @@ def make() -> Callable[..., dict[str, Any]]:
     return make_results
 
 
+def put_job(
+    root: Path,
+    job: str | None = None,
+    *,
+    results: dict[str, Any] | None = None,
+    status: dict[str, Any] | None = None,
+) -> Path:
+    """A job's folder below `root`, from results or from a status."""
+    folder = root / (job or (results or {})["job"]["job"])
+    folder.mkdir(parents=True)
+    (folder / "job.yaml").write_text("name: demo\n")
+    if results is not None:
+        record = {key: value for key, value in results.items() if key != "answers"}
+        (folder / "results.json").write_text(json.dumps(record))
+        if results.get("answers"):
+            write_answers(results["answers"], folder)
+    if status is not None:
+        (folder / "status.json").write_text(json.dumps(status))
+    return folder
+
+
 @pytest.fixture
 def put(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a job folder under multirun/demo, from results or from a status."""
+    """Writes a job folder under multirun/demo, from results or from a status; returns multirun/demo."""
     root = tmp_path / "multirun" / "demo"
 
     def write(
         job: str | None = None, *, results: dict[str, Any] | None = None, status: dict[str, Any] | None = None
     ) -> Path:
-        folder = root / (job or (results or {})["job"]["job"])
-        folder.mkdir(parents=True)
-        (folder / "job.yaml").write_text("name: demo\n")
-        if results is not None:
-            record = {key: value for key, value in results.items() if key != "answers"}
-            (folder / "results.json").write_text(json.dumps(record))
-            if results.get("answers"):
-                write_answers(results["answers"], folder)
-        if status is not None:
-            (folder / "status.json").write_text(json.dumps(status))
+        put_job(root, job, results=results, status=status)
         return root
 
     return write

@@ -6,11 +6,13 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from lmm_forget.report import Unfinished, notes, render, sweep_rows
-from lmm_forget.report.rows import count, held_out_tasks, points, rate, spread
+from lmm_forget.report.rows import count, held_out_tasks, points, rate
+from lmm_forget.report.settings import settings_of, spread
 
 Make = Callable[..., dict[str, Any]]
 
@@ -85,12 +87,12 @@ def test_jobs_that_differ_in_seed_or_order_carry_their_name_and_a_spread(make: M
     (entry,) = spread(sweep_rows(results))
     values = [result["figures"]["target_learning"]["value"] for result in results]
     assert entry["jobs"] == 3
-    assert entry["learning"] == {
-        "mean": pytest.approx(sum(values) / 3),
-        "min": min(values),
-        "max": max(values),
-    }
-    assert "mean over seeds and orders" in text
+    middle, sd = sum(values) / 3, np.std(values, ddof=1)
+    arm = 4.302653 * sd / 3**0.5  # Student's t with two degrees of freedom
+    assert entry["learning"] == pytest.approx(
+        {"mean": middle, "low": middle - arm, "high": middle + arm, "sd": sd, "min": min(values), "max": max(values)}
+    )
+    assert "over seeds and orders: mean" in text
     single = [make("llm", tasks=(task,)) for task in ("tiny_cub200", "tiny_pathvqa")]
     assert spread(sweep_rows(single)) == []  # other tasks are another experiment, not another order
 
@@ -104,6 +106,29 @@ def test_learning_rates_shown_are_those_that_trained_something(make: Make) -> No
     full = make("full")
     full["plan"]["rules"].append({"component": "vision"})
     assert sweep_rows([full])[0].rates == "1e-4, vision 2e-6"
+
+
+def test_other_settings_are_not_other_seeds(make: Make) -> None:
+    results = [make(seed=0), make(seed=1), make(seed=2)]
+    results[2]["config"]["training"]["max_steps"] = 50
+    rows = sweep_rows(results)
+    assert sorted(len(setting.rows) for setting in settings_of(rows)) == [1, 2]
+    assert {row.label for row in rows} == {"sa_proj", "sa_proj, max_steps 50"}
+    assert "sa_proj, max_steps 50" in printed(results, 130)
+
+
+def test_a_missing_seed_is_named_with_its_setting(make: Make) -> None:
+    results = [make(seed=seed) for seed in (0, 1)]
+    lost = Unfinished("third", "failed", config={**make(seed=2)["config"], "store": "elsewhere", "name": "demo"})
+    lost.config["sequence"]["tasks"] = [stage["task"] for stage in results[0]["stages"]]  # type: ignore[index]
+    (setting,) = settings_of(sweep_rows(results), [lost])
+    assert setting.missing == (lost,) and len(setting.rows) == 2
+
+
+def test_many_jobs_of_few_settings_are_one_line_each(make: Make) -> None:
+    results = [make(seed=seed, job=f"seed{seed}", n=8) for seed in range(30)]
+    text = printed(results)
+    assert "30 jobs, 1e-4" in text and "seed17" not in text and len(text.splitlines()) < 30
 
 
 def test_layer_range_is_part_of_the_name(make: Make) -> None:
