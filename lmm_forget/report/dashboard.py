@@ -86,8 +86,7 @@ def save(view: Workspace, over: str | None = None) -> str:
     """
     try:
         if over is None:
-            view._internal_name = ""  # W&B's package gives a new view a name of its own
-            view.save()
+            view.save_as_new_view()
         else:
             found = type(view).from_url(over)
             view._internal_name, view._internal_id = found._internal_name, found._internal_id

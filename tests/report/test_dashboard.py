@@ -60,3 +60,44 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[s
     assert dashboard.main(words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and said in line
+
+
+def test_saving_makes_a_view_and_replaces_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import wandb
+
+    server = Server()
+    for name, value in (("BASE_URL", server.url), ("API_KEY", KEY), ("ERROR_REPORTING", "false")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()
+    try:
+        assert dashboard.main(["entity=me"]) == 0
+        address = capsys.readouterr().out.strip().splitlines()[-1]
+        (saved,) = server.views.values()
+        assert (saved["entityName"], saved["projectName"], saved["type"]) == (
+            "me",
+            "lmm-forget",
+            "project-view",
+        )
+        assert json.loads(saved["spec"]) == json.loads(GOLDEN.read_text())["spec"]
+
+        assert dashboard.main(["entity=me", "title=Newer", f"view={address}"]) == 0
+        (replaced,) = server.views.values()
+        assert (replaced["name"], replaced["id"]) == (saved["name"], f"id-{saved['name']}")
+        assert replaced["displayName"] == "Newer"
+
+        server.refuses = True
+        capsys.readouterr()
+        assert dashboard.main(["entity=me"]) == 2
+        assert (
+            capsys.readouterr()
+            .err.strip()
+            .splitlines()[-1]
+            .startswith("error: the dashboard could not be saved")
+        )
+    finally:
+        wandb.teardown()
+        server.close()

@@ -18,6 +18,7 @@ class Server:
         self.runs: dict[str, dict[str, Any]] = {}
         self.artifacts: list[dict[str, Any]] = []
         self.used: list[dict[str, Any]] = []
+        self.views: dict[str, dict[str, Any]] = {}
         self.operations: list[str] = []
         self.deaf = threading.Event()  # once set, requests are taken and never answered
         self.refuses = False  # every request is answered: you may not
@@ -65,6 +66,15 @@ class Server:
             return {"useArtifact": {"artifact": {"id": "a0", "digest": "d"}}}
         if operation == "ArtifactType":
             return {"project": {"artifact": None}}
+        if operation == "UpsertView2":
+            self.views[given["name"]] = given
+            return {
+                "upsertView": {"view": {"id": f"id-{given['name']}", "name": given["name"]}, "inserted": True}
+            }
+        if operation == "View":
+            view = self.views[given["viewName"]]
+            node = {"id": f"id-{view['name']}", "displayName": view["displayName"], "spec": view["spec"]}
+            return {"project": {"allViews": {"edges": [{"node": node}]}}}
         return {}
 
     def _resume(self, name: str) -> dict[str, Any] | None:
