@@ -13,6 +13,7 @@ COMMANDS = {
     "report": "draw a sweep's tables and pictures again",
     "store": "look into the archive of finished work, check it, clean it",
     "compare": "two jobs, two stages, or a job and its base, question by question",
+    "dashboard": "build the W&B view of a project, and save it there",
     "job": "run one resolved job.yaml",
 }
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """The list of commands."""
-    lines = [f"  {name:<8}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         ["usage: lmm-forget COMMAND [arguments]", "", *lines, "", "lmm-forget COMMAND --help says more."]
     )

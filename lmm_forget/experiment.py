@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lmm_forget.progress import Progress
-from lmm_forget.results import assemble, write_tables
-from lmm_forget.stage import Ground, ask_all, run_stage
+from lmm_forget.results import Answers, assemble, score, write_tables
+from lmm_forget.stage import Ground, Taught, ask_all, run_stage
+from lmm_forget.tracking.tracker import Measured, Tracker
 
 MOST_REPAIRS = 100
 """Damaged things that one job puts up with before it gives up on its store."""
@@ -23,47 +24,92 @@ def run(config: dict[str, Any], job_dir: Path, progress: Progress) -> dict[str, 
     is moved aside, named, and computed again.
     """
     from lmm_forget.store import Damaged
+    from lmm_forget.tracking import open_tracker
 
     repairs: list[str] = []
-    while True:
-        try:
-            return _corridor(config, job_dir, progress, repairs)
-        except Damaged as error:
-            if len(repairs) > MOST_REPAIRS:
-                raise
-            progress.phase(f"computing again: {error}", 0, "stage")
-
-
-def _corridor(
-    config: dict[str, Any], job_dir: Path, progress: Progress, repairs: list[str]
-) -> dict[str, Any]:
-    from lmm_forget.training.loggers import close_logger, log_stage
-
-    started = time.monotonic()
-    ground = lay_ground(config, job_dir, progress, repairs)
+    tracker = open_tracker(config, job_dir)  # first, so that whatever goes wrong is seen there too
     try:
-        base, asked = ask_all(ground, "base: ask everything")
-        base_hash, base_seconds = ground.weights, time.monotonic() - started
-        stages = [
-            run_stage(ground, index, task) for index, task in enumerate(config["sequence"]["tasks"], start=1)
-        ]
-        progress.phase("figures of merit", 1, "job")
-        results = assemble(ground, base_hash, base, stages)
-        results["job"]["repairs"] = repairs
-        results["timings"].update(base=base_seconds, base_asked=asked, total=time.monotonic() - started)
-        for entry in (results["base"], *results["stages"]):
-            log_stage(
-                ground.logger, entry.get("index", 0), {t: s["value"] for t, s in entry["scores"].items()}
-            )
-        write_tables(job_dir, ground, base, stages, results)
-    except BaseException:
-        close_logger(ground.logger, exit_code=1)
+        while True:
+            try:
+                results = _corridor(config, job_dir, progress, repairs, tracker)
+                break
+            except Damaged as error:
+                if len(repairs) > MOST_REPAIRS:
+                    raise
+                progress.phase(f"computing again: {error}", 0, "stage")
+    except BaseException as error:
+        tracker.close(error)
         raise
-    close_logger(ground.logger)
+    tracker.results(results)
+    notices = tracker.close()
+    if notices:
+        results["job"]["notices"] = notices
     return results
 
 
-def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress, repairs: list[str]) -> Ground:
+def _corridor(
+    config: dict[str, Any], job_dir: Path, progress: Progress, repairs: list[str], tracker: Tracker
+) -> dict[str, Any]:
+    started = time.monotonic()
+    ground = lay_ground(config, job_dir, progress, repairs, tracker)
+    base, asked = ask_all(ground, "base: ask everything")
+    base_hash, base_seconds = ground.weights, time.monotonic() - started
+    tracker.stage(_base(ground, base, base_seconds))
+    stages = []
+    for index, task in enumerate(config["sequence"]["tasks"], start=1):
+        stages.append(run_stage(ground, index, task))
+        tracker.stage(_after(ground, stages[-1]))
+    progress.phase("figures of merit", 1, "job")
+    results = assemble(ground, base_hash, base, stages)
+    results["job"]["repairs"] = repairs
+    results["timings"].update(base=base_seconds, base_asked=asked, total=time.monotonic() - started)
+    write_tables(job_dir, ground, base, stages, results)
+    return results
+
+
+def _base(ground: Ground, answers: Answers, seconds: float) -> Measured:
+    """The base as a tracker hears of it, with a few samples of every task to show."""
+    from lmm_forget.evaluation.ask import subset
+    from lmm_forget.tracking.choosing import shown
+    from lmm_forget.tracking.content import small
+
+    number = shown(ground.config)
+    few = {exam.task.name: subset(exam.samples, number, exam.task.name) for exam in ground.exams if number}
+    return Measured(
+        index=0,
+        weights_hash=ground.weights,
+        scores={task: score(each)["value"] for task, each in answers.items()},
+        answers=answers,
+        seconds={"ask": seconds},
+        pictures={
+            task: {sample.id: small(sample.images) for sample in samples} for task, samples in few.items()
+        },
+    )
+
+
+def _after(ground: Ground, stage: Taught) -> Measured:
+    """A finished stage as a tracker hears of it."""
+    from lmm_forget.store.archive import DELTA
+
+    return Measured(
+        index=stage.index,
+        task=stage.task,
+        weights_hash=stage.record["weights_hash"],
+        scores={task: score(each)["value"] for task, each in stage.answers.items()},
+        answers=stage.answers,
+        record=stage.record,
+        delta=ground.store.folder(stage.record["key"]) / DELTA,
+        seconds=stage.seconds,
+    )
+
+
+def lay_ground(
+    config: dict[str, Any],
+    job_dir: Path,
+    progress: Progress,
+    repairs: list[str],
+    tracker: Tracker | None = None,
+) -> Ground:
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
     from hydra.utils import instantiate
 
@@ -78,7 +124,6 @@ def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress, repair
     from lmm_forget.tasks.loading import build_task
     from lmm_forget.training.fit import total_steps
     from lmm_forget.training.lessons import Lessons
-    from lmm_forget.training.loggers import build_logger
     from lmm_forget.training.precision import refuse_pure_bf16
 
     recipe, data, training = config["recipe"], config["data"], config["training"]
@@ -115,11 +160,7 @@ def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress, repair
         exams=exams,
         store=Store(config["store"], note),
         progress=progress,
-        logger=build_logger(
-            {"group": config["name"], "config": config, **config["logger"]},
-            job_dir,
-            f"{config['name']}/{job_dir.name}",
-        ),
+        logger=tracker,
         processor=processor_fingerprint(lmm.processor),
         versions=versions(),
         hashes=model_hashes(lmm.model),

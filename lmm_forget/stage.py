@@ -19,11 +19,11 @@ from lmm_forget.store.care import REFERENCES
 from lmm_forget.training.lessons import Lessons
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
     from torch import Tensor
 
     from lmm_forget.models.loading import LMM
     from lmm_forget.recipes.selection import TunePlan
+    from lmm_forget.tracking import Tracker
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Ground:
     exams: list[Exam]
     store: Store
     progress: Progress
-    logger: Logger | None
+    logger: Tracker | None
     processor: str
     versions: Mapping[str, str]
     hashes: dict[str, str] = field(default_factory=dict)

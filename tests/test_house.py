@@ -34,6 +34,7 @@ FLOORS = {
     "recipes": 3,
     "store": 3,
     "metrics": 3,
+    "tracking": 3,
     "training": 4,
     "evaluation": 4,
     "probes": 4,
@@ -47,6 +48,7 @@ FLOORS = {
     "run": 11,
     "plan": 11,
     "compare": 11,
+    "dashboard": 11,
     "cli": 12,
     "hydra_plugins": 12,
 }
@@ -59,6 +61,7 @@ STRANGERS = {
     "tasks": ("torch", "transformers", "lightning"),
     "metrics": ("torch", "torchvision", "transformers", "lightning", "datasets"),
     "report": ("torch", "torchvision", "transformers", "lightning", "datasets"),
+    "tracking": ("torch", "torchvision", "transformers", "lightning", "datasets"),
     "errors": ("torch", "transformers", "lightning", "hydra", "omegaconf"),
     "config": ("torch", "transformers", "lightning"),
 }
@@ -304,7 +307,16 @@ def _loaded(module: str, *arguments: str, cwd: Path) -> set[str]:
     return set(names)
 
 
-@pytest.mark.parametrize("module", ["lmm_forget.run", "lmm_forget.plan", "lmm_forget.compare", "lmm_forget.cli"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "lmm_forget.run",
+        "lmm_forget.plan",
+        "lmm_forget.compare",
+        "lmm_forget.dashboard",
+        "lmm_forget.cli",
+    ],
+)
 def test_help_imports_no_torch(module: str, tmp_path: Path) -> None:
     names = _loaded(module, "--help", cwd=tmp_path)
     assert "lmm_forget" in names

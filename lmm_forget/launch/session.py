@@ -36,10 +36,25 @@ def run_jobs(jobs: Sequence[Job], grace: float = 15.0) -> list[Outcome]:
         with View(waiting, finished) as view:
             for outcome in Pool(size, view, gpus, grace, plan.pick).run(waiting):
                 outcomes[outcome.job.name] = outcome
+        tell_notices([job for job in waiting if outcomes[job.name].finished])
     else:
         done = f"all {len(finished)} jobs are" if len(finished) > 1 else f"{finished[0].name} is"
         print(f"{done} finished already; nothing to run", file=sys.stderr)
     return [outcomes[job.name] for job in jobs]
+
+
+def tell_notices(jobs: Sequence[Job]) -> None:
+    """Print what finished jobs want people to know (results.json, job.notices), once for all that say the same."""
+    said: dict[str, int] = {}
+    for job in jobs:
+        for notice in ((job.results() or {}).get("job") or {}).get("notices") or []:
+            text = str(notice).replace(
+                str(job.folder), str(job.folder.parent / ("*" if len(jobs) > 1 else job.name))
+            )
+            said[text] = said.get(text, 0) + 1
+    for text, count in said.items():
+        many = f" ({count} jobs)" if count > 1 else ""
+        print(f"lmm-forget: note: {text}{many}", file=sys.stderr)
 
 
 def complain(outcomes: Sequence[Outcome]) -> JobsFailed | None:

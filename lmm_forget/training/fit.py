@@ -30,11 +30,10 @@ from lmm_forget.training.precision import Compute, refuse_pure_bf16
 from lmm_forget.training.resume import Resume, Saved, layout, restore_masters
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
-
     from lmm_forget.models.loading import LMM
     from lmm_forget.recipes.method import Method
     from lmm_forget.recipes.selection import TunePlan
+    from lmm_forget.tracking import Tracker
 
 LOG_EVERY = 10
 """Optimizer steps between logged rows; the first and the last step are always logged."""
@@ -70,7 +69,7 @@ def fit(
     hardware: Mapping[str, Any],
     seed: int,
     task: str,
-    logger: Logger | None = None,
+    logger: Tracker | None = None,
     progress: Progress | None = None,
     phase: str | None = None,
     resume: Resume | None = None,

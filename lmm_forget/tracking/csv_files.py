@@ -1,0 +1,72 @@
+"""Training curves and stage figures as two CSV files that only grow."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.tracking.probes import stage_curves
+from lmm_forget.tracking.tracker import Measured
+
+FIGURES = ("loss", "learning_rate", "grad_norm", "samples_per_s")
+TRAINING_COLUMNS = ("task", "step", *FIGURES, "stage")
+STAGE_COLUMNS = ("stage", "metric", "value")
+
+
+class CsvFiles:
+    """Appends to two files in the job's folder, so that a stopped job loses nothing.
+
+    `training.csv` has a row per logged optimizer step (columns `TRAINING_COLUMNS`), `stages.csv` a row per
+    figure after each stage (stage 0 is the base model). A stage that is run again appends its rows again: the
+    last count.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Write into `folder`, which is made when the first row comes."""
+        self._folder = folder
+        self._stage = 1
+
+    def training(self, task: str, step: int, figures: Mapping[str, float]) -> None:
+        """Append one training row."""
+        row = {"task": task, "step": step, **figures, "stage": self._stage}
+        self._append("training.csv", TRAINING_COLUMNS, [row])
+
+    def stage(self, measured: Measured) -> None:
+        """Append one row per score and per probe figure of a stage."""
+        self._stage = measured.index + 1
+        figures = {**measured.scores, **stage_curves(measured.probes)}
+        rows = [{"stage": measured.index, "metric": name, "value": value} for name, value in figures.items()]
+        self._append("stages.csv", STAGE_COLUMNS, rows)
+
+    def results(self, results: Mapping[str, Any]) -> None:
+        """Nothing: they lie beside the files."""
+
+    def close(self, error: BaseException | None = None) -> list[str]:
+        """Nothing to say: every row is on disk already."""
+        return []
+
+    def logged(self, stage: int, task: str) -> dict[int, dict[str, float]]:
+        """The rows of a stage by step, as this or an earlier start of the job left them; the last of each counts."""
+        try:
+            with open(self._folder / "training.csv", newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except FileNotFoundError:
+            return {}
+        found: dict[int, dict[str, float]] = {}
+        for row in rows:
+            if (row.get("stage"), row.get("task")) == (str(stage), task):
+                try:
+                    found[int(row["step"])] = {name: float(row[name]) for name in FIGURES if row.get(name)}
+                except (TypeError, ValueError):  # a line that a full disk or a power cut left half written
+                    continue
+        return found
+
+    def _append(self, name: str, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / name, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerows(rows)

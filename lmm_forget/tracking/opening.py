@@ -1,0 +1,160 @@
+"""Opening a W&B run: online if it can be had in time, else offline, always under the same id."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.errors import ConfigError
+
+IDENTITY = "wandb_run.json"
+"""In the job's folder: the id of its W&B run, whoever starts the job again."""
+SUPERSEDED = "superseded"
+INTERRUPTED = 255
+"""Exit code that W&B shows as killed rather than as failed."""
+OFFLINE_FINISH = 60.0
+"""Seconds that writing the rest of an offline run may take; only the disk is waited for."""
+_LONGEST_TAG = 64
+
+
+@dataclass
+class Opening:
+    """How to open the run of one job. `opened` says how it went: online, offline, disabled; `reason` why offline.
+
+    `seconds` bounds the wait for W&B at the start, and again at the end. `first` is the first row that W&B lacks:
+    0 but for an online run that goes on.
+    """
+
+    folder: Path
+    name: str
+    mode: str
+    seconds: float
+    project: str
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    opened: str = ""
+    reason: str | None = None
+    first: int = 0
+    data: Path | None = None
+
+    def open(self) -> Any:
+        """The open run. Called in the courier's thread; raises what W&B raises if even an offline run is refused."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # a report of its own that an exit waits for
+        import wandb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Tables and artifacts wait for their upload beside the run, not in the user's home.
+        self.data = (self.folder / "wandb" / f"data-{time.time_ns()}").resolve()
+        self.data.mkdir(parents=True)
+        os.environ["WANDB_DATA_DIR"] = str(self.data)
+        identity = run_id(self.folder, self.name)
+        run = None
+        if self.mode == "online":
+            before = set(self._folders("run-*"))
+            try:
+                run = self._init(identity, "online")
+                self._retire()
+            except Exception as error:
+                self.reason = _one_line(error)
+                wandb.teardown(exit_code=1)  # its service would keep the id for the attempt that failed
+                for left in set(self._folders("run-*")) - before:
+                    shutil.rmtree(left, ignore_errors=True)
+        if run is None:
+            if self.mode != "disabled":
+                self._retire()
+            run = self._init(identity, "disabled" if self.mode == "disabled" else "offline")
+        self.opened = str(run.settings.mode)
+        self.first = int(run.starting_step) if self.opened == "online" else 0
+        return run
+
+    def forget_superseded(self) -> None:
+        """Delete what earlier, interrupted starts left offline: the run that just ended holds all of it."""
+        others = [data for data in self._folders("data-*") if data.resolve() != self.data]
+        for old in (self.folder / "wandb" / SUPERSEDED, *others):
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _init(self, identity: str, mode: Any) -> Any:
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            disable_code=True,
+            disable_git=True,  # a remote's address or a local change is nobody else's business
+            x_disable_stats=True,
+            allow_val_change=True,
+            init_timeout=self.seconds,
+            finish_timeout=self.seconds if mode == "online" else OFFLINE_FINISH,
+            finish_timeout_raises=True,
+            stop_fn=_stay,
+        )
+        return wandb.init(
+            id=identity,
+            name=self.name,
+            dir=str(self.folder),
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            tags=[tag[:_LONGEST_TAG] for tag in self.tags],
+            config=dict(self.config),
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            settings=settings,
+        )
+
+    def _retire(self) -> None:
+        """Move offline runs of earlier starts aside: this one tells all of it again, and uploading an earlier one
+        after it would replace it.
+        """
+        aside = self.folder / "wandb" / SUPERSEDED
+        for old in self._folders("offline-run-*"):
+            aside.mkdir(exist_ok=True)
+            old.rename(aside / old.name)
+
+    def _folders(self, pattern: str) -> list[Path]:
+        found = (self.folder / "wandb").glob(pattern)
+        return sorted(path for path in found if path.is_dir() and not path.is_symlink())
+
+
+def run_id(folder: Path, name: str) -> str:
+    """The id of the W&B run of the job in `folder`, made up at its first start: a part of its name and chance.
+
+    Chance, so that equal jobs of two people or of two folders never write into one run.
+    """
+    path = folder / IDENTITY
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    made = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:80]}-{secrets.token_hex(5)}"
+    fresh = path.with_name(f".{IDENTITY}.{os.getpid()}")
+    fresh.write_text(json.dumps({"id": made}) + "\n", encoding="utf-8")
+    fresh.replace(path)
+    return made
+
+
+def require_wandb() -> None:
+    """Raise ConfigError if the package is not there."""
+    from importlib.util import find_spec
+
+    if find_spec("wandb") is None:
+        raise ConfigError("logger=wandb needs the package wandb: pip install wandb, or use logger=csv")
+
+
+def _stay() -> None:
+    """W&B's stop button, and its own failures, do not end a job."""
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

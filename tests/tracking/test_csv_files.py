@@ -1,0 +1,60 @@
+"""CSV files that only grow, and what W&B's tracker finds in them again."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lmm_forget.tracking import Measured, Null, open_tracker
+from lmm_forget.tracking.csv_files import CsvFiles
+from lmm_forget.training.loggers import log_training
+from tests.tracking.telling import configuration, measured, whole
+from tests.training.lesson import teach
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_training_rows_of_every_stage_and_its_figures(tmp_path: Path) -> None:
+    tracker = open_tracker(configuration(tmp_path, name="csv"), tmp_path)
+    tracker.stage(Measured(0, "w", {"scores/count": 0.0}))
+    teach(training={"max_steps": 12}, logger=tracker, task="first")
+    tracker.stage(measured(1, scores={"count": 50.0, "clock": 2.5}))
+    teach(training={"max_steps": 1}, logger=tracker, task="second")
+    assert tracker.close() == []
+    found = rows(tmp_path / "training.csv")
+    assert [(r["stage"], r["task"], r["step"]) for r in found] == [
+        ("1", "first", "1"),
+        ("1", "first", "11"),
+        ("1", "first", "12"),
+        ("2", "second", "1"),
+    ]
+    figures = ("loss", "learning_rate", "grad_norm", "samples_per_s")
+    assert all(float(r[c]) > 0 for r in found for c in figures)
+    assert rows(tmp_path / "stages.csv")[1:] == [
+        {"stage": "1", "metric": "count", "value": "50.0"},
+        {"stage": "1", "metric": "clock", "value": "2.5"},
+    ]
+
+
+def test_the_last_row_of_a_step_counts_and_broken_lines_do_not(tmp_path: Path) -> None:
+    files = CsvFiles(tmp_path)
+    assert files.logged(1, "a") == {}
+    files.training("a", 1, {"loss": 3.0, "grad_norm": 1.0})
+    files.training("a", 11, {"loss": 2.0})
+    files.training("a", 11, {"loss": 1.5})
+    files.training("b", 21, {"loss": 9.0})
+    with open(tmp_path / "training.csv", "a", encoding="utf-8") as file:
+        file.write("a,31,0.")  # what a full disk leaves
+    assert files.logged(1, "a") == {1: {"loss": 3.0, "grad_norm": 1.0}, 11: {"loss": 1.5}}
+    assert files.logged(2, "a") == {}
+
+
+def test_no_tracker_leaves_nothing(tmp_path: Path) -> None:
+    tracker = open_tracker(configuration(tmp_path, name="none"), tmp_path / "job")
+    assert isinstance(tracker, Null)
+    assert whole(tracker) == []
+    log_training(None, "a", 1, {"loss": 1.0})
+    assert not (tmp_path / "job").exists()

@@ -1,0 +1,108 @@
+"""Online runs against a stand-in for W&B's server: nothing twice after a resume, no trouble for the job."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lmm_forget.tracking import open_tracker
+from tests.tracking.reader import Run, run_files
+from tests.tracking.server import KEY, Server
+from tests.tracking.telling import configuration, measured, train, whole
+from tests.tracking.test_offline import ROWS
+
+UPLOAD = "the run is kept on disk; upload it with: wandb sync "
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    made = Server()
+    monkeypatch.setenv("WANDB_BASE_URL", made.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    yield made
+    made.close()
+
+
+def test_a_resumed_job_goes_on_in_its_run_and_sends_nothing_twice(tmp_path: Path, server: Server) -> None:
+    config, job = configuration(tmp_path, mode="online"), tmp_path / "job"
+    first = open_tracker(config, job)
+    first.stage(measured(0))
+    train(first, 1)
+    first.stage(measured(1))
+    train(first, 2, last=15)
+    assert first.close(KeyboardInterrupt()) == []
+    (name,) = server.runs
+    kept = server.runs[name]
+    assert (kept["exit"], kept["summary"]["state"]) == (255, "interrupted")
+    assert [row["_step"] for row in server.history(name)] == [0, 1, 11, 21, 23, 24, 25, 35]
+    sent = list(kept["history"])
+
+    again = open_tracker(config, job)
+    again.stage(measured(0))
+    again.stage(measured(1))
+    train(again, 2, first=11)
+    again.stage(measured(2))
+    assert again.close() == []
+    assert list(server.runs) == [name]
+    assert kept["history"][: len(sent)] == sent
+    assert [row["_step"] for row in server.history(name)] == ROWS
+    assert [row["stage"] for row in server.history(name) if "stage" in row] == [0, 1, 2]
+    assert (kept["exit"], kept["summary"]["state"]) == (0, "done")
+    assert (kept["group"], kept["tags"]) == ("sweep", ["tiny_onevision", "sa_proj", "paper"])
+
+
+def kept_offline(folder: Path) -> Run:
+    run = Run(*run_files(folder))
+    assert run.steps() == ROWS
+    assert run.exit == 0
+    assert len(run.tables("answers")) == 3
+    return run
+
+
+def test_a_closed_port_costs_a_bounded_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    (notice,) = whole(open_tracker(configuration(tmp_path, mode="online", timeout=2), tmp_path / "job"))
+    assert notice.startswith("W&B was not reached (") and UPLOAD in notice and "\n" not in notice
+    kept_offline(tmp_path / "job")
+
+
+def test_a_server_that_hangs_costs_a_bounded_wait(tmp_path: Path, server: Server) -> None:
+    server.deaf.set()
+    (notice,) = whole(open_tracker(configuration(tmp_path, mode="online", timeout=2), tmp_path / "job"))
+    assert notice.startswith("W&B was not reached (") and UPLOAD in notice
+    kept_offline(tmp_path / "job")
+
+
+def test_out_of_quota_is_said_and_the_run_kept(tmp_path: Path, server: Server) -> None:
+    server.refuses = True
+    (notice,) = whole(open_tracker(configuration(tmp_path, mode="online"), tmp_path / "job"))
+    assert "storage quota exceeded" in notice
+    kept_offline(tmp_path / "job")
+
+
+def test_not_logged_in_is_said_and_the_run_kept(tmp_path: Path) -> None:
+    (notice,) = whole(open_tracker(configuration(tmp_path, mode="online"), tmp_path / "job"))
+    assert "No API key configured" in notice
+    kept_offline(tmp_path / "job")
+
+
+def test_a_server_that_dies_midway_costs_a_bounded_wait(tmp_path: Path, server: Server) -> None:
+    tracker = open_tracker(configuration(tmp_path, mode="online", timeout=3), tmp_path / "job")
+    tracker.stage(measured(0))
+    while "CreateArtifact" not in server.operations:
+        time.sleep(0.05)
+    server.deaf.set()
+    for index in (1, 2):
+        train(tracker, index)
+        tracker.stage(measured(index))
+    (notice,) = tracker.close()
+    assert notice.startswith("W&B lacks something (") and UPLOAD in notice
+    (path,) = (tmp_path / "job").glob("wandb/run-*/run-*.wandb")
+    assert Run(path).steps() == ROWS  # on disk all the same
