@@ -6,7 +6,6 @@ same decoder size and prompt; they differ in what sets the real families apart (
 
 from __future__ import annotations
 
-import functools
 import random
 import re
 from collections.abc import Iterator
@@ -44,6 +43,7 @@ from lmm_forget.tiny.world import BENCHMARKS, CAPTIONS, INSTRUCTIONS, SKILLS
 WEIGHTS = Path(__file__).parent / "weights"
 PATCH = 16
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+_EXTRA = ["<|im_start|>", "<image>", "<video>"]
 # ChatML as LLaVA-OneVision's checkpoints carry it: images first, then the text of the turn.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
@@ -66,9 +66,8 @@ def _corpus(per_renderer: int = 400) -> Iterator[str]:
     yield from ["user", "assistant", "system"] * 50
 
 
-@functools.cache
-def _fitted(vocab_size: int) -> str:
-    """The serialised byte-level BPE tokenizer of the world's words; the same on every machine."""
+def fit_tokenizer(vocab_size: int = 1024) -> Tokenizer:
+    """A byte-level BPE tokenizer fitted to the world's words; digits and capitals of a sign stay single tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -81,23 +80,18 @@ def _fitted(vocab_size: int) -> str:
         show_progress=False,
     )
     bpe.train_from_iterator(_corpus(), trainer)
-    return str(bpe.to_str())
+    return bpe
 
 
-def build_tokenizer(vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer fitted to the world's words; digits and capitals of a sign stay single tokens."""
-    return _dressed(Tokenizer.from_str(_fitted(vocab_size)), ["<|im_start|>", "<image>", "<video>"])
+def shipped_tokenizer() -> Tokenizer:
+    """The tokenizer of the shipped models: one for all, fitted to the world's words before the first was trained."""
+    return Tokenizer.from_file(str(WEIGHTS / "tiny_onevision" / "tokenizer.json"))
 
 
-def shared_tokenizer(**roles: str) -> PreTrainedTokenizerFast:
-    """The tokenizer that the first tiny LMM was shipped with; `roles` name special tokens (`image_token="<image>"`)."""
-    core = Tokenizer.from_file(str(WEIGHTS / "tiny_onevision" / "tokenizer.json"))
-    return _dressed(core, roles or ["<|im_start|>", "<image>", "<video>"])
-
-
-def _dressed(core: Tokenizer, extra: list[str] | dict[str, str]) -> PreTrainedTokenizerFast:
+def _dressed(core: Tokenizer | None, extra: list[str] | dict[str, str]) -> PreTrainedTokenizerFast:
+    """`core` (the shipped tokenizer where it is None) with the roles of its special tokens and the chat template."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+        tokenizer_object=core or shipped_tokenizer(),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         extra_special_tokens=extra,
@@ -107,12 +101,12 @@ def _dressed(core: Tokenizer, extra: list[str] | dict[str, str]) -> PreTrainedTo
     )
 
 
-def build_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
+def build_onevision(core: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A LLaVA-OneVision of 3.7 M parameters (random weights): SigLIP tower, projector, six Qwen2 layers.
 
     A picture of 64 x 64 is one base tile and one grid tile of 4 x 4 patches: 36 image tokens.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = _dressed(core, _EXTRA)
     size = {"height": SIZE, "width": SIZE}
     images = {
         "size": size,
@@ -151,13 +145,13 @@ def build_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
     return _with_stops(LlavaOnevisionForConditionalGeneration(config), tokenizer), processor
 
 
-def build_next() -> tuple[PreTrainedModel, ProcessorMixin]:
+def build_next(core: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A LLaVA-NeXT of 3.9 M parameters (random weights): CLIP tower, projector, six Llama layers.
 
     As in the real ones the features come from the last layer but one, so the fifth tower layer is never used. A
     picture of 64 x 64 is one base tile and one grid tile of 4 x 4 patches: 36 image tokens.
     """
-    tokenizer = shared_tokenizer()
+    tokenizer = _dressed(core, _EXTRA)
     processor = LlavaNextProcessor(
         LlavaNextImageProcessor(
             size={"shortest_edge": SIZE},
@@ -191,13 +185,14 @@ def build_next() -> tuple[PreTrainedModel, ProcessorMixin]:
     return _with_stops(LlavaNextForConditionalGeneration(config), tokenizer), processor
 
 
-def build_qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
+def build_qwen2_5_vl(core: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A Qwen2.5-VL of 3.4 M parameters (random weights): windowed tower with merger, six Qwen2.5 layers with M-RoPE.
 
     A picture of 64 x 64 is 8 x 8 patches in four windows, merged two by two: 16 image tokens. Larger pictures are
     resized to as many pixels.
     """
-    tokenizer = shared_tokenizer(image_token="<image>", video_token="<video>")
+    # Qwen's processor asks its tokenizer which token stands for a picture.
+    tokenizer = _dressed(core, {"image_token": "<image>", "video_token": "<video>"})
     size = {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE}
     patch = PATCH // 2
     processor = Qwen2_5_VLProcessor(

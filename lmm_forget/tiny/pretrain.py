@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lmm_forget.tiny import world
 from lmm_forget.tiny.inputs import picture_inputs
-from lmm_forget.tiny.lmm import BUILDERS, WEIGHTS
+from lmm_forget.tiny.lmm import BUILDERS, WEIGHTS, fit_tokenizer
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,8 @@ class Pretraining:
         torch.manual_seed(args.seed)
         torch.set_num_threads(1)
         self.args, self.rank = args, rank
-        self.model, self.processor = BUILDERS[args.family]()
+        core = fit_tokenizer() if args.fit_tokenizer else None
+        self.model, self.processor = BUILDERS[args.family](core)
         self.model.set_attn_implementation("eager")  # faster than sdpa for sequences this short on a CPU
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -314,6 +315,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="samples per step over all workers")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pictures")
+    parser.add_argument(
+        "--fit-tokenizer", action="store_true", help="fit it to the world's words anew, not the shipped one"
+    )
     parser.add_argument("--workers", type=int, default=2, help="single-threaded processes")
     parser.add_argument("--save-every", type=int, default=300, help="steps between saves and scores")
     parser.add_argument(

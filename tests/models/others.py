@@ -102,7 +102,9 @@ def other_processor(kind: str) -> ProcessorMixin:
             images, tokenizer, InternVLVideoProcessor(size=square), 4, chat_template=INTERNVL_TEMPLATE
         )
     if kind == "idefics3":
-        images = Idefics3ImageProcessor(size={"longest_edge": 2 * TILE}, max_image_size={"longest_edge": TILE})
+        images = Idefics3ImageProcessor(
+            size={"longest_edge": 2 * TILE}, max_image_size={"longest_edge": TILE}
+        )
         return Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE)
     images = Gemma3ImageProcessor(size=square)
     return Gemma3Processor(images, tokenizer, image_seq_length=4, chat_template=GEMMA_TEMPLATE)

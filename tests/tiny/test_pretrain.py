@@ -10,7 +10,7 @@ import torch
 
 from lmm_forget.models.family import family_for
 from lmm_forget.tiny import pretrain, world
-from lmm_forget.tiny.lmm import BUILDERS, WEIGHTS, build_onevision
+from lmm_forget.tiny.lmm import BUILDERS, build_onevision, fit_tokenizer, shipped_tokenizer
 
 # Cells of 16 x 16 pixels: LLaVA has a base view, a tile and a newline per row.
 IMAGE_TOKENS = {"onevision": 36, "next": 36, "qwen2_5_vl": 16}
@@ -55,15 +55,22 @@ def test_batches_equal_the_real_processors(family: str) -> None:
 
 
 def test_all_families_share_tokenizer_prompt_and_size() -> None:
-    fitted, shipped = build_onevision()[1].tokenizer, (WEIGHTS / "tiny_onevision" / "tokenizer.json")
-    assert fitted.backend_tokenizer.to_str(pretty=True) == shipped.read_text()
+    vocabulary = shipped_tokenizer().get_vocab()
+    assert sorted(vocabulary.values()) == list(range(1024))
     prompts = set()
     for build in BUILDERS.values():
         model, processor = build()
-        assert processor.tokenizer.get_vocab() == fitted.get_vocab()
+        assert processor.tokenizer.get_vocab() == vocabulary
         prompts.add(family_for(model).prompt(processor, "How many?", 1))
         assert 2e6 < sum(p.numel() for p in model.parameters()) < 5e6
     assert len(prompts) == 1
+
+
+def test_a_new_tokenizer_takes_the_shipped_ones_place() -> None:
+    core = fit_tokenizer(600)
+    assert {"<image>", "Ġcircle", "7"} < core.get_vocab().keys() and "Ġ77" not in core.get_vocab()
+    model, processor = BUILDERS["next"](core)
+    assert len(processor.tokenizer) == model.config.text_config.vocab_size == 600
 
 
 def test_the_mixture_goes_from_captions_to_questions_and_never_to_a_skill() -> None:
@@ -83,6 +90,7 @@ def arguments(folder: Path, steps: int, family: str) -> argparse.Namespace:
         lr=1e-3,
         seed=3,
         workers=1,
+        fit_tokenizer=False,
         run=str(folder / "run"),
         out=str(folder / "out"),
     )
