@@ -2,7 +2,7 @@
 #
 #   make demo                   teach five skills with three recipes, print what was learned and forgotten
 #   make test                   the test suite
-#   make tiny FAMILY=onevision  train the embedded model again, from scratch
+#   make tiny FAMILY=next       train an embedded model again, from scratch (onevision, next or qwen2_5_vl)
 #   PYTHON=python3.12 make …    choose the interpreter the environment is made from
 
 .DEFAULT_GOAL := help
@@ -40,7 +40,7 @@ format: $(READY) ## let ruff mend and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-tiny: $(READY) ## train the embedded model from scratch (FAMILY=onevision); resumes where it stopped
+tiny: $(READY) ## train an embedded model from scratch (FAMILY=onevision, next or qwen2_5_vl); resumes
 	$(PY) -m lmm_forget.tiny.pretrain --family $(FAMILY)
 
 clean: ## remove the environment, caches and builds; runs in multirun/ stay

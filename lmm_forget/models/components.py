@@ -23,14 +23,14 @@ COMPONENTS = ("vision", "projector", "language", "other")
 class Parts:
     """The modules that a family recognises in a loaded model.
 
-    `projector` may lie inside `tower` (its parameters then count as projector only). `unused` modules belong to
+    `projectors` may lie inside `tower` (their parameters then count as projector only). `unused` modules belong to
     the forward graph's dead ends: no loss ever sends them a gradient.
     """
 
     text_model: nn.Module
     lm_head: nn.Module
     tower: nn.Module
-    projector: nn.Module
+    projectors: tuple[nn.Module, ...]
     language_layers: nn.ModuleList
     tower_layers: nn.ModuleList
     unused: tuple[nn.Module, ...] = ()
@@ -133,7 +133,7 @@ class ComponentMap:
         """The modules that hold a component (for Qwen2.5-VL the vision module still contains its merger)."""
         return {
             "vision": (self.parts.tower,),
-            "projector": (self.parts.projector,),
+            "projector": self.parts.projectors,
             "language": (self.parts.text_model, self.parts.lm_head),
             "other": (),
         }[component]
@@ -143,7 +143,7 @@ def _component_of(parts: Parts) -> dict[int, str]:
     """Component by parameter identity; the projector is claimed first because it may lie inside the tower."""
     owner: dict[int, str] = {}
     for name, module in (
-        ("projector", parts.projector),
+        *(("projector", module) for module in parts.projectors),
         ("vision", parts.tower),
         ("language", parts.text_model),
         ("language", parts.lm_head),

@@ -1,4 +1,4 @@
-"""What every model family must say about itself: its parts, its prompt, and how a batch is encoded.
+"""What every model family says about itself: its parts, its prompt, and how a batch is encoded.
 
 Encoding is the same for all families and uses only what their own processors return. A training sequence is the
 generation prompt's token ids followed by the ids of "answer + end token", so training sees exactly the prefix that
@@ -8,17 +8,19 @@ generation prompt's token ids followed by the ids of "answer + end token", so tr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.models.chat import closing_token, refuse_reserved, render, user_turn
 from lmm_forget.models.components import ComponentMap, Parts
+from lmm_forget.models.mapping import map_parts
 
 IGNORE = -100
 """The label of a token that no loss counts (the convention of torch's cross-entropy)."""
@@ -45,20 +47,33 @@ class Family(ABC):
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    hf_class: ClassVar[type[PreTrainedModel]]
+    hf_class: type[PreTrainedModel]
     image_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any) -> None:
         self.config = config
         self.context: int = config.get_text_config().max_position_embeddings
 
-    @abstractmethod
     def parts(self, model: PreTrainedModel) -> Parts:
-        """The modules that make up a loaded model of this family."""
+        """The modules that make up a loaded model of this family. Raises ConfigError listing what cannot be told."""
+        return map_parts(model, self.hidden_state())
+
+    def hidden_state(self) -> int | Sequence[int] | None:
+        """Which of the tower's hidden states the projector reads; None: the tower's last output."""
+        return None
 
     @abstractmethod
     def apply_image_budget(self, config: Any, processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
         """Bound the tokens one image may take; `image` has only keys of `image_keys`, none of them None."""
+
+    def agreement(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
+        """What processor and model must agree on, beyond tokens: (name, the processor's value, the model's)."""
+        yield from ()
+
+    def verify(  # noqa: B027  (nothing to check where the map is written down)
+        self, model: PreTrainedModel, processor: ProcessorMixin, components: ComponentMap
+    ) -> None:
+        """Check the map on the loaded model where that is needed. Raises ConfigError."""
 
     def components(self, model: PreTrainedModel) -> ComponentMap:
         """The component map of `model`. Raises ConfigError when it is not this family's Hugging Face class."""
@@ -70,11 +85,15 @@ class Family(ABC):
 
     def prompt(self, processor: ProcessorMixin, question: str, n_images: int) -> str:
         """The chat text up to and including the assistant header: `n_images` images, then the question."""
-        return _render(processor, _user_turn(question, n_images), add_generation_prompt=True)
+        return render(processor, user_turn(question, n_images), add_generation_prompt=True)
 
     def end_of_answer(self, processor: ProcessorMixin) -> str:
         """The special token that closes an assistant turn in the processor's own chat template."""
-        return _closing_token(processor)
+        return closing_token(processor)
+
+    def answer_opening(self, processor: ProcessorMixin) -> str:
+        """What stands between the assistant header and the answer's first word."""
+        return ""
 
     def encode(
         self,
@@ -86,18 +105,20 @@ class Family(ABC):
         """Encode a batch: left-padded prompts without `answers`, right-padded prompt + answer + end token with them.
 
         Raises DataError, naming the position in the batch, when a text holds a reserved token or when a sequence is
-        longer than the decoder's context.
+        longer than the decoder's context; when a picture is not RGB, or the processor cannot take it.
         """
-        _refuse_reserved(processor, questions, "question")
+        refuse_reserved(processor, questions, "question")
+        _refuse_unread(images)
         prompts = [self.prompt(processor, q, len(i)) for q, i in zip(questions, images, strict=True)]
         batch = _process(processor, prompts, images)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         if answers is None:
             self._check_context(lengths, answer=False)
             return Encoded(batch, None, lengths)
-        _refuse_reserved(processor, answers, "answer")
-        end = self.end_of_answer(processor)
-        endings = processor.tokenizer([a + end for a in answers], add_special_tokens=False)["input_ids"]
+        refuse_reserved(processor, answers, "answer")
+        opening, end = self.answer_opening(processor), self.end_of_answer(processor)
+        texts = [opening + answer + end for answer in answers]
+        endings = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         totals = [n + len(ids) for n, ids in zip(lengths, endings, strict=True)]
         self._check_context(totals, answer=True)
         labels = _append(batch, lengths, endings, processor.tokenizer.pad_token_id)
@@ -120,13 +141,21 @@ def family_for(model_or_config: Any) -> Family:
 
 
 def family_for_type(model_type: str | None) -> type[Family]:
-    """The family class of a Transformers `model_type`. Raises ConfigError listing the known ones."""
+    """The family class of a Transformers `model_type`; the generic one for image-text-to-text models without their own.
+
+    Raises ConfigError listing the known ones.
+    """
+    from lmm_forget.models.generic import Generic, is_image_text_to_text
+
     known = {known_type: cls for cls in _families() for known_type in cls.model_types}
-    if model_type not in known:
-        raise ConfigError(
-            f"model type {model_type!r} is not supported; supported: {', '.join(sorted(known))}"
-        )
-    return known[model_type]
+    if model_type in known:
+        return known[model_type]
+    if is_image_text_to_text(model_type):
+        return Generic
+    raise ConfigError(
+        f"model type {model_type!r} is not supported; supported: {', '.join(sorted(known))}, "
+        "and what Transformers' AutoModelForImageTextToText lists"
+    )
 
 
 def _families() -> tuple[type[Family], ...]:
@@ -135,22 +164,6 @@ def _families() -> tuple[type[Family], ...]:
     from lmm_forget.models.qwen2_5_vl import Qwen25VL
 
     return LlavaOnevision, LlavaNext, Qwen25VL
-
-
-def dead_ends(
-    tower: nn.Module, layers: nn.ModuleList, selected: int | Sequence[int]
-) -> tuple[nn.Module, ...]:
-    """Modules of a SigLIP or CLIP tower that the features taken at `vision_feature_layer` never pass through.
-
-    Hidden state k is the output of layer k - 1 *before* the final norm, hidden state 0 the embeddings. So the layers
-    behind the last selected state, `post_layernorm` and SigLIP's pooling head get no gradient.
-    """
-    states = len(layers) + 1
-    chosen = [selected] if isinstance(selected, int) else list(selected)
-    last = max(k % states for k in chosen)
-    behind = [layers[i] for i in range(last, len(layers))]
-    tail = [getattr(tower, name, None) for name in ("post_layernorm", "head")]
-    return (*behind, *(module for module in tail if isinstance(module, nn.Module)))
 
 
 def limit_tiles(config: Any, processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
@@ -166,66 +179,68 @@ def limit_tiles(config: Any, processor: ProcessorMixin, image: Mapping[str, Any]
     processor.image_processor.image_grid_pinpoints = grids
 
 
-def _user_turn(question: str, n_images: int) -> list[dict[str, Any]]:
-    content: list[dict[str, str]] = [{"type": "image"} for _ in range(n_images)]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+def limit_pixels(processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
+    """Bound the pixels of a resized image by `min_pixels` and `max_pixels`, as Qwen's processors do.
 
-
-def _render(processor: ProcessorMixin, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-    """Render `messages` with the processor's chat template. Raises ConfigError when it has none."""
-    if not (processor.chat_template or processor.tokenizer.chat_template):
+    Raises ConfigError when the smallest exceeds the largest, or when the largest is less than one token.
+    """
+    images: Any = processor.image_processor
+    size = dict(images.size)
+    edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    size |= {edges[key]: int(value) for key, value in image.items()}
+    low, high = size["shortest_edge"], size["longest_edge"]
+    token = (images.patch_size * images.merge_size) ** 2
+    if not token <= low <= high:
         raise ConfigError(
-            f"{type(processor).__name__} has no chat template; the checkpoint's processor files lack one"
+            f"model.image: min_pixels is {low} and max_pixels {high}; they have to rise from {token}, one token"
         )
-    text = processor.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=False
-    )
-    return text if isinstance(text, str) else text[0]
+    images.size = type(images.size)(**size)
 
 
-def _closing_token(processor: ProcessorMixin) -> str:
-    """The first special token behind the answer of a rendered turn; the tokenizer's EOS if there is none."""
-    mark = "ANSWER-ENDS-HERE"
-    reply = {"role": "assistant", "content": [{"type": "text", "text": mark}]}
-    rest = _render(processor, [*_user_turn("?", 0), reply], add_generation_prompt=False).rpartition(mark)[2]
-    found = [(rest.index(token), token) for token in _reserved(processor) if token in rest]
-    return min(found)[1] if found else processor.tokenizer.eos_token
-
-
-def _reserved(processor: ProcessorMixin) -> tuple[str, ...]:
-    """Every special token, those added without a role (`<|im_start|>`) included."""
-    tokenizer = processor.tokenizer
-    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return tuple(
-        dict.fromkeys([*tokenizer.all_special_tokens, *added, getattr(processor, "image_token", "<image>")])
-    )
-
-
-def _refuse_reserved(processor: ProcessorMixin, texts: Sequence[str], what: str) -> None:
-    """Raise DataError for a text that would smuggle a control token (an image slot, an end of turn) into the chat."""
-    if not any("<" in text or "[" in text for text in texts):
-        return
-    reserved = _reserved(processor)
-    for i, text in enumerate(texts):
-        for token in reserved:
-            if token in text:
+def _refuse_unread(images: Sequence[Sequence[Image]]) -> None:
+    for i, per_sample in enumerate(images):
+        for picture in per_sample:
+            if picture.mode != "RGB" or 0 in picture.size:
                 raise DataError(
-                    f"sample {i} of the batch: its {what} contains the model's reserved token {token}; "
-                    "remove it from the data"
+                    f"sample {i} of the batch: a picture of {_size(picture)} in mode {picture.mode}; "
+                    "pictures have to be RGB (lmm_forget.tasks.images.to_rgb)"
                 )
 
 
 def _process(
     processor: ProcessorMixin, prompts: list[str], images: Sequence[Sequence[Image]]
 ) -> dict[str, Tensor]:
-    """Call the processor on the whole batch; left-padded, with every key that it returns."""
-    nested = [list(per_sample) for per_sample in images if len(per_sample)]
+    """`_call` on the whole batch. Raises DataError naming the sample whose pictures the processor cannot take."""
+    try:
+        return _call(processor, prompts, images)
+    except (ValueError, RuntimeError, ZeroDivisionError, IndexError):
+        for i, (prompt, per_sample) in enumerate(zip(prompts, images, strict=True)):
+            try:
+                _call(processor, [prompt], [per_sample])
+            except (ValueError, RuntimeError, ZeroDivisionError, IndexError) as error:
+                sizes = ", ".join(map(_size, per_sample)) or "no pictures"
+                cause = str(error).strip().split("\n")[0] or type(error).__name__
+                raise DataError(
+                    f"sample {i} of the batch: {type(processor).__name__} cannot take it ({sizes}): {cause}"
+                ) from None
+        raise
+
+
+def _size(picture: Image) -> str:
+    return f"{picture.width} x {picture.height} pixels"
+
+
+def _call(
+    processor: ProcessorMixin, prompts: list[str], images: Sequence[Sequence[Image]]
+) -> dict[str, Tensor]:
+    """Left-padded prompts, with every key that the processor returns."""
+    nested = [list(per_sample) for per_sample in images]
     tokenizer = processor.tokenizer
     # A template may already write the BOS token; the tokenizer must then not add a second one.
     doubled = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
     return dict(
         processor(
-            images=nested or None,
+            images=nested if any(nested) else None,
             text=prompts,
             padding=True,
             padding_side="left",
@@ -239,6 +254,12 @@ def _append(batch: dict[str, Tensor], lengths: list[int], endings: list[list[int
     """Turn left-padded prompts [B, P] into right-padded prompt + ending [B, L] in place; returns the labels [B, L]."""
     rows, width = len(lengths), max(n + len(e) for n, e in zip(lengths, endings, strict=True))
     prompt_width = batch["input_ids"].shape[1]
+    strange = [k for k, v in batch.items() if k not in ("input_ids", *_PER_TOKEN) and _is_per_token(batch, v)]
+    if strange:
+        raise ConfigError(
+            f"the processor returns {strange[0]!r} per token, whose value on answers is unknown; "
+            "a family of its own in lmm_forget/models can say it"
+        )
     labels = torch.full((rows, width), IGNORE, dtype=torch.long)
     fills = {"input_ids": pad_id, **{key: 0 for key in _PER_TOKEN if key in batch}}
     grown = {key: torch.full((rows, width), fill, dtype=batch[key].dtype) for key, fill in fills.items()}
@@ -251,3 +272,8 @@ def _append(batch: dict[str, Tensor], lengths: list[int], endings: list[list[int
             target[i, n:stop] = ending if key == "input_ids" else _PER_TOKEN[key]
     batch.update(grown)
     return labels
+
+
+def _is_per_token(batch: Mapping[str, Tensor], value: Any) -> bool:
+    integers = isinstance(value, Tensor) and not value.is_floating_point()
+    return integers and value.shape == batch["input_ids"].shape

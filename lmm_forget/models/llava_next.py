@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from torch import nn
-from transformers import LlavaNextForConditionalGeneration, PreTrainedModel
+from transformers import LlavaNextForConditionalGeneration
 
-from lmm_forget.models.components import Parts
-from lmm_forget.models.family import Family, dead_ends, limit_tiles
+from lmm_forget.models.family import Family, limit_tiles
 
 
 class LlavaNext(Family):
@@ -16,21 +15,25 @@ class LlavaNext(Family):
 
     name = "llava_next"
     model_types = ("llava_next",)
-    hf_class: ClassVar[type[PreTrainedModel]] = LlavaNextForConditionalGeneration
+    hf_class = LlavaNextForConditionalGeneration
     image_keys = ("max_tiles",)
     apply_image_budget = staticmethod(limit_tiles)
 
-    def parts(self, model: PreTrainedModel) -> Parts:
-        """The modules of a `LlavaNextForConditionalGeneration`."""
-        inner = model.model
-        tower = inner.vision_tower
-        layers: nn.ModuleList = tower.encoder.layers
-        return Parts(
-            text_model=inner.language_model,
-            lm_head=model.lm_head,
-            tower=tower,
-            projector=inner.multi_modal_projector,
-            language_layers=inner.language_model.layers,
-            tower_layers=layers,
-            unused=dead_ends(tower, layers, model.config.vision_feature_layer),
-        )
+    def hidden_state(self) -> int | Sequence[int] | None:
+        """`vision_feature_layer`: the features are taken before the tower's last norm."""
+        selected: int | Sequence[int] = self.config.vision_feature_layer
+        return selected
+
+    def agreement(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
+        """Patches, tiles, their grids, and whether the class token is kept."""
+        vision = config.vision_config
+        yield "patch_size", processor.patch_size, vision.patch_size
+        images = processor.image_processor
+        yield "tile size", images.crop_size["height"], vision.image_size
+        yield "image_grid_pinpoints", _pairs(images.image_grid_pinpoints), _pairs(config.image_grid_pinpoints)
+        strategy = config.vision_feature_select_strategy
+        yield "vision_feature_select_strategy", processor.vision_feature_select_strategy, strategy
+
+
+def _pairs(grids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    return [tuple(grid) for grid in grids]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from transformers import PreTrainedModel, ProcessorMixin, Qwen2_5_VLForConditionalGeneration
+from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration
 
-from lmm_forget.models.components import Parts
-from lmm_forget.models.family import Family
+from lmm_forget.models.family import Family, limit_pixels
 
 
 class Qwen25VL(Family):
@@ -16,25 +15,16 @@ class Qwen25VL(Family):
 
     name = "qwen2_5_vl"
     model_types = ("qwen2_5_vl",)
-    hf_class: ClassVar[type[PreTrainedModel]] = Qwen2_5_VLForConditionalGeneration
+    hf_class = Qwen2_5_VLForConditionalGeneration
     image_keys = ("min_pixels", "max_pixels")
 
-    def parts(self, model: PreTrainedModel) -> Parts:
-        """The modules of a `Qwen2_5_VLForConditionalGeneration`; every layer of `visual` is used."""
-        visual = model.model.visual
-        return Parts(
-            text_model=model.model.language_model,
-            lm_head=model.lm_head,
-            tower=visual,
-            projector=visual.merger,
-            language_layers=model.model.language_model.layers,
-            tower_layers=visual.blocks,
-        )
+    def agreement(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
+        """How pictures are cut into patches and patches are merged into tokens."""
+        images, vision = processor.image_processor, config.vision_config
+        yield "patch_size", images.patch_size, vision.patch_size
+        yield "merge_size", images.merge_size, vision.spatial_merge_size
+        yield "temporal_patch_size", images.temporal_patch_size, vision.temporal_patch_size
 
     def apply_image_budget(self, config: Any, processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
         """Bound the pixels of a resized image (28 x 28 pixels become one token)."""
-        edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-        size = dict(processor.image_processor.size)
-        for key, value in image.items():
-            size[edges[key]] = int(value)
-        processor.image_processor.size = type(processor.image_processor.size)(**size)
+        limit_pixels(processor, image)

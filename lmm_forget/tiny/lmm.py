@@ -1,4 +1,8 @@
-"""The tiny LMMs: real Hugging Face classes with small numbers, a small tokenizer, and the real processor."""
+"""The tiny LMMs: real Hugging Face classes with small numbers, one small tokenizer for all, and the real processors.
+
+All three see a picture of 64 x 64 as 4 x 4 cells of 16 x 16 pixels, which is how the tiny world draws it, and have the
+same decoder size and prompt; they differ in what sets the real families apart (tower, projector, positions).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,30 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
     SiglipVisionConfig,
 )
 
@@ -25,6 +43,7 @@ from lmm_forget.tiny.world import BENCHMARKS, CAPTIONS, INSTRUCTIONS, SKILLS
 WEIGHTS = Path(__file__).parent / "weights"
 PATCH = 16
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+_EXTRA = ["<|im_start|>", "<image>", "<video>"]
 # ChatML as LLaVA-OneVision's checkpoints carry it: images first, then the text of the turn.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
@@ -47,7 +66,7 @@ def _corpus(per_renderer: int = 400) -> Iterator[str]:
     yield from ["user", "assistant", "system"] * 50
 
 
-def build_tokenizer(vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def fit_tokenizer(vocab_size: int = 1024) -> Tokenizer:
     """A byte-level BPE tokenizer fitted to the world's words; digits and capitals of a sign stay single tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -61,23 +80,33 @@ def build_tokenizer(vocab_size: int = 1024) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator(_corpus(), trainer)
+    return bpe
+
+
+def shipped_tokenizer() -> Tokenizer:
+    """The tokenizer of the shipped models: one for all, fitted to the world's words before the first was trained."""
+    return Tokenizer.from_file(str(WEIGHTS / "tiny_onevision" / "tokenizer.json"))
+
+
+def _dressed(core: Tokenizer | None, extra: list[str] | dict[str, str]) -> PreTrainedTokenizerFast:
+    """`core` (the shipped tokenizer where it is None) with the roles of its special tokens and the chat template."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+        tokenizer_object=core or shipped_tokenizer(),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>", "<image>", "<video>"],
+        extra_special_tokens=extra,
         chat_template=CHAT_TEMPLATE,
         model_max_length=512,
         padding_side="left",
     )
 
 
-def build_onevision() -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:
+def build_onevision(core: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A LLaVA-OneVision of 3.7 M parameters (random weights): SigLIP tower, projector, six Qwen2 layers.
 
     A picture of 64 x 64 is one base tile and one grid tile of 4 x 4 patches: 36 image tokens.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = _dressed(core, _EXTRA)
     size = {"height": SIZE, "width": SIZE}
     images = {
         "size": size,
@@ -102,19 +131,7 @@ def build_onevision() -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnev
         patch_size=PATCH,
         vision_use_head=False,
     )
-    text = Qwen2Config(
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = Qwen2Config(**_decoder(tokenizer))
     config = LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text,
@@ -125,10 +142,113 @@ def build_onevision() -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnev
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
     )
-    model = LlavaOnevisionForConditionalGeneration(config)
+    return _with_stops(LlavaOnevisionForConditionalGeneration(config), tokenizer), processor
+
+
+def build_next(core: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A LLaVA-NeXT of 3.9 M parameters (random weights): CLIP tower, projector, six Llama layers.
+
+    As in the real ones the features come from the last layer but one, so the fifth tower layer is never used. A
+    picture of 64 x 64 is one base tile and one grid tile of 4 x 4 patches: 36 image tokens.
+    """
+    tokenizer = _dressed(core, _EXTRA)
+    processor = LlavaNextProcessor(
+        LlavaNextImageProcessor(
+            size={"shortest_edge": SIZE},
+            crop_size={"height": SIZE, "width": SIZE},
+            image_grid_pinpoints=[[SIZE, SIZE]],
+        ),
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=128,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+    )
+    config = LlavaNextConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**_decoder(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=[[SIZE, SIZE]],
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
+    return _with_stops(LlavaNextForConditionalGeneration(config), tokenizer), processor
+
+
+def build_qwen2_5_vl(core: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A Qwen2.5-VL of 3.4 M parameters (random weights): windowed tower with merger, six Qwen2.5 layers with M-RoPE.
+
+    A picture of 64 x 64 is 8 x 8 patches in four windows, merged two by two: 16 image tokens. Larger pictures are
+    resized to as many pixels.
+    """
+    # Qwen's processor asks its tokenizer which token stands for a picture.
+    tokenizer = _dressed(core, {"image_token": "<image>", "video_token": "<video>"})
+    size = {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE}
+    patch = PATCH // 2
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(size=size, patch_size=patch),
+        tokenizer,
+        Qwen2VLVideoProcessor(size=size, patch_size=patch),
+        chat_template=CHAT_TEMPLATE,
+    )
+    decoder = _decoder(tokenizer)
+    # The sections divide a head's 16 frequencies as 16, 24 and 24 divide the real ones' 64.
+    decoder["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 4,
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_heads": 4,
+            "patch_size": patch,
+            "window_size": 2 * PATCH,
+            "fullatt_block_indexes": [1, 3],
+            "out_hidden_size": decoder["hidden_size"],
+        },
+        text_config=decoder,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
+        # No token opens or closes a picture in the tiny prompt; the defaults lie outside of the vocabulary.
+        vision_start_token_id=tokenizer.pad_token_id,
+        vision_end_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    return _with_stops(Qwen2_5_VLForConditionalGeneration(config), tokenizer), processor
+
+
+def _decoder(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The settings that the three decoders share."""
+    return {
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _with_stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Tell generation where an answer ends."""
+    assert model.generation_config is not None
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, processor
+    return model
 
 
-BUILDERS = {"onevision": build_onevision}
+BUILDERS = {"next": build_next, "onevision": build_onevision, "qwen2_5_vl": build_qwen2_5_vl}

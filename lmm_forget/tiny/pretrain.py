@@ -30,7 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmm_forget.tiny import world
-from lmm_forget.tiny.lmm import BUILDERS, WEIGHTS
+from lmm_forget.tiny.inputs import picture_inputs
+from lmm_forget.tiny.lmm import BUILDERS, WEIGHTS, fit_tokenizer
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,10 @@ class Batches:
     def __init__(self, processor: Any, seed: int, size: int, steps: int) -> None:
         self.processor, self.seed, self.size, self.steps = processor, seed, size, steps
         self.tokens: dict[str, list[int]] = {}
-        n_images = processor.num_image_tokens * 2 + int(processor.num_image_tokens**0.5)
-        image = processor.tokenizer.convert_tokens_to_ids("<image>")
+        self.pictures = picture_inputs(processor)
         head, self.tail = self._template()
-        at = head.index(image)
-        self.head = head[:at] + [image] * n_images + head[at + 1 :]
+        at = head.index(self.pictures.token)
+        self.head = head[:at] + [self.pictures.token] * self.pictures.per_picture + head[at + 1 :]
         self.end = processor.tokenizer.eos_token_id
         self.pad = processor.tokenizer.pad_token_id
 
@@ -132,10 +132,8 @@ class Batches:
                 1,
             )
         pixels = torch.from_numpy(np.stack([np.asarray(image) for _, image, _ in drawn]))
-        pixels = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-        tiles = torch.stack([pixels, pixels], dim=1)
-        sizes = torch.full((len(rows), 2), pixels.shape[-1])
-        return {"input_ids": ids, "attention_mask": mask, "pixel_values": tiles, "image_sizes": sizes}, target
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        return inputs | self.pictures.inputs(pixels.permute(0, 3, 1, 2), ids), target
 
 
 def logits_at_answers(model: Any, batch: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,7 +179,8 @@ class Pretraining:
         torch.manual_seed(args.seed)
         torch.set_num_threads(1)
         self.args, self.rank = args, rank
-        self.model, self.processor = BUILDERS[args.family]()
+        core = fit_tokenizer() if args.fit_tokenizer else None
+        self.model, self.processor = BUILDERS[args.family](core)
         self.model.set_attn_implementation("eager")  # faster than sdpa for sequences this short on a CPU
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -316,6 +315,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="samples per step over all workers")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pictures")
+    parser.add_argument(
+        "--fit-tokenizer", action="store_true", help="fit it to the world's words anew, not the shipped one"
+    )
     parser.add_argument("--workers", type=int, default=2, help="single-threaded processes")
     parser.add_argument("--save-every", type=int, default=300, help="steps between saves and scores")
     parser.add_argument(

@@ -80,21 +80,32 @@ _SPECIAL = {
 
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A tokenizer with one token per byte (ids 0-255) and the family's special tokens from 256 on."""
+    if family == "llava_next":
+        # Llama-3's tokenizer writes the BOS token itself; its chat template does not.
+        roles = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<pad>"}
+        return byte_tokenizer(_SPECIAL[family], roles, writes_bos=True)
+    return byte_tokenizer(_SPECIAL[family], {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+
+
+def byte_tokenizer(
+    special: list[str],
+    roles: dict[str, str],
+    named: dict[str, str] | None = None,
+    *,
+    writes_bos: bool = False,
+) -> PreTrainedTokenizerFast:
+    """One token per byte and the `special` ones behind; `named` become attributes (`tokenizer.image_token`)."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    special = _SPECIAL[family]
-    roles = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    if family == "llava_next":
-        roles = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<pad>"}
-        # Llama-3's tokenizer writes the BOS token itself; its chat template does not.
+    if writes_bos:
         core.add_special_tokens(special)
+        bos = roles["bos_token"]
         core.post_processor = processors.TemplateProcessing(
-            single="<|begin_of_text|> $A",
-            special_tokens=[("<|begin_of_text|>", core.token_to_id("<|begin_of_text|>"))],
+            single=f"{bos} $A", special_tokens=[(bos, core.token_to_id(bos))]
         )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **roles)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **roles, extra_special_tokens=named or {})
     tokenizer.add_special_tokens({"additional_special_tokens": special}, replace_extra_special_tokens=False)
     return tokenizer
 

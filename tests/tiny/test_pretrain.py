@@ -6,13 +6,19 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
+from lmm_forget.models.family import family_for
 from lmm_forget.tiny import pretrain, world
-from lmm_forget.tiny.lmm import build_onevision
+from lmm_forget.tiny.lmm import BUILDERS, build_onevision, fit_tokenizer, shipped_tokenizer
+
+# Cells of 16 x 16 pixels: LLaVA has a base view, a tile and a newline per row.
+IMAGE_TOKENS = {"onevision": 36, "next": 36, "qwen2_5_vl": 16}
 
 
-def test_batches_equal_the_real_processors() -> None:
-    _, processor = build_onevision()
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_batches_equal_the_real_processors(family: str) -> None:
+    model, processor = BUILDERS[family]()
     batches = pretrain.Batches(processor, 0, 8, 100)
     names = ["mmstar", "docvqa", "cells", "single_thing"]
     drawn = []
@@ -36,11 +42,35 @@ def test_batches_equal_the_real_processors() -> None:
         padding_side="right",
         return_tensors="pt",
     )
-    assert real["input_ids"].tolist() == ours["input_ids"].tolist()
-    assert (real["pixel_values"] - ours["pixel_values"]).abs().max() < 1e-6
+    # Without it the model takes every sample to have one picture.
+    assert set(real) - {"batch_num_images"} == set(ours)
+    for key in ours:
+        assert real[key].shape == ours[key].shape and real[key].dtype == ours[key].dtype, key
+        assert (real[key] - ours[key]).abs().max() < 1e-6, key
+    assert (ours["input_ids"] == processor.image_token_id).sum(dim=1).tolist() == [IMAGE_TOKENS[family]] * 4
+    assert torch.isfinite(model(**ours, labels=labels).loss)
     for row, label, (_, _, question) in zip(ours["input_ids"], labels, drawn, strict=True):
         taught = row[label != pretrain.IGNORE]
         assert processor.tokenizer.decode(taught) == question.answers[0] + "<|im_end|>"
+
+
+def test_all_families_share_tokenizer_prompt_and_size() -> None:
+    vocabulary = shipped_tokenizer().get_vocab()
+    assert sorted(vocabulary.values()) == list(range(1024))
+    prompts = set()
+    for build in BUILDERS.values():
+        model, processor = build()
+        assert processor.tokenizer.get_vocab() == vocabulary
+        prompts.add(family_for(model).prompt(processor, "How many?", 1))
+        assert 2e6 < sum(p.numel() for p in model.parameters()) < 5e6
+    assert len(prompts) == 1
+
+
+def test_a_new_tokenizer_takes_the_shipped_ones_place() -> None:
+    core = fit_tokenizer(600)
+    assert {"<image>", "Ġcircle", "7"} < core.get_vocab().keys() and "Ġ77" not in core.get_vocab()
+    model, processor = BUILDERS["next"](core)
+    assert len(processor.tokenizer) == model.config.text_config.vocab_size == 600
 
 
 def test_the_mixture_goes_from_captions_to_questions_and_never_to_a_skill() -> None:
@@ -52,14 +82,15 @@ def test_the_mixture_goes_from_captions_to_questions_and_never_to_a_skill() -> N
     assert not {name for phase in pretrain.PHASES for name in phase.mixture} & set(world.SKILLS)
 
 
-def arguments(folder: Path, steps: int) -> argparse.Namespace:
+def arguments(folder: Path, steps: int, family: str) -> argparse.Namespace:
     return argparse.Namespace(
-        family="onevision",
+        family=family,
         steps=steps,
         batch=4,
         lr=1e-3,
         seed=3,
         workers=1,
+        fit_tokenizer=False,
         run=str(folder / "run"),
         out=str(folder / "out"),
     )
@@ -72,20 +103,28 @@ def digest(run: pretrain.Pretraining) -> str:
     return sums.hexdigest()
 
 
-def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole = pretrain.Pretraining(arguments(tmp_path / "a", 4), 0)
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(family: str, tmp_path: Path) -> None:
+    whole = pretrain.Pretraining(arguments(tmp_path / "a", 4, family), 0)
     for _ in range(4):
         whole.one_step()
-    first = pretrain.Pretraining(arguments(tmp_path / "b", 4), 0)
+    first = pretrain.Pretraining(arguments(tmp_path / "b", 4, family), 0)
     first.one_step()
     first.one_step()
     first.save()
     del first
-    second = pretrain.Pretraining(arguments(tmp_path / "b", 4), 0)
+    second = pretrain.Pretraining(arguments(tmp_path / "b", 4, family), 0)
     assert second.step == 2
     second.one_step()
     second.one_step()
     assert digest(second) == digest(whole)
+
+
+def test_the_run_that_made_the_shipped_base_still_starts_as_it_did(tmp_path: Path) -> None:
+    args = arguments(tmp_path, 3600, "onevision")
+    args.batch, args.seed = 8, 0
+    run = pretrain.Pretraining(args, 0)
+    assert [run.one_step(), run.one_step()] == pytest.approx([7.0018, 6.9466], abs=2e-3)
 
 
 def test_unknown_family_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

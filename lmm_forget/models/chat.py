@@ -1,0 +1,73 @@
+"""The chat format of a processor, read off its own template: prompts, the end of an answer, reserved tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import ProcessorMixin
+
+from lmm_forget.errors import ConfigError, DataError
+
+_MARK = "ANSWER-ENDS-HERE"
+
+
+def user_turn(question: str, n_images: int) -> list[dict[str, Any]]:
+    """One message: `n_images` image slots, then the question."""
+    content: list[dict[str, str]] = [{"type": "image"} for _ in range(n_images)]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def render(processor: ProcessorMixin, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    """Render `messages` with the processor's chat template. Raises ConfigError when it has none."""
+    if not (processor.chat_template or processor.tokenizer.chat_template):
+        raise ConfigError(
+            f"{type(processor).__name__} has no chat template; the checkpoint's processor files lack one"
+        )
+    text = processor.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, tokenize=False
+    )
+    return text if isinstance(text, str) else text[0]
+
+
+def closing_token(processor: ProcessorMixin) -> str:
+    """The first special token behind the answer of a rendered turn; the tokenizer's EOS if there is none."""
+    rest = _answered(processor).rpartition(_MARK)[2]
+    found = [(rest.index(token), token) for token in reserved_tokens(processor) if token in rest]
+    return min(found)[1] if found else str(processor.tokenizer.eos_token)
+
+
+def opening_space(processor: ProcessorMixin) -> str:
+    """The spaces that the template writes between its generation prompt and an answer (`Assistant: yes`), or none."""
+    prompt = render(processor, user_turn("?", 0), add_generation_prompt=True)
+    answered = _answered(processor).rpartition(_MARK)[0]
+    between = answered[len(prompt) :] if answered.startswith(prompt) else ""
+    return "" if between.strip(" ") else between
+
+
+def _answered(processor: ProcessorMixin) -> str:
+    reply = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
+    return render(processor, [*user_turn("?", 0), reply], add_generation_prompt=False)
+
+
+def reserved_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
+    """Every special token, those added without a role (`<|im_start|>`) included."""
+    tokenizer = processor.tokenizer
+    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return tuple(
+        dict.fromkeys([*tokenizer.all_special_tokens, *added, getattr(processor, "image_token", "<image>")])
+    )
+
+
+def refuse_reserved(processor: ProcessorMixin, texts: Sequence[str], what: str) -> None:
+    """Raise DataError for a text that would smuggle a control token (an image slot, an end of turn) into the chat."""
+    if not any("<" in text or "[" in text for text in texts):
+        return
+    reserved = reserved_tokens(processor)
+    for i, text in enumerate(texts):
+        for token in reserved:
+            if token in text:
+                raise DataError(
+                    f"sample {i} of the batch: its {what} contains the model's reserved token {token}; "
+                    "remove it from the data"
+                )
