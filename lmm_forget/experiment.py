@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmm_forget.progress import Progress
 from lmm_forget.results import assemble, write_tables
 from lmm_forget.stage import Ground, ask_all, run_stage
 
+if TYPE_CHECKING:
+    from lmm_forget.probes.prober import Prober
+
+LEARNED_FROM = 256
+"""Training answers of a task that its token set is learned from."""
 MOST_REPAIRS = 100
 """Damaged things that one job puts up with before it gives up on its store."""
 
@@ -37,6 +42,7 @@ def run(config: dict[str, Any], job_dir: Path, progress: Progress) -> dict[str, 
 def _corridor(
     config: dict[str, Any], job_dir: Path, progress: Progress, repairs: list[str]
 ) -> dict[str, Any]:
+    from lmm_forget.probes.readings import flat
     from lmm_forget.training.loggers import close_logger, log_stage
 
     started = time.monotonic()
@@ -44,18 +50,18 @@ def _corridor(
     try:
         base, asked = ask_all(ground, "base: ask everything")
         base_hash, base_seconds = ground.weights, time.monotonic() - started
+        base_look = ground.prober.look(base_hash, progress, "base: probe") if ground.prober else None
         stages = [
             run_stage(ground, index, task) for index, task in enumerate(config["sequence"]["tasks"], start=1)
         ]
         progress.phase("figures of merit", 1, "job")
-        results = assemble(ground, base_hash, base, stages)
+        results = assemble(ground, base_hash, base, stages, base_look)
         results["job"]["repairs"] = repairs
         results["timings"].update(base=base_seconds, base_asked=asked, total=time.monotonic() - started)
         for entry in (results["base"], *results["stages"]):
-            log_stage(
-                ground.logger, entry.get("index", 0), {t: s["value"] for t, s in entry["scores"].items()}
-            )
-        write_tables(job_dir, base, stages, results)
+            values = {t: s["value"] for t, s in entry["scores"].items()} | flat(entry.get("probes"))
+            log_stage(ground.logger, entry.get("index", 0), values)
+        write_tables(job_dir, base, stages, results, base_look)
     except BaseException:
         close_logger(ground.logger, exit_code=1)
         raise
@@ -105,7 +111,7 @@ def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress, repair
         repairs.append(line)
         print(f"lmm-forget: note: {line}", file=sys.stderr, flush=True)
 
-    return Ground(
+    ground = Ground(
         config=config,
         job_dir=job_dir,
         lmm=lmm,
@@ -123,4 +129,51 @@ def lay_ground(config: dict[str, Any], job_dir: Path, progress: Progress, repair
         processor=processor_fingerprint(lmm.processor),
         versions=versions(),
         hashes=model_hashes(lmm.model),
+    )
+    ground.prober = _prober(ground)
+    return ground
+
+
+def _prober(ground: Ground) -> Prober | None:
+    """What looks into the model, as the configuration wants it; None for `probe=none`."""
+    from lmm_forget.evaluation.ask import batch_size, subset
+    from lmm_forget.evaluation.generate import generate
+    from lmm_forget.probes.passes import Prompts
+    from lmm_forget.probes.prober import Prober, spaced
+    from lmm_forget.probes.spec import Spec
+    from lmm_forget.probes.token_sets import find_sets
+    from lmm_forget.store.keys import minor
+    from lmm_forget.tasks.loading import build_task
+
+    config, lmm = ground.config, ground.lmm
+    spec = Spec.of(config["probe"])
+    if spec is None:
+        return None
+    bad = config["data"]["on_bad_sample"]
+    prompts = []
+    for node in config["probe"]["tasks"].values():
+        task = build_task(node)
+        samples = subset(task.check("test", bad), spec.n, task.name)
+        prompts.append(Prompts(task, node, samples, spec.n, task.fingerprint("test")))
+    taught = {
+        name: [lesson.task.target(lesson.samples[i]) for i in spaced(len(lesson), LEARNED_FROM)]
+        for name, lesson in ground.lessons.items()
+    }
+    elsewhere = [one.task.target(one.samples[i]) for one in prompts for i in range(len(one.samples))]
+    identity = {
+        "processor": ground.processor,
+        "model": {name: lmm.spec.get(name) for name in ("dtype", "attention", "image")},
+        "versions": {name: minor(ground.versions[name]) for name in ("torch", "transformers")},
+    }
+    return Prober(
+        spec,
+        lmm,
+        ground.plan,
+        prompts,
+        find_sets(lmm.processor.tokenizer, spec.token_sets, taught, elsewhere),
+        greedy=generate,
+        store=ground.store,
+        weights=ground.weights,
+        identity=identity,
+        batch=batch_size(config["hardware"]),
     )

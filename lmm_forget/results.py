@@ -15,9 +15,11 @@ from lmm_forget.metrics.bootstrap import TaskScores
 from lmm_forget.metrics.figures import figures
 from lmm_forget.metrics.significance import paired_change
 from lmm_forget.metrics.summary import results_scores
+from lmm_forget.probes.records import add_probes, write_probes
 from lmm_forget.store.keys import NOT_WEIGHTS, digest
 
 if TYPE_CHECKING:
+    from lmm_forget.probes.prober import Look
     from lmm_forget.stage import Ground, Taught
 
 SCHEMA = 1
@@ -54,7 +56,9 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Taught]) -> dict[str, Any]:
+def assemble(
+    ground: Ground, base_hash: str, base: Answers, stages: Sequence[Taught], base_look: Look | None = None
+) -> dict[str, Any]:
     """The content of results.json."""
     config = comparable(ground.config)
     taught, suite = ground.config["sequence"]["tasks"], ground.config["suite"]["tasks"]
@@ -64,7 +68,7 @@ def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Tau
         )
         for task in base
     }
-    return {
+    results = {
         "schema": SCHEMA,
         "job": {"name": ground.config["name"], "hash": digest(config)},
         "config": config,
@@ -81,6 +85,9 @@ def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Tau
         },
         "versions": dict(ground.versions),
     }
+    if base_look is not None and ground.prober is not None:
+        add_probes(results, ground.prober, base_look, base, stages)
+    return results
 
 
 def score(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -103,8 +110,14 @@ def columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
     }
 
 
-def write_tables(job_dir: Path, base: Answers, stages: Sequence[Taught], results: Mapping[str, Any]) -> None:
-    """answers.parquet (every answer after every stage; stage 0 is the base) and the job's pictures."""
+def write_tables(
+    job_dir: Path,
+    base: Answers,
+    stages: Sequence[Taught],
+    results: Mapping[str, Any],
+    base_look: Look | None = None,
+) -> None:
+    """answers.parquet (every answer after every stage; stage 0 is the base), probe tables and the job's pictures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -119,6 +132,8 @@ def write_tables(job_dir: Path, base: Answers, stages: Sequence[Taught], results
     pq.write_table(pa.concat_tables(tables), fresh, compression="zstd")
     fresh.replace(job_dir / "answers.parquet")
     job_figures(results, job_dir)
+    if base_look is not None:
+        write_probes(job_dir, base_look, base, stages, results)
 
 
 def _stage(stage: Taught, scores: Mapping[str, TaskScores]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ FLOORS = {
     "launch": 10,
     "run": 11,
     "plan": 11,
+    "why": 11,
     "cli": 12,
     "hydra_plugins": 12,
 }
