@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from lmm_forget.ground import lay_ground
+from lmm_forget.measured import measured_base, measured_stage
 from lmm_forget.progress import Progress
-from lmm_forget.results import Answers, assemble, score, write_tables
-from lmm_forget.stage import Ground, Taught, ask_all, run_stage
-from lmm_forget.tracking.tracker import Measured, Tracker
+from lmm_forget.results import assemble, write_tables
+from lmm_forget.stage import ask_all, run_stage
+from lmm_forget.tracking.tracker import Tracker
 
 MOST_REPAIRS = 100
 """Damaged things that one job puts up with before it gives up on its store."""
@@ -54,114 +55,17 @@ def _corridor(
     ground = lay_ground(config, job_dir, progress, repairs, tracker)
     base, asked = ask_all(ground, "base: ask everything")
     base_hash, base_seconds = ground.weights, time.monotonic() - started
-    tracker.stage(_base(ground, base, base_seconds))
+    base_look = ground.prober.look(base_hash, progress, "base: probe") if ground.prober else None
+    tracker.stage(measured_base(ground, base, base_seconds, base_look))
+
     stages = []
     for index, task in enumerate(config["sequence"]["tasks"], start=1):
         stages.append(run_stage(ground, index, task))
-        tracker.stage(_after(ground, stages[-1]))
+        tracker.stage(measured_stage(ground, stages[-1], base))
+
     progress.phase("figures of merit", 1, "job")
-    results = assemble(ground, base_hash, base, stages)
+    results = assemble(ground, base_hash, base, stages, base_look)
     results["job"]["repairs"] = repairs
     results["timings"].update(base=base_seconds, base_asked=asked, total=time.monotonic() - started)
-    write_tables(job_dir, ground, base, stages, results)
+    write_tables(job_dir, ground, base, stages, results, base_look)
     return results
-
-
-def _base(ground: Ground, answers: Answers, seconds: float) -> Measured:
-    """The base as a tracker hears of it, with a few samples of every task to show."""
-    from lmm_forget.evaluation.ask import subset
-    from lmm_forget.tracking.choosing import shown
-    from lmm_forget.tracking.content import small
-
-    number = shown(ground.config)
-    few = {exam.task.name: subset(exam.samples, number, exam.task.name) for exam in ground.exams if number}
-    return Measured(
-        index=0,
-        weights_hash=ground.weights,
-        scores={task: score(each)["value"] for task, each in answers.items()},
-        answers=answers,
-        seconds={"ask": seconds},
-        pictures={
-            task: {sample.id: small(sample.images) for sample in samples} for task, samples in few.items()
-        },
-    )
-
-
-def _after(ground: Ground, stage: Taught) -> Measured:
-    """A finished stage as a tracker hears of it."""
-    from lmm_forget.store.archive import DELTA
-
-    return Measured(
-        index=stage.index,
-        task=stage.task,
-        weights_hash=stage.record["weights_hash"],
-        scores={task: score(each)["value"] for task, each in stage.answers.items()},
-        answers=stage.answers,
-        record=stage.record,
-        delta=ground.store.folder(stage.record["key"]) / DELTA,
-        seconds=stage.seconds,
-    )
-
-
-def lay_ground(
-    config: dict[str, Any],
-    job_dir: Path,
-    progress: Progress,
-    repairs: list[str],
-    tracker: Tracker | None = None,
-) -> Ground:
-    """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
-    from hydra.utils import instantiate
-
-    from lmm_forget.evaluation.ask import subset
-    from lmm_forget.evaluation.shared import Exam
-    from lmm_forget.models.fingerprint import processor_fingerprint
-    from lmm_forget.models.loading import load
-    from lmm_forget.models.weights import model_hashes
-    from lmm_forget.recipes.selection import make_plan, rules_from_config
-    from lmm_forget.results import versions
-    from lmm_forget.store import Store
-    from lmm_forget.tasks.loading import build_task
-    from lmm_forget.training.fit import total_steps
-    from lmm_forget.training.lessons import Lessons
-    from lmm_forget.training.precision import refuse_pure_bf16
-
-    recipe, data, training = config["recipe"], config["data"], config["training"]
-    refuse_pure_bf16(training, config["hardware"])
-    progress.phase("read data", len(config["tasks"]), "task")
-    lessons, exams = {}, []
-    for name, node in config["tasks"].items():
-        task = build_task(node)
-        if name in config["sequence"]["tasks"]:
-            samples = subset(task.check("train", data["on_bad_sample"]), data["train_samples"], name)
-            total_steps(len(samples), training, seed=config["seed"], task=name)
-            lessons[name] = Lessons(task, samples)
-        split = "validation" if data["validation"] and name in lessons else "test"
-        exams.append(Exam.of(task, split, data["eval_samples"], data["on_bad_sample"]))
-        progress.advance(1, task=name)
-
-    progress.phase("load model", 1, "model")
-    lmm = load(config["model"])
-    if config["hardware"]["accelerator"] in ("gpu", "cuda"):
-        lmm.model.to("cuda")
-    plan = make_plan(lmm.components, recipe["name"], rules_from_config(recipe))
-
-    def note(line: str) -> None:
-        repairs.append(line)
-        print(f"lmm-forget: note: {line}", file=sys.stderr, flush=True)
-
-    return Ground(
-        config=config,
-        job_dir=job_dir,
-        lmm=lmm,
-        plan=plan,
-        method=instantiate(recipe["method"]),
-        lessons=lessons,
-        exams=exams,
-        store=Store(config["store"], note),
-        progress=progress,
-        logger=tracker,
-        processor=processor_fingerprint(lmm.processor),
-        versions=versions(),
-        hashes=model_hashes(lmm.model),
-    )

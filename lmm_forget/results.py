@@ -15,9 +15,11 @@ from lmm_forget.metrics.bootstrap import TaskScores
 from lmm_forget.metrics.figures import figures
 from lmm_forget.metrics.significance import paired_change
 from lmm_forget.metrics.summary import results_scores
+from lmm_forget.probes.records import add_probes, write_probes
 from lmm_forget.store.keys import NOT_WEIGHTS, digest
 
 if TYPE_CHECKING:
+    from lmm_forget.probes.prober import Look
     from lmm_forget.stage import Ground, Taught
 
 SCHEMA = 1
@@ -58,7 +60,9 @@ def git_state() -> dict[str, str]:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # a package installed inside somebody else's checkout is not it
+        git(
+            "ls-files", "--error-unmatch", here.name
+        )  # a package installed inside somebody else's checkout is not it
         commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.SubprocessError):
         return {}
@@ -74,7 +78,9 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Taught]) -> dict[str, Any]:
+def assemble(
+    ground: Ground, base_hash: str, base: Answers, stages: Sequence[Taught], base_look: Look | None = None
+) -> dict[str, Any]:
     """The content of results.json."""
     config = comparable(ground.config)
     taught, suite = ground.config["sequence"]["tasks"], ground.config["suite"]["tasks"]
@@ -84,7 +90,7 @@ def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Tau
         )
         for task in base
     }
-    return {
+    results = {
         "schema": SCHEMA,
         "job": {"name": ground.config["name"], "hash": digest(config)},
         "config": config,
@@ -102,6 +108,9 @@ def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Tau
         "data": _data(ground, stages),
         "versions": {**ground.versions, **git_state()},
     }
+    if base_look is not None and ground.prober is not None:
+        add_probes(results, ground.prober, base_look, base, stages)
+    return results
 
 
 def score(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -125,9 +134,14 @@ def columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
 
 
 def write_tables(
-    job_dir: Path, ground: Ground, base: Answers, stages: Sequence[Taught], results: Mapping[str, Any]
+    job_dir: Path,
+    ground: Ground,
+    base: Answers,
+    stages: Sequence[Taught],
+    results: Mapping[str, Any],
+    base_look: Look | None = None,
 ) -> None:
-    """answers.parquet (every answer after every stage; stage 0 is the base), pictures.parquet and the job's figures."""
+    """answers.parquet (every answer after every stage; stage 0 is the base), pictures.parquet, probe tables, figures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -149,12 +163,20 @@ def write_tables(
         {exam.task.name: exam.samples for exam in ground.exams},
     )
     job_figures(results, job_dir)
+    if base_look is not None:
+        write_probes(job_dir, base_look, base, stages, results)
 
 
 def _data(ground: Ground, stages: Sequence[Taught]) -> dict[str, Any]:
     """Which samples were asked and taught: split, number and fingerprint, by task."""
     found: dict[str, Any] = {
-        exam.task.name: {"asked": {"split": exam.split, "samples": len(exam.samples), "fingerprint": exam.data}}
+        exam.task.name: {
+            "asked": {
+                "split": exam.split,
+                "samples": len(exam.samples),
+                "fingerprint": exam.task.fingerprint(exam.split),
+            }
+        }
         for exam in ground.exams
     }
     for stage in stages:

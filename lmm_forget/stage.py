@@ -9,19 +9,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmm_forget.errors import StoreError
 from lmm_forget.evaluation.answers import Answer
+from lmm_forget.evaluation.ask import batch_size
 from lmm_forget.evaluation.shared import Exam, examine
 from lmm_forget.files import write_atomic
-from lmm_forget.progress import Progress
+from lmm_forget.metrics.summary import results_scores
+from lmm_forget.progress import NullProgress, Progress
 from lmm_forget.recipes.method import Method, parameter_dtypes
 from lmm_forget.store import Partial, Store, answering_key, path_keys, stage_key
 from lmm_forget.store.care import REFERENCES
+from lmm_forget.store.keys import digest
 from lmm_forget.training.lessons import Lessons
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lmm_forget.models.loading import LMM
+    from lmm_forget.probes.prober import Prober
+    from lmm_forget.probes.watch import StageProbes, Watch
     from lmm_forget.recipes.selection import TunePlan
     from lmm_forget.tracking import Tracker
 
@@ -49,6 +55,7 @@ class Ground:
     hashes: dict[str, str] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
     references: dict[str, list[str]] = field(default_factory=lambda: {"stages": [], "models": []})
+    prober: Prober | None = None
 
     @property
     def weights(self) -> str:
@@ -95,18 +102,24 @@ class Taught:
     record: Mapping[str, Any]
     answers: Mapping[str, list[Answer]]
     effort: Mapping[str, Any]
+    probes: StageProbes | None = None
 
 
 def run_stage(ground: Ground, index: int, task: str) -> Taught:
     """Bring the model from stage `index - 1` to stage `index` (from the store if it was done before) and ask it."""
     started = time.monotonic()
     label = f"stage {index} of {len(ground.config['sequence']['tasks'])}"
-    record, effort = _teach(ground, task, f"{label}: teach {task}")
+    record, effort, watch = _teach(ground, task, f"{label}: teach {task}")
     ground.store.leads_to(path_keys(ground.config)[index - 1], record["key"])
     taught = time.monotonic()
     answers, asked = ask_all(ground, f"{label}: ask everything")
-    effort |= {"teach": taught - started, "ask": time.monotonic() - taught, "asked": asked}
-    return Taught(index, task, record, answers, effort)
+    asking = time.monotonic() - taught
+    effort |= {"teach": taught - started, "ask": asking, "asked": asked}
+    if ground.prober is None or watch is None:
+        return Taught(index, task, record, answers, effort)
+    after = ground.prober.look(ground.weights, ground.progress, f"{label}: probe", ready=ground.catch_up)
+    effort["probe"] = time.monotonic() - taught - asking
+    return Taught(index, task, record, answers, effort, watch.seen(after, record["steps"]))
 
 
 def ask_all(ground: Ground, phase: str) -> tuple[dict[str, list[Answer]], int]:
@@ -127,8 +140,8 @@ def ask_all(ground: Ground, phase: str) -> tuple[dict[str, list[Answer]], int]:
     )
 
 
-def _teach(ground: Ground, task: str, phase: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Train the stage, or take it from the store: (record, what this job did)."""
+def _teach(ground: Ground, task: str, phase: str) -> tuple[Mapping[str, Any], dict[str, Any], Watch | None]:
+    """Train the stage, or take it from the store: (record, what this job did, what was watched on the way)."""
     key, ingredients = stage_key(
         ground.config,
         task,
@@ -139,22 +152,69 @@ def _teach(ground: Ground, task: str, phase: str) -> tuple[Mapping[str, Any], di
     )
     ground.refer("stages", key)
     store = ground.store
+    watch = _watch(ground, key, task)
     known = store.record(key)
-    if known is None:
+    if known is None or _wanted_again(watch, known):
         store.require(_bytes_needed(ground), phase)
         with store.claim(f"stage-{key}", waiting=lambda who: _say_waiting(ground, phase, who)):
             known = store.record(key)
-            if known is None:
-                record, effort = _train(ground, key, {"task": task, "ingredients": ingredients}, phase)
+            if known is None or _wanted_again(watch, known):
+                about = {"task": task, "ingredients": ingredients}
+                record, effort = _train(ground, key, about, phase, watch)
                 if record["weights_hash"] != ground.weights:
+                    if known is not None:
+                        raise StoreError(
+                            f"stage {key}: trained again for its milestones it gave other weights than those in the "
+                            "store (another machine or thread count?); use another store, or probe.retrain=false"
+                        )
                     ground.adopt(record)  # somebody else was first, and with other bytes
-                return record, effort
+                return record, effort, watch
     ground.adopt(known)
-    return known, {"trained": False}
+    return known, {"trained": False}, watch
+
+
+def _watch(ground: Ground, key: str, task: str) -> Watch | None:
+    """What is looked at while this stage trains; None without probes."""
+    if ground.prober is None:
+        return None
+    from lmm_forget.probes.watch import Watch
+
+    for exam in ground.exams:
+        exam.prepare(ground.lmm, batch_size(ground.config["hardware"]))
+    asked = digest([[exam.task.name, exam.keys] for exam in ground.exams])
+    return Watch(ground.prober, key, task, lambda: _scores_now(ground), asked)
+
+
+def _wanted_again(watch: Watch | None, record: Mapping[str, Any]) -> bool:
+    """Whether a finished stage is to be trained once more because its milestones are missing."""
+    return watch is not None and watch.retrain and bool(watch.missing(record["steps"]))
+
+
+def _scores_now(ground: Ground) -> dict[str, Any]:
+    """Scores of the model in the middle of a training, by task."""
+    from lmm_forget.models.weights import model_hashes, weights_hash
+
+    weights = weights_hash(model_hashes(ground.lmm.model))
+    model = answering_key(
+        weights, processor=ground.processor, model=ground.lmm.spec, versions=ground.versions
+    )
+    ground.refer("models", model)
+    hardware = ground.config["hardware"]
+    answers, _ = examine(
+        ground.lmm, model, ground.exams, ground.store, hardware=hardware, progress=NullProgress(), phase=""
+    )
+    return {
+        task: results_scores(
+            [one.value for one in said],
+            [one.image_id for one in said],
+            [str(one.group) for one in said] if said[0].group is not None else None,
+        )
+        for task, said in answers.items()
+    }
 
 
 def _train(
-    ground: Ground, key: str, about: Mapping[str, Any], phase: str
+    ground: Ground, key: str, about: Mapping[str, Any], phase: str, watch: Watch | None = None
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Train and file the stage; the model is the stage model afterwards."""
     from lmm_forget.models.weights import tensor_hash
@@ -179,7 +239,10 @@ def _train(
         progress=ground.progress,
         phase=phase,
         resume=Resume(partial, int(config["checkpoint_every"])),
+        after_step=watch,
     )
+    if watch is not None:
+        watch.close()
     delta = ground.method.finish(lmm, ground.plan, dtypes)
     ground.hashes.update({name: tensor_hash(tensor) for name, tensor in delta.items()})
     if config["snapshot"] == "full":
@@ -196,6 +259,8 @@ def _train(
         "seconds": fitted.seconds,
         "exact": fitted.exact,
     }
+    if fitted.stopped is not None:
+        record["stopped"] = fitted.stopped
     ground.store.commit(key, record, delta)
     partial.drop()
     effort = {"trained": True, "resumed_at": fitted.resumed, "exact": fitted.exact}

@@ -41,16 +41,19 @@ FLOORS = {
     "report": 4,
     "stage": 5,
     "results": 6,
-    "experiment": 7,
-    "job": 8,
-    "config": 9,  # a job gets a resolved file: nothing below the commands composes
-    "launch": 10,
-    "run": 11,
-    "plan": 11,
-    "compare": 11,
-    "dashboard": 11,
-    "cli": 12,
-    "hydra_plugins": 12,
+    "ground": 7,
+    "measured": 7,
+    "experiment": 8,
+    "job": 9,
+    "config": 10,  # a job gets a resolved file: nothing below the commands composes
+    "launch": 11,
+    "run": 12,
+    "plan": 12,
+    "compare": 12,
+    "dashboard": 12,
+    "why": 12,
+    "cli": 13,
+    "hydra_plugins": 13,
 }
 # The front room reaches down through a module-level __getattr__, so that importing it stays cheap.
 ENTRANCE = "lmm_forget"

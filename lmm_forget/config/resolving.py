@@ -15,6 +15,7 @@ from lmm_forget.config.composing import register_resolvers, search_path
 from lmm_forget.config.messages import one_line
 from lmm_forget.config.naming import check_name
 from lmm_forget.config.orders import arrange
+from lmm_forget.config.probing import check_probe, find_prompts
 from lmm_forget.config.tasks import TaskFiles, check_roles
 from lmm_forget.errors import ConfigError
 
@@ -55,6 +56,7 @@ def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str
     asked = [files.load(item) for item in _suite(suite)]
     check_roles(taught, asked)
     files.merge_into(run, [*taught, *asked])
+    find_prompts(run, files)
 
     config: dict[str, Any] = OmegaConf.to_container(run, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config["sequence"]["tasks"] = [task.name for task in taught]
@@ -66,6 +68,7 @@ def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str
     for key in FITTED:
         config["model"].pop(key, None)
     check(config)
+    check_probe(config["probe"])
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config
 

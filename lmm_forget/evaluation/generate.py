@@ -55,9 +55,15 @@ def neutral(model: PreTrainedModel) -> Iterator[None]:
 
 
 def generate(
-    lmm: LMM, questions: Sequence[str], images: Sequence[Sequence[Image]], max_new_tokens: int
+    lmm: LMM,
+    questions: Sequence[str],
+    images: Sequence[Sequence[Image]],
+    max_new_tokens: int,
+    listeners: Sequence[LogitsProcessor] = (),
 ) -> list[Said]:
     """Answer a batch of questions greedily, in the dtype of the weights, without autocast.
+
+    `listeners` are called with the scores [B, vocabulary] of every step and hand them on unchanged.
 
     Raises DataError when a prompt and its answer do not fit the model's context, and LmmForgetError when the
     logits are not finite (as after a diverged training).
@@ -87,7 +93,7 @@ def generate(
     model: Any = lmm.model  # its declared type hides `generate`
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), neutral(lmm.model):
         output = model.generate(
-            **batch, generation_config=config, logits_processor=LogitsProcessorList([gaps])
+            **batch, generation_config=config, logits_processor=LogitsProcessorList([gaps, *listeners])
         )
     new = output[:, batch["input_ids"].shape[1] :].cpu()
     return _read(lmm, new, torch.stack(gaps.steps, dim=1).cpu())

@@ -31,6 +31,7 @@ class Exam:
 
     task: Task
     samples: Sequence[Sample]
+    split: str = "test"
     batches: list[list[int]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     light: list[Sample] = field(default_factory=list)
@@ -39,7 +40,7 @@ class Exam:
     @classmethod
     def of(cls, task: Task, split: str, limit: int | None, on_bad_sample: str) -> Exam:
         """Read the split (bad samples as `on_bad_sample` says) and keep at most `limit` of it. Raises DataError."""
-        return cls(task, subset(task.check(split, on_bad_sample), limit, task.name))
+        return cls(task, subset(task.check(split, on_bad_sample), limit, task.name), split)
 
     def prepare(self, lmm: LMM, size: int) -> None:
         """Fix the batches and look at every question once; later models are asked the same ones."""

@@ -58,7 +58,20 @@ def training_view(config: Mapping[str, Any], task: str) -> dict[str, Any]:
         if node and isinstance(view.get(node), dict):
             view[node] = {k: v for k, v in view[node].items() if k not in fields}
     view["task"] = task_view(config["tasks"][task])
+    stop = stop_view(config.get("probe") or {})
+    if stop:
+        view["stop"] = stop
     return view
+
+
+def stop_view(probe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The part of a resolved `probe` node that moves weights: a drift alarm that ends stages; None without one."""
+    bounds = {name: bound for name, bound in (probe.get("stop_when") or {}).items() if bound is not None}
+    if not bounds or probe.get("on_alarm") != "stop":
+        return None
+    kept = ("token_sets", "forced_on", "n", "alarm_n", "alarm_every")
+    prompts = [task_view(node) for node in probe["tasks"].values()]
+    return {"bounds": bounds, "prompts": prompts, **{name: copy.deepcopy(probe[name]) for name in kept}}
 
 
 def explain(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +28,7 @@ from lmm_forget.training.loggers import log_training
 from lmm_forget.training.module import Optimization, StageModule
 from lmm_forget.training.precision import Compute, refuse_pure_bf16
 from lmm_forget.training.resume import Resume, Saved, layout, restore_masters
+from lmm_forget.training.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
@@ -45,7 +46,8 @@ class FitResult:
 
     `dropped` counts samples left out of each epoch as an incomplete global batch; `seconds` is wall-clock
     time of this process. `resumed` is the step that a saved state was taken up at (None: trained in one go), `exact`
-    whether that gave the same bytes as training in one go (same threads, devices, torch, processor).
+    whether that gave the same bytes as training in one go (same threads, devices, torch, processor). `stopped` is the
+    number of steps after which `after_step` ended the stage, None if it went to its end.
     """
 
     steps: int
@@ -57,6 +59,7 @@ class FitResult:
     seconds: float
     resumed: int | None = None
     exact: bool = True
+    stopped: int | None = None
 
 
 def fit(
@@ -73,6 +76,7 @@ def fit(
     progress: Progress | None = None,
     phase: str | None = None,
     resume: Resume | None = None,
+    after_step: Callable[[int], bool] | None = None,
 ) -> FitResult:
     """Train what `method.prepare` made trainable on `samples` (see `EncodedSlots`), in place.
 
@@ -82,6 +86,9 @@ def fit(
     people (default: "teach <task>"). With `resume` a saved state is taken up where there is one (with its
     micro-batch), and states are saved on the way. The model stays on its device, in eval mode and with its masters:
     `method.finish` comes next.
+
+    `after_step(finished steps)` may look at the model, which it sees as a stage model (see `undisturbed`), and
+    ends the stage there by returning True; the schedule is that of the whole stage all the same.
 
     Raises ConfigError for settings that cannot be used, DataError for samples that cannot, PlanError when
     nothing is trainable, LmmForgetError when the loss stops being finite.
@@ -120,10 +127,19 @@ def fit(
     if done:
         progress.advance(done)
 
-    def heard(step: int, figures: dict[str, float]) -> None:
+    stopped: list[int] = []
+
+    def heard(step: int, figures: dict[str, float]) -> bool:
         progress.advance(1, loss=figures["loss"], samples_per_s=figures["samples_per_s"])
         if step % LOG_EVERY == 0 or step == steps - 1:
             log_training(logger, task, step + 1, figures)
+        if after_step is None:
+            return False
+        with undisturbed(cast(nn.Module, lmm.model), compute):
+            stop = after_step(step + 1)
+        if stop:
+            stopped.append(step + 1)
+        return stop
 
     home = next(lmm.model.parameters()).device
     checkpoint = {info.name: info.dtype for info in lmm.components}
@@ -157,7 +173,7 @@ def fit(
     losses = module.losses
     del trainer, module  # they refer to each other and to the optimizer's states
     gc.collect()
-    used = steps * opt.global_batch
+    used = len(losses) * opt.global_batch
     return FitResult(
         steps=len(losses),
         loss=losses,
@@ -168,6 +184,7 @@ def fit(
         seconds=time.perf_counter() - began,
         resumed=done or None,
         exact=saved is None or saved.layout == layout(1),
+        stopped=stopped[0] if stopped else None,
     )
 
 

@@ -126,13 +126,14 @@ class StageModule(pl.LightningModule):
         opt: Optimization,
         compute: Compute,
         *,
-        on_step: Callable[[int, dict[str, float]], None],
+        on_step: Callable[[int, dict[str, float]], bool | None],
         resume: Resume | None = None,
         saved: Saved | None = None,
         micro_batch: int = 0,
     ) -> None:
         """`on_step(step, figures)` hears of each finished step: loss, learning_rate, grad_norm,
-        samples_per_s. With `resume` the state is saved as it says and when the process is asked to stop;
+        samples_per_s; returning True ends the stage there.
+        With `resume` the state is saved as it says and when the process is asked to stop;
         `saved` is the state to go on from (its masters are in the model already).
         """
         super().__init__()
@@ -227,7 +228,11 @@ class StageModule(pl.LightningModule):
         }
         self._loss, self._tokens, self._since = None, 0, now
         self.losses.append(loss)
-        self._on_step(step, figures)
+        stop = self._on_step(step, figures)
+        self._since = time.perf_counter()  # what was done on hearing of the step is no training time
+        if stop:  # no state is saved here: a stage that goes on from one must come by this step to stop again
+            self.trainer.should_stop = True
+            return
         self._save_where_due(step + 1, optimizer)
 
     def _save_where_due(self, done: int, optimizer: Any) -> None:

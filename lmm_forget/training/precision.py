@@ -7,8 +7,8 @@ before the first step all recipes give, bit for bit, what the untouched checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -91,6 +91,7 @@ class Compute:
                 "bf16 would round; use hardware.precision=bf16"
             )
         self._model, self._precision, self._device_type = model, precision, device_type
+        self._checkpoint = dict(checkpoint)
         self._undo: dict[str, torch.dtype] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -118,6 +119,30 @@ class Compute:
             parameters[name].grad = None
             parameters[name].data = parameters[name].data.to(dtype)
         self._hooks, self._undo = [], {}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Every parameter in the checkpoint's dtype and no casts, for the block: the stage model as it would be now.
+
+        Masters are rounded aside, not moved: afterwards the parameters hold the same tensors as before.
+        """
+        kept: list[tuple[nn.Parameter, Tensor]] = []
+        casting = bool(self._hooks)
+        for hook in self._hooks:
+            hook.remove()
+        try:
+            for name, p in self._model.named_parameters():
+                wanted = self._undo.get(name, self._checkpoint.get(name, p.dtype))
+                if p.dtype != wanted:
+                    kept.append((p, p.data))
+                    p.data = p.data.to(wanted)
+            with torch.autocast(self._device_type, enabled=False):
+                yield
+        finally:
+            for p, data in kept:
+                p.data = data
+            if casting:
+                self._hooks = cast_embeddings(self._model, torch.bfloat16)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of one forward pass (not of its backward pass)."""

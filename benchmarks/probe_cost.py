@@ -1,0 +1,107 @@
+"""Time and memory of the probes on the embedded model, against layers and samples, beside one evaluation of the suite.
+
+    python benchmarks/probe_cost.py [--captions 50,100,200] [--layers 2,4,6] [--questions 200]
+
+`--layers` keeps the first layers of the decoder only, for timing. Memory is what the probe's tensors add to the peak,
+as torch's profiler does not see the allocator of the CPU: the size of the base's recorded states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmm_forget.config import compose, resolve
+from lmm_forget.evaluation.ask import ask_task, subset
+from lmm_forget.evaluation.generate import generate
+from lmm_forget.models.loading import LMM, assemble, load
+from lmm_forget.models.weights import model_hashes, weights_hash
+from lmm_forget.probes.passes import Prompts
+from lmm_forget.probes.prober import Prober
+from lmm_forget.probes.spec import Spec
+from lmm_forget.probes.token_sets import find_sets
+from lmm_forget.progress import NullProgress
+from lmm_forget.recipes.selection import make_plan, rules_from_config
+from lmm_forget.store import Store
+from lmm_forget.tasks.loading import build_task
+
+
+def shallow(config: dict[str, Any], layers: int) -> LMM:
+    """The embedded model with its first `layers` decoder layers."""
+    lmm = load(config["model"])
+    inner: Any = lmm.components.text_model
+    inner.layers = nn.ModuleList(list(inner.layers)[:layers])
+    inner.config.num_hidden_layers = layers
+    return assemble(lmm.model, lmm.processor, lmm.spec)
+
+
+def look(config: dict[str, Any], lmm: LMM, captions: int) -> tuple[float, float, float]:
+    """Seconds of a look at a moved model (in CPU time too), and MiB of the base's recorded states."""
+    node = {**config["probe"], "n": captions, "residual_n": captions}
+    spec = Spec.of(node)
+    assert spec is not None
+    (name, task_node), *_ = node["tasks"].items()
+    task = build_task(task_node)
+    prompts = Prompts(
+        task, task_node, subset(task.samples("test"), captions, name), captions, task.fingerprint("test")
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        prober = Prober(
+            spec,
+            lmm,
+            make_plan(lmm.components, "llm", rules_from_config({**config["recipe"], "layers": "all"})),
+            [prompts],
+            find_sets(lmm.processor.tokenizer, ("number", "letter", "yes_no", "clock"), {}, []),
+            greedy=generate,
+            store=Store(folder),
+            weights=weights_hash(model_hashes(lmm.model)),
+            identity={},
+            batch=64,
+        )
+        prober.look(prober.base_weights, NullProgress(), "")
+        with torch.no_grad():
+            for p in lmm.components.text_model.parameters():
+                p.mul_(1.001)
+        wall, cpu = time.perf_counter(), time.process_time()
+        prober.look("moved", NullProgress(), "")
+        seconds = time.perf_counter() - wall, time.process_time() - cpu
+        states = sum(path.stat().st_size for path in Path(folder).glob("probes/*.safetensors")) / 2**20
+    return *seconds, states
+
+
+def evaluation(config: dict[str, Any], lmm: LMM, questions: int) -> tuple[float, float, int]:
+    """Seconds (wall, CPU) of asking every task of the suite, and how many questions that is."""
+    tasks = [build_task(config["tasks"][name]) for name in config["suite"]["tasks"]]
+    samples = [subset(task.samples("test"), questions, task.name) for task in tasks]
+    wall, cpu = time.perf_counter(), time.process_time()
+    for task, chosen in zip(tasks, samples, strict=True):
+        ask_task(lmm, task, chosen)
+    return time.perf_counter() - wall, time.process_time() - cpu, sum(map(len, samples))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("captions", "50,100,200"), ("layers", "2,4,6")):
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--questions", type=int, default=200)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    config = resolve(compose(["probe=both", "recipe=llm"]))
+    wall, cpu, n = evaluation(config, load(config["model"]), given.questions)
+    print(f"one evaluation of the suite: {n} questions, {wall:.1f} s ({cpu:.1f} s of CPU)")
+    print(f"{'layers':>6} {'captions':>8} {'seconds':>8} {'CPU':>6} {'states, MiB':>12}")
+    for layers in (int(text) for text in given.layers.split(",")):
+        for captions in (int(text) for text in given.captions.split(",")):
+            wall, cpu, states = look(config, shallow(config, layers), captions)
+            print(f"{layers:>6} {captions:>8} {wall:>8.1f} {cpu:>6.1f} {states:>12.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

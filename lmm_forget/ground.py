@@ -1,0 +1,128 @@
+"""What a job stands on, laid before anything is computed: data, model, plan, method, store, probes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmm_forget.progress import Progress
+from lmm_forget.stage import Ground
+from lmm_forget.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from lmm_forget.probes.prober import Prober
+
+LEARNED_FROM = 256
+"""Training answers of a task that its token set is learned from."""
+
+
+def lay_ground(
+    config: dict[str, Any],
+    job_dir: Path,
+    progress: Progress,
+    repairs: list[str],
+    tracker: Tracker | None = None,
+) -> Ground:
+    """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
+    from hydra.utils import instantiate
+
+    from lmm_forget.evaluation.ask import subset
+    from lmm_forget.evaluation.shared import Exam
+    from lmm_forget.models.fingerprint import processor_fingerprint
+    from lmm_forget.models.loading import load
+    from lmm_forget.models.weights import model_hashes
+    from lmm_forget.recipes.selection import make_plan, rules_from_config
+    from lmm_forget.results import versions
+    from lmm_forget.store import Store
+    from lmm_forget.tasks.loading import build_task
+    from lmm_forget.training.fit import total_steps
+    from lmm_forget.training.lessons import Lessons
+    from lmm_forget.training.precision import refuse_pure_bf16
+
+    recipe, data, training = config["recipe"], config["data"], config["training"]
+    refuse_pure_bf16(training, config["hardware"])
+    progress.phase("read data", len(config["tasks"]), "task")
+    lessons, exams = {}, []
+    for name, node in config["tasks"].items():
+        task = build_task(node)
+        if name in config["sequence"]["tasks"]:
+            samples = subset(task.check("train", data["on_bad_sample"]), data["train_samples"], name)
+            total_steps(len(samples), training, seed=config["seed"], task=name)
+            lessons[name] = Lessons(task, samples)
+        split = "validation" if data["validation"] and name in lessons else "test"
+        exams.append(Exam.of(task, split, data["eval_samples"], data["on_bad_sample"]))
+        progress.advance(1, task=name)
+
+    progress.phase("load model", 1, "model")
+    lmm = load(config["model"])
+    if config["hardware"]["accelerator"] in ("gpu", "cuda"):
+        lmm.model.to("cuda")
+    plan = make_plan(lmm.components, recipe["name"], rules_from_config(recipe))
+
+    def note(line: str) -> None:
+        repairs.append(line)
+        print(f"lmm-forget: note: {line}", file=sys.stderr, flush=True)
+
+    ground = Ground(
+        config=config,
+        job_dir=job_dir,
+        lmm=lmm,
+        plan=plan,
+        method=instantiate(recipe["method"]),
+        lessons=lessons,
+        exams=exams,
+        store=Store(config["store"], note),
+        progress=progress,
+        logger=tracker,
+        processor=processor_fingerprint(lmm.processor),
+        versions=versions(),
+        hashes=model_hashes(lmm.model),
+    )
+    ground.prober = _prober(ground)
+    return ground
+
+
+def _prober(ground: Ground) -> Prober | None:
+    """What looks into the model, as the configuration wants it; None for `probe=none`."""
+    from lmm_forget.evaluation.ask import batch_size, subset
+    from lmm_forget.evaluation.generate import generate
+    from lmm_forget.probes.passes import Prompts
+    from lmm_forget.probes.prober import Prober, spaced
+    from lmm_forget.probes.spec import Spec
+    from lmm_forget.probes.token_sets import find_sets
+    from lmm_forget.store.keys import minor
+    from lmm_forget.tasks.loading import build_task
+
+    config, lmm = ground.config, ground.lmm
+    spec = Spec.of(config["probe"])
+    if spec is None:
+        return None
+    bad = config["data"]["on_bad_sample"]
+    prompts = []
+    for node in config["probe"]["tasks"].values():
+        task = build_task(node)
+        samples = subset(task.check("test", bad), spec.n, task.name)
+        prompts.append(Prompts(task, node, samples, spec.n, task.fingerprint("test")))
+    taught = {
+        name: [lesson.task.target(lesson.samples[i]) for i in spaced(len(lesson), LEARNED_FROM)]
+        for name, lesson in ground.lessons.items()
+    }
+    elsewhere = [one.task.target(one.samples[i]) for one in prompts for i in range(len(one.samples))]
+    identity = {
+        "processor": ground.processor,
+        "model": {name: lmm.spec.get(name) for name in ("dtype", "attention", "image")},
+        "versions": {name: minor(ground.versions[name]) for name in ("torch", "transformers")},
+    }
+    return Prober(
+        spec,
+        lmm,
+        ground.plan,
+        prompts,
+        find_sets(lmm.processor.tokenizer, spec.token_sets, taught, elsewhere),
+        greedy=generate,
+        store=ground.store,
+        weights=ground.weights,
+        identity=identity,
+        batch=batch_size(config["hardware"]),
+    )

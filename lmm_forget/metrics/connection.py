@@ -1,0 +1,202 @@
+"""Does forgetting go together with the shift of the output distribution? Correlations over the jobs of a sweep.
+
+A point is a model: a job's model after a stage, or at a milestone whose held-out scores were asked. Points of one
+job are not independent, so intervals resample whole jobs (a cluster bootstrap; Cameron, Gelbach and Miller, 2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from lmm_forget.metrics.bootstrap import tidy
+
+Floats = NDArray[np.float64]
+RESAMPLES, LEVEL = 2000, 0.95
+FEWEST_RUNS, FEWEST_POINTS = 3, 3
+"""Below so many jobs an interval says nothing; below so many points there is no correlation."""
+
+
+def connection(
+    results: Sequence[Mapping[str, Any]], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """How the shift on each set of prompts goes together with held-out forgetting, over jobs with probes.
+
+    `results` are contents of results.json with `job.job` naming the job. Returns `shifts`, one entry per prompts
+    and mode: `figures` maps each shift figure to its correlation with the change of the held-out mean
+    (`against: heldout`, points) and with the rise of the reference's nll (`against: nll`), and `recovery` says
+    how often the shift went back when the held-out mean recovered; `points` holds the data; `layers` the shares
+    of what the blocks write; `jobs` their number.
+    """
+    with_probes = [result for result in results if "probes" in result]
+    points = [point for result in with_probes for point in _points(result)]
+    keys = dict.fromkeys(key for point in points for key in point["shift"])
+    shifts = [_one_shift(points, key, resamples, seed) for key in keys]
+    return {
+        "jobs": len(with_probes),
+        "shifts": shifts,
+        "layers": [entry for result in with_probes for entry in _layers(result)],
+        "points": [
+            {
+                **point,
+                "shift": {f"{prompts}/{mode}": values for (prompts, mode), values in point["shift"].items()},
+            }
+            for point in points
+        ],
+    }
+
+
+def correlate(
+    x: Sequence[float], y: Sequence[float], runs: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Pearson's r and Spearman's rho of two series, each {value, low, high}, over points that belong to `runs`.
+
+    The 95 % percentile interval resamples runs; draws without variance are left out. low and high are None with
+    fewer than 3 runs, all of it with fewer than 3 points or without variance.
+    """
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    names, run = np.unique(np.asarray(runs), return_inverse=True)
+    entry: dict[str, Any] = {"n": len(a), "runs": len(names)}
+    members = [np.flatnonzero(run == k) for k in range(len(names))]
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, max(len(names), 1), size=(resamples, len(names)))
+    for name, both in (("pearson", _pearson), ("spearman", _spearman)):
+        value = both(a, b) if len(a) >= FEWEST_POINTS else None
+        low = high = None
+        if value is not None and len(names) >= FEWEST_RUNS:
+            drawn = [both(a[i], b[i]) for i in (np.concatenate([members[k] for k in pick]) for pick in picks)]
+            found = [r for r in drawn if r is not None]
+            low, high = (tidy(q) for q in np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+        entry[name] = {"value": None if value is None else tidy(value), "low": low, "high": high}
+    return entry
+
+
+def _pearson(a: Floats, b: Floats) -> float | None:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _spearman(a: Floats, b: Floats) -> float | None:
+    return _pearson(stats.rankdata(a), stats.rankdata(b))
+
+
+def _points(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One point per model of a job that was looked at, the base left out (it is zero by definition)."""
+    base, suite = result["base"], result["config"]["suite"]["tasks"]
+    before = _by_prompts(base["probes"]["readings"])
+    label = {"job": result["job"].get("job"), "recipe": result["config"]["recipe"]["name"]}
+    label["seed"] = result["config"].get("seed")
+    points = []
+    for stage in result["stages"]:
+        probes = stage.get("probes")
+        if probes is None:
+            continue
+        looks = [(m["step"], m["readings"], m.get("scores")) for m in probes["milestones"]]
+        looks.append((None, probes["readings"], stage["scores"]))
+        for step, readings, scores in looks:
+            heldout = None
+            if scores is not None:
+                heldout = float(np.mean([scores[t]["value"] - base["scores"][t]["value"] for t in suite]))
+            shift = {
+                key: _drift(reading, before[key])
+                for key, reading in _by_prompts(readings).items()
+                if key in before
+            }
+            place = {"stage": stage["index"], "step": step, "task": stage["task"]}
+            points.append({**label, **place, "heldout": heldout, "shift": shift})
+    return points
+
+
+def _by_prompts(readings: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    return {(r["prompts"], r["mode"]): r for r in readings if r["probe"] == "output_shift"}
+
+
+def _drift(reading: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
+    """Shift figures of a reading against the base's: rises of masses, entropy and nll; divergences as they are."""
+    drift = {
+        f"{name}_mass": mass["mean"] - base["mass"][name]["mean"]
+        for name, mass in reading["mass"].items()
+        if name in base["mass"]
+    }
+    for name in ("entropy", "nll"):
+        if reading[name] is not None and base[name] is not None:
+            drift[name] = reading[name] - base[name]
+    drift |= {name: reading[name] for name in ("kl", "js") if reading[name] is not None}
+    return drift
+
+
+def _one_shift(
+    points: Sequence[Mapping[str, Any]], key: tuple[str, str], resamples: int, seed: int
+) -> dict[str, Any]:
+    mine = [point for point in points if key in point["shift"]]
+    figures: dict[str, Any] = {}
+    for name in dict.fromkeys(name for point in mine for name in point["shift"][key]):
+        figures[name] = {}
+        for against in ("heldout", "nll"):
+            if against == name:
+                continue
+            pairs = [
+                (
+                    p["shift"][key][name],
+                    p["heldout"] if against == "heldout" else p["shift"][key].get("nll"),
+                    p["job"],
+                )
+                for p in mine
+                if name in p["shift"][key]
+            ]
+            pairs = [pair for pair in pairs if pair[1] is not None]
+            if pairs:
+                x, y, runs = zip(*pairs, strict=True)
+                figures[name][against] = correlate(
+                    x, y, [str(r) for r in runs], resamples=resamples, seed=seed
+                )
+    names = [name for name in figures if name not in ("entropy",)]
+    return {
+        "prompts": key[0],
+        "mode": key[1],
+        "figures": figures,
+        "recovery": {name: _recovery(mine, key, name) for name in names},
+    }
+
+
+def _recovery(points: Sequence[Mapping[str, Any]], key: tuple[str, str], name: str) -> dict[str, int]:
+    """Of the stages after which the held-out mean had risen again, how many also saw the shift go back to the base."""
+    stages = [p for p in points if p["step"] is None and name in p["shift"][key]]
+    risen = back = 0
+    for before, after in zip(stages, stages[1:], strict=False):
+        if before["job"] == after["job"] and after["heldout"] > before["heldout"]:
+            risen += 1
+            back += abs(after["shift"][key][name]) < abs(before["shift"][key][name])
+    return {"recovered": risen, "shift_went_back": back}
+
+
+def _layers(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Shares of the change in logits by block and half of the decoder, per stage: of norms, and signed (direct)."""
+    found = []
+    for stage in result["stages"]:
+        for reading in stage.get("probes", {}).get("readings", ()):
+            if reading["probe"] != "residual_to_logit":
+                continue
+            entry = {"job": result["job"].get("job"), "recipe": result["config"]["recipe"]["name"]}
+            entry |= {"stage": stage["index"], "task": stage["task"], "prompts": reading["prompts"]}
+            half = len(reading["folded"]["mlp"]) // 2
+            for variant in ("norm", "folded", "direct"):
+                values = {kind: reading[variant][kind] for kind in ("attention", "mlp")}
+                if values["mlp"][0] is None:
+                    continue
+                whole = 1.0 if variant == "direct" else sum(sum(v) for v in values.values())
+                parts = {
+                    f"{part}_{kind}": tidy(sum(v[:half] if part == "early" else v[half:]) / whole)
+                    if whole
+                    else None
+                    for kind, v in values.items()
+                    for part in ("early", "late")
+                }
+                entry[variant] = parts
+            found.append(entry)
+    return found

@@ -1,0 +1,34 @@
+"""Looking at a model in the middle of its training, without the training noticing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from lmm_forget.training.precision import Compute
+
+
+@contextmanager
+def undisturbed(model: nn.Module, compute: Compute) -> Iterator[None]:
+    """Show `model` as the stage model it would be now: eval mode, the checkpoint's dtypes, no autocast.
+
+    Afterwards every random generator, every module's mode, every master and every cast is what it was, bit for
+    bit, so that training goes on as if nobody had looked.
+    """
+    modes = {module: module.training for module in model.modules()}
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), compute.paused():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -1,0 +1,293 @@
+"""Looks at real models of every family: positions, a model against itself, a planted neuron, the alarm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmm_forget.errors import LmmForgetError
+from lmm_forget.models.loading import LMM
+from lmm_forget.probes.blocks import find_blocks, record
+from lmm_forget.probes.output_shift import logits
+from lmm_forget.probes.passes import forced
+from lmm_forget.probes.prober import Look, Prober, spaced
+from lmm_forget.probes.token_sets import find_sets
+from lmm_forget.probes.watch import Watch
+from lmm_forget.progress import NullProgress
+from lmm_forget.store import Damaged
+from tests.models.tiny import FAMILIES, tiny_lmm
+from tests.probes.looking import ANSWERS, alarm, prober, prompts, weights
+from tests.training.lesson import teach
+
+IMAGE = {"llava_onevision": "<image>", "llava_next": "<image>", "qwen2_5_vl": "<|image_pad|>"}
+
+
+def look(one: Prober) -> Look:
+    return one.look(weights(one.lmm), NullProgress(), "probe")
+
+
+def reading(found: Look, probe: str, mode: str = "forced") -> dict[str, Any]:
+    return next(r for r in found.readings if (r["probe"], r["mode"]) == (probe, mode))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_are_those_that_predict_the_answer_behind_the_image(family: str) -> None:
+    lmm, exam = tiny_lmm(family), prompts()
+    batch = [(i, exam.samples[i]) for i in (5, 0, 3)]
+    rows = forced(lmm, find_blocks(lmm), exam, batch, [ANSWERS[i] for i, _ in batch], deep=True)
+    head = lmm.model.get_output_embeddings().weight
+    image = lmm.processor.tokenizer.convert_tokens_to_ids(IMAGE[family])
+    for number, sample in batch:
+        mine = rows.sample == number
+        prompt = lmm.family.prompt(lmm.processor, exam.task.question(sample, training=False), 1)
+        end = lmm.family.end_of_answer(lmm.processor)
+        alone = lmm.processor(
+            images=[list(sample.images)], text=[prompt + ANSWERS[number] + end], return_tensors="pt"
+        )
+        ids = alone["input_ids"][0]
+        answer = lmm.processor.tokenizer(ANSWERS[number] + end, add_special_tokens=False)["input_ids"]
+        assert (ids == image).sum() > 3, "the sequence holds the image's tokens"
+        assert ids[-len(answer) :].tolist() == answer == rows.target[mine].tolist()
+        with torch.no_grad():
+            whole = lmm.model(**alone).logits[0]
+        expected = whole[len(ids) - len(answer) - 1 : -1]
+        torch.testing.assert_close(logits(rows.written.final[mine], head), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_blocks_write_adds_up_to_the_stream(family: str) -> None:
+    lmm, exam = tiny_lmm(family), prompts()
+    blocks = find_blocks(lmm)
+    batch = [(i, exam.samples[i]) for i in (1, 2)]
+    forced(lmm, blocks, exam, batch, ["abc", "d"], deep=False)  # Transformers hangs up hooks of its own once
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lmm.model.modules()]
+    written = forced(lmm, blocks, exam, batch, ["abc", "d"], deep=True).written
+    stream = written.embedding + written.attention.sum(dim=0) + written.mlp.sum(dim=0)
+    final = stream.double() * written.scale[:, None] * blocks.norm.weight.double()
+    torch.testing.assert_close(final.float(), written.final, atol=1e-5, rtol=1e-4)
+    assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lmm.model.modules()]
+
+
+def test_a_sequence_of_another_length_is_refused() -> None:
+    lmm = tiny_lmm("llava_onevision")
+    inner = lmm.components.text_model
+    shorten = inner.norm.register_forward_hook(lambda _m, _i, out: out[:, 1:])
+    batch = lmm.family.encode(lmm.processor, ["hi"], [[]]).batch
+    with pytest.raises(LmmForgetError, match="positions"):
+        record(lmm, find_blocks(lmm), batch, (torch.tensor([0]), torch.tensor([0])), deep=False)
+    shorten.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_has_not_moved_from_itself(family: str, tmp_path: Path) -> None:
+    one = prober(tiny_lmm(family), tmp_path)
+    found = look(one)
+    shift = reading(found, "output_shift")
+    assert (shift["kl"], shift["js"], shift["agreement"]) == (0.0, 0.0, 1.0)
+    assert shift["positions"] == sum(len(answer) + 1 for answer in ANSWERS)
+    written = reading(found, "residual_to_logit")
+    assert written["n"] == 5
+    assert written["norm"] == {"attention": [0.0, 0.0], "mlp": [0.0, 0.0]} == written["folded"]
+    free = reading(found, "output_shift", "free")
+    assert free["kl"] is None and 0 < free["mass"]["number"]["mean"] < free["mass"]["number"]["max"] < 1
+    assert found.table.num_rows == 2 * len(ANSWERS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_figures_are_those_of_the_full_softmax(dtype: torch.dtype, tmp_path: Path) -> None:
+    lmm = tiny_lmm("llava_onevision", dtype=dtype)
+    one = prober(lmm, tmp_path)
+    base = look(one)
+    other = tiny_lmm("llava_onevision", dtype=dtype, seed=5)
+    lmm.model.load_state_dict(other.model.state_dict())
+    found = reading(look(one), "output_shift")
+    exam, ids = one.prompts[0], list(one.sets["number"].ids)
+    masses, kls = [], []
+    for number, sample in enumerate(exam.samples):
+        encoded = lmm.family.encode(
+            lmm.processor,
+            [exam.task.question(sample, training=False)],
+            [list(sample.images)],
+            [ANSWERS[number]],
+        )
+        batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in encoded.batch.items()}
+        at = (encoded.labels[0, 1:] != -100).nonzero().squeeze(1)
+        with torch.no_grad():
+            states = [m.model(**batch).last_hidden_state[0, at].double() for m in (lmm.model, BASE(dtype))]
+        heads = [m.lm_head.weight.double() for m in (lmm.model, BASE(dtype))]
+        p, q = (F.log_softmax(h @ w.T, dim=-1) for h, w in zip(states, heads, strict=True))
+        masses.append(p.exp()[:, ids].sum(dim=1).mean().item())
+        kls.append((p.exp() * (p - q)).sum(dim=1).mean().item())
+    assert found["mass"]["number"]["mean"] == pytest.approx(sum(masses) / 8, rel=2e-3)
+    assert found["kl"] == pytest.approx(sum(kls) / 8, rel=2e-2 if dtype is torch.bfloat16 else 1e-3)
+    assert found["mass"]["number"]["mean"] != reading(base, "output_shift")["mass"]["number"]["mean"]
+
+
+def BASE(dtype: torch.dtype) -> Any:
+    return tiny_lmm("llava_onevision", dtype=dtype).model
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_planted_neuron_that_writes_digits_is_pointed_at(family: str, sign: float, tmp_path: Path) -> None:
+    lmm = tiny_lmm(family, num_hidden_layers=4)
+    one = prober(lmm, tmp_path, recipe="mlp")
+    look(one)
+    plant(lmm, one, layer=2, sign=sign)
+    found = look(one)
+    written = reading(found, "residual_to_logit")
+    assert written["norm"]["mlp"][:2] == [0.0, 0.0] and written["norm"]["attention"][:3] == [0.0] * 3
+    toward = written["toward"]["number"]
+    strongest = max(
+        ((kind, layer) for kind in ("attention", "mlp") for layer in range(4)),
+        key=lambda place: abs(toward[place[0]][place[1]]),
+    )
+    assert strongest == ("mlp", 2)
+    assert toward["mlp"][2] * sign > 0.1
+    others = [abs(v) for kind in toward for layer, v in enumerate(toward[kind]) if (kind, layer) != strongest]
+    assert max(others) < abs(toward["mlp"][2]) / 3
+    assert written["direct"]["mlp"][2] > 0.5
+    shift = reading(found, "output_shift")["mass"]["number"]["mean"]
+    base = one.look(one.base_weights, NullProgress(), "")
+    assert (shift - reading(base, "output_shift")["mass"]["number"]["mean"]) * sign > 0
+
+
+def plant(lmm: LMM, one: Prober, layer: int, sign: float) -> None:
+    """One neuron of one MLP block writes the digits' direction of the unembedding; silu(z) z is never negative."""
+    mlp: Any = one.blocks.mlp[layer]
+    head = lmm.model.get_output_embeddings().weight
+    with torch.no_grad():
+        direction = head[list(one.sets["number"].ids)].mean(dim=0) - head.mean(dim=0)
+        mlp.up_proj.weight[7] = mlp.gate_proj.weight[7] * 20
+        mlp.gate_proj.weight[7] *= 20
+        mlp.down_proj.weight[:, 7] = sign * 40 * direction / direction.norm()
+
+
+def test_looks_are_filed_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = prober(tiny_lmm("llava_onevision"), tmp_path)
+    first = look(one)
+    again = prober(tiny_lmm("llava_onevision"), tmp_path)
+    monkeypatch.setattr("lmm_forget.probes.prober.forced", lambda *_, **__: pytest.fail("computed again"))
+    second = look(again)
+    assert second.readings == first.readings and second.table.equals(first.table)
+    monkeypatch.undo()
+    states = next(tmp_path.glob("probes/*.safetensors"))
+    states.write_bytes(states.read_bytes()[:-20])
+    with pytest.raises(Damaged, match="cannot be read"):
+        look(prober(tiny_lmm("llava_onevision"), tmp_path))
+
+
+def test_the_base_s_own_answer_can_be_the_one_to_follow(tmp_path: Path) -> None:
+    found = look(prober(tiny_lmm("llava_onevision"), tmp_path, forced_on="base"))
+    rows = found.table.to_pylist()
+    said = [row["text"] for row in rows if row["mode"] == "free"]
+    assert said == [row["text"] for row in rows if row["mode"] == "forced"] != list(ANSWERS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recipe", ["sa_proj", "full"])
+def test_a_watched_stage_gives_the_same_weights(family: str, recipe: str, tmp_path: Path) -> None:
+    """Milestones, answers and an alarm that never rings, in bf16 compute: not one bit of the weights notices."""
+    alone = teach(recipe, family=family)[0]
+    one = prober(tiny_lmm(family), tmp_path, recipe, at_steps=(1, 2), alarm=alarm(kl=1e9, number_mass=1e9))
+    look(one)
+    seen: list[Any] = []
+
+    class Late(Watch):
+        """A watch over a model that is only made inside `teach`."""
+
+        def __call__(self, step: int) -> bool:
+            torch.rand(3)
+            seen.append(step)
+            return super().__call__(step)
+
+    watch = Late(one, "key", "lesson", lambda: {}, "")
+    watched = follow(one, watch, recipe, family)
+    assert seen == [1, 2, 3]
+    assert weights(watched) == weights(alone)
+    found = watch.seen(look(one), 3)
+    assert sorted(found.milestones) == [1, 2] and found.missing_steps == () and found.alarm is None
+    kls = [reading(found.milestones[step], "output_shift")["kl"] for step in (1, 2)]
+    assert 0 < kls[0] < kls[1]
+
+
+def follow(one: Prober, watch: Watch, recipe: str, family: str, **more: Any) -> LMM:
+    """Teach the prober's own model, watched."""
+    from lmm_forget.recipes.method import parameter_dtypes
+    from lmm_forget.recipes.plain import Plain
+    from lmm_forget.training.fit import fit
+    from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
+
+    lmm, method = one.lmm, Plain()
+    plan, dtypes = plan_for(lmm, recipe), parameter_dtypes(lmm.model)
+    method.prepare(lmm, plan)
+    training = {**TRAINING, **more}
+    result = fit(
+        lmm,
+        plan,
+        method,
+        samples(),
+        training=training,
+        hardware=HARDWARE,
+        seed=0,
+        task="lesson",
+        after_step=watch,
+    )
+    watch.close()
+    method.finish(lmm, plan, dtypes)
+    follow.result = result  # type: ignore[attr-defined]
+    return lmm
+
+
+def test_milestones_of_a_half_precision_base_are_those_of_its_stage_model(tmp_path: Path) -> None:
+    """The last step's milestone and the stage model are one model: masters are shown rounded to the checkpoint."""
+    one = prober(tiny_lmm("llava_onevision", dtype=torch.bfloat16), tmp_path, "llm", at_steps=(3,))
+    look(one)
+    watch = Watch(one, "key", "lesson", lambda: {}, "")
+    follow(one, watch, "llm", "llava_onevision")
+    found = watch.seen(look(one), 3)
+    assert found.milestones[3].readings == found.after.readings
+
+
+def test_the_alarm_ends_the_stage_and_says_where(tmp_path: Path) -> None:
+    one = prober(tiny_lmm("llava_onevision"), tmp_path, "llm", alarm=alarm(kl=0.05))
+    look(one)
+    watch = Watch(one, "key", "lesson", lambda: {}, "")
+    follow(one, watch, "llm", "llava_onevision", learning_rate=1e-2, max_steps=30)
+    result = follow.result  # type: ignore[attr-defined]
+    assert result.stopped == result.steps == len(result.loss) < 30
+    assert result.samples == 4 * result.steps
+    found = watch.seen(look(one), result.steps)
+    assert found.alarm == watch.alarm
+    assert found.alarm["step"] == result.steps and found.alarm["figure"] == "kl"
+    assert found.alarm["value"] > 0.05
+    assert reading(found.after, "output_shift")["kl"] == pytest.approx(found.alarm["value"], rel=1e-3)
+
+
+def test_a_warning_is_recorded_and_the_stage_goes_on(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    rule = replace(alarm(kl=0.05), action="warn")
+    one = prober(tiny_lmm("llava_onevision"), tmp_path, "llm", alarm=rule)
+    look(one)
+    watch = Watch(one, "key", "lesson", lambda: {}, "")
+    follow(one, watch, "llm", "llava_onevision", learning_rate=1e-2, max_steps=12)
+    assert follow.result.steps == 12 and follow.result.stopped is None  # type: ignore[attr-defined]
+    assert watch.alarm is not None and watch.alarm["step"] < 12
+    other = Watch(one, "another stage", "lesson", lambda: {}, "")
+    assert other.seen(look(one), 12).alarm_missing
+
+
+def test_spaced_numbers_reach_from_end_to_end() -> None:
+    assert spaced(10, 4) == [0, 2, 5, 7]
+    assert spaced(3, 9) == [0, 1, 2]
+
+
+def test_learned_sets_need_answers() -> None:
+    tokenizer = tiny_lmm("llava_onevision").processor.tokenizer
+    found = find_sets(tokenizer, ("taught",), {"t": ["42", "40"]}, ["a cat", "a hat"])
+    assert found["taught:t"].tokens == ("0", "2", "4")
