@@ -58,7 +58,9 @@ def git_state() -> dict[str, str]:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # a package installed inside somebody else's checkout is not it
+        git(
+            "ls-files", "--error-unmatch", here.name
+        )  # a package installed inside somebody else's checkout is not it
         commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.SubprocessError):
         return {}
@@ -152,18 +154,18 @@ def write_tables(
 
 
 def _data(ground: Ground, stages: Sequence[Taught]) -> dict[str, Any]:
-    """Which samples were asked and taught: split, number and fingerprint, by task."""
-    found: dict[str, Any] = {
-        exam.task.name: {"asked": {"split": exam.split, "samples": len(exam.samples), "fingerprint": exam.data}}
-        for exam in ground.exams
-    }
+    """Which samples were asked and taught, by task: split, number, and a fingerprint of questions and images."""
+    taught = set(ground.config["sequence"]["tasks"])
+    on_validation = taught if ground.config["data"]["validation"] else set()
+    found: dict[str, Any] = {}
+    for exam in ground.exams:
+        split = "validation" if exam.task.name in on_validation else "test"
+        about = {"split": split, "samples": len(exam.samples), "fingerprint": digest(exam.keys)}
+        found[exam.task.name] = {"asked": about}
     for stage in stages:
-        fingerprint = stage.record.get("ingredients", {}).get("data")
-        found.setdefault(stage.task, {})["taught"] = {
-            "split": "train",
-            "samples": len(ground.lessons[stage.task].samples),
-            "fingerprint": fingerprint,
-        }
+        about = {"split": "train", "samples": len(ground.lessons[stage.task].samples)}
+        about["fingerprint"] = (stage.record.get("ingredients") or {}).get("data")
+        found.setdefault(stage.task, {})["taught"] = about
     return found
 
 
