@@ -22,7 +22,9 @@ RIGHT = 4 / 6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--resamples", type=int, default=1000)
     given = parser.parse_args()
@@ -34,7 +36,9 @@ def main() -> None:
     for _ in range(given.draws):
         before, after, one, two, images = draw(rng)
         for unit, labels in (("image", images), ("question", np.arange(len(images)))):
-            found = compare_pair(TaskScores("task", np.stack([before, after]), labels), resamples=given.resamples)
+            found = compare_pair(
+                TaskScores("task", np.stack([before, after]), labels), resamples=given.resamples
+            )
             held[unit] += bool(found["low"] <= truth <= found["high"])
             null = compare_pair(TaskScores("task", np.stack([one, two]), labels), resamples=1)
             false_alarms[unit] += bool(null["p_value"] < 0.05)

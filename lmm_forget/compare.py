@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("places", nargs="*", metavar="FOLDER[@STAGE]", help="one or two; also format=table|json")
+    parser.add_argument(
+        "places", nargs="*", metavar="FOLDER[@STAGE]", help="one or two; also format=table|json"
+    )
     parser.add_argument(
         "--fail-if",
         action="append",
@@ -109,9 +111,7 @@ def _matched(
             notes.append(f"only {folder} has finished {', '.join(alone)}: left out")
     stages = [stage for _, stage in named]
     if shared:
-        return [
-            (place(jobs[0][name], stages[0]), place(jobs[1][name], stages[1])) for name in shared
-        ], notes
+        return [(place(jobs[0][name], stages[0]), place(jobs[1][name], stages[1])) for name in shared], notes
     if len(jobs[0]) == len(jobs[1]) == 1:
         first, second = (next(iter(each.values())) for each in jobs)
         return [(place(first, stages[0]), place(second, stages[1]))], notes

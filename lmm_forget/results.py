@@ -168,24 +168,15 @@ def write_tables(
 
 
 def _data(ground: Ground, stages: Sequence[Taught]) -> dict[str, Any]:
-    """Which samples were asked and taught: split, number and fingerprint, by task."""
-    found: dict[str, Any] = {
-        exam.task.name: {
-            "asked": {
-                "split": exam.split,
-                "samples": len(exam.samples),
-                "fingerprint": exam.task.fingerprint(exam.split),
-            }
-        }
-        for exam in ground.exams
-    }
+    """Which samples were asked and taught, by task: split, number, and a fingerprint of questions and images."""
+    found: dict[str, Any] = {}
+    for exam in ground.exams:
+        about = {"split": exam.split, "samples": len(exam.samples), "fingerprint": digest(exam.keys)}
+        found[exam.task.name] = {"asked": about}
     for stage in stages:
-        fingerprint = stage.record.get("ingredients", {}).get("data")
-        found.setdefault(stage.task, {})["taught"] = {
-            "split": "train",
-            "samples": len(ground.lessons[stage.task].samples),
-            "fingerprint": fingerprint,
-        }
+        about = {"split": "train", "samples": len(ground.lessons[stage.task].samples)}
+        about["fingerprint"] = (stage.record.get("ingredients") or {}).get("data")
+        found.setdefault(stage.task, {})["taught"] = about
     return found
 
 

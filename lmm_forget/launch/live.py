@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -99,15 +100,15 @@ class View:
         title = f"{done} of {self._all} jobs finished"
         title += f", {failed} failed" if failed else ""
         title += f", {self._waiting} waiting" if self._waiting else ""
-        table = Table(title=title, title_justify="left", expand=True)
+        table = Table(title=title, title_justify="left", expand=True, box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("job", overflow="fold", ratio=2)
-        table.add_column("phase", overflow="ellipsis", no_wrap=True, ratio=3)
-        table.add_column("progress", width=14)
+        table.add_column("phase", overflow="fold", ratio=3)
+        table.add_column("done", width=10)
         table.add_column("rate", justify="right", no_wrap=True)
         table.add_column("left", justify="right", no_wrap=True)
         for name, status in list(states.items())[:MOST_ROWS]:
             done_units, total = status.get("done", 0), status.get("total", 0)
-            bar = ProgressBar(total=total, completed=min(done_units, total), width=14) if total else ""
+            bar = ProgressBar(total=total, completed=min(done_units, total), width=10) if total else ""
             table.add_row(name, _phase(status), bar, _rate(status), time_left(status))
         return table
 
@@ -126,9 +127,10 @@ def time_left(status: dict[str, Any]) -> str:
 
 
 def _phase(status: dict[str, Any]) -> str:
+    """The phase, below it what it said last."""
     info = ", ".join(f"{key} {_short(value)}" for key, value in (status.get("info") or {}).items())
     phase = str(status.get("phase", "starting"))
-    return f"{phase} · {info}" if info else phase
+    return f"{phase}\n{info}" if info else phase
 
 
 def _short(value: Any) -> str:
@@ -136,7 +138,8 @@ def _short(value: Any) -> str:
 
 
 def _rate(status: dict[str, Any]) -> str:
-    rate, unit = status.get("rate"), status.get("unit", "")
+    """Units in a second, or seconds for one, the unit cut to what 80 columns have room for."""
+    rate, unit = status.get("rate"), str(status.get("unit", ""))[:5]
     if not rate:
         return ""
     return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit}"

@@ -36,9 +36,7 @@ def read_answers(
         if missing:
             raise DataError(f"{path}: has no column {missing[0]}")
         filters = None if stages is None else pc.field("stage").isin(sorted(stages))
-        table = pq.read_table(
-            path, columns=list(dict.fromkeys(("stage", "task", *columns))), filters=filters
-        )
+        table = pq.read_table(path, columns=list(dict.fromkeys(("stage", "task", *columns))), filters=filters)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file, expected the answers of a finished job") from None
     except (pa.ArrowException, OSError) as error:

@@ -18,7 +18,9 @@ COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_PATTERN = re.compile(r"\s*(?P<name>[^\s<>=]+)\s*(?P<sign><=|>=|<|>)\s*(?P<number>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)\s*")
+_PATTERN = re.compile(
+    r"\s*(?P<name>[^\s<>=]+)\s*(?P<sign><=|>=|<|>)\s*(?P<number>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Condition:
             raise ConfigError(f'--fail-if "{self.text}": {self.name} has no {self.field}')
         value = entry[self.field]
         if value is None:
-            raise DataError(f'--fail-if "{self.text}" cannot be checked: {self.name} has no {self.field} here')
+            raise DataError(
+                f'--fail-if "{self.text}" cannot be checked: {self.name} has no {self.field} here'
+            )
         return {
             "condition": self.text,
             "value": value,

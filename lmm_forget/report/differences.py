@@ -49,7 +49,9 @@ def differences(sweep: Sweep, settings: Sequence[Setting]) -> list[Difference]:
         return []
     found = [_difference(sweep, best, other) for other in settings if other is not best]
     for figure in ("learning", "final"):
-        entries = [entry for each in found if (entry := getattr(each, figure)) and entry["p_value"] is not None]
+        entries = [
+            entry for each in found if (entry := getattr(each, figure)) and entry["p_value"] is not None
+        ]
         for entry, p in zip(entries, holm([entry["p_value"] for entry in entries]), strict=True):
             entry["p_holm"] = p
     return found
@@ -58,10 +60,10 @@ def differences(sweep: Sweep, settings: Sequence[Setting]) -> list[Difference]:
 def _difference(sweep: Sweep, best: Setting, other: Setting) -> Difference:
     if len(best.rows) == len(other.rows) == 1:
         return Difference(other.name, *_by_question(sweep, best.first, other.first), "questions")
-    pairs = [
-        (a, b) for a in best.rows for b in other.rows if (a.seed, a.tasks) == (b.seed, b.tasks)
-    ]
-    learning, final = (_by_job([(a.figures[f], b.figures[f]) for a, b in pairs]) for f in ("learning", "final"))
+    pairs = [(a, b) for a in best.rows for b in other.rows if (a.seed, a.tasks) == (b.seed, b.tasks)]
+    learning, final = (
+        _by_job([(a.figures[f], b.figures[f]) for a, b in pairs]) for f in ("learning", "final")
+    )
     return Difference(other.name, learning, final, f"{len(pairs)} pairs of jobs")
 
 

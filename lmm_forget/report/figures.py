@@ -13,10 +13,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lmm_forget.files import write_atomic
 from lmm_forget.report.rows import TINY, Row, points, rate, sweep_rows
 from lmm_forget.report.settings import Setting, settings_of
 from lmm_forget.report.verdict import front
-from lmm_forget.report.write import write_bytes
 
 # Middle tones that keep their contrast on white and on a dark page; markers tell the lines apart as well.
 PALETTE = ("#3b82d6", "#d9722e", "#1a9a78", "#c653a0", "#a5851f", "#8a6fd6", "#d64545", "#7d8590")
@@ -83,7 +83,10 @@ def heldout_per_stage(rows: Sequence[Row]) -> Figure:
             several = len(setting.rows) > 1
             for row in setting.rows if several else ():
                 if row.heldout_base is not None:
-                    line = [row.heldout_base, *(row.heldout_base + (s["value"] or 0) for s in row.heldout_per_stage)]
+                    line = [
+                        row.heldout_base,
+                        *(row.heldout_base + (s["value"] or 0) for s in row.heldout_per_stage),
+                    ]
                     axes.plot(range(len(line)), line, color=colour, linewidth=0.5, alpha=0.35)
             changes: list[Mapping[str, Any]] = [
                 {"value": 0.0, "low": None, "high": None},
@@ -136,7 +139,12 @@ def targets_per_stage(results: Mapping[str, Any]) -> Figure:
                 label=task.removeprefix(TINY),
             )
             for stage, value in enumerate(values):
-                tip(axes, stage, value, f"{task} {f'after stage {stage}' if stage else 'at the base'}: {value:.1f}")
+                tip(
+                    axes,
+                    stage,
+                    value,
+                    f"{task} {f'after stage {stage}' if stage else 'at the base'}: {value:.1f}",
+                )
             rings = [stage for stage, name in enumerate(taught, start=1) if name == task]
             axes.scatter(
                 rings,
@@ -165,11 +173,16 @@ def learning_vs_forgetting(rows: Sequence[Row]) -> Figure:
         axes.axhline(0, color=INK, linewidth=0.6, alpha=0.6)
         lines: dict[str, list[Setting]] = {}
         for setting in settings:
-            if setting.figures["final"]["value"] is not None and setting.figures["learning"]["value"] is not None:
+            if (
+                setting.figures["final"]["value"] is not None
+                and setting.figures["learning"]["value"] is not None
+            ):
                 lines.setdefault(setting.first.label, []).append(setting)
         for place, (label, line) in enumerate(lines.items()):
             colour, marker = look(place)
-            _frontier(axes, sorted(line, key=lambda s: _rate(s.first)), colour, marker, label, _BESIDE[place % 4])
+            _frontier(
+                axes, sorted(line, key=lambda s: _rate(s.first)), colour, marker, label, _BESIDE[place % 4]
+            )
         best = front([setting for line in lines.values() for setting in line])
         if len(best) > 1:
             x, y = ([s.figures[name]["value"] for s in best] for name in ("learning", "final"))
@@ -186,9 +199,9 @@ def save(figure: Figure, stem: Path, document: str | None = None) -> list[Path]:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    png = write_bytes(stem.with_name(f"{stem.name}.png"), buffer.getvalue())
+    png = write_atomic(stem.with_name(f"{stem.name}.png"), buffer.getvalue())
     titled = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", document or svg(figure))
-    return [png, write_bytes(stem.with_name(f"{stem.name}.svg"), titled.encode())]
+    return [png, write_atomic(stem.with_name(f"{stem.name}.svg"), titled.encode())]
 
 
 def svg(figure: Figure) -> str:

@@ -11,11 +11,22 @@ from lmm_forget.report.load import Unfinished
 from lmm_forget.report.rows import FIGURES, TINY, Row, count, excludes_zero, points
 from lmm_forget.report.settings import Setting
 
-_COSTS = ("delta_bytes", "state_bytes", "peak_memory_bytes", "steps", "teach_seconds", "ask_seconds", "total_seconds")
+_COSTS = (
+    "delta_bytes",
+    "state_bytes",
+    "peak_memory_bytes",
+    "steps",
+    "teach_seconds",
+    "ask_seconds",
+    "total_seconds",
+)
 
 
 def markdown(
-    summary: Mapping[str, Any], rows: Sequence[Row], settings: Sequence[Setting], unfinished: Sequence[Unfinished]
+    summary: Mapping[str, Any],
+    rows: Sequence[Row],
+    settings: Sequence[Setting],
+    unfinished: Sequence[Unfinished],
 ) -> str:
     """The summary as GitHub Markdown: question and answer, a table of settings, jobs, pictures, what is missing."""
     lines = [f"# {summary['name']}", "", f"**{summary['question']}** {summary['answer']}", ""]
@@ -24,12 +35,20 @@ def markdown(
     if settings:
         headings = ["recipe", "jobs", "trainable parameters", "learning rate", *FIGURES.values()]
         lines += [_md_row(headings), "|---|---:|---:|---:|" + "---:|" * len(FIGURES)]
-        lines += [_md_row([s.first.label, jobs_text(s), *choice_texts(s.first), *_texts(s)]) for s in settings]
+        lines += [
+            _md_row([s.first.label, jobs_text(s), *choice_texts(s.first), *_texts(s)]) for s in settings
+        ]
         lines += ["", *(f"{note}  " for note in summary["notes"]), ""]
     if any(len(setting.rows) > 1 for setting in settings):
-        lines += ["## Jobs", "", _md_row(["job", "seed", *FIGURES.values()]), "|---|---:|" + "---:|" * len(FIGURES)]
         lines += [
-            _md_row([row.job, str(row.seed), *(told(figure, row.figures[figure]) for figure in FIGURES)]) for row in rows
+            "## Jobs",
+            "",
+            _md_row(["job", "seed", *FIGURES.values()]),
+            "|---|---:|" + "---:|" * len(FIGURES),
+        ]
+        lines += [
+            _md_row([row.job, str(row.seed), *(told(figure, row.figures[figure]) for figure in FIGURES)])
+            for row in rows
         ]
         lines += [""]
     if rows:
@@ -45,7 +64,17 @@ def table_csv(rows: Sequence[Row], unfinished: Sequence[Unfinished]) -> str:
     """A line per job, numbers in full; jobs without results have their state and empty figures."""
     figures = [f"{figure}{part}" for figure in FIGURES for part in ("", "_low", "_high")]
     stages = max((len(row.heldout_per_stage) for row in rows), default=0)
-    head = ["job", "state", "model", "recipe", "layers", "extra", "trainable", "learning_rate", "vision_learning_rate"]
+    head = [
+        "job",
+        "state",
+        "model",
+        "recipe",
+        "layers",
+        "extra",
+        "trainable",
+        "learning_rate",
+        "vision_learning_rate",
+    ]
     head += ["sequence", "tasks", "seed", *figures, "heldout_base"]
     head += [f"heldout_change_stage_{stage}" for stage in range(1, stages + 1)] + list(_COSTS)
     out = io.StringIO()
@@ -54,7 +83,15 @@ def table_csv(rows: Sequence[Row], unfinished: Sequence[Unfinished]) -> str:
     for row in rows:
         line: dict[str, Any] = {
             name: getattr(row, name)
-            for name in ("job", "model", "recipe", "layers", "trainable", "learning_rate", "vision_learning_rate")
+            for name in (
+                "job",
+                "model",
+                "recipe",
+                "layers",
+                "trainable",
+                "learning_rate",
+                "vision_learning_rate",
+            )
         }
         line |= {"state": "done", "extra": "; ".join(row.extra), "sequence": row.sequence, "seed": row.seed}
         line |= {"tasks": " ".join(row.tasks), "heldout_base": row.heldout_base}

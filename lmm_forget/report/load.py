@@ -92,7 +92,9 @@ def _other_schema(results: Any) -> str:
     by = (results.get("versions") or {}).get("lmm_forget")
     writer = f" (written by lmm-forget {by})" if by else ""
     remedy = (
-        "a newer version is needed" if results["schema"] > SCHEMA else "delete it and run the job again to replace it"
+        "a newer version is needed"
+        if results["schema"] > SCHEMA
+        else "delete it and run the job again to replace it"
     )
     return f"schema {results['schema']}{writer}, this version reads schema {SCHEMA}; {remedy}"
 

@@ -92,14 +92,20 @@ def scores(setting: Setting, results: Results) -> Matrix:
             just = stage > 0 and taught[stage - 1] == task
             cells.append(Cell(value, f"{task} {when}: {value:.1f}{', just taught' if just else ''}", just))
         rows.append((task.removeprefix(TINY), cells))
-    note = _note(setting) if setting.tasks else f"of {rows_shown[0].job}; the other jobs teach in other orders"
-    return Matrix(setting.name, note, ["base", *(task.removeprefix(TINY) for task in taught)], rows, len(set(taught)))
+    note = (
+        _note(setting) if setting.tasks else f"of {rows_shown[0].job}; the other jobs teach in other orders"
+    )
+    return Matrix(
+        setting.name, note, ["base", *(task.removeprefix(TINY) for task in taught)], rows, len(set(taught))
+    )
 
 
 def picture(matrices: Sequence[Matrix], title: str, *, change: bool) -> Figure:
     """Heat maps of at most `PANELS` matrices, one below the other, with one scale of colours."""
     shown = list(matrices)[:PANELS]
-    values = [abs(cell.value) for m in shown for _, cells in m.rows for cell in cells if cell.value is not None]
+    values = [
+        abs(cell.value) for m in shown for _, cells in m.rows for cell in cells if cell.value is not None
+    ]
     most = max(values, default=1.0) or 1.0
     heights = [0.9 + 0.26 * len(matrix.rows) for matrix in shown]
     with matplotlib.rc_context(STYLE):
@@ -108,7 +114,8 @@ def picture(matrices: Sequence[Matrix], title: str, *, change: bool) -> Figure:
         panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for matrix, axes in zip(shown, panels, strict=True):
             grid = [
-                [float("nan") if cell.value is None else cell.value for cell in cells] for _, cells in matrix.rows
+                [float("nan") if cell.value is None else cell.value for cell in cells]
+                for _, cells in matrix.rows
             ]
             axes.imshow(
                 grid,

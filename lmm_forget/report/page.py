@@ -17,7 +17,17 @@ from lmm_forget.report.formats import choice_texts, jobs_text, missing_line, ski
 from lmm_forget.report.load import Sweep
 from lmm_forget.report.matrices import Matrix, held_out_changes, scores, shade, whole
 from lmm_forget.report.pair_table import p_text
-from lmm_forget.report.rows import FIGURES, MARKED, NOTES, Row, choices, count, excludes_zero, held_out_tasks, points
+from lmm_forget.report.rows import (
+    FIGURES,
+    MARKED,
+    NOTES,
+    Row,
+    choices,
+    count,
+    excludes_zero,
+    held_out_tasks,
+    points,
+)
 from lmm_forget.report.samples import Browser
 from lmm_forget.report.settings import Setting
 from lmm_forget.report.table import interval
@@ -55,37 +65,43 @@ def page(
     samples: Browser,
 ) -> str:
     """The whole document. `figures` are SVG documents by name; those that `DESCRIBED` names are shown."""
-    drawn = {name: Markup(inline(figures[name], text, name)) for name, text in DESCRIBED.items() if name in figures}
+    drawn = {
+        name: Markup(inline(figures[name], text, name)) for name, text in DESCRIBED.items() if name in figures
+    }
     best = reference(settings) if compared else None
-    return _environment().get_template("summary.html.j2").render(
-        summary=summary,
-        style=Markup(_source("summary.css")),
-        script=Markup(_source("summary.js")),
-        settings=[_setting(setting, settings) for setting in settings],
-        headings=FIGURES,
-        explained=EXPLAINED,
-        several=any(len(setting.rows) > 1 for setting in settings),
-        jobs=[_job(row) for row in rows],
-        unfinished=sweep.unfinished,
-        missing=missing_line(len(rows), sweep.unfinished) if sweep.unfinished else "",
-        orphans=_orphans(sweep, settings),
-        reference=best.name if best else None,
-        compared=[_compared(each) for each in compared],
-        most=MOST,
-        pictures=drawn,
-        changes=_heat(settings, sweep, change=True),
-        matrices=_heat(settings, sweep, change=False),
-        hidden_heatmaps=max(0, len(settings) - HEATMAPS),
-        open_heatmaps=OPEN_HEATMAPS,
-        details=_details(sweep),
-        costs=[_cost(setting) for setting in settings],
-        samples=Markup(_json(samples.data)) if samples else "",
-        sample_notes=samples.notes,
-        made=_made(sweep, settings),
-        subtitle=_subtitle(sweep, rows),
-        about=_about(sweep, rows),
-        tiny=NOTES["tiny"] if NOTES["tiny"] in summary["notes"] else "",
-        notes=sweep.notes,
+    return (
+        _environment()
+        .get_template("summary.html.j2")
+        .render(
+            summary=summary,
+            style=Markup(_source("summary.css")),
+            script=Markup(_source("summary.js")),
+            settings=[_setting(setting, settings) for setting in settings],
+            headings=FIGURES,
+            explained=EXPLAINED,
+            several=any(len(setting.rows) > 1 for setting in settings),
+            jobs=[_job(row) for row in rows],
+            unfinished=sweep.unfinished,
+            missing=missing_line(len(rows), sweep.unfinished) if sweep.unfinished else "",
+            orphans=_orphans(sweep, settings),
+            reference=best.name if best else None,
+            compared=[_compared(each) for each in compared],
+            most=MOST,
+            pictures=drawn,
+            changes=_heat(settings, sweep, change=True),
+            matrices=_heat(settings, sweep, change=False),
+            hidden_heatmaps=max(0, len(settings) - HEATMAPS),
+            open_heatmaps=OPEN_HEATMAPS,
+            details=_details(sweep),
+            costs=[_cost(setting) for setting in settings],
+            samples=Markup(_json(samples.data)) if samples else "",
+            sample_notes=samples.notes,
+            made=_made(sweep, settings),
+            subtitle=_subtitle(sweep, rows),
+            about=_about(sweep, rows),
+            tiny=NOTES["tiny"] if NOTES["tiny"] in summary["notes"] else "",
+            notes=sweep.notes,
+        )
     )
 
 
@@ -166,14 +182,21 @@ def _compared(each: Difference) -> dict[str, Any]:
         p = entry["p_holm"]
         return told_change(entry), "" if p is None else p_text(p), p is not None and p < 0.05
 
-    return {"name": each.name, "basis": each.basis, "learning": cell(each.learning), "final": cell(each.final)}
+    return {
+        "name": each.name,
+        "basis": each.basis,
+        "learning": cell(each.learning),
+        "final": cell(each.final),
+    }
 
 
 def _heat(settings: Sequence[Setting], sweep: Sweep, *, change: bool) -> list[dict[str, Any]]:
     """Heat maps as tables: every cell with its text, colour and tip."""
     make = held_out_changes if change else scores
     shown = [m for setting in settings[:HEATMAPS] if (m := make(setting, sweep.results)) is not None]
-    every = [abs(cell.value) for m in shown for _, cells in m.rows for cell in cells if cell.value is not None]
+    every = [
+        abs(cell.value) for m in shown for _, cells in m.rows for cell in cells if cell.value is not None
+    ]
     most = max(every, default=1.0) if change else 100.0
     return [_table(matrix, most, change) for matrix in shown]
 
@@ -206,7 +229,14 @@ def _details(sweep: Sweep) -> list[tuple[str, Markup]]:
     if len(sweep.results) > DETAILED:
         return []
     return [
-        (job, Markup(inline(svg(targets_per_stage(results)), f"target scores per stage of {job}", f"targets{place}")))
+        (
+            job,
+            Markup(
+                inline(
+                    svg(targets_per_stage(results)), f"target scores per stage of {job}", f"targets{place}"
+                )
+            ),
+        )
         for place, (job, results) in enumerate(sweep.results.items())
     ]
 
@@ -278,7 +308,11 @@ def _about(sweep: Sweep, rows: Sequence[Row]) -> str:
     held = len(held_out_tasks(next(iter(sweep.results.values()))))
     skills = max(len(row.tasks) for row in rows)
     teaching = f"{skills} skills were taught, one after another" if skills > 1 else "A skill was taught"
-    asking = f"; before and after each, the model answered {held} benchmarks that were never taught" if held else ""
+    asking = (
+        f"; before and after each, the model answered {held} benchmarks that were never taught"
+        if held
+        else ""
+    )
     return (
         f"{teaching}, by each recipe: a choice of which parameters may move{asking}. What it learned shows in the "
         f"skills, what it forgot in {'the held-out benchmarks and ' if held else ''}the earlier skills."
@@ -289,7 +323,8 @@ def _made(sweep: Sweep, settings: Sequence[Setting]) -> dict[str, Any]:
     """How the numbers came about: what all jobs share, what differs, versions, data, stage keys."""
     results = sweep.results
     leaves = {
-        job: choices(found["config"], ()) | {"seed": found["config"].get("seed")} for job, found in results.items()
+        job: choices(found["config"], ()) | {"seed": found["config"].get("seed")}
+        for job, found in results.items()
     }
     names = list(dict.fromkeys(name for each in leaves.values() for name in each if name != "taught"))
     differ = [name for name in names if len({str(each.get(name)) for each in leaves.values()}) > 1]

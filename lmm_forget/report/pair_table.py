@@ -33,7 +33,7 @@ def show(found: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Cons
         for judged in comparison.get("conditions", []):
             verdict = "FAILED, it holds" if judged["holds"] else "does not hold"
             console.print(
-                Text(f"--fail-if \"{judged['condition']}\": {verdict} ({_number(judged['value'])})"),
+                Text(f'--fail-if "{judged["condition"]}": {verdict} ({_number(judged["value"])})'),
                 style="bold" if judged["holds"] else "",
             )
         console.print()

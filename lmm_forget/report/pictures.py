@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from lmm_forget.errors import DataError
-from lmm_forget.report.write import write_bytes
+from lmm_forget.files import write_atomic
 from lmm_forget.tasks.base import Sample
 
 FILE = "pictures.parquet"
@@ -93,7 +93,7 @@ def write_pictures(
     )
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
-    return write_bytes(folder / FILE, buffer.getvalue())
+    return write_atomic(folder / FILE, buffer.getvalue())
 
 
 def read_pictures(folder: Path) -> dict[tuple[str, str], Picture]:

@@ -77,5 +77,7 @@ def place(folder: Path, stage: str | None) -> Place:
     if stage == "base":
         return here.at(BASE)
     if not str(stage).isdigit():
-        raise ConfigError(f"{folder}@{stage}: no such stage, expected base, last or a number from 1 to {here.last}")
+        raise ConfigError(
+            f"{folder}@{stage}: no such stage, expected base, last or a number from 1 to {here.last}"
+        )
     return here.at(int(str(stage)))

@@ -23,7 +23,11 @@ from lmm_forget.report.settings import Setting
 Results = Mapping[str, Mapping[str, Any]]
 Key = tuple[str, str]  # prompts, mode
 PANELS = 6
-_LAYERS = (("folded", "logits, final norm folded in"), ("shared", "logits, the base's head"), ("norm", "logits"))
+_LAYERS = (
+    ("folded", "logits, final norm folded in"),
+    ("shared", "logits, the base's head"),
+    ("norm", "logits"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ def probe_figures(results: Results, settings: Sequence[Setting]) -> dict[str, Fi
     """`probe_shift`, `probe_layers` and `probe_vs_forgetting`, each only where a job recorded what it draws."""
     jobs = [results[row.job] for setting in settings for row in setting.rows]
     found: dict[str, Figure] = {}
-    keys = list(dict.fromkeys((l.reading["prompts"], l.reading["mode"]) for job in jobs for l in shift_looks(job)))
+    keys = list(
+        dict.fromkeys((l.reading["prompts"], l.reading["mode"]) for job in jobs for l in shift_looks(job))
+    )
     if keys:
         found["probe_shift"] = _shift(results, settings, keys)
         connected = _connection(results, settings, keys)
@@ -107,7 +113,9 @@ def _shift(results: Results, settings: Sequence[Setting], keys: Sequence[Key]) -
                 x, y = [when for when, _, _ in line], [value for _, value, _ in line]
                 panel.plot(x, y, color=colour, linewidth=1.4, label=labels[place])
                 whole = [(when, value) for when, value, _ in line if when == int(when)]
-                panel.plot(*zip(*whole, strict=True), color=colour, marker=marker, markersize=4, linestyle="none")
+                panel.plot(
+                    *zip(*whole, strict=True), color=colour, marker=marker, markersize=4, linestyle="none"
+                )
                 for when, value, said in line:
                     tip(panel, when, value, f"{setting.name} - {said}: {value:.3g}")
             name = next((n for s in settings for r in s.rows if (n := token_set(results[r.job], key))), "")
@@ -176,7 +184,9 @@ def _layers(results: Results, settings: Sequence[Setting]) -> Figure:
                         tip(panel, layer, value, f"{setting.name} - layer {layer}, {side}: {value:.3g}")
             panel.set_ylabel(f"change of\n{unit}", fontsize=8)
             panel.set_title(
-                f"{setting.name}, on {looks[-1].reading['prompts'].removeprefix(TINY)}", fontsize=9, loc="left"
+                f"{setting.name}, on {looks[-1].reading['prompts'].removeprefix(TINY)}",
+                fontsize=9,
+                loc="left",
             )
         axes[-1].set_xlabel("layer")
         legend(axes[0])
@@ -185,7 +195,9 @@ def _layers(results: Results, settings: Sequence[Setting]) -> Figure:
 
 def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Key]) -> Figure | None:
     """Drift of the token mass since the base against the held-out change, a point per job and stage."""
-    taught = {stage["task"] for setting in settings for row in setting.rows for stage in results[row.job]["stages"]}
+    taught = {
+        stage["task"] for setting in settings for row in setting.rows for stage in results[row.job]["stages"]
+    }
     best = sorted(keys, key=lambda key: (key[0] in taught, key[1] != "forced"))[0]
     quantities = ["mass", "kl"]
     points: dict[str, list[tuple[float, float, str, int]]] = {name: [] for name in quantities}
@@ -219,7 +231,9 @@ def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Ke
                 tip(panel, x, y, f"{said}: shift {x:+.3g}, held-out {y:+.1f}")
             name = next((n for s in settings for r in s.rows if (n := token_set(results[r.job], best))), "")
             what = (
-                f"shift of the share of {_set(name)} tokens" if quantity == "mass" else "KL from the base (nats)"
+                f"shift of the share of {_set(name)} tokens"
+                if quantity == "mass"
+                else "KL from the base (nats)"
             )
             panel.set_xlabel(f"{what}, {best[0].removeprefix(TINY)} ({best[1]})", fontsize=9)
             panel.set_ylabel("held-out change (points)", fontsize=9)

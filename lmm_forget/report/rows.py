@@ -216,7 +216,8 @@ def _told_apart(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> li
         if len({rows[place].setting for place in places}) == 1:
             continue
         leaves = {
-            place: choices(results[place]["config"], rows[place].tasks) | {"model.name": None} for place in places
+            place: choices(results[place]["config"], rows[place].tasks) | {"model.name": None}
+            for place in places
         }
         names = sorted({name for each in leaves.values() for name in each})
         differ = [name for name in names if len({str(leaves[place].get(name)) for place in places}) > 1]

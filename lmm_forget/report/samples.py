@@ -28,7 +28,9 @@ _COLUMNS = ("sample_id", "question", "references", "text", "value")
 class Browser:
     """What the browser shows; `data` goes onto the page as JSON, `notes` tell what it does not show."""
 
-    data: dict[str, Any] = field(default_factory=lambda: {"jobs": [], "tasks": [], "samples": [], "pictures": []})
+    data: dict[str, Any] = field(
+        default_factory=lambda: {"jobs": [], "tasks": [], "samples": [], "pictures": []}
+    )
     notes: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -46,7 +48,9 @@ def browser(sweep: Sweep, settings: Sequence[Setting]) -> Browser:
     names = _shown(settings)
     total = sum(len(setting.rows) for setting in settings)
     if len(names) < total:
-        found.notes.append(f"Of {total} jobs, {len(names)} are shown here, the first of each setting before others.")
+        found.notes.append(
+            f"Of {total} jobs, {len(names)} are shown here, the first of each setting before others."
+        )
     samples: dict[tuple[str, str], dict[str, Any]] = {}
     chosen: dict[tuple[str, str], None] = {}
     pictures: dict[tuple[str, str], Picture] = {}
@@ -90,7 +94,9 @@ def browser(sweep: Sweep, settings: Sequence[Setting]) -> Browser:
 def _shown(settings: Sequence[Setting]) -> list[str]:
     """Jobs whose answers are shown: the first of every setting, then the second of every …"""
     longest = max((len(setting.rows) for setting in settings), default=0)
-    turns = [setting.rows[turn].job for turn in range(longest) for setting in settings if turn < len(setting.rows)]
+    turns = [
+        setting.rows[turn].job for turn in range(longest) for setting in settings if turn < len(setting.rows)
+    ]
     kept = set(turns[:JOBS])
     return [row.job for setting in settings for row in setting.rows if row.job in kept]
 

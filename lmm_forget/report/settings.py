@@ -117,7 +117,10 @@ def spread(rows: Sequence[Row]) -> list[dict[str, Any]]:
             entry[figure] = (
                 None
                 if estimate["value"] is None
-                else {"mean": estimate["value"], **{k: estimate[k] for k in ("low", "high", "sd", "min", "max")}}
+                else {
+                    "mean": estimate["value"],
+                    **{k: estimate[k] for k in ("low", "high", "sd", "min", "max")},
+                }
             )
         entries.append(entry)
     return entries

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lmm_forget.files import write_atomic
 from lmm_forget.report.differences import Difference, differences
 from lmm_forget.report.figures import heldout_per_stage, job_figures, learning_vs_forgetting, save, svg
 from lmm_forget.report.formats import latex, markdown, table_csv
@@ -22,7 +23,6 @@ from lmm_forget.report.samples import browser
 from lmm_forget.report.settings import Setting, settings_of, spread
 from lmm_forget.report.suites import shared_suite
 from lmm_forget.report.verdict import answer, question
-from lmm_forget.report.write import write_text
 
 
 def summarize(folder: Path) -> dict[str, Any]:
@@ -40,15 +40,15 @@ def summarize(folder: Path) -> dict[str, Any]:
     figures = {name: svg(figure) for name, figure in drawn.items()}
     for name, figure in drawn.items():
         save(figure, folder / name, figures[name])
-    write_text(
+    write_atomic(
         folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     )
-    write_text(folder / "summary.md", markdown(summary, rows, settings, sweep.unfinished))
-    write_text(folder / "summary.csv", table_csv(rows, sweep.unfinished))
+    write_atomic(folder / "summary.md", markdown(summary, rows, settings, sweep.unfinished))
+    write_atomic(folder / "summary.csv", table_csv(rows, sweep.unfinished))
     if settings:
-        write_text(folder / "summary.tex", latex(settings, summary["notes"]))
+        write_atomic(folder / "summary.tex", latex(settings, summary["notes"]))
     samples = browser(sweep, settings)
-    write_text(
+    write_atomic(
         folder / "summary.html",
         page(
             summary,

@@ -73,7 +73,9 @@ def front(settings: Sequence[Setting]) -> list[Setting]:
         s
         for s in known
         if not any(
-            _learned(o) >= _learned(s) and _final(o) >= _final(s) and (_learned(o), _final(o)) != (_learned(s), _final(s))
+            _learned(o) >= _learned(s)
+            and _final(o) >= _final(s)
+            and (_learned(o), _final(o)) != (_learned(s), _final(s))
             for o in known
         )
     ]

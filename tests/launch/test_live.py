@@ -55,7 +55,29 @@ def test_a_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         view.tick()
     shown = stream.getvalue()
     assert "0 of 2 jobs finished, 1 waiting" in shown
-    assert "teach birds · loss 0.512" in shown and "2.0 s/step" in shown and "0:14" in shown
+    assert "teach birds" in shown and "loss 0.512" in shown and "2.0 s/step" in shown and "0:14" in shown
+
+
+def test_the_table_can_be_read_at_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    job = running(
+        tmp_path / "mlp_gateup-learning_rate=0.0003-order=17-seed3",
+        phase="stage 3 of 5: ask everything",
+        done=1200,
+        total=2600,
+        unit="question",
+        rate=51.2,
+        info={"task": "tiny_realworldqa"},
+    )
+    with View([job], stream=stream) as view:
+        view.started(job)
+        view.tick()
+    shown = stream.getvalue()
+    assert "…" not in shown  # names and phases go on in the next line instead of being cut
+    assert "stage 3 of 5: ask" in shown and "task tiny_realworldqa" in shown
+    assert "51.2 quest/s" in shown and "0:27" in shown
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ def chromium() -> str | None:
 class Browser:
     """One page of one browser. `messages` gathers what the console and the page complained about."""
 
-    def __init__(self, width: int = 1200, height: int = 900, *, dark: bool = False, seconds: float = 240) -> None:
+    def __init__(
+        self, width: int = 1200, height: int = 900, *, dark: bool = False, seconds: float = 240
+    ) -> None:
         self.messages: list[str] = []
         self.requests: list[str] = []
         self._seconds = seconds
@@ -65,7 +67,9 @@ class Browser:
         self._session: str | None = None
         targets = self.send("Target.getTargets")["targetInfos"]
         page = next(target for target in targets if target["type"] == "page")
-        self._session = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        self._session = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.send(
@@ -121,7 +125,9 @@ class Browser:
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         """The page, or what the window shows of it, as a PNG."""
-        found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))
+        found = self.send(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole)
+        )
         path.write_bytes(base64.b64decode(found["data"]))
 
     def pdf(self, path: Path) -> None:
@@ -159,7 +165,11 @@ class Browser:
         about = event.get("params") or {}
         if event.get("method") == "Runtime.exceptionThrown":
             self.messages.append(json.dumps(about["exceptionDetails"])[:400])
-        if event.get("method") == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning", "assert"):
+        if event.get("method") == "Runtime.consoleAPICalled" and about["type"] in (
+            "error",
+            "warning",
+            "assert",
+        ):
             self.messages.append(json.dumps(about["args"])[:400])
         if event.get("method") == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
             self.messages.append(about["entry"]["text"])

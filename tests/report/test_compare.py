@@ -25,7 +25,9 @@ def compared(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) 
 
 
 def values(results: dict[str, Any], stage: int, task: str) -> np.ndarray:
-    return np.array([row["value"] for row in results["answers"] if (row["stage"], row["task"]) == (stage, task)])
+    return np.array(
+        [row["value"] for row in results["answers"] if (row["stage"], row["task"]) == (stage, task)]
+    )
 
 
 def test_two_jobs(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +46,9 @@ def test_two_jobs(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> N
     held = [found["benchmarks"][task] for task in found["heldout"]["tasks"]]
     assert found["heldout"]["value"] == pytest.approx(np.mean([entry["value"] for entry in held]))
     smallest = min(held, key=lambda entry: entry["p_value"])
-    assert smallest["p_holm"] == pytest.approx(min(1, 3 * smallest["p_value"]))  # three of them, apart from the skills
+    assert smallest["p_holm"] == pytest.approx(
+        min(1, 3 * smallest["p_value"])
+    )  # three of them, apart from the skills
     assert found["notes"] == [] and found["first"]["recipe"] == "llm"
 
 
@@ -75,9 +79,11 @@ def test_conditions_give_the_exit_code(make: Make, put: Put, capsys: pytest.Capt
     worst = min(
         (e for e in found["benchmarks"].values() if e["role"] == "held-out"), key=lambda e: float(e["value"])
     )
-    assert found["conditions"] == [{"condition": "worst.lost >= 1000", "value": worst["lost"], "holds": False}]
+    assert found["conditions"] == [
+        {"condition": "worst.lost >= 1000", "value": worst["lost"], "holds": False}
+    ]
     assert main([str(folder), "--fail-if", "tiny_ai2d.high <= 0"]) == 1
-    assert 'FAILED, it holds' in capsys.readouterr().out
+    assert "FAILED, it holds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,9 @@ def test_nothing_shared_is_a_mistake(make: Make, put: Put, capsys: pytest.Captur
     assert "share no question" in capsys.readouterr().err
 
 
-def test_two_sweeps_job_by_job(make: Make, tmp_path: Path, put: Put, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_sweeps_job_by_job(
+    make: Make, tmp_path: Path, put: Put, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("llm", "sa_proj"):
         root = put(name, results=make(name))
     other = tmp_path / "multirun" / "later"
@@ -154,7 +162,9 @@ def test_two_sweeps_job_by_job(make: Make, tmp_path: Path, put: Put, capsys: pyt
     for name in ("llm", "vision"):
         root = put(name, results=make(name, loss=0.2))
     found = compared(capsys, other, root, "--fail-if", "heldout < -5", code=1)
-    assert [(c["first"]["name"], c["second"]["name"]) for c in found["comparisons"]] == [("later/llm", "demo/llm")]
+    assert [(c["first"]["name"], c["second"]["name"]) for c in found["comparisons"]] == [
+        ("later/llm", "demo/llm")
+    ]
     assert any("has finished sa_proj: left out" in note for note in found["notes"])
     assert main([str(other), str(root / "llm")]) == 2
     assert "is a sweep and the other is not" in capsys.readouterr().err

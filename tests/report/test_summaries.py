@@ -65,10 +65,15 @@ def test_page_stands_alone_and_is_well_formed(make: Make, put: Put) -> None:
     put("<b>odd", status={"state": "failed", "error": "<script>alert(1)</script> & more"})
     summarize(root)
     page = (root / "summary.html").read_text()
-    assert page.count("<script") == 2 and page.count("</script>") == 2  # the samples as JSON, and the page's own
+    assert (
+        page.count("<script") == 2 and page.count("</script>") == 2
+    )  # the samples as JSON, and the page's own
     assert "&lt;b&gt;odd" in page and "&lt;script&gt;alert(1)" in page and "\\u003c/script>" in page
     outside = re.sub(r"<svg.*?</svg>|<script.*?</script>", "", page, flags=re.S)
-    assert set(re.findall(r"""(?:src|href)=["'](.)""", outside)) == {"#", "d"}  # in the page, and an empty icon
+    assert set(re.findall(r"""(?:src|href)=["'](.)""", outside)) == {
+        "#",
+        "d",
+    }  # in the page, and an empty icon
     assert "@import" not in page and "url(http" not in page and "default-src 'none'" in page
     assert "prefers-color-scheme: dark" in page and "@media print" in page and 'name="viewport"' in page
     pictures = re.findall(r"<svg.*?</svg>", page, flags=re.S)
@@ -113,7 +118,10 @@ def test_one_job_folder_can_be_summarized(make: Make, put: Put) -> None:
     ("text", "words"),
     [
         ("{", "cannot be read as JSON"),
-        ('{"schema": 2, "versions": {"lmm_forget": "9.1"}}', "written by lmm-forget 9.1), this version reads schema 1; a"),
+        (
+            '{"schema": 2, "versions": {"lmm_forget": "9.1"}}',
+            "written by lmm-forget 9.1), this version reads schema 1; a",
+        ),
         ('{"schema": 0}', "schema 0, this version reads schema 1; delete it and run the job again"),
         ("[]", "schema None"),
         ('{"schema": 1, "job": {}, "config": {}, "plan": {}, "base": {}}', "has no stages, figures"),

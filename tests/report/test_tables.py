@@ -90,7 +90,14 @@ def test_jobs_that_differ_in_seed_or_order_carry_their_name_and_a_spread(make: M
     middle, sd = sum(values) / 3, np.std(values, ddof=1)
     arm = 4.302653 * sd / 3**0.5  # Student's t with two degrees of freedom
     assert entry["learning"] == pytest.approx(
-        {"mean": middle, "low": middle - arm, "high": middle + arm, "sd": sd, "min": min(values), "max": max(values)}
+        {
+            "mean": middle,
+            "low": middle - arm,
+            "high": middle + arm,
+            "sd": sd,
+            "min": min(values),
+            "max": max(values),
+        }
     )
     assert "over seeds and orders: mean" in text
     single = [make("llm", tasks=(task,)) for task in ("tiny_cub200", "tiny_pathvqa")]
@@ -119,7 +126,9 @@ def test_other_settings_are_not_other_seeds(make: Make) -> None:
 
 def test_a_missing_seed_is_named_with_its_setting(make: Make) -> None:
     results = [make(seed=seed) for seed in (0, 1)]
-    lost = Unfinished("third", "failed", config={**make(seed=2)["config"], "store": "elsewhere", "name": "demo"})
+    lost = Unfinished(
+        "third", "failed", config={**make(seed=2)["config"], "store": "elsewhere", "name": "demo"}
+    )
     lost.config["sequence"]["tasks"] = [stage["task"] for stage in results[0]["stages"]]  # type: ignore[index]
     (setting,) = settings_of(sweep_rows(results), [lost])
     assert setting.missing == (lost,) and len(setting.rows) == 2
