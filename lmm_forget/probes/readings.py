@@ -70,7 +70,8 @@ def shift_reading(positions: Positions, prompts: str, sets: Mapping[str, Sequenc
     if positions.mode == "free":
         said = [set(values.astype(int).tolist()) for values in positions.figures["top"]]
         reading["said"] = {
-            name: tidy(float(np.mean([bool(tokens & set(ids)) for tokens in said]))) for name, ids in sets.items()
+            name: tidy(float(np.mean([bool(tokens & set(ids)) for tokens in said])))
+            for name, ids in sets.items()
         }
     for name in ("entropy", "nll", "kl", "js", "agreement"):
         reading[name] = tidy(float(means[name].mean())) if name in means else None
