@@ -75,6 +75,7 @@ class Prober:
         own = head.weight.detach().clone() if id(head.weight) in moving else head.weight
         self._base_head = Head(own, head.gain.detach().clone())
         self._imprints: dict[str, Imprint] = {}
+        self._base_figures: dict[tuple[str, int], Positions] = {}
 
     @torch.no_grad()
     def look(
@@ -103,21 +104,17 @@ class Prober:
 
         kl and js are means over positions, then samples; nll and `<set>_mass` are differences from the base.
         """
-        imprint, model = self._imprint(prompts), Positions.empty("forced", *_ids(prompts))
-        base = Positions.empty("forced", *_ids(prompts))
-        chosen = spaced(len(prompts.samples), n)
+        imprint, chosen = self._imprint(prompts), spaced(len(prompts.samples), n)
+        model = Positions.empty("forced", *_ids(prompts))
+        base = self._base_figures.setdefault(
+            (prompts.task.name, n), Positions.empty("forced", *_ids(prompts))
+        )
+        known = bool(base.figures)
         for rows in self._walk(prompts, chosen, imprint.answers, deep=False):
             before = imprint.of(rows.sample, rows.target, False, rows.target.device).final
-            weight = self._base_head.weight
             _spread(model, rows, imprint, self._figures(rows, before))
-            figures = _by_rows(
-                lambda at, h=before, t=rows.target, w=weight: distribution_figures(
-                    logits(h[at], w), self._ids, t[at]
-                ),
-                len(before),
-                weight.shape[0],
-            )
-            _spread(base, rows, imprint, figures)
+            if not known:
+                _spread(base, rows, imprint, self._own_figures(before, rows.target, self._base_head.weight))
 
         def mean(positions: Positions, name: str) -> float:
             return float(np.mean([positions.figures[name][i].mean() for i in chosen]))
@@ -245,6 +242,14 @@ class Prober:
             return figures | shift_figures(own, logits(before[at], base))
 
         return _by_rows(some, len(before), tuned.shape[0])
+
+    def _own_figures(self, final: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Figures of distributions alone, from states `final` [n, d] behind the final norm."""
+
+        def some(at: slice) -> dict[str, Tensor]:
+            return distribution_figures(logits(final[at], weight), self._ids, target[at])
+
+        return _by_rows(some, len(final), weight.shape[0])
 
     def _walk(self, prompts: Prompts, chosen: Sequence[int], answers: Sequence[str], *, deep: bool) -> Any:
         for batch in batches(prompts, chosen, self._batch):
