@@ -10,6 +10,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "run": "teach a sequence of skills, as one job or as a sweep (-m)",
     "plan": "which parameters a recipe moves, without loading weights",
+    "data": "look at a task's data, or fetch what it links to",
     "report": "draw a sweep's tables and pictures again",
     "store": "look into the archive of finished work, check it, clean it",
     "job": "run one resolved job.yaml",

@@ -46,6 +46,7 @@ FLOORS = {
     "launch": 10,
     "run": 11,
     "plan": 11,
+    "data": 11,
     "cli": 12,
     "hydra_plugins": 12,
 }
@@ -303,7 +304,7 @@ def _loaded(module: str, *arguments: str, cwd: Path) -> set[str]:
     return set(names)
 
 
-@pytest.mark.parametrize("module", ["lmm_forget.run", "lmm_forget.plan", "lmm_forget.cli"])
+@pytest.mark.parametrize("module", ["lmm_forget.run", "lmm_forget.plan", "lmm_forget.data", "lmm_forget.cli"])
 def test_help_imports_no_torch(module: str, tmp_path: Path) -> None:
     names = _loaded(module, "--help", cwd=tmp_path)
     assert "lmm_forget" in names

@@ -93,8 +93,10 @@ class Table:
             self._files = sorted(str(file["filename"]) for file in self._stored.cache_files)
             return
         self._builder = self._make_builder(None)
-        self.split = self._named(list(self._builder.config.data_files or []))
-        self._files = [str(file) for file in self._builder.config.data_files[self.split]]
+        files = self._builder.config.data_files
+        # Without a network `datasets` reads its own cache, which knows splits but no files.
+        self.split = self._named(list(files or self._builder.info.splits or []))
+        self._files = [str(file) for file in files[self.split]] if files else []
         if not source.streaming:
             self._builder.download_and_prepare()
             self._stored = self._builder.as_dataset(split=self.split)
