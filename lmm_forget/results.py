@@ -79,7 +79,7 @@ def assemble(ground: Ground, base_hash: str, base: Answers, stages: Sequence[Tau
             "stages": [dict(stage.effort) for stage in stages],
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
-        "versions": dict(ground.versions),
+        "versions": {**ground.versions, **_data_sources(ground)},
     }
 
 
@@ -119,6 +119,14 @@ def write_tables(job_dir: Path, base: Answers, stages: Sequence[Taught], results
     pq.write_table(pa.concat_tables(tables), fresh, compression="zstd")
     fresh.replace(job_dir / "answers.parquet")
     job_figures(results, job_dir)
+
+
+def _data_sources(ground: Ground) -> dict[str, str]:
+    """`data.<task>.<split>` -> the hub revision that was read, or "local copy"."""
+    tasks = [*(lessons.task for lessons in ground.lessons.values()), *(exam.task for exam in ground.exams)]
+    return {
+        f"data.{task.name}.{split}": source for task in tasks for split, source in task.provenance().items()
+    }
 
 
 def _stage(stage: Taught, scores: Mapping[str, TaskScores]) -> dict[str, Any]:

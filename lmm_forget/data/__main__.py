@@ -56,7 +56,7 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what `argv` (default: the command line) asks; returns the exit code: 0, 1 (problems found), 2 (bad request)."""
+    """Do what `argv` (default: the command line) asks; returns the exit code: 0, 1 (problems found) or 2."""
     parser = argparse.ArgumentParser(
         prog="python -m lmm_forget.data",
         description="Look at a task's data, or fetch what it links to, before anything is trained.",
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config-dir", metavar="DIR", help="a folder with task YAMLs of your own (DIR/task/mine.yaml)"
     )
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)
     try:
         options, changes = _sorted(given.choices, given.action)
         task = _task(options, changes, given.config_dir)

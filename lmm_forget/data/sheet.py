@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lmm_forget.tasks.base import Sample, Task
 
@@ -19,10 +19,10 @@ def contact_sheet(task: Task, parts: Mapping[str, Sequence[Sample]], path: Path)
     rows = sum(1 + -(-len(samples) // COLUMNS) for samples in parts.values())
     height = rows * (PICTURE + LINES * LINE + 2 * GAP)
     sheet = Image.new("RGB", (COLUMNS * (CELL + GAP) + GAP, max(height, 40)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    draw, font = ImageDraw.Draw(sheet), _font(11)
     top = GAP
     for split, samples in parts.items():
-        draw.text((GAP, top), f"{task.name}: {split}", fill="black", font=ImageFont.load_default(16))
+        draw.text((GAP, top), f"{task.name}: {split}", fill="black", font=_font(15))
         top += 2 * LINE
         for start in range(0, len(samples), COLUMNS):
             for column, sample in enumerate(samples[start : start + COLUMNS]):
@@ -33,10 +33,19 @@ def contact_sheet(task: Task, parts: Mapping[str, Sequence[Sample]], path: Path)
     return path
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """A font with more than Latin letters, which comes with matplotlib."""
+    import matplotlib
+
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
+
+
 def _cell(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: ImageFont.FreeTypeFont,
     task: Task,
     sample: Sample,
     split: str,
@@ -45,13 +54,12 @@ def _cell(
 ) -> None:
     width = CELL // max(len(sample.images), 1)
     for number, image in enumerate(sample.images):
-        small = image.copy()
-        small.thumbnail((width - 2, PICTURE))
+        small = ImageOps.contain(image, (width - 2, PICTURE))
         sheet.paste(small, (left + number * width, top))
     question = task.question(sample, training=split == "train").replace("\n", " / ")
-    lines = textwrap.wrap(question, 42)
+    lines = textwrap.wrap(question, 40)
     if len(lines) > LINES - 2:
         lines = [*lines[: LINES - 3], "…"]
-    lines += textwrap.wrap(f"→ {task.target(sample)}", 42)[:1] + [f"[{sample.id}]"]
+    lines += textwrap.wrap(f"= {task.target(sample)}", 40)[:1] + [f"[{sample.id}]"]
     for number, line in enumerate(lines):
         draw.text((left, top + PICTURE + 2 + number * LINE), line, fill="black", font=font)

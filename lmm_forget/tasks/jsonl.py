@@ -15,7 +15,7 @@ from lmm_forget.tasks.base import SPLITS, Sample, Scorer, Task, digest
 from lmm_forget.tasks.choices import listed
 from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
 from lmm_forget.tasks.images import read_image
-from lmm_forget.tasks.rows import Row, clusters, divide, read_rows
+from lmm_forget.tasks.rows import Cluster, Row, by_hash, clusters, divide, read_rows
 
 
 class JsonlTask(Task):
@@ -31,6 +31,9 @@ class JsonlTask(Task):
     (`validation_fraction`) or train; all questions about an image stay together. A held-out task without
     splits is all test. With separate files and none for validation, `validation_fraction` of train's images
     is set apart.
+
+    One file can be both taught and held out: of two YAMLs over it with the same `held_out_fraction` and
+    `split_seed`, the held-out one gets that share of the images, and the target never sees them.
 
     `asked` are the prefixes, suffixes and `macro` of every `Task`.
 
@@ -50,6 +53,7 @@ class JsonlTask(Task):
         validation_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 0,
+        held_out_fraction: float = 0.0,
         list_choices: bool = True,
         **asked: Any,
     ) -> None:
@@ -65,6 +69,9 @@ class JsonlTask(Task):
                 f"task {name}: validation_fraction {validation_fraction} and test_fraction {test_fraction} must "
                 "be 0 or more and leave something to train on"
             )
+        if not 0 <= held_out_fraction < 1:
+            raise ConfigError(f"task {name}: held_out_fraction {held_out_fraction} must be from 0 to below 1")
+        self.held_out_fraction = held_out_fraction
         self.path = path
         self.images_root = images_root
         self.validation_fraction = validation_fraction
@@ -125,9 +132,12 @@ class JsonlTask(Task):
         if self._splits is None:
             rows = self._rows()
             images = clusters(rows)
+            if self.held_out_fraction:
+                rows, images = self._share(rows, images)
             one_file = isinstance(self.path, str)
             if one_file and self.role != "target":
-                rows = [replace(row, split=row.split or "test") for row in rows]
+                own = None if self.held_out_fraction else "given"  # a share is held out as a whole
+                rows = [replace(row, split=(own and row.split) or "test") for row in rows]
             test = self.test_fraction if one_file else 0.0
             fractions = {"test": test, "validation": self.validation_fraction}
             found = divide(rows, images, fractions, self.split_seed)
@@ -136,6 +146,22 @@ class JsonlTask(Task):
                 for split, at in found.items()
             }
         return self._splits
+
+    def _share(self, rows: list[Row], images: list[Cluster]) -> tuple[list[Row], list[Cluster]]:
+        """The rows of the images that this role has of a file that is both taught and held out."""
+        fractions = {"test": self.held_out_fraction}
+        mine = [
+            (by_hash(f"held out/{image.name}", fractions, self.split_seed) == "test")
+            == (self.role != "target")
+            for image in images
+        ]
+        if not any(mine):
+            raise DataError(
+                f"task {self.name}: held_out_fraction {self.held_out_fraction} leaves no image for {self.role}"
+            )
+        return [r for r, own in zip(rows, mine, strict=True) if own], [
+            i for i, own in zip(images, mine, strict=True) if own
+        ]
 
     def _rows(self) -> list[Row]:
         root = None if self.images_root is None else Path(self.images_root).expanduser()

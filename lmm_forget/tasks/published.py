@@ -151,9 +151,16 @@ class HubTask(Task):
         if on_bad_sample not in ("fail", "skip"):
             raise ConfigError(f"data.on_bad_sample={on_bad_sample} is unknown; there are fail, skip")
         part = self.samples(split)
-        if split not in self._bad:
-            self._bad[split] = part.bad(self.scorer)
-        bad = self._bad[split]
+        return self.usable(part, split, on_bad_sample)
+
+    def usable(
+        self, part: HubSamples | FileSamples, split: str, on_bad_sample: str
+    ) -> HubSamples | FileSamples:
+        """What `check` gives, for a part of a split: only its samples are opened."""
+        key = digest(split, [str(number) for number in part.rows] if isinstance(part, HubSamples) else [])
+        if key not in self._bad:
+            self._bad[key] = part.bad(self.scorer)
+        bad = self._bad[key]
         first = next(iter(bad.values()), "")
         if bad and on_bad_sample == "fail":
             raise DataError(
@@ -289,24 +296,22 @@ class HubSamples(Sequence[Sample]):
         rows: Sequence[int] | None = None,
         *,
         cut: bool = False,
-        skipped: Mapping[str, str] | None = None,
     ) -> None:
         self.task, self.table, self.split, self.cut = task, table, split, cut
         self.rows = _kept(task, table) if rows is None else rows
-        self.skipped = dict(skipped or {})
+        self.skipped: dict[str, str] = {}
         self._stream: Iterator[tuple[int, dict[str, Any]]] | None = None
         self._next = 0
         if not len(self.rows):
-            raise DataError(f"task {task.name}: {table.source.name} ({table.split}) gives no samples")
+            why = f"has no rows where {task.where}" if task.where else "is empty"
+            raise DataError(f"task {task.name}: {table.source.name} ({table.split}) {why}")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return HubSamples(
-                self.task, self.table, self.split, self.rows[index], cut=self.cut, skipped=self.skipped
-            )
+            return self._with(self.rows[index], self.skipped)
         number = self.rows[index]
         return self.task.sample(self._row(number), self.split, number)
 
@@ -336,7 +341,10 @@ class HubSamples(Sequence[Sample]):
                 return str(error).removeprefix("sample ")
             return None
 
-        rows = ((number, row) for number, row in enumerate(self.table.rows()) if number in wanted)
+        if not self.table.streamed and len(wanted) < len(self.table) // 2:
+            rows = ((number, self._row(number)) for number in self.rows)
+        else:
+            rows = ((number, row) for number, row in enumerate(self.table.rows()) if number in wanted)
         with ThreadPoolExecutor() as pool:
             while chunk := list(islice(rows, SCAN_CHUNK)):
                 for (number, row), reason in zip(chunk, pool.map(one, chunk), strict=True):
@@ -352,11 +360,17 @@ class HubSamples(Sequence[Sample]):
         """The samples that are not in `bad`; the others are in `skipped`."""
         if not bad:
             return self
-        keep = [number for number in self.rows if str(number) not in bad]
         skipped = {str(number): bad[str(number)] for number in self.rows if str(number) in bad}
-        rest = HubSamples.__new__(HubSamples)
-        rest.__dict__.update(self.__dict__, rows=keep, skipped=skipped, _stream=None, _next=0)
-        return rest
+        return self._with([number for number in self.rows if str(number) not in bad], skipped)
+
+    def picked(self, places: Sequence[int]) -> HubSamples:
+        """The samples at some places of this part."""
+        return self._with([self.rows[place] for place in places], self.skipped)
+
+    def _with(self, rows: Sequence[int], skipped: Mapping[str, str]) -> HubSamples:
+        other = HubSamples.__new__(HubSamples)
+        other.__dict__.update(self.__dict__, rows=rows, skipped=dict(skipped), _stream=None, _next=0)
+        return other
 
     def _row(self, number: int) -> dict[str, Any]:
         if not self.table.streamed:

@@ -267,6 +267,8 @@ def explained(error: Exception, source: Source) -> DataError:
     config = re.search(r"BuilderConfig '.*' not found. Available: (\[.*?\])", text)
     if config:
         return DataError(f"{where} has no config {source.config!r}; it has {config.group(1)}")
+    if "corresponds to no data" in text:
+        return DataError(f"{where} ({source.split}) is empty")
     if kinds & {"EmptyDatasetError", "DataFilesNotFoundError"} or "any data file" in text:
         return DataError(f"{where} holds no parquet or arrow files")
     deepest = chain[-1]
