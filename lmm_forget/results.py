@@ -15,7 +15,7 @@ from lmm_forget.metrics.bootstrap import TaskScores
 from lmm_forget.metrics.figures import figures
 from lmm_forget.metrics.significance import paired_change
 from lmm_forget.metrics.summary import results_scores
-from lmm_forget.store.keys import NOT_WEIGHTS, digest
+from lmm_forget.store.keys import NOT_WEIGHTS, digest, task_view
 
 if TYPE_CHECKING:
     from lmm_forget.stage import Ground, Taught
@@ -50,6 +50,7 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in config.items() if k not in NOT_WEIGHTS[""] or k in ("suite", "probe")}
     denied = NOT_WEIGHTS["hardware"]
     kept["hardware"] = {k: v for k, v in config["hardware"].items() if k not in denied}
+    kept["tasks"] = {name: task_view(node) for name, node in config["tasks"].items()}
     kept["model"] = {k: v for k, v in config["model"].items() if k not in NOT_WEIGHTS["model"]}
     return kept
 

@@ -6,13 +6,17 @@ image structs, sequences, unused columns and nulls. `TASKS` are all seventeen.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
+
+from lmm_forget.tasks.pixmo_images import image_path, write_rows
 
 TEXT, WHOLE = Value("string"), Value("int64")
 TEXTS = List(TEXT)
@@ -347,3 +351,62 @@ def write(name: str, folder: Path, n: int = 8) -> Path:
         lines += [f"  - split: {split}", f"    path: {where}/{split}-*"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
     return folder
+
+
+def cub(folder: Path, species: int = 30, each: int = 4) -> Path:
+    """A small CUB_200_2011: the real lists, tiny photos; odd photos are the official train split."""
+    images = folder / "images"
+    lists: dict[str, list[str]] = {
+        name: [] for name in ("classes", "images", "image_class_labels", "train_test_split")
+    }
+    number = 0
+    for kind in range(1, species + 1):
+        name = f"{kind:03d}.Red_billed_Bird{kind}"
+        lists["classes"].append(f"{kind} {name}")
+        (images / name).mkdir(parents=True)
+        for _ in range(each):
+            number += 1
+            (images / name / f"{number}.jpg").write_bytes(png(number))
+            lists["images"].append(f"{number} {name}/{number}.jpg")
+            lists["image_class_labels"].append(f"{number} {kind}")
+            lists["train_test_split"].append(f"{number} {number % 2}")
+    for name, lines in lists.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def pixmo(folder: Path, n: int = 8) -> Path:
+    """A folder as `data prepare task=pixmocount` leaves it, nothing gone."""
+    rows = []
+    for i in range(n):
+        sha = hashlib.sha256(png(i)).hexdigest()
+        image_path(folder, sha).parent.mkdir(parents=True, exist_ok=True)
+        image_path(folder, sha).write_bytes(png(i))
+        rows.append({"split": "train", "number": i, "label": "cats", "count": 1 + i, "image_sha256": sha})
+    write_rows(folder, rows)
+    (folder / "report.json").write_text(json.dumps({"complete": True, "images": n, "gone": []}))
+    return folder
+
+
+def clocks(folder: Path, n: int = 8) -> Path:
+    """A LLaVA-style file of clocks, as the public code trains on."""
+    items = []
+    for i in range(n):
+        (folder / f"{i}.png").write_bytes(png(i))
+        human = "What time does the clock show in this image?\n<image>"
+        turns = [{"from": "human", "value": human}, {"from": "gpt", "value": f"{i % 12:02d}:30"}]
+        items.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
+    (folder / "time_train.json").write_text(json.dumps(items))
+    return folder / "time_train.json"
+
+
+def everything(folder: Path, n: int = 8) -> dict[str, dict[str, Any]]:
+    """All seventeen on disk, ready to be taught and asked: task -> what its YAML is told."""
+    found: dict[str, dict[str, Any]] = {
+        name: {"path": str(write(name, folder / name, n)), "validation_fraction": 0} for name in TASKS
+    }
+    found["cub200"]["train_path"] = str(cub(folder / "CUB_200_2011"))
+    found["pixmocount"]["train_path"] = str(pixmo(folder / "pixmo", n))
+    (folder / "clocks").mkdir()
+    found["timeclock"]["train_path"] = str(clocks(folder / "clocks", n))
+    return found

@@ -47,17 +47,15 @@ def test_problems_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
         (tmp_path / f"{i}.png").write_bytes(png(i))
     (tmp_path / "4.png").write_bytes(b"no picture")
     (tmp_path / "copy.png").write_bytes(png(0))
-    with Image.open(tmp_path / "1.png") as small:
-        for column in range(20):
-            small.putpixel((column, 3), (column * 10, 90, 5))
-        small.save(tmp_path / "striped.png")
-        small.resize((200, 120)).save(tmp_path / "large.jpg", quality=95)
+    scene = Image.linear_gradient("L").rotate(30).resize((60, 48)).convert("RGB")
+    scene.save(tmp_path / "scene.png")
+    scene.resize((200, 160)).save(tmp_path / "large.jpg", quality=90)
     lines = [
         {"id": f"{i}", "image": f"{i}.png", "question": "?", "answer": "3", "split": "train"}
         for i in range(6)
     ]
     lines += [
-        {"id": "s", "image": "striped.png", "question": "?", "answer": "3", "split": "train"},
+        {"id": "s", "image": "scene.png", "question": "?", "answer": "3", "split": "train"},
         {"id": "same", "image": "copy.png", "question": "?", "answer": "B.", "split": "test"},
         {"id": "near", "image": "large.jpg", "question": "?", "answer": "03:45", "split": "test"},
     ]

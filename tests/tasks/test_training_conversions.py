@@ -18,31 +18,10 @@ from datasets import Dataset, Features, List, Value
 from lmm_forget.data.__main__ import main
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Task
-from tests.tasks.published import png
+from tests.tasks import published
+from tests.tasks.published import cub, png
 
 Made = Callable[..., Task]
-
-
-def cub(folder: Path, species: int = 30, each: int = 4) -> Path:
-    """A small CUB_200_2011: the real lists, tiny photos; odd photos are the official train split."""
-    images = folder / "images"
-    lists: dict[str, list[str]] = {
-        name: [] for name in ("classes", "images", "image_class_labels", "train_test_split")
-    }
-    number = 0
-    for kind in range(1, species + 1):
-        name = f"{kind:03d}.Red_billed_Bird{kind}"
-        lists["classes"].append(f"{kind} {name}")
-        (images / name).mkdir(parents=True)
-        for _ in range(each):
-            number += 1
-            (images / name / f"{number}.jpg").write_bytes(png(number))
-            lists["images"].append(f"{number} {name}/{number}.jpg")
-            lists["image_class_labels"].append(f"{number} {kind}")
-            lists["train_test_split"].append(f"{number} {number % 2}")
-    for name, lines in lists.items():
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 def test_cub_is_asked_with_26_seeded_options(tmp_path: Path, made: Made) -> None:
@@ -95,18 +74,12 @@ def test_clocks_are_taught_from_a_file(tmp_path: Path, made: Made) -> None:
         DataError, match=r"its training set is not published; give your own as tasks.timeclock.train_path"
     ):
         made("timeclock").check("train")
-    items = []
-    for i in range(20):
-        (tmp_path / f"{i}.png").write_bytes(png(i))
-        human = "What time does the clock show in this image?\n<image>"
-        turns = [{"from": "human", "value": human}, {"from": "gpt", "value": f"{i % 12:02d}:30"}]
-        items.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
-    (tmp_path / "time_train.json").write_text(json.dumps(items))
-    task = made("timeclock", train_path=str(tmp_path / "time_train.json"), validation_fraction=0)
+    file = published.clocks(tmp_path, 20)
+    task = made("timeclock", train_path=str(file), validation_fraction=0)
     train = task.check("train")
     assert len(train) == 20 and train[3].answers == ("03:30",)
     assert task.question(train[3], training=True) == "What time does the clock show in this image?"
-    lines = [{"id": i["id"], "image": i["image"], "question": "Time?", "answer": "01:30"} for i in items]
+    lines = [{"id": i, "image": f"{i}.png", "question": "Time?", "answer": "01:30"} for i in range(20)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert (
         len(made("timeclock", train_path=str(tmp_path / "mine.jsonl"), validation_fraction=0).check("train"))
