@@ -11,6 +11,7 @@ COMMANDS = {
     "run": "teach a sequence of skills, as one job or as a sweep (-m)",
     "plan": "which parameters a recipe moves, without loading weights",
     "why": "how output shift and forgetting go together, and which questions turned wrong",
+    "data": "look at a task's data, or fetch what it links to",
     "report": "draw a sweep's tables and pictures again",
     "store": "look into the archive of finished work, check it, clean it",
     "compare": "two jobs, two stages, or a job and its base, question by question",

@@ -16,7 +16,7 @@ from lmm_forget.metrics.figures import figures
 from lmm_forget.metrics.significance import paired_change
 from lmm_forget.metrics.summary import results_scores
 from lmm_forget.probes.records import add_probes, write_probes
-from lmm_forget.store.keys import NOT_WEIGHTS, digest
+from lmm_forget.store.keys import NOT_WEIGHTS, digest, task_view
 
 if TYPE_CHECKING:
     from lmm_forget.probes.prober import Look
@@ -74,6 +74,7 @@ def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in config.items() if k not in NOT_WEIGHTS[""] or k in ("suite", "probe")}
     denied = NOT_WEIGHTS["hardware"]
     kept["hardware"] = {k: v for k, v in config["hardware"].items() if k not in denied}
+    kept["tasks"] = {name: task_view(node) for name, node in config["tasks"].items()}
     kept["model"] = {k: v for k, v in config["model"].items() if k not in NOT_WEIGHTS["model"]}
     return kept
 
@@ -106,7 +107,7 @@ def assemble(
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
         "data": _data(ground, stages),
-        "versions": {**ground.versions, **git_state()},
+        "versions": {**ground.versions, **git_state(), **_data_sources(ground)},
     }
     if base_look is not None and ground.prober is not None:
         add_probes(results, ground.prober, base_look, base, stages)
@@ -186,6 +187,14 @@ def _courses(stages: Sequence[Sequence[Answer]]) -> dict[str, list[float]]:
     return {
         answer.sample_id: [answer.value, *(values[answer.sample_id] for values in later)]
         for answer in stages[0]
+    }
+
+
+def _data_sources(ground: Ground) -> dict[str, str]:
+    """`data.<task>.<split>` -> the hub revision that was read, or "local copy"."""
+    tasks = [*(lessons.task for lessons in ground.lessons.values()), *(exam.task for exam in ground.exams)]
+    return {
+        f"data.{task.name}.{split}": source for task in tasks for split, source in task.provenance().items()
     }
 
 

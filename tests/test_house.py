@@ -51,6 +51,7 @@ FLOORS = {
     "plan": 12,
     "compare": 12,
     "dashboard": 12,
+    "data": 12,
     "why": 12,
     "cli": 13,
     "hydra_plugins": 13,
@@ -317,6 +318,7 @@ def _loaded(module: str, *arguments: str, cwd: Path) -> set[str]:
         "lmm_forget.plan",
         "lmm_forget.compare",
         "lmm_forget.dashboard",
+        "lmm_forget.data",
         "lmm_forget.cli",
     ],
 )

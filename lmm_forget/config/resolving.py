@@ -16,7 +16,7 @@ from lmm_forget.config.messages import one_line
 from lmm_forget.config.naming import check_name
 from lmm_forget.config.orders import arrange
 from lmm_forget.config.probing import check_probe, find_prompts
-from lmm_forget.config.tasks import TaskFiles, check_roles
+from lmm_forget.config.tasks import TaskFile, TaskFiles, check_roles
 from lmm_forget.errors import ConfigError
 
 FITTED = ("training", "micro_batch", "eval_batch")
@@ -55,6 +55,7 @@ def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str
     taught = [files.load(item) for item in arrange(sequence)]
     asked = [files.load(item) for item in _suite(suite)]
     check_roles(taught, asked)
+    _cut_down(suite, asked)
     files.merge_into(run, [*taught, *asked])
     find_prompts(run, files)
 
@@ -81,6 +82,28 @@ def _suite(suite: Any) -> list[str]:
     if twice:
         raise ConfigError(f"suite.tasks names {', '.join(twice)} more than once")
     return names
+
+
+def _cut_down(suite: Any, asked: Sequence[TaskFile]) -> None:
+    """Give every benchmark of a suite with a `subset` ({samples, seed, by: {benchmark: column}}) its part of it."""
+    subset = suite.get("subset")
+    if subset is None:
+        return
+    known = ("samples", "seed", "by")
+    odd = (
+        [str(key) for key in subset if key not in known]
+        if isinstance(subset, Mapping | DictConfig)
+        else ["?"]
+    )
+    if odd:
+        raise ConfigError(f"suite.subset.{odd[0]} is unknown; it has: {', '.join(known)}")
+    for task in asked:
+        groups = subset.get("by") or {}
+        task.node.subset = {
+            "samples": subset.get("samples"),
+            "seed": subset.get("seed", 0),
+            "by": groups.get(task.name),
+        }
 
 
 def _learning_rate(

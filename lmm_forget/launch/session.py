@@ -11,6 +11,7 @@ from lmm_forget.launch.jobs import Job, prepare
 from lmm_forget.launch.live import View
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only
 from lmm_forget.launch.processes import Outcome, Pool, side_by_side
+from lmm_forget.metrics.resolution import resolution
 
 
 class JobsFailed(LaunchError):
@@ -32,6 +33,8 @@ def run_jobs(jobs: Sequence[Job], grace: float = 15.0) -> list[Outcome]:
     if waiting:
         if len(jobs) > 1:
             print(plan.line(), file=sys.stderr, flush=True)
+        for line in dict.fromkeys(filter(None, (resolution(job.config) for job in waiting))):
+            print(line, file=sys.stderr)
         size, gpus = side_by_side([job.config for job in waiting])
         with View(waiting, finished) as view:
             for outcome in Pool(size, view, gpus, grace, plan.pick).run(waiting):

@@ -42,8 +42,8 @@ NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
 """Fields, by node, that move no weight beyond rounding. The base's own weights are in the key by their hash."""
 
 
-TASK_PATHS = frozenset({"path", "images_root"})
-"""Fields of a task's node that say where its files lie."""
+TASK_PATHS = frozenset({"path", "images_root", "train_path", "streaming"})
+"""Fields of a task's node that say where its files lie, and how they are fetched."""
 
 
 def training_view(config: Mapping[str, Any], task: str) -> dict[str, Any]:

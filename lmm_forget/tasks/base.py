@@ -11,7 +11,10 @@ from typing import Any
 
 from PIL import Image
 
+from lmm_forget.errors import ConfigError
+
 SPLITS = ("train", "validation", "test")
+TRAIN_PROMPTS = ("bare", "as_evaluated")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Task(ABC):
     split), `held_out` or `captions`, `max_new_tokens` bounds an answer, `scorer` maps (answer, sample) to
     `{"value", "tolerant", "compat"}` in 0..1 (None where a score is not defined). `macro` names the key of
     `Sample.meta` whose groups are averaged last (None: plain mean over samples).
+
+    A question is put as `eval_prefix + question + eval_suffix`. Training puts it as `train_prefix + question +
+    train_suffix` (`train_prompt="bare"`, the paper's way) or as evaluation does (`"as_evaluated"`).
     """
 
     def __init__(
@@ -52,14 +58,24 @@ class Task(ABC):
         scorer: Scorer,
         train_suffix: str = "",
         eval_suffix: str = "",
+        train_prefix: str = "",
+        eval_prefix: str = "",
+        train_prompt: str = "bare",
         macro: str | None = None,
     ) -> None:
+        if train_prompt not in TRAIN_PROMPTS:
+            raise ConfigError(
+                f"task {name}: train_prompt={train_prompt} is not known; choose one of: {', '.join(TRAIN_PROMPTS)}"
+            )
         self.name = name
         self.role = role
         self.max_new_tokens = max_new_tokens
         self.scorer = scorer
         self.train_suffix = train_suffix
         self.eval_suffix = eval_suffix
+        self.train_prefix = train_prefix
+        self.eval_prefix = eval_prefix
+        self.train_prompt = train_prompt
         self.macro = macro
 
     @abstractmethod
@@ -72,7 +88,9 @@ class Task(ABC):
 
     def question(self, sample: Sample, *, training: bool) -> str:
         """The user turn's text: the question plus this task's instruction for training or evaluation."""
-        return sample.question + (self.train_suffix if training else self.eval_suffix)
+        if training and self.train_prompt == "bare":
+            return self.train_prefix + sample.question + self.train_suffix
+        return self.eval_prefix + sample.question + self.eval_suffix
 
     def target(self, sample: Sample) -> str:
         """The text that training teaches as the answer."""
@@ -90,6 +108,10 @@ class Task(ABC):
         Tasks that cannot have bad samples return `samples(split)` unchanged.
         """
         return self.samples(split)
+
+    def provenance(self) -> dict[str, str]:
+        """Where the splits read so far came from, by split (a hub revision, "local copy"); empty for drawn data."""
+        return {}
 
 
 def digest(*parts: Any) -> str:

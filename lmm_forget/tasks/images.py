@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,30 @@ def read_image(path: Path) -> Image.Image:
     unreadable.
     """
     try:
-        with Image.open(path) as file:
-            file.load()
-            return to_rgb(ImageOps.exif_transpose(file))
+        return _read(path)
     except FileNotFoundError:
         raise DataError(f"image {path} is missing") from None
     except DataError as error:
         raise DataError(f"image {path} {error}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} cannot be read ({_reason(error, path)})") from None
+        empty = path.is_file() and path.stat().st_size == 0
+        raise DataError(f"image {path} cannot be read ({_reason(error, empty)})") from None
+
+
+def decode_image(content: bytes) -> Image.Image:
+    """The picture in an image file's bytes, as `read_image` gives it. Raises DataError with the reason."""
+    try:
+        return _read(io.BytesIO(content))
+    except DataError as error:
+        raise DataError(f"image {error}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"image cannot be read ({_reason(error, not content)})") from None
+
+
+def _read(file: Path | io.BytesIO) -> Image.Image:
+    with Image.open(file) as opened:
+        opened.load()
+        return to_rgb(ImageOps.exif_transpose(opened))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -48,8 +64,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, empty: bool) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "empty file" if path.stat().st_size == 0 else "not an image file"
+        return "empty file" if empty else "not an image file"
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from PIL import Image
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.base import SPLITS, Sample, Scorer, Task, digest
+from lmm_forget.tasks.choices import listed
 from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
 from lmm_forget.tasks.images import read_image
-from lmm_forget.tasks.rows import Row, clusters, divide, read_rows
+from lmm_forget.tasks.rows import Cluster, Row, by_hash, clusters, divide, read_rows
 
 
 class JsonlTask(Task):
@@ -31,6 +31,11 @@ class JsonlTask(Task):
     (`validation_fraction`) or train; all questions about an image stay together. A held-out task without
     splits is all test. With separate files and none for validation, `validation_fraction` of train's images
     is set apart.
+
+    One file can be both taught and held out: of two YAMLs over it with the same `held_out_fraction` and
+    `split_seed`, the held-out one gets that share of the images, and the target never sees them.
+
+    `asked` are the prefixes, suffixes and `macro` of every `Task`.
 
     The file is read at the first use, images when a sample is read. Raises DataError, with file and line, for
     a line that cannot be used.
@@ -48,35 +53,39 @@ class JsonlTask(Task):
         validation_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 0,
+        held_out_fraction: float = 0.0,
         list_choices: bool = True,
-        train_suffix: str = "",
-        eval_suffix: str = "",
-        macro: str | None = None,
+        **asked: Any,
     ) -> None:
         super().__init__(
             name=name,
             role=role,
             max_new_tokens=max_new_tokens,
             scorer=scorer,
-            train_suffix=train_suffix,
-            eval_suffix=eval_suffix,
-            macro=macro,
+            **asked,
         )
         if min(validation_fraction, test_fraction) < 0 or validation_fraction + test_fraction >= 1:
             raise ConfigError(
                 f"task {name}: validation_fraction {validation_fraction} and test_fraction {test_fraction} must "
                 "be 0 or more and leave something to train on"
             )
+        if not 0 <= held_out_fraction < 1:
+            raise ConfigError(f"task {name}: held_out_fraction {held_out_fraction} must be from 0 to below 1")
+        self.held_out_fraction = held_out_fraction
         self.path = path
         self.images_root = images_root
         self.validation_fraction = validation_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.list_choices = list_choices
-        self._splits: dict[str, JsonlSamples] | None = None
+        self._splits: dict[str, FileSamples] | None = None
         self._bad: dict[str, str] | None = None
 
-    def samples(self, split: str) -> JsonlSamples:
+    def read_file(self, path: Path, root: Path | None) -> list[Row]:
+        """The rows of one file, images below `root` or the file's folder; other formats override it. DataError."""
+        return read_rows(path, root)
+
+    def samples(self, split: str) -> FileSamples:
         """Samples of a split in the order of the file, images opened when a sample is read."""
         if split not in SPLITS:
             raise DataError(f"task {self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
@@ -88,18 +97,12 @@ class JsonlTask(Task):
 
     def fingerprint(self, split: str) -> str:
         """Digest of the split's rows, of its images' bytes, and of the way images are read."""
-        content = []
-        wanted = self.samples(split)
-        for row, image_id in zip(wanted.rows, wanted.image_ids, strict=True):
-            meta = dict(sorted(row.meta.items()))
-            pictures = [_bytes_digest(image) for image in row.images]
-            content.append([row.id, image_id, row.question, row.answers, row.choices, meta, pictures])
-        return digest("jsonl", IMAGES_VERSION, self.list_choices, content)
+        return self.samples(split).fingerprint()
 
-    def check(self, split: str, on_bad_sample: str = "fail") -> JsonlSamples:
+    def check(self, split: str, on_bad_sample: str = "fail") -> FileSamples:
         """Open every image and score every reference of the file once; returns a split's usable samples.
 
-        With "skip" the bad ones are left out, and `JsonlSamples.skipped` says why. Raises DataError if any
+        With "skip" the bad ones are left out, and `FileSamples.skipped` says why. Raises DataError if any
         sample of any split is bad ("fail"), or if none is left.
         """
         if on_bad_sample not in ("fail", "skip"):
@@ -125,26 +128,45 @@ class JsonlTask(Task):
             )
         return usable
 
-    def _read(self) -> dict[str, JsonlSamples]:
+    def _read(self) -> dict[str, FileSamples]:
         if self._splits is None:
             rows = self._rows()
             images = clusters(rows)
+            if self.held_out_fraction:
+                rows, images = self._share(rows, images)
             one_file = isinstance(self.path, str)
             if one_file and self.role != "target":
-                rows = [replace(row, split=row.split or "test") for row in rows]
+                own = None if self.held_out_fraction else "given"  # a share is held out as a whole
+                rows = [replace(row, split=(own and row.split) or "test") for row in rows]
             test = self.test_fraction if one_file else 0.0
             fractions = {"test": test, "validation": self.validation_fraction}
             found = divide(rows, images, fractions, self.split_seed)
             self._splits = {
-                split: JsonlSamples([rows[i] for i in at], [images[i].name for i in at], self.list_choices)
+                split: FileSamples([rows[i] for i in at], [images[i].name for i in at], self.list_choices)
                 for split, at in found.items()
             }
         return self._splits
 
+    def _share(self, rows: list[Row], images: list[Cluster]) -> tuple[list[Row], list[Cluster]]:
+        """The rows of the images that this role has of a file that is both taught and held out."""
+        fractions = {"test": self.held_out_fraction}
+        mine = [
+            (by_hash(f"held out/{image.name}", fractions, self.split_seed) == "test")
+            == (self.role != "target")
+            for image in images
+        ]
+        if not any(mine):
+            raise DataError(
+                f"task {self.name}: held_out_fraction {self.held_out_fraction} leaves no image for {self.role}"
+            )
+        return [r for r, own in zip(rows, mine, strict=True) if own], [
+            i for i, own in zip(images, mine, strict=True) if own
+        ]
+
     def _rows(self) -> list[Row]:
         root = None if self.images_root is None else Path(self.images_root).expanduser()
         if isinstance(self.path, str):
-            return read_rows(Path(self.path).expanduser(), root)
+            return self.read_file(Path(self.path).expanduser(), root)
         if not self.path or set(self.path) - set(SPLITS):
             raise ConfigError(
                 f"task {self.name}: path has {', '.join(self.path or []) or 'nothing'}; give one file, or files "
@@ -152,7 +174,7 @@ class JsonlTask(Task):
             )
         rows: list[Row] = []
         for split, file in self.path.items():
-            part = read_rows(Path(file).expanduser(), root)
+            part = self.read_file(Path(file).expanduser(), root)
             odd = next((row for row in part if row.split not in (None, split)), None)
             if odd:
                 raise DataError(f"{odd.where}: split {odd.split!r} in the file that `path` gives for {split}")
@@ -165,7 +187,7 @@ class JsonlTask(Task):
         return self.path if isinstance(self.path, str) else ", ".join(self.path.values())
 
 
-class JsonlSamples(Sequence[Sample]):
+class FileSamples(Sequence[Sample]):
     """Samples of one split; an image is opened when its sample is read.
 
     `skipped` maps `file:line` of the samples that `JsonlTask.check` left out to "id: reason".
@@ -175,7 +197,7 @@ class JsonlSamples(Sequence[Sample]):
         self,
         rows: Sequence[Row],
         image_ids: Sequence[str],
-        list_choices: bool,
+        list_choices: bool = True,
         skipped: Mapping[str, str] | None = None,
     ) -> None:
         self.rows = rows
@@ -188,12 +210,26 @@ class JsonlSamples(Sequence[Sample]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return JsonlSamples(self.rows[index], self.image_ids[index], self.list_choices, self.skipped)
+            return FileSamples(self.rows[index], self.image_ids[index], self.list_choices, self.skipped)
         row = self.rows[index]
         try:
             return self._sample(row, self.image_ids[index], tuple(read_image(path) for path in row.images))
         except DataError as error:
             raise DataError(f"sample {row.id}: {error}") from None
+
+    def fingerprint(self) -> str:
+        """Digest of the rows, of their images' bytes, and of the way images are read."""
+        content = []
+        for row, image_id in zip(self.rows, self.image_ids, strict=True):
+            meta = dict(sorted(row.meta.items()))
+            pictures = [_bytes_digest(image) for image in row.images]
+            content.append([row.id, image_id, row.question, row.answers, row.choices, meta, pictures])
+        return digest("jsonl", IMAGES_VERSION, self.list_choices, content)
+
+    def bare(self) -> Iterator[Sample]:
+        """The samples without their pictures, in order."""
+        for row, image_id in zip(self.rows, self.image_ids, strict=True):
+            yield self._sample(row, image_id, ())
 
     def bad(self, scorer: Scorer) -> dict[str, str]:
         """Open every image, score every reference; `file:line` -> "id: reason" of the bad samples."""
@@ -209,18 +245,15 @@ class JsonlSamples(Sequence[Sample]):
                 found[row.where] = f"{row.id}: {reason}"
         return found
 
-    def without(self, bad: Mapping[str, str]) -> JsonlSamples:
+    def without(self, bad: Mapping[str, str]) -> FileSamples:
         """The samples that are not in `bad`; the others are in `skipped`."""
         keep = [i for i, row in enumerate(self.rows) if row.where not in bad]
         skipped = {row.where: bad[row.where] for row in self.rows if row.where in bad}
         rows, image_ids = [self.rows[i] for i in keep], [self.image_ids[i] for i in keep]
-        return JsonlSamples(rows, image_ids, self.list_choices, skipped)
+        return FileSamples(rows, image_ids, self.list_choices, skipped)
 
     def _sample(self, row: Row, image_id: str, images: tuple[Image.Image, ...]) -> Sample:
-        question = row.question
-        if row.choices and self.list_choices:
-            listed = zip(string.ascii_uppercase, row.choices, strict=False)
-            question = "\n".join([question, *(f"{letter}. {choice}" for letter, choice in listed)])
+        question = listed(row.question, row.choices) if row.choices and self.list_choices else row.question
         return Sample(
             id=row.id,
             image_id=image_id,

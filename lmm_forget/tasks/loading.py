@@ -10,12 +10,17 @@ from lmm_forget.tasks.base import Task
 
 
 def build_task(node: Mapping[str, Any]) -> Task:
-    """The task that a resolved node (`_target_`, `name`, …) describes. Raises DataError for fields it does not take."""
+    """The task that a resolved node (`_target_`, `name`, …) describes. Raises DataError for fields it does not take.
+
+    A `subset` ({samples, seed, by}) in the node, whatever the task, cuts its evaluation splits; see `SubsetTask`.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    node = dict(node)
+    subset = node.pop("subset", None)
     try:
-        task = instantiate(dict(node), _convert_="object")
+        task = instantiate(node, _convert_="object")
     except InstantiationException as error:
         cause: BaseException | None = error
         while cause is not None:
@@ -26,4 +31,11 @@ def build_task(node: Mapping[str, Any]) -> Task:
         raise DataError(f"task {node.get('name')}: cannot be built from its YAML: {reason}") from error
     if not isinstance(task, Task):
         raise DataError(f"task {node.get('name')}: _target_ {node.get('_target_')} is not a Task")
-    return task
+    if subset is None:
+        return task
+    from lmm_forget.tasks.subset import SubsetTask
+
+    try:
+        return SubsetTask(task, **subset)
+    except TypeError:
+        raise DataError(f"task {node.get('name')}: subset={subset}; it takes samples, seed and by") from None

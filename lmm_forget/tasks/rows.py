@@ -37,9 +37,14 @@ def read_rows(path: Path, images_root: Path | None) -> list[Row]:
 
     Relative image paths are taken from `images_root`, or from the file's own folder.
     """
-    rows = [_row(values, where, images_root or path.parent) for where, values in _objects(path)]
+    rows = [row_from(values, where, images_root or path.parent) for where, values in _objects(path)]
     if not rows:
         raise DataError(f"{path} is empty; it needs one JSON object per line")
+    return checked_ids(rows)
+
+
+def checked_ids(rows: list[Row]) -> list[Row]:
+    """The rows, when no id is used twice and all or none of them name a split; else DataError."""
     seen: dict[str, Row] = {}
     for row in rows:
         if row.id in seen:
@@ -99,7 +104,7 @@ def divide(
     found: dict[str, list[int]] = {split: [] for split in SPLITS}
     home: dict[int, tuple[str, Row]] = {}
     for position, (row, image) in enumerate(zip(rows, images, strict=True)):
-        split = row.split or _by_hash(image.name, fractions, seed)
+        split = row.split or by_hash(image.name, fractions, seed)
         there, first = home.setdefault(image.number, (split, row))
         if there != split:
             raise DataError(
@@ -110,7 +115,8 @@ def divide(
     return found
 
 
-def _by_hash(image: str, fractions: Mapping[str, float], seed: int) -> str:
+def by_hash(image: str, fractions: Mapping[str, float], seed: int) -> str:
+    """The split that an image goes to: test or validation by their `fractions`, else train."""
     number = int.from_bytes(hashlib.sha256(f"{seed}/{image}".encode()).digest()[:8], "big") / 2**64
     for split in ("test", "validation"):
         number -= fractions.get(split, 0.0)
@@ -139,7 +145,8 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, values
 
 
-def _row(values: dict[str, Any], where: str, root: Path) -> Row:
+def row_from(values: dict[str, Any], where: str, root: Path) -> Row:
+    """A row from an object's `values` (see `KEYS`), its images below `root`. DataError with `where` for a bad one."""
     paths = [root / name for name in _texts(values, where, "image", "images", empty=True)]
     split = values.get("split")
     if split is not None and split not in SPLITS:
@@ -151,12 +158,12 @@ def _row(values: dict[str, Any], where: str, root: Path) -> Row:
             raise DataError(f"{where}: {len(choices)} choices; there can be 2 to 26")
     image_id = values.get("image_id")
     return Row(
-        id=_text(_one(values, where, "id"), where, "id"),
+        id=text_of(_one(values, where, "id"), where, "id"),
         where=where,
         images=tuple(Path(os.path.abspath(p)) for p in paths),
         names=tuple(Path(os.path.relpath(p, root)).as_posix() for p in paths),
-        image_id=None if image_id is None else _text(image_id, where, "image_id"),
-        question=_text(_one(values, where, "question"), where, "question"),
+        image_id=None if image_id is None else text_of(image_id, where, "image_id"),
+        question=text_of(_one(values, where, "question"), where, "question"),
         answers=_texts(values, where, "answer", "answers"),
         choices=choices,
         split=split,
@@ -177,16 +184,17 @@ def _texts(
     if one in values and many in values:
         raise DataError(f"{where}: both {one!r} and {many!r}; give one of them")
     if one in values:
-        return (_text(values[one], where, one),)
+        return (text_of(values[one], where, one),)
     if many not in values:
         raise DataError(f"{where}: no {one!r} or {many!r}; the line has {_listed(values)}")
     found = values[many]
     if not isinstance(found, list) or not (found or empty):
         raise DataError(f"{where}: {many!r} is {json.dumps(found)[:40]}, not a list of texts")
-    return tuple(_text(value, where, many) for value in found)
+    return tuple(text_of(value, where, many) for value in found)
 
 
-def _text(value: Any, where: str, key: str) -> str:
+def text_of(value: Any, where: str, key: str) -> str:
+    """A value as a text that is not blank; numbers are written out. DataError with `where` and `key`."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise DataError(f"{where}: {key!r} is {json.dumps(value)[:40]}, not a text")
     text = str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import SPLITS, Sample, Scorer, Task, digest
@@ -39,6 +40,8 @@ class TinySamples(Sequence[Sample]):
 class TinyTask(Task):
     """A procedural task: `renderer` names the picture and its questions, `n_*` how many samples a split has.
 
+    `asked` are the prefixes, suffixes and `macro` of every `Task`.
+
     Training and test pictures come from separate random streams. Raises DataError for an unknown renderer.
     """
 
@@ -53,18 +56,14 @@ class TinyTask(Task):
         n_train: int = 0,
         n_validation: int = 0,
         n_test: int = 200,
-        train_suffix: str = "",
-        eval_suffix: str = "",
-        macro: str | None = None,
+        **asked: Any,
     ) -> None:
         super().__init__(
             name=name,
             role=role,
             max_new_tokens=max_new_tokens,
             scorer=scorer,
-            train_suffix=train_suffix,
-            eval_suffix=eval_suffix,
-            macro=macro,
+            **asked,
         )
         if renderer not in world.RENDERERS:
             raise DataError(

@@ -1,0 +1,52 @@
+"""How many tokens a sample takes in a model, from its processor alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmm_forget.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lmm_forget.data.report import Measure
+
+
+def measure_for(spec: Mapping[str, Any]) -> tuple[Measure, int]:
+    """A function that counts the tokens of (question, images, answer), and the model's context in tokens.
+
+    `spec` is a `model` config node; its processor is loaded, its weights are not. Raises ConfigError.
+    """
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.utils import logging
+
+    from lmm_forget.models.family import family_for
+    from lmm_forget.models.loading import PACKAGED, packaged_folder
+
+    logging.set_verbosity_error()
+    source = str(spec.get("path") or spec.get("hub_id"))
+    if source.startswith(PACKAGED):
+        source = str(packaged_folder(source.removeprefix(PACKAGED)))
+    elif spec.get("path"):
+        source = str(Path(source).expanduser())
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"the processor of {source} cannot be loaded ({cause}); set model.path to a copy"
+        ) from None
+    family = family_for(config)
+    budget = {key: value for key, value in (spec.get("image") or {}).items() if value is not None}
+    if budget:
+        family.apply_image_budget(config, processor, budget)
+    if processor.tokenizer.pad_token_id is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+
+    def measure(question: str, images: Sequence[Image], answer: str) -> int:
+        return int(family.encode(processor, [question], [list(images)], [answer]).lengths[0])
+
+    return measure, family.context

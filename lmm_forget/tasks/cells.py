@@ -1,0 +1,148 @@
+"""The cells of one published row, read by what they mean instead of by their column's name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lmm_forget.errors import DataError
+from lmm_forget.tasks.images import decode_image, read_image
+
+_IMAGE_MARK = re.compile(r"[ \t]*\n?<image>\n?")
+
+
+class Cells:
+    """A row as a task reads it: `fields` maps what a value means ("question") to its column, or several columns.
+
+    Every method raises DataError naming the field, its column and what stands there.
+    """
+
+    def __init__(
+        self, row: Mapping[str, Any], fields: Mapping[str, Any], images_root: Path | None = None
+    ) -> None:
+        self.row = row
+        self.fields = fields
+        self.images_root = images_root
+
+    def __contains__(self, field: str) -> bool:
+        return self.fields.get(field) is not None
+
+    def text(self, field: str) -> str:
+        """The field as a text that is not blank; numbers are written out."""
+        return _text(self._raw(field), self._where(field))
+
+    def optional(self, field: str) -> str:
+        """The field as a text; "" where it is not mapped, null or blank."""
+        if field not in self or (raw := self._raw(field)) is None or raw == "":
+            return ""
+        return "" if isinstance(raw, str) and not raw.strip() else self.text(field)
+
+    def question(self, field: str = "question") -> str:
+        """A question without `<image>` marks (the picture is put in front by the model's own chat format)."""
+        text = without_marks(self.text(field))
+        if not text.strip():
+            raise DataError(f"{self._where(field)} is empty but for its image mark")
+        return text
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """The field as texts: a list, one text, or one text per mapped column. Blank options stay out at the end."""
+        column = self.fields.get(field)
+        if isinstance(column, list | tuple):
+            found = [self.row.get(name) for name in column]
+            while found and found[-1] in (None, ""):
+                found.pop()
+            return tuple(
+                _text(value, f"{field!r} (column {name})") for name, value in zip(column, found, strict=False)
+            )
+        raw = self._raw(field)
+        if not isinstance(raw, list):
+            return (self.text(field),)
+        if not raw:
+            raise DataError(f"{self._where(field)} is an empty list")
+        return tuple(_text(value, self._where(field)) for value in raw)
+
+    def value(self, field: str) -> Any:
+        """The field as it is stored."""
+        return self._raw(field)
+
+    def images(self, field: str = "image") -> tuple[Image.Image, ...]:
+        """The field's pictures as RGB; an empty tuple where the field is not mapped."""
+        if field not in self:
+            return ()
+        found = []
+        for number, stored in enumerate(self._stored(field)):
+            try:
+                found.append(_picture(stored, self.images_root))
+            except DataError as error:
+                which = f" number {number}" if number else ""
+                raise DataError(f"{error}{which}") from None
+        return tuple(found)
+
+    def image_name(self, field: str = "image") -> str:
+        """A name for the pictures' content: equal bytes, equal name."""
+        found = hashlib.sha256()
+        for stored in self._stored(field) if field in self else []:
+            content, path = _parts(stored)
+            found.update(content if content is not None else str(path).encode())
+        return found.hexdigest()[:16]
+
+    def _stored(self, field: str) -> list[Any]:
+        raw = self._raw(field)
+        if raw is None:
+            raise DataError(f"{self._where(field)} is null, not an image")
+        return raw if isinstance(raw, list) else [raw]
+
+    def _raw(self, field: str) -> Any:
+        column = self.fields.get(field)
+        if column is None:
+            raise DataError(
+                f"no column is given for {field!r}; the task's fields has {', '.join(self.fields)}"
+            )
+        raw = self.row.get(column)
+        if isinstance(raw, UnicodeDecodeError):
+            raise DataError(f"{self._where(field)} is not UTF-8 text")
+        return raw
+
+    def _where(self, field: str) -> str:
+        column = self.fields.get(field)
+        return f"{field!r}" if column == field else f"{field!r} (column {column})"
+
+
+def without_marks(text: str) -> str:
+    """A text without its `<image>` marks and the line breaks around them."""
+    return _IMAGE_MARK.sub("\n", text).strip("\n")
+
+
+def _text(raw: Any, where: str) -> str:
+    if raw is None:
+        raise DataError(f"{where} is null, not a text")
+    if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+        raise DataError(f"{where} is {str(raw)[:40]}, a {type(raw).__name__}, not a text")
+    if isinstance(raw, float) and raw != raw:
+        raise DataError(f"{where} is not a number (NaN), not a text")
+    text = str(int(raw)) if isinstance(raw, float) and raw.is_integer() else str(raw)
+    if not text.strip():
+        raise DataError(f"{where} is empty")
+    return text
+
+
+def _parts(stored: Any) -> tuple[bytes | None, str | None]:
+    if isinstance(stored, dict):
+        return stored.get("bytes"), stored.get("path")
+    if isinstance(stored, bytes):
+        return stored, None
+    return None, None if stored is None else str(stored)
+
+
+def _picture(stored: Any, root: Path | None) -> Image.Image:
+    content, path = _parts(stored)
+    if content is not None:
+        return decode_image(content)
+    if not path:
+        raise DataError("image is null")
+    return read_image(Path(path) if root is None else root / path)

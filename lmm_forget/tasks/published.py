@@ -1,0 +1,399 @@
+"""A published data set as a task: opened with `datasets`, read row by row, checked before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.tasks.base import SPLITS, Sample, Task, digest
+from lmm_forget.tasks.cells import Cells
+from lmm_forget.tasks.choices import listed
+from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
+from lmm_forget.tasks.jsonl import FileSamples
+from lmm_forget.tasks.rows import Row, by_hash, clusters, divide
+from lmm_forget.tasks.source import Source, Table
+
+VERSION = 1
+"""Of the way rows become samples; raised when the same rows give other samples."""
+SCAN_CHUNK = 64
+"""Rows whose images are opened at a time when a split is checked."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a row says beside its pictures; see `Sample`."""
+
+    question: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class HubTask(Task):
+    """Questions from a data set on the Hugging Face hub, or from a local copy in the same schema.
+
+    `hub`, `config` and `revision` name it there (`revision` null: the newest; the one that was read is recorded);
+    `path` is a copy instead (a `save_to_disk` folder, a parquet or arrow file, or a folder of them such as a
+    downloaded repository), or a mapping from splits to copies. `splits` maps train, validation and test to the
+    published splits' names. `fields` maps what is read to columns: `question`, `answer` or `answers`, `image`
+    (one picture or a list), optionally `choices` (a list column, or several columns), `id`, `image_id`; without an
+    `id` a sample is called by its row, without an `image_id` equal image bytes form one cluster. `meta` lists
+    columns that go to `Sample.meta`. `where` keeps only rows with these values (column -> value). `streaming` reads
+    evaluation splits one row after the other and stores nothing.
+
+    A target without a validation split sets `validation_fraction` of its training images apart, by the hash of
+    their image id with `split_seed`. Rows, images and scores are checked by `check`. `asked` are the prefixes,
+    suffixes and `macro` of every `Task`.
+
+    Subclasses override `read` (row -> question, answers) where a data set needs more than its columns, and
+    `taught_rows` where training comes from files.
+    """
+
+    reads: tuple[str, ...] = ("question",)
+    """Fields that a subclass's `read` cannot do without."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        role: str,
+        splits: Mapping[str, str],
+        fields: Mapping[str, Any],
+        hub: str | None = None,
+        config: str | None = None,
+        revision: str | None = None,
+        path: str | Mapping[str, str] | None = None,
+        images_root: str | None = None,
+        streaming: bool = False,
+        where: Mapping[str, Any] | None = None,
+        meta: Sequence[str] = (),
+        train_path: str | None = None,
+        validation_fraction: float = 0.0,
+        split_seed: int = 0,
+        **asked: Any,
+    ) -> None:
+        super().__init__(name=name, role=role, **asked)
+        odd = sorted(set(splits) - set(SPLITS))
+        if odd or not splits:
+            raise ConfigError(
+                f"task {name}: splits has {', '.join(odd) or 'nothing'}; it maps {', '.join(SPLITS)}"
+            )
+        lacking = [one for one in self.reads if fields.get(one) is None]
+        if lacking:
+            raise ConfigError(
+                f"task {name}: fields gives no column for {lacking[0]!r}; it has {', '.join(fields)}"
+            )
+        if not 0 <= validation_fraction < 1:
+            raise ConfigError(
+                f"task {name}: validation_fraction {validation_fraction} must be from 0 to below 1"
+            )
+        self.hub, self.config, self.revision, self.path = hub, config, revision, path
+        self.splits = dict(splits)
+        self.fields = {key: value for key, value in fields.items() if value is not None}
+        self.images_root = None if images_root is None else Path(images_root).expanduser()
+        self.streaming = streaming
+        self.where = dict(where or {})
+        self.meta = tuple(meta)
+        self.train_path = train_path
+        self.validation_fraction = validation_fraction
+        self.split_seed = split_seed
+        self._tables: dict[str, Table] = {}
+        self._parts: dict[str, HubSamples | FileSamples] = {}
+        self._bad: dict[str, dict[str, str]] = {}
+
+    # --- what a subclass may say -----------------------------------------------------------------------------
+
+    def read(self, cells: Cells, split: str) -> Reading:
+        """Question, references, options and meta of one row of a split. Raises DataError without the sample's id."""
+        answers = cells.texts("answers" if "answers" in cells else "answer")
+        choices = cells.texts("choices") if "choices" in cells else None
+        question = cells.question()
+        return Reading(listed(question, choices) if choices else question, answers, choices, self.kept(cells))
+
+    def taught_rows(self) -> list[Row] | None:
+        """Rows of a target's training (and validation) files; None where the data set itself has them."""
+        return None
+
+    # --- the task -------------------------------------------------------------------------------------------
+
+    def kept(self, cells: Cells) -> dict[str, Any]:
+        """The columns of `meta`, as they are stored."""
+        return {column: cells.row.get(column) for column in self.meta}
+
+    def samples(self, split: str) -> HubSamples | FileSamples:
+        """The split's samples; pictures are opened when a sample is read. DataError if there is no such split."""
+        if split not in SPLITS:
+            raise DataError(f"task {self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
+        if split not in self._parts:
+            self._parts[split] = self._part(split)
+        return self._parts[split]
+
+    def fingerprint(self, split: str) -> str:
+        """Digest of the published revision (or of a copy's content) and of the way its rows are read."""
+        part = self.samples(split)
+        if isinstance(part, FileSamples):
+            return part.fingerprint()
+        read = [type(self).__qualname__, self.fields, self.where, self.meta, str(self.images_root)]
+        cut = [self.validation_fraction, self.split_seed] if part.cut else []
+        return digest("hub", VERSION, IMAGES_VERSION, part.table.identity, read, cut, split if cut else "")
+
+    def check(self, split: str, on_bad_sample: str = "fail") -> HubSamples | FileSamples:
+        """Open every image and score every reference of the split once; returns the usable samples.
+
+        With "skip" the bad ones are left out, and `skipped` of the result says why. Raises DataError if a sample
+        is bad ("fail"), or if none is left.
+        """
+        if on_bad_sample not in ("fail", "skip"):
+            raise ConfigError(f"data.on_bad_sample={on_bad_sample} is unknown; there are fail, skip")
+        part = self.samples(split)
+        return self.usable(part, split, on_bad_sample)
+
+    def usable(
+        self, part: HubSamples | FileSamples, split: str, on_bad_sample: str
+    ) -> HubSamples | FileSamples:
+        """What `check` gives, for a part of a split: only its samples are opened."""
+        key = digest(split, [str(number) for number in part.rows] if isinstance(part, HubSamples) else [])
+        if key not in self._bad:
+            self._bad[key] = part.bad(self.scorer)
+        bad = self._bad[key]
+        first = next(iter(bad.values()), "")
+        if bad and on_bad_sample == "fail":
+            raise DataError(
+                f"task {self.name}: {len(bad)} of {len(part)} {split} samples cannot be used (first: {first}); "
+                "data.on_bad_sample=skip leaves them out"
+            )
+        usable = part.without(bad)
+        if not len(usable):
+            raise DataError(
+                f"task {self.name}: none of the {len(part)} {split} samples can be used (first: {first})"
+            )
+        return usable
+
+    def provenance(self) -> dict[str, str]:
+        """Hub id and revision of every split that was opened, or "local copy"."""
+        return {
+            split: f"{self.hub}@{table.revision}" if table.source.path is None else "local copy"
+            for split, table in self._tables.items()
+        }
+
+    def sample_id(self, row: Mapping[str, Any], split: str, number: int) -> str:
+        """The id of a row: its `id` column, else `<split>-<row>`."""
+        found = row.get(self.fields["id"]) if "id" in self.fields else None
+        return f"{split}-{number}" if found is None or isinstance(found, UnicodeDecodeError) else str(found)
+
+    def sample(self, row: Mapping[str, Any], split: str, number: int, *, pictures: bool = True) -> Sample:
+        """The sample of one stored row, without its pictures if they are not wanted. Raises DataError with its id."""
+        cells = Cells(row, self.fields, self.images_root)
+        try:
+            reading = self.read(cells, split)
+            images = cells.images() if pictures else ()
+            image_id = cells.text("image_id") if "image_id" in cells else ""
+            if not image_id and pictures:
+                image_id = cells.image_name() if "image" in cells else self.sample_id(row, split, number)
+        except DataError as error:
+            raise DataError(f"sample {self.sample_id(row, split, number)}: {error}") from None
+        return Sample(
+            self.sample_id(row, split, number),
+            image_id,
+            images,
+            reading.question,
+            reading.answers,
+            reading.choices,
+            reading.meta,
+        )
+
+    def columns(self, *, pictures: bool = True) -> tuple[str, ...]:
+        """The columns that are read."""
+        wanted: list[str] = []
+        for meaning, column in self.fields.items():
+            if pictures or meaning != "image":
+                wanted += [column] if isinstance(column, str) else list(column)
+        return tuple(dict.fromkeys([*wanted, *self.meta, *self.where]))
+
+    # --- splits ---------------------------------------------------------------------------------------------
+
+    def _part(self, split: str) -> HubSamples | FileSamples:
+        if split != "test" and "train" not in self.splits:
+            files = self._files().get(split)
+            if not files:
+                raise self._no(split, "" if self.role == "target" else "; it is not taught")
+            return files
+        if split in self.splits and not (split == "train" and self._cuts()):
+            return HubSamples(self, self._table(split), split)
+        if split == "test" or not self._cuts():
+            raise self._no(
+                split, "; a target's validation_fraction cuts one" if split == "validation" else ""
+            )
+        return self._cut(split)
+
+    def _cuts(self) -> bool:
+        return self.role == "target" and "validation" not in self.splits and self.validation_fraction > 0
+
+    def _no(self, split: str, hint: str) -> DataError:
+        return DataError(f"task {self.name}: no {split} samples; it has {', '.join(self.splits)}{hint}")
+
+    def _files(self) -> dict[str, FileSamples]:
+        rows = self.taught_rows() if self.role == "target" else None
+        if rows is None:
+            return {}
+        images = clusters(rows)
+        own = any(row.split for row in rows)
+        fractions = {} if own else {"validation": self.validation_fraction}
+        found = divide(rows, images, fractions, self.split_seed)
+        return {
+            split: FileSamples([rows[i] for i in at], [images[i].name for i in at])
+            for split, at in found.items()
+        }
+
+    def _cut(self, split: str) -> HubSamples:
+        """Train or validation of a published train split, every image in one of them."""
+        table = self._table("train")
+        columns = [self.fields["image_id"]] if "image_id" in self.fields else list(self.columns())
+        rows: list[int] = []
+        for number, row in enumerate(table.rows(columns)):
+            cells = Cells(row, self.fields)
+            name = str(cells.value("image_id")) if "image_id" in self.fields else cells.image_name()
+            if by_hash(name, {"validation": self.validation_fraction}, self.split_seed) == split:
+                rows.append(number)
+        return HubSamples(self, table, "train", rows, cut=True)
+
+    def _table(self, split: str) -> Table:
+        if split not in self._tables:
+            path = self.path.get(split) if isinstance(self.path, Mapping) else self.path
+            source = Source(
+                task=self.name,
+                hub=self.hub,
+                split=self.splits[split],
+                columns=self.columns(),
+                config=self.config,
+                revision=self.revision,
+                path=None if path is None else str(path),
+                streaming=self.streaming and split == "test",
+                only=len(self.splits) == 1 or isinstance(self.path, Mapping),
+            )
+            self._tables[split] = source.open()
+        return self._tables[split]
+
+
+class HubSamples(Sequence[Sample]):
+    """Samples of one split; a picture is opened when its sample is read.
+
+    `rows` are the rows of the table that belong to it (None: all that `where` keeps); `skipped` maps a row's number
+    to "id: reason" for what `HubTask.check` left out. A streamed split keeps its place: reading on is cheap, reading
+    an earlier sample starts over.
+    """
+
+    def __init__(
+        self,
+        task: HubTask,
+        table: Table,
+        split: str,
+        rows: Sequence[int] | None = None,
+        *,
+        cut: bool = False,
+    ) -> None:
+        self.task, self.table, self.split, self.cut = task, table, split, cut
+        self.rows = _kept(task, table) if rows is None else rows
+        self.skipped: dict[str, str] = {}
+        self._stream: Iterator[tuple[int, dict[str, Any]]] | None = None
+        self._next = 0
+        if not len(self.rows):
+            why = f"has no rows where {task.where}" if task.where else "is empty"
+            raise DataError(f"task {task.name}: {table.source.name} ({table.split}) {why}")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self._with(self.rows[index], self.skipped)
+        number = self.rows[index]
+        return self.task.sample(self._row(number), self.split, number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stream": None, "_next": 0}  # a worker process opens its own stream
+
+    def bare(self) -> Iterator[Sample]:
+        """The samples without their pictures, in order; only the columns beside them are read."""
+        wanted = set(self.rows)
+        columns = self.task.columns(pictures=False)
+        for number, row in enumerate(self.table.rows(columns)):
+            if number in wanted:
+                yield self.task.sample(row, self.split, number, pictures=False)
+
+    def bad(self, scorer: Callable[[str, Sample], Mapping[str, Any]]) -> dict[str, str]:
+        """Open every picture, score every reference; row number -> "id: reason" of the bad samples."""
+        found: dict[str, str] = {}
+        seen: dict[str, int] = {}
+        wanted = set(self.rows)
+
+        def one(item: tuple[int, dict[str, Any]]) -> str | None:
+            number, row = item
+            try:
+                sample = self.task.sample(row, self.split, number)
+                scorer(self.task.target(sample), sample)
+            except DataError as error:
+                return str(error).removeprefix("sample ")
+            return None
+
+        if not self.table.streamed and len(wanted) < len(self.table) // 2:
+            rows = ((number, self._row(number)) for number in self.rows)
+        else:
+            rows = ((number, row) for number, row in enumerate(self.table.rows()) if number in wanted)
+        with ThreadPoolExecutor() as pool:
+            while chunk := list(islice(rows, SCAN_CHUNK)):
+                for (number, row), reason in zip(chunk, pool.map(one, chunk), strict=True):
+                    name = self.task.sample_id(row, self.split, number)
+                    first = seen.setdefault(name, number)
+                    if reason is None and first != number:
+                        reason = f"{name}: the id of row {first} again (row {number})"
+                    if reason is not None:
+                        found[str(number)] = reason
+        return found
+
+    def without(self, bad: Mapping[str, str]) -> HubSamples:
+        """The samples that are not in `bad`; the others are in `skipped`."""
+        if not bad:
+            return self
+        skipped = {str(number): bad[str(number)] for number in self.rows if str(number) in bad}
+        return self._with([number for number in self.rows if str(number) not in bad], skipped)
+
+    def picked(self, places: Sequence[int]) -> HubSamples:
+        """The samples at some places of this part."""
+        return self._with([self.rows[place] for place in places], self.skipped)
+
+    def _with(self, rows: Sequence[int], skipped: Mapping[str, str]) -> HubSamples:
+        other = HubSamples.__new__(HubSamples)
+        other.__dict__.update(self.__dict__, rows=rows, skipped=dict(skipped), _stream=None, _next=0)
+        return other
+
+    def _row(self, number: int) -> dict[str, Any]:
+        if not self.table.streamed:
+            try:
+                return self.table.row(number)
+            except UnicodeDecodeError:
+                return next(islice(self.table.rows(), number, None))
+        if self._stream is None or number < self._next:
+            self._stream, self._next = enumerate(self.table.rows()), 0
+        for at, row in self._stream:
+            self._next = at + 1
+            if at == number:
+                return row
+        raise DataError(f"task {self.task.name}: {self.table.source.name} ended before row {number}")
+
+
+def _kept(task: HubTask, table: Table) -> Sequence[int]:
+    """The rows that `where` keeps."""
+    if not task.where:
+        return range(len(table))
+    columns = list(task.where)
+    return [
+        number
+        for number, row in enumerate(table.rows(columns))
+        if all(row.get(column) == value for column, value in task.where.items())
+    ]

@@ -1,0 +1,285 @@
+"""A published split, opened with `datasets`: from the hub, or from a local copy in the same schema."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.errors import DataError
+
+STREAM_BATCH = 32
+"""Rows that a stream holds at a time."""
+_UNREACHED = {
+    "ConnectionError",
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "ConnectError",
+    "TimeoutException",
+    "TransportError",
+}
+FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one split of a task lies: `hub` id, `config` and `revision`, or a local `path`; `split` as published.
+
+    `columns` are the ones that are read. `only` says that this is the task's only split, so that a copy whose
+    single split has another name is taken for it. `task` stands in messages.
+    """
+
+    task: str
+    hub: str | None
+    split: str
+    columns: tuple[str, ...]
+    config: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    streaming: bool = False
+    only: bool = False
+
+    @property
+    def name(self) -> str:
+        """The source as messages call it."""
+        return str(self.path or self.hub)
+
+    def open(self) -> Table:
+        """Open the split: download or find it, check its schema and that it has rows. Raises DataError."""
+        table = Table(self)
+        features = table.features
+        missing = [column for column in self.columns if column not in features]
+        if missing:
+            raise DataError(
+                f"task {self.task}: {self.name} ({self.split}) has no column {missing[0]!r}; it has "
+                f"{', '.join(features)} (a renamed one goes to the task's fields)"
+            )
+        if not self.streaming and not len(table):
+            raise DataError(f"task {self.task}: {self.name} ({self.split}) is empty")
+        return table
+
+
+class Table:
+    """The rows of an open split, undecoded: an image is the `{bytes, path}` it is stored as."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._stored: Any = None
+        self._builder: Any = None
+        self.split = source.split
+        try:
+            self._open()
+        except DataError:
+            raise
+        except Exception as error:  # whatever a reader underneath raises becomes one line
+            raise explained(error, source) from error
+
+    def _open(self) -> None:
+        import datasets
+
+        source = self.source
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        folder = None if source.path is None else Path(source.path).expanduser()
+        if folder is not None and not folder.exists():
+            raise DataError(f"task {source.task}: {source.path} is missing")
+        if folder is not None and _saved(folder):
+            self._stored = self._from_disk(folder)
+            self._files = sorted(str(file["filename"]) for file in self._stored.cache_files)
+            return
+        self._builder = self._make_builder(None)
+        files = self._builder.config.data_files
+        # Without a network `datasets` reads its own cache, which knows splits but no files.
+        self.split = self._named(list(files or self._builder.info.splits or []))
+        self._files = [str(file) for file in files[self.split]] if files else []
+        if not source.streaming:
+            self._builder.download_and_prepare()
+            self._stored = self._builder.as_dataset(split=self.split)
+
+    def _from_disk(self, folder: Path) -> Any:
+        from datasets import DatasetDict, load_from_disk
+
+        found = load_from_disk(str(folder))
+        if isinstance(found, DatasetDict):
+            self.split = self._named(list(found))
+            return found[self.split]
+        return found
+
+    def _make_builder(self, columns: Sequence[str] | None) -> Any:
+        from datasets import load_dataset_builder
+
+        source = self.source
+        if source.path is None:
+            if source.hub is None:
+                raise DataError(f"task {source.task}: neither hub nor path says where {source.split} lies")
+            builder = load_dataset_builder(source.hub, source.config, revision=source.revision)
+        else:
+            path = Path(source.path).expanduser()
+            if path.is_file():
+                kind = FILE_KINDS.get(path.suffix)
+                if kind is None:
+                    raise DataError(
+                        f"task {source.task}: {path} is not a {' or '.join(FILE_KINDS)} file, nor a folder"
+                    )
+                builder = load_dataset_builder(kind, data_files={source.split: [str(path)]})
+            else:
+                configs = _configs(path)
+                builder = load_dataset_builder(str(path), source.config if source.config in configs else None)
+        if hasattr(builder.config, "columns"):  # parquet: read only what is needed, a few rows at a time
+            if columns is not None:
+                builder.config.columns = list(columns)
+            if source.streaming:
+                builder.config.batch_size = STREAM_BATCH
+        return builder
+
+    def _named(self, have: list[str]) -> str:
+        wanted = self.source.split
+        if wanted in have:
+            return wanted
+        if self.source.only and self.source.path is not None and len(have) == 1:
+            return str(have[0])
+        raise DataError(
+            f"task {self.source.task}: {self.source.name} has no split {wanted!r}; it has {', '.join(map(str, have))}"
+        )
+
+    @property
+    def streamed(self) -> bool:
+        """Whether rows can only be read one after the other."""
+        return self._stored is None
+
+    @cached_property
+    def features(self) -> list[str]:
+        """The names of the split's columns."""
+        if self._stored is not None:
+            return list(self._stored.column_names)
+        try:
+            return list(self._builder.as_streaming_dataset(split=self.split).column_names)
+        except Exception as error:
+            raise explained(error, self.source) from error
+
+    @property
+    def revision(self) -> str:
+        """The hub revision that is read; "local copy" for a path."""
+        return "local copy" if self.source.path is not None else str(self._builder.hash)
+
+    @cached_property
+    def identity(self) -> str:
+        """What decides the content: the hub's revision, or a digest of a local copy's files."""
+        source = self.source
+        if source.path is None:
+            return f"{source.hub}@{self.revision}/{source.config}/{self.split}"
+        found = hashlib.sha256()
+        for file in self._files:
+            with open(file, "rb") as content:
+                found.update(hashlib.file_digest(content, "sha256").digest())
+        return found.hexdigest()
+
+    def __len__(self) -> int:
+        if self._stored is not None:
+            return len(self._stored)
+        return self._streamed_length
+
+    @cached_property
+    def _streamed_length(self) -> int:
+        return sum(1 for _ in self.rows(self.source.columns[:1]))
+
+    @cached_property
+    def _arrow(self) -> Any:
+        return self._stored.select_columns(list(self.source.columns)).with_format("arrow")
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row. Raises DataError, or UnicodeDecodeError for text that is not UTF-8."""
+        return dict(self._arrow[index].to_pylist()[0])
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """All rows, or some columns of them, in order; a text that is not UTF-8 stands as its error."""
+        wanted = list(columns or self.source.columns)
+        try:
+            if self._stored is not None:
+                tables = self._stored.select_columns(wanted).with_format("arrow").iter(STREAM_BATCH)
+            else:
+                stream = self._make_builder(wanted).as_streaming_dataset(split=self.split)
+                tables = stream.select_columns(wanted).with_format("arrow").iter(STREAM_BATCH)
+            for table in tables:
+                yield from _listed(table)
+        except DataError:
+            raise
+        except Exception as error:
+            raise explained(error, self.source) from error
+
+
+def _listed(table: Any) -> list[dict[str, Any]]:
+    try:
+        return list(table.to_pylist())
+    except UnicodeDecodeError:
+        return [_row_or_error(table.slice(i, 1)) for i in range(table.num_rows)]
+
+
+def _row_or_error(table: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in table.column_names:
+        try:
+            found[name] = table[name].to_pylist()[0]
+        except UnicodeDecodeError as error:
+            found[name] = error
+    return found
+
+
+def _saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _configs(folder: Path) -> list[str]:
+    """The configurations that a local folder's README declares."""
+    from datasets import get_dataset_config_names
+
+    return list(get_dataset_config_names(str(folder)))
+
+
+def explained(error: Exception, source: Source) -> DataError:
+    """One line for what `datasets`, the hub client or a file reader raised."""
+    chain, texts = _chain(error), []
+    for one in chain:
+        texts += [f"{type(one).__name__}: {one}"]
+    text, kinds = " | ".join(texts), {cls.__name__ for one in chain for cls in type(one).__mro__}
+    where = f"task {source.task}: {source.name}"
+    if "RevisionNotFoundError" in kinds or re.search(
+        r"[Ii]nvalid rev id|Revision Not Found|doesn't exist on the Hub.*revision", text
+    ):
+        return DataError(f"{where} has no revision {source.revision!r}; revision=null takes the newest")
+    if kinds & {"GatedRepoError"}:
+        return DataError(f"{where} needs access: accept its terms on the hub, then `hf auth login`")
+    if source.path is None and kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
+        return DataError(
+            f"{where} is not on the hub (or not for you to read); check the id, or `hf auth login`"
+        )
+    if source.path is None and kinds & _UNREACHED:
+        return DataError(
+            f"{where} cannot be reached (no network, and it is not in the cache); "
+            f"a local copy in the same schema goes to tasks.{source.task}.path"
+        )
+    config = re.search(r"BuilderConfig '.*' not found. Available: (\[.*?\])", text)
+    if config:
+        return DataError(f"{where} has no config {source.config!r}; it has {config.group(1)}")
+    if "corresponds to no data" in text:
+        return DataError(f"{where} ({source.split}) is empty")
+    if kinds & {"EmptyDatasetError", "DataFilesNotFoundError"} or "any data file" in text:
+        return DataError(f"{where} holds no parquet or arrow files")
+    deepest = chain[-1]
+    reason = " ".join(str(deepest).split()) or type(deepest).__name__
+    return DataError(f"{where} ({source.split}) cannot be read: {reason[:300]}")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found

@@ -1,0 +1,128 @@
+"""A fixed part of a task's evaluation split: the same questions for every model, every group with its share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.tasks.base import Sample, Task, digest
+from lmm_forget.tasks.published import HubSamples, HubTask
+
+
+class SubsetTask(Task):
+    """Another task whose test and validation splits are cut down to `samples` questions.
+
+    The questions are chosen by a hash of `seed`, the task's name and their ids, in equal shares of every group of
+    the meta column `by` (None: no groups): a larger part holds every smaller one, and the order of the data set
+    plays no role. Training is left whole.
+    """
+
+    def __init__(self, task: Task, *, samples: int, seed: int = 0, by: str | None = None) -> None:
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise ConfigError(
+                f"task {task.name}: subset.samples={samples} must be a whole number of at least 1"
+            )
+        super().__init__(
+            name=task.name,
+            role=task.role,
+            max_new_tokens=task.max_new_tokens,
+            scorer=task.scorer,
+            train_prompt=task.train_prompt,
+            macro=task.macro,
+        )
+        self.task, self.size, self.seed, self.by = task, samples, seed, by
+        self._chosen: dict[str, list[int]] = {}
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        """The chosen samples of test or validation, in the data set's order; all of train."""
+        part = self.task.samples(split)
+        return part if split == "train" or len(part) <= self.size else picked(part, self._places(split))
+
+    def fingerprint(self, split: str) -> str:
+        """The task's own, and which part of it is asked."""
+        whole = self.task.fingerprint(split)
+        return whole if split == "train" else digest("subset", whole, self.size, self.seed, self.by)
+
+    def check(self, split: str, on_bad_sample: str = "fail") -> Sequence[Sample]:
+        """As the task itself; only the chosen samples are opened where it can do so."""
+        if split == "train":
+            return self.task.check(split, on_bad_sample)
+        part = self.samples(split)
+        if isinstance(self.task, HubTask) and isinstance(part, HubSamples):
+            return self.task.usable(part, split, on_bad_sample)
+        ids = {sample.id for sample in without_pictures(part)}
+        usable = self.task.check(split, on_bad_sample)
+        return picked(usable, [i for i, sample in enumerate(without_pictures(usable)) if sample.id in ids])
+
+    def question(self, sample: Sample, *, training: bool) -> str:
+        """As the task itself."""
+        return self.task.question(sample, training=training)
+
+    def target(self, sample: Sample) -> str:
+        """As the task itself."""
+        return self.task.target(sample)
+
+    def score(self, answer: str, sample: Sample) -> dict[str, float | None]:
+        """As the task itself."""
+        return self.task.score(answer, sample)
+
+    def provenance(self) -> dict[str, str]:
+        """As the task itself."""
+        return self.task.provenance()
+
+    def _places(self, split: str) -> list[int]:
+        if split not in self._chosen:
+            self._chosen[split] = self._choose(split)
+        return self._chosen[split]
+
+    def _choose(self, split: str) -> list[int]:
+        groups: defaultdict[str, list[tuple[bytes, int]]] = defaultdict(list)
+        for place, sample in enumerate(without_pictures(self.task.samples(split))):
+            if self.by is not None and self.by not in sample.meta:
+                have = ", ".join(sample.meta) or "nothing"
+                raise DataError(f"task {self.name}: subset.by={self.by} is not in meta, which has {have}")
+            group = "" if self.by is None else str(sample.meta[self.by])
+            mark = hashlib.sha256(f"{self.seed}/{self.name}/{sample.id}".encode()).digest()
+            groups[group].append((mark, place))
+        # Places of a group, in its own random order, stand at equal distances on a line from 0 to 1: its first part
+        # holds the same share of every group, whatever its length.
+        line = [
+            ((rank + 0.5) / len(members), mark, place)
+            for members in groups.values()
+            for rank, (mark, place) in enumerate(sorted(members))
+        ]
+        return sorted(place for _, _, place in sorted(line)[: self.size])
+
+
+class Picked(Sequence[Sample]):
+    """The samples at some places of a sequence, produced when they are read."""
+
+    def __init__(self, part: Sequence[Sample], places: Sequence[int]) -> None:
+        self.part, self.places = part, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Picked(self.part, self.places[index])
+        return self.part[self.places[index]]
+
+    def bare(self) -> Iterable[Sample]:
+        """The samples without their pictures."""
+        wanted = set(self.places)
+        return (sample for place, sample in enumerate(without_pictures(self.part)) if place in wanted)
+
+
+def picked(part: Sequence[Sample], places: Sequence[int]) -> Sequence[Sample]:
+    """The samples at `places` of a split."""
+    return part.picked(places) if isinstance(part, HubSamples) else Picked(part, places)
+
+
+def without_pictures(part: Sequence[Sample]) -> Iterable[Sample]:
+    """The samples in order, without their pictures where that is cheaper."""
+    bare = getattr(part, "bare", None)
+    return bare() if bare is not None else iter(part)

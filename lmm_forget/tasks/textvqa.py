@@ -1,0 +1,18 @@
+"""TextVQA: ten people's answers to a question about text in a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lmm_forget.tasks.base import Sample
+from lmm_forget.tasks.published import HubTask
+
+
+class TextVQA(HubTask):
+    """All ten answers are references (duplicates count in VQA accuracy); training teaches the most common one."""
+
+    reads = ("question", "answers")
+
+    def target(self, sample: Sample) -> str:
+        """The answer most people gave; of equally common ones the first."""
+        return Counter(sample.answers).most_common(1)[0][0]

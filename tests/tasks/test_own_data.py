@@ -1,0 +1,190 @@
+"""Data that users bring beside JSONL: LLaVA-style JSON, a CSV with pictures, one file for both roles."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.tasks.jsonl import JsonlTask
+from lmm_forget.tasks.llava import LlavaTask
+from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.table import TableTask
+from tests.tasks.published import png
+
+COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatch(), "max_new_tokens": 4}
+
+
+def pictures(folder: Path, n: int = 40) -> Path:
+    (folder / "pics").mkdir(parents=True)
+    for i in range(n):
+        (folder / "pics" / f"{i}.png").write_bytes(png(i))
+    return folder
+
+
+def turn(human: str, gpt: Any) -> list[dict[str, Any]]:
+    return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+
+
+def llava(folder: Path, *items: Any, **options: Any) -> LlavaTask:
+    (folder / "data.json").write_text(json.dumps(list(items)))
+    return LlavaTask(path=str(folder / "data.json"), **{**COMMON, **options})
+
+
+ONE = {"id": "a", "image": "pics/1.png", "conversations": turn("<image>\nWhat is it?", "a cat")}
+
+
+def test_llava_json_is_read(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    two = {
+        "id": 7,
+        "image": ["pics/1.png", "pics/2.png"],
+        "conversations": [{"from": "system", "value": "Be kind."}, *turn("Compare.\n<image>\n<image>", 2)],
+    }
+    samples = llava(tmp_path, ONE, two, {"id": "text", "conversations": turn("Hello?", "Hi")}).check("test")
+    first, second, third = samples
+    assert (first.id, first.question, first.answers) == ("a", "What is it?", ("a cat",))
+    assert (second.id, second.question, second.answers, len(second.images)) == ("7", "Compare.", ("2",), 2)
+    assert first.image_id == second.image_id, "they share a picture"
+    assert third.images == () and third.question == "Hello?"
+
+
+def test_llava_turns_and_keep(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    several = {**ONE, "conversations": [*turn("<image>\nWhat?", "a cat"), *turn("Which color?", "red")]}
+    with pytest.raises(
+        DataError, match=r"item 0 \(id a\): 2 exchanges; turns=first keeps one, turns=each asks"
+    ):
+        llava(tmp_path, several).check("test")
+    assert [s.question for s in llava(tmp_path, several, turns="first").check("test")] == ["What?"]
+    each = llava(tmp_path, several, turns="each").check("test")
+    assert [(s.id, s.question, s.answers) for s in each] == [
+        ("a#0", "What?", ("a cat",)),
+        ("a#1", "Which color?", ("red",)),
+    ]
+    with pytest.raises(ConfigError, match="turns=all is not known; choose one of: one, first, each"):
+        llava(tmp_path, several, turns="all")
+    many = [{**ONE, "id": str(i)} for i in range(30)]
+    kept = llava(tmp_path, *many, keep=10).check("test")
+    more = llava(tmp_path, *many, keep=20).check("test")
+    assert len(kept) == 10 and {s.id for s in kept} < {s.id for s in more}
+
+
+BAD_LLAVA: list[tuple[Any, str]] = [
+    (
+        {**ONE, "conversations": turn("<image><image>\nWhat?", "x")},
+        r"item 1 \(id a\): 2 <image> marks and 1 image; each image needs one",
+    ),
+    ({**ONE, "conversations": turn("What?", "x")}, r"item 1 \(id a\): 0 <image> marks and 1 image;"),
+    ({**ONE, "conversations": turn("<image>", "x")}, r"item 1 \(id a\): 'human turn' is empty"),
+    ({**ONE, "conversations": turn("<image>\nWhat?", None)}, r"\(id a\): 'gpt turn' is null, not a text"),
+    (
+        {**ONE, "conversations": turn("<image>\nWhat?", "x")[:1]},
+        r"\(id a\): 1 turns; questions and answers must",
+    ),
+    (
+        {**ONE, "conversations": turn("<image>\nWhat?", "x")[::-1]},
+        r"turns from 'gpt' and 'human', not human and",
+    ),
+    ({"id": "a", "image": "pics/1.png"}, r"\(id a\): no 'conversations' list; it has 'id', 'image'"),
+    ({**ONE, "split": "dev"}, r"\(id a\): split 'dev' is not one of train, validation, test"),
+    ("text", r"item 1 \(id 1\): a str, not an object"),
+    ({**ONE, "id": "first"}, r"item 1 \(id first\): id 'first' is used already, at .*item 0"),
+]
+
+
+@pytest.mark.parametrize(("item", "message"), BAD_LLAVA)
+def test_llava_mistakes_are_named_with_the_items_id(tmp_path: Path, item: Any, message: str) -> None:
+    pictures(tmp_path)
+    with pytest.raises(DataError, match=message) as caught:
+        llava(tmp_path, {**ONE, "id": "first"}, item).check("test")
+    assert "\n" not in str(caught.value)
+
+
+def test_llava_files_that_are_none(tmp_path: Path) -> None:
+    for content, message in (
+        (b'[{"id": "\xe9"}]', r"data.json: not UTF-8 text \(byte 9\)"),
+        (b'{"id": 1}\n{"id": 2}', r"data.json: not valid JSON .*one object per line is .jsonl"),
+        (b'{"id": 1}', r"data.json: not a list; it must list conversations"),
+        (b"[]", r"data.json: an empty list"),
+    ):
+        (tmp_path / "data.json").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            LlavaTask(path=str(tmp_path / "data.json"), **COMMON).check("test")
+
+
+def table(
+    folder: Path, header: list[str], *lines: list[str], name: str = "data.csv", **options: Any
+) -> TableTask:
+    with open(folder / name, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",").writerows([header, *lines])
+    return TableTask(path=str(folder / name), **{**COMMON, **options})
+
+
+def test_a_csv_with_a_folder_of_pictures(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    header = ["file", "prompt", "answers", "choices", "source"]
+    lines = [
+        ["1.png", 'Which, "really"?', "B", "red|blue", "web"],
+        ["2.png", "Line\nbreak?", "yes|yeah", "", ""],
+    ]
+    fields = {"image": "file", "question": "prompt"}
+    made = table(tmp_path, header, *lines, fields=fields, images_root=str(tmp_path / "pics"))
+    first, second = made.samples("test")
+    assert first.question == 'Which, "really"?\nA. red\nB. blue' and first.choices == ("red", "blue")
+    assert first.meta == {"source": "web"} and first.id == "2" and first.images[0].size == (20, 12)
+    assert second.answers == ("yes", "yeah") and second.question == "Line\nbreak?"
+    tabs = table(
+        tmp_path, ["image", "question", "answer"], ["pics/3.png", "What, then?", "x"], name="data.tsv"
+    )
+    assert tabs.check("test")[0].question == "What, then?"
+
+
+def test_csv_mistakes(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    header = ["image", "question", "answer"]
+    for head, line, options, message in (
+        (header, ["pics/1.png", "What?"], {}, r"data.csv:2: 2 cells under 3 columns"),
+        (header, ["pics/1.png", "What?", ""], {}, r"data.csv:2: no 'answer' or 'answers'; the line has"),
+        (["image", "image", "answer"], ["a", "b", "c"], {}, r"has an empty or a double name"),
+        (
+            header,
+            ["pics/1.png", "What?", "x"],
+            {"fields": {"question": "q"}},
+            r"data.csv:2: no column 'q' for que",
+        ),
+        (header, ["pics/99.png", "What?", "x"], {}, r"1 of 1 samples .*2: image \S*99.png is missing"),
+    ):
+        with pytest.raises(DataError, match=message):
+            table(tmp_path, head, line, **options).check("test")
+    (tmp_path / "data.csv").write_bytes(b"image,question,answer\npics/1.png,caf\xe9?,x\n")
+    with pytest.raises(DataError, match=r"data.csv:2: not UTF-8 text"):
+        TableTask(path=str(tmp_path / "data.csv"), **COMMON).check("test")
+    (tmp_path / "data.csv").write_text("image,question,answer\n")
+    with pytest.raises(DataError, match=r"data.csv has no rows below its header"):
+        TableTask(path=str(tmp_path / "data.csv"), **COMMON).check("test")
+
+
+def test_one_file_is_taught_and_held_out_without_a_shared_picture(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    rows = [
+        {"id": i, "image": f"pics/{i // 3}.png", "question": "?", "answer": "x"} for i in range(120)
+    ]  # three questions about every picture
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    both: dict[str, Any] = {**COMMON, "path": str(tmp_path / "data.jsonl"), "held_out_fraction": 0.3}
+    taught, held = JsonlTask(**{**both, "role": "target"}), JsonlTask(**both)
+    seen = {sample.image_id for split in ("train", "validation", "test") for sample in taught.check(split)}
+    asked = {sample.image_id for sample in held.check("test")}
+    assert seen and asked and not seen & asked and len(seen | asked) == 40
+    assert (
+        sum(len(taught.samples(s)) for s in ("train", "validation", "test")) + len(held.samples("test"))
+        == 120
+    )
+    with pytest.raises(DataError, match="no train samples"):
+        held.samples("train")
+    with pytest.raises(ConfigError, match="held_out_fraction 1.0 must be from 0 to below 1"):
+        JsonlTask(**{**both, "held_out_fraction": 1.0})
