@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Sample
+from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import normalize
 
 DIAL = 12 * 60  # minutes in one turn of the hour hand
@@ -34,23 +35,30 @@ def dial_distance(a: int, b: int) -> int:
 
 
 @dataclass(frozen=True)
-class ClockTime:
-    """`value`: the answer's HH:MM lies within `tolerance_minutes` of the reference on the dial.
+class ClockTime(AnswerScorer):
+    """`value`: the answer's HH:MM lies within `tolerance_minutes` of a reference on the dial.
 
     `tolerant`: within `tolerant_minutes`, and "3.45", "3h45" and "3:5" are read as well. Raises DataError for
-    a sample whose reference is not a time.
+    a sample with a reference that is no time.
     """
 
     tolerance_minutes: int = 0
     tolerant_minutes: int = 5
 
-    def __call__(self, answer: str, sample: Sample) -> dict[str, float | None]:
-        """Score one answer in 0..1."""
-        reference = read_time(sample.answers[0])
-        if reference is None:
-            raise DataError(f"sample {sample.id}: answer {sample.answers[0]!r} is not a time such as 03:45")
-        strict = read_time(answer)
-        value = float(strict is not None and dial_distance(strict, reference) <= self.tolerance_minutes)
-        lenient = read_time(answer, LENIENT) if strict is None else strict
-        tolerant = float(lenient is not None and dial_distance(lenient, reference) <= self.tolerant_minutes)
-        return {"value": value, "tolerant": max(value, tolerant), "compat": None}
+    def strict(self, answer: str, sample: Sample) -> float:
+        """1 within `tolerance_minutes`."""
+        return self._near(read_time(answer), sample, self.tolerance_minutes)
+
+    def tolerant(self, answer: str, sample: Sample) -> float:
+        """1 within `tolerant_minutes`, other ways to write a time included."""
+        said = read_time(answer)
+        return self._near(read_time(answer, LENIENT) if said is None else said, sample, self.tolerant_minutes)
+
+    def _near(self, said: int | None, sample: Sample, minutes: int) -> float:
+        found = False
+        for text in sample.answers:
+            reference = read_time(text)
+            if reference is None:
+                raise DataError(f"sample {sample.id}: answer {text!r} is not a time such as 03:45")
+            found |= said is not None and dial_distance(said, reference) <= minutes
+        return float(found)

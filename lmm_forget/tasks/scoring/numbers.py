@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Sample
+from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import normalize
 
 SMALL = {
@@ -119,20 +120,23 @@ NOTHING = re.compile(r"\b(?:no|none|nothing)\b")
 
 
 @dataclass(frozen=True)
-class WholeNumber:
-    """`value`: the one number in the answer equals the reference's; `tolerant`: "no", "none" are zero too.
+class WholeNumber(AnswerScorer):
+    """`value`: the one number in the answer equals a reference's; `tolerant`: "no", "none" are zero too.
 
-    Raises DataError for a sample whose reference does not state exactly one whole number.
+    Raises DataError for a sample with a reference that does not state exactly one whole number.
     """
 
-    def __call__(self, answer: str, sample: Sample) -> dict[str, float | None]:
-        """Score one answer in 0..1."""
-        reference = read_number(sample.answers[0])
-        if reference is None or reference != reference.to_integral_value():
-            raise DataError(
-                f"sample {sample.id}: answer {sample.answers[0]!r} does not state one whole number"
-            )
-        value = float(read_number(answer) == reference)
+    def strict(self, answer: str, sample: Sample) -> float:
+        """1 for the reference's number, in digits or words, in a sentence or alone."""
+        return float(read_number(answer) in [self._reference(text, sample) for text in sample.answers])
+
+    def tolerant(self, answer: str, sample: Sample) -> float:
+        """1 also where nothing is counted and the reference is zero."""
         nothing = not find_numbers(answer) and NOTHING.search(normalize(answer)) is not None
-        tolerant = float(reference == 0 and nothing)
-        return {"value": value, "tolerant": max(value, tolerant), "compat": None}
+        return float(nothing and any(self._reference(text, sample) == 0 for text in sample.answers))
+
+    def _reference(self, text: str, sample: Sample) -> Decimal:
+        number = read_number(text)
+        if number is None or number != number.to_integral_value():
+            raise DataError(f"sample {sample.id}: answer {text!r} does not state one whole number")
+        return number

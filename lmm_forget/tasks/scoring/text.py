@@ -1,15 +1,18 @@
-"""Scores of read text and read-off figures: ANLS and relaxed accuracy."""
+"""Scores of read text and read-off figures: ANLS, containment and relaxed accuracy."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from rapidfuzz.distance import Levenshtein
 
 from lmm_forget.tasks.base import Sample
+from lmm_forget.tasks.scoring.exact import contains_any, equals_any
 from lmm_forget.tasks.scoring.numbers import find_numbers
+from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import contains, normalize, words
 
 
@@ -19,23 +22,56 @@ def similarity(answer: str, reference: str) -> float:
     return float(Levenshtein.normalized_similarity(a, b))
 
 
-@dataclass(frozen=True)
-class ANLS:
-    """Average normalised Levenshtein similarity (Biten et al. 2019): the best similarity over the references.
+def anls(answer: str, references: Sequence[str], threshold: float = 0.5) -> float:
+    """The best `similarity` over the references, 0 below `threshold` (Biten et al. 2019).
 
-    Below `threshold` it is 0; a score equal to the threshold counts, as in the public DocVQA evaluators.
-    `tolerant` is 1 where a reference occurs in the answer as whole words.
+    A score equal to the threshold counts, as in the public DocVQA evaluators.
     """
+    best = max(similarity(answer, reference) for reference in references)
+    return best if best >= threshold else 0.0
+
+
+@dataclass(frozen=True)
+class ANLS(AnswerScorer):
+    """`value`: see `anls`. `tolerant` is 1 where a reference occurs in the answer as whole words."""
 
     threshold: float = 0.5
 
-    def __call__(self, answer: str, sample: Sample) -> dict[str, float | None]:
-        """Score one answer in 0..1."""
-        best = max(similarity(answer, reference) for reference in sample.answers)
-        value = best if best >= self.threshold else 0.0
-        found = words(answer)
-        inside = any(contains(found, words(reference)) for reference in sample.answers)
-        return {"value": value, "tolerant": max(value, float(inside)), "compat": None}
+    def strict(self, answer: str, sample: Sample) -> float:
+        """Similarity with the nearest reference."""
+        return anls(answer, sample.answers, self.threshold)
+
+    def tolerant(self, answer: str, sample: Sample) -> float:
+        """1 where a reference stands in a longer answer."""
+        return float(contains_any(answer, sample.answers))
+
+
+@dataclass(frozen=True)
+class ContainsText(AnswerScorer):
+    """For questions that ask to read, and do not say how to answer (OCRBench; Liu et al. 2024).
+
+    `value`: a reference occurs in the answer as whole words, up to case; for a formula (`meta[key]` is one of
+    `formulas`) without its white space and with its case, anywhere. `tolerant`: anywhere, white space aside.
+    """
+
+    key: str = "dataset"
+    formulas: tuple[str, ...] = ("HME100k",)
+
+    def strict(self, answer: str, sample: Sample) -> float:
+        """1 where the answer holds a reference."""
+        if sample.meta.get(self.key) in self.formulas:
+            said = "".join(answer.split())
+            return float(any(_inside("".join(reference.split()), said) for reference in sample.answers))
+        return float(contains_any(answer, sample.answers) or equals_any(answer, sample.answers))
+
+    def tolerant(self, answer: str, sample: Sample) -> float:
+        """1 where the answer holds a reference's letters in a row."""
+        said = normalize(answer).replace(" ", "")
+        return float(any(_inside(normalize(r).replace(" ", ""), said) for r in sample.answers))
+
+
+def _inside(part: str, whole: str) -> bool:
+    return bool(part) and part in whole
 
 
 FIGURE = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*(%?)")
@@ -55,29 +91,32 @@ def close(answer: Decimal, target: Decimal, tolerance: float) -> bool:
     return abs(answer - target) <= abs(target) * Decimal(str(tolerance))
 
 
-@dataclass(frozen=True)
-class RelaxedAccuracy:
-    """Numbers within `tolerance` of the reference count, anything else must equal it (Methani et al. 2020).
+def relaxed(answer: str, reference: str, tolerance: float = 0.05) -> bool:
+    """Whether two figures are `close`, or two texts equal up to case and white space (Methani et al. 2020).
 
-    `value`: a percentage is a hundredth ("5 %" equals 0.05, not 5). `tolerant`: the one number inside a
-    sentence counts too, and percent signs are ignored.
+    A percentage is a hundredth: "5 %" equals 0.05, not 5.
     """
+    given, target = read_figure(answer), read_figure(reference)
+    if given is None or target is None:
+        return normalize(answer) == normalize(reference)
+    return close(given, target, tolerance)
+
+
+@dataclass(frozen=True)
+class RelaxedAccuracy(AnswerScorer):
+    """`value`: see `relaxed`. `tolerant`: the one number in a sentence counts too; percent signs are ignored."""
 
     tolerance: float = 0.05
 
-    def __call__(self, answer: str, sample: Sample) -> dict[str, float | None]:
-        """Score one answer in 0..1."""
-        value = float(any(self._strict(answer, reference) for reference in sample.answers))
-        tolerant = float(any(self._tolerant(answer, reference) for reference in sample.answers))
-        return {"value": value, "tolerant": max(value, tolerant), "compat": None}
+    def strict(self, answer: str, sample: Sample) -> float:
+        """1 for a figure within the tolerance, or the reference's text."""
+        return float(any(relaxed(answer, reference, self.tolerance) for reference in sample.answers))
 
-    def _strict(self, answer: str, reference: str) -> bool:
-        given, target = read_figure(answer), read_figure(reference)
-        if given is None or target is None:
-            return normalize(answer) == normalize(reference)
-        return close(given, target, self.tolerance)
+    def tolerant(self, answer: str, sample: Sample) -> float:
+        """1 for the figure, or the text, inside a longer answer."""
+        return float(any(self._inside(answer, reference) for reference in sample.answers))
 
-    def _tolerant(self, answer: str, reference: str) -> bool:
+    def _inside(self, answer: str, reference: str) -> bool:
         given, target = set(find_numbers(answer)), set(find_numbers(reference))
         if read_figure(reference) is None or len(target) != 1:
             return contains(words(answer), words(reference))

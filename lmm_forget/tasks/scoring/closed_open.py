@@ -1,0 +1,51 @@
+"""Yes/no questions and open ones side by side, as in PathVQA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmm_forget.errors import ConfigError
+from lmm_forget.tasks.base import Sample
+from lmm_forget.tasks.scoring.exact import contains_any, equals_any, read_yes_no
+from lmm_forget.tasks.scoring.overlap import bleu, token_f1
+from lmm_forget.tasks.scoring.scorer import AnswerScorer
+from lmm_forget.tasks.scoring.words import normalize
+
+OPEN = ("exact", "f1", "bleu1", "bleu2", "bleu3")
+
+
+@dataclass(frozen=True)
+class ClosedOpen(AnswerScorer):
+    """A question is closed if its reference is yes or no, else open.
+
+    `value` of a closed question: the answer is that word, up to case and white space; of an open one what
+    `open` says: `exact` equality up to case and white space, `f1` of words, `bleu1` to `bleu3`. `tolerant`:
+    the yes or no at the start of an answer; a reference that occurs in the answer as whole words. Raises
+    ConfigError for another `open`.
+    """
+
+    open: str = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.open not in OPEN:
+            raise ConfigError(f"scorer: open={self.open} is not known; choose one of: {', '.join(OPEN)}")
+
+    def strict(self, answer: str, sample: Sample) -> float:
+        """Equality, or the overlap that `open` names."""
+        if self.open == "exact" or is_closed(sample):
+            return float(equals_any(answer, sample.answers))
+        if self.open == "f1":
+            return max(token_f1(answer, reference) for reference in sample.answers)
+        return max(bleu(answer, reference, int(self.open[-1])) for reference in sample.answers)
+
+    def tolerant(self, answer: str, sample: Sample) -> float:
+        """The yes or no, or the reference, inside a longer answer."""
+        if is_closed(sample):
+            return float(read_yes_no(answer) in {normalize(reference) for reference in sample.answers})
+        return float(contains_any(answer, sample.answers))
+
+
+def is_closed(sample: Sample) -> bool:
+    """Whether all references are yes or no."""
+    return all(normalize(reference) in ("yes", "no") for reference in sample.answers)
