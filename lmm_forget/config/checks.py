@@ -73,6 +73,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective": OBJECTIVES,
     "training.loss": ("sample_mean", "token_mean"),
     "data.world": ("tiny", "real"),
+    "data.scoring": ("strict", "compat"),
     "data.on_bad_sample": ("fail", "skip"),
     "hardware.accelerator": ("cpu", "gpu"),
     "hardware.strategy": ("auto", "ddp", "fsdp"),

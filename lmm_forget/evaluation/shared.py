@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lmm_forget.errors import ConfigError
 from lmm_forget.evaluation.answers import Answer
 from lmm_forget.evaluation.ask import ask_task, subset
 from lmm_forget.evaluation.table import read_answers, write_answers
@@ -38,6 +39,16 @@ class Exam:
         """Read the split (bad samples as `on_bad_sample` says) and keep at most `limit` of it. Raises DataError."""
         samples = subset(task.check(split, on_bad_sample), limit, task.name)
         return cls(task, node, split, limit, samples, task.fingerprint(split))
+
+
+def require_compat(exams: Sequence[Exam]) -> None:
+    """Raise ConfigError for tasks whose scorer follows no public code, so that they have no compat score."""
+    lacking = [exam.task.name for exam in exams if getattr(exam.task.scorer, "compat", None) is None]
+    if lacking:
+        raise ConfigError(
+            f"data.scoring=compat: there is no compat score of {', '.join(lacking)}; name a rule in the task's "
+            "scorer (compat: paper.mmstar and the like) or use data.scoring=strict"
+        )
 
 
 def examine(

@@ -15,7 +15,7 @@ from typing import Any
 TRAINING_SEMANTICS = 1
 """Raised on purpose when the training code changes what the same configuration computes."""
 
-ANSWER_SEMANTICS = 1
+ANSWER_SEMANTICS = 2
 """Raised on purpose when asking or scoring changes what the same model and task give."""
 
 NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
@@ -23,7 +23,7 @@ NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
         {"name", "store", "logger", "paths", "progress", "checkpoint_every", "objective", "suite", "probe"}
     ),
     "hardware": frozenset({"devices", "nodes", "micro_batch", "workers", "threads", "jobs", "eval_batch"}),
-    "data": frozenset({"eval_samples", "validation"}),
+    "data": frozenset({"eval_samples", "validation", "scoring"}),
     "training": frozenset({"learning_rate_source"}),
     "model": frozenset({"path"}),
 }
