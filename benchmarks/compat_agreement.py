@@ -5,7 +5,8 @@
 
 SOMEWHERE is a folder that holds the package `lmms_eval`: 0.7.3 is compared with the rules `lmms_eval.*`, 0.3 and the
 paper's public code (its folder `lmms-eval`) with the rules `paper.*`. Tasks that it lacks are left out. For each task
-the table gives the share of answers with equal scores, and how often the strict score differs from the public one.
+every answer is judged against every document of a small set; the table counts judgements: all, the share with equal
+scores, those with points from the task function, and those where the strict score is another one.
 Exit code 1 if a single score differs from its rule.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import random
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from typing import Any
 
 from lmm_forget.tasks.base import Sample
 from lmm_forget.tasks.scoring import clock, closed_open, letters, mixed, numbers, text, vqa
+from lmm_forget.tasks.scoring.annotators import CONTRACTIONS, normalize_vqa
 from lmm_forget.tasks.scoring.compat import RULES
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
 
@@ -31,6 +34,7 @@ NAMES = ("lmms-eval", "lmms_eval")
 Doc = dict[str, Any]
 Public = Callable[[Doc, str], float | None]
 
+FIGURE = re.compile(r"-?\d+(\.\d+)?")
 BIRDS = ("Blue Jay", "Cape May Warbler", "wren", "A", "Yes", "in the sky.")
 WORDS = (
     "the",
@@ -98,13 +102,27 @@ def typo(random_: random.Random, word: str) -> str:
     return random_.choice((word, word, word.upper(), word.lower(), word.title(), f" {word}", f"{word}."))
 
 
+def near(random_: random.Random, reference: str) -> str:
+    """A figure within a tenth of the reference where it is one, else its letters in any case."""
+    if FIGURE.fullmatch(reference):
+        value = float(reference) * random_.uniform(0.9, 1.1) + random_.choice((0, 0, 1e-3))
+        form = random_.choice(
+            ("{:.0f}", "{:.1f}", "{:.2f}", "{:g}", "{:.3f}", "{:+.2f}", "{:e}", "{:.1%}", "{:,.1f}")
+        )
+        return form.format(value)
+    return "".join(random_.choice((letter.lower(), letter.upper())) for letter in reference)
+
+
 def answers(random_: random.Random, references: tuple[str, ...], pieces: tuple[str, ...]) -> Iterator[str]:
     """Endless answers: near the references, made of the task's pieces, or anything."""
     anything = "abcABCD 0123456789.,:;%$()[]-'\"!?\n\téßİ０Ａ　\u0660中"
     while True:
         kind = random_.random()
-        if kind < 0.35:
-            yield typo(random_, random_.choice(references))
+        reference = random_.choice(references)
+        if kind < 0.2:
+            yield typo(random_, reference)
+        elif kind < 0.35:
+            yield near(random_, reference)
         elif kind < 0.5:
             yield random_.choice(pieces)
         elif kind < 0.9:
@@ -275,15 +293,9 @@ READ = (
     {"answers": ["ﬁne print", "Straße"]},
 )
 ASKED = (
-    *(
-        {"answers": list(each), "question_id": 1}
-        for each in (["two"] * 4 + ["2"] * 3 + ["three", "a dog", "dogs"],)
-    ),
+    {"answers": ["two"] * 4 + ["2"] * 3 + ["three", "a dog", "dogs"], "question_id": 1},
     {"answers": ["don't walk", "dont walk"] * 3 + ["walk"] * 2 + ["stop!", "U.S.A."], "question_id": 2},
-    {
-        "answers": ["3.5"] * 2 + ["3,5"] + ["a/b", "o'clock", "none", "0", "the", "it's", "yes"],
-        "question_id": 3,
-    },
+    {"answers": ["3.5", "3.5", "3,5", "a/b", "o'clock", "none", "0", "the", "it's", "yes"], "question_id": 3},
 )
 CASES = (
     Case("ai2d", "tasks.ai2d.utils", filtered("MultiChoiceRegexFilter"),
@@ -345,27 +357,59 @@ def only_leaves(folder: Path) -> None:
     sys.modules[registry.__name__] = registry
 
 
-def compare(case: Case, family: str, count: int, chance: random.Random) -> tuple[list[str], int, str]:
-    """(disagreements in words, answers on which the strict score differs, rule) of `count` different answers."""
+def compare(case: Case, family: str, count: int, chance: random.Random) -> tuple[list[str], int, int]:
+    """Disagreements in words; answers the task function gives points; those the strict score treats otherwise."""
     module = importlib.import_module(f"lmms_eval.{case.module}")
     public, rule = case.public(module), RULES[f"{family}.{case.name}"]
     pairs = [(doc, case.sample(doc)) for doc in case.docs]
     references = tuple(reference for _, sample in pairs for reference in sample.answers)
-    wrong, strict, seen = [], 0, set()
-    for answer in answers(chance, references, case.pieces):
-        doc, sample = chance.choice(pairs)
-        answer = answer.strip()  # the model wrapper does that before the task sees an answer
-        if answer in seen:
-            continue
-        seen.add(answer)
-        theirs, ours = public(doc, answer), rule(answer, sample)
-        theirs = None if theirs is None or theirs != theirs else theirs
-        if (theirs is None) != (ours is None) or abs((theirs or 0) - (ours or 0)) > 1e-12:
-            wrong.append(f"{answer!r} for {list(sample.answers)}: theirs {theirs}, ours {ours}")
-        strict += theirs is not None and abs(case.strict.strict(answer, sample) - theirs) > 1e-12
+    wrong, points, strict = [], 0, 0
+    for answer in different(chance, references, case.pieces, count):
+        for doc, sample in pairs:
+            theirs, ours = public(doc, answer), rule(answer, sample)
+            theirs = None if theirs is None or theirs != theirs else theirs
+            if (theirs is None) != (ours is None) or abs((theirs or 0) - (ours or 0)) > 1e-12:
+                wrong.append(f"{answer!r} for {list(sample.answers)}: theirs {theirs}, ours {ours}")
+            points += bool(theirs)
+            strict += theirs is not None and abs(case.strict.strict(answer, sample) - theirs) > 1e-12
+    return wrong, points, strict
+
+
+def compare_normaliser(count: int, chance: random.Random) -> list[str]:
+    """Disagreements, in words, about the text that VQA accuracy compares."""
+    official = importlib.import_module("lmms_eval.tasks._task_utils.vqa_eval_metric").EvalAIAnswerProcessor
+    words = (
+        *official.CONTRACTIONS,
+        *CONTRACTIONS,
+        *SMALL,
+        *PHRASES,
+        *WORDS,
+        "[",
+        "@",
+        "`",
+        "_",
+        "..",
+        "1,000",
+    )
+    process = official()
+    return [
+        f"{answer!r}: theirs {process(answer)!r}, ours {normalize_vqa(answer)!r}"
+        for answer in different(chance, PHRASES, words, count)
+        if process(answer) != normalize_vqa(answer)
+    ]
+
+
+def different(
+    chance: random.Random, references: tuple[str, ...], pieces: tuple[str, ...], count: int
+) -> Iterator[str]:
+    """So many answers, no two the same; stripped, as the model wrapper does before a task sees an answer."""
+    seen = set()
+    for answer in map(str.strip, answers(chance, references, pieces)):
+        if answer not in seen:
+            seen.add(answer)
+            yield answer
         if len(seen) == count:
-            return wrong, strict, f"{family}.{case.name}"
-    raise AssertionError("unreachable: answers are endless")
+            return
 
 
 def main() -> int:
@@ -380,7 +424,8 @@ def main() -> int:
         "--rules", choices=("paper", "lmms_eval"), help="default: those that follow this version"
     )
     options = parser.parse_args()
-    if not (options.folder / "lmms_eval" / "tasks").is_dir():
+    tasks = options.folder / "lmms_eval" / "tasks"
+    if not tasks.is_dir():
         print(f"skipped: {options.folder} holds no lmms_eval/tasks; see the first lines of this file")
         return 0
     found = [d.version for d in distributions(path=[str(options.folder)]) if d.name.lower() in NAMES]
@@ -388,22 +433,31 @@ def main() -> int:
     family = options.rules or ("lmms_eval" if version.startswith("0.7") else "paper")
     only_leaves(options.folder)
     print(f"lmms-eval: {version}; {options.answers} different answers per task, seed {options.seed}\n")
-    print("| task | rule | equal | strict differs |")
-    print("|---|---|---|---|")
+    print("| task | rule | judged | equal | given points | strict differs |")
+    print("|---|---|---|---|---|---|")
     failed = []
     for case in CASES:
         path = options.folder / "lmms_eval" / Path(*case.module.split(".")).with_suffix(".py")
-        if not path.exists() or f"{family}.{case.name}" not in RULES:
+        rule = f"{family}.{case.name}"
+        if not path.exists() or rule not in RULES:
             continue
         chance = random.Random(f"{options.seed}/{case.module}/{case.name}")
-        wrong, strict, rule = compare(case, family, options.answers, chance)
-        equal = 100 * (1 - len(wrong) / options.answers)
-        share = 100 * strict / options.answers
-        print(
-            f"| {case.module.removesuffix('.utils').split('.')[-1]} | {rule} | {equal:.2f} % | {share:.1f} % |",
-            flush=True,
-        )
+        wrong, *counts = compare(case, family, options.answers, chance)
+        judged = options.answers * len(case.docs)
+        cells = [
+            f"{judged:,}",
+            f"{100 - 100 * len(wrong) / judged:.2f} %",
+            *(f"{count:,}" for count in counts),
+        ]
+        name = case.module.removesuffix(".utils").split(".")[-1]
+        print(f"| {name} | {rule} | {' | '.join(cells)} |", flush=True)
         failed += [f"{rule}: {each}" for each in wrong[:5]]
+    if (tasks / "_task_utils" / "vqa_eval_metric.py").exists():
+        wrong = compare_normaliser(options.answers, random.Random(options.seed))
+        print(
+            f"| normaliser of VQA answers | | {options.answers:,} | {100 - 100 * len(wrong) / options.answers:.2f} % | | |"
+        )
+        failed += wrong[:5]
     print("\n" + "\n".join(failed) if failed else "\nno disagreement")
     return 1 if failed else 0
 

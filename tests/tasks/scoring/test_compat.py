@@ -304,7 +304,7 @@ def test_a_wrong_rule_is_named_with_those_that_exist() -> None:
         "max_new_tokens": 4,
         "scorer": {"_target_": "lmm_forget.tasks.scoring.letters.OptionLetter", "compat": "mmstar"},
     }
-    with pytest.raises(LmmForgetError, match="no rule compat=mmstar"):
+    with pytest.raises(LmmForgetError, match=r"no rule compat=mmstar \(did you mean paper.mmstar"):
         build_task(node)
     node["scorer"]["compat"] = "paper.mmstar"  # type: ignore[index]
     task = build_task(node)
