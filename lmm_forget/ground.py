@@ -28,7 +28,7 @@ def lay_ground(
     from hydra.utils import instantiate
 
     from lmm_forget.evaluation.ask import subset
-    from lmm_forget.evaluation.shared import Exam
+    from lmm_forget.evaluation.shared import Exam, require_compat
     from lmm_forget.models.fingerprint import processor_fingerprint
     from lmm_forget.models.loading import load
     from lmm_forget.models.weights import model_hashes
@@ -53,6 +53,9 @@ def lay_ground(
         split = "validation" if data["validation"] and name in lessons else "test"
         exams.append(Exam.of(task, split, data["eval_samples"], data["on_bad_sample"]))
         progress.advance(1, task=name)
+
+    if data["scoring"] == "compat":
+        require_compat(exams)
 
     progress.phase("load model", 1, "model")
     lmm = load(config["model"])

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.evaluation.answers import NEAR_TIE, Answer
+from lmm_forget.evaluation.answers import NEAR_TIE, Answer, counted
 from lmm_forget.metrics.answers import task_scores_from_answers
 from lmm_forget.metrics.bootstrap import TaskScores
 from lmm_forget.metrics.figures import figures
@@ -85,9 +85,10 @@ def assemble(
     """The content of results.json."""
     config = comparable(ground.config)
     taught, suite = ground.config["sequence"]["tasks"], ground.config["suite"]["tasks"]
+    scoring = ground.config["data"]["scoring"]
     scores = {
         task: task_scores_from_answers(
-            task, [columns(each[task]) for each in (base, *(s.answers for s in stages))]
+            task, [columns(counted(each[task], scoring)) for each in (base, *(s.answers for s in stages))]
         )
         for task in base
     }
@@ -98,9 +99,9 @@ def assemble(
         "plan": ground.plan.to_json(),
         "base": {
             "weights_hash": base_hash,
-            "scores": {task: score(answers) for task, answers in base.items()},
+            "scores": {task: score(answers, scoring) for task, answers in base.items()},
         },
-        "stages": [_stage(stage, scores) for stage in stages],
+        "stages": [_stage(stage, scores, scoring) for stage in stages],
         "figures": figures(taught, suite, scores, seed=ground.config["seed"]),
         "timings": {
             "stages": [dict(stage.effort) for stage in stages],
@@ -114,14 +115,19 @@ def assemble(
     return results
 
 
-def score(answers: Sequence[Answer]) -> dict[str, Any]:
-    """A task's scores at one stage, in points, with the number of answers that rounding alone could have changed."""
+def score(answers: Sequence[Answer], scoring: str = "strict") -> dict[str, Any]:
+    """A task's scores at one stage, in points, with the number of answers that rounding alone could have changed.
+
+    `scoring` says which score is the `value`, "strict" or "compat".
+    """
     table = columns(answers)
     entry = results_scores(
         table["value"],
         table["image_id"],
         table["group"] if table["group"][0] is not None else None,
         tolerant=[answer.tolerant for answer in answers],
+        compat=[answer.compat for answer in answers],
+        scoring=scoring,
     )
     return {**entry, "near_ties": sum(answer.gap < NEAR_TIE for answer in answers)}
 
@@ -198,7 +204,7 @@ def _data_sources(ground: Ground) -> dict[str, str]:
     }
 
 
-def _stage(stage: Taught, scores: Mapping[str, TaskScores]) -> dict[str, Any]:
+def _stage(stage: Taught, scores: Mapping[str, TaskScores], scoring: str) -> dict[str, Any]:
     loss = stage.record["loss"]
     return {
         "index": stage.index,
@@ -209,7 +215,7 @@ def _stage(stage: Taught, scores: Mapping[str, TaskScores]) -> dict[str, Any]:
         "dropped": stage.record["dropped"],
         "loss": {"first": loss[0], "last": loss[-1], "mean_of_last_10": sum(loss[-10:]) / len(loss[-10:])},
         "scores": {
-            task: {**score(answers), "against_base": paired_change(scores[task], 0, stage.index)}
+            task: {**score(answers, scoring), "against_base": paired_change(scores[task], 0, stage.index)}
             for task, answers in stage.answers.items()
         },
     }

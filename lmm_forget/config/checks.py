@@ -79,6 +79,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "training.loss": ("sample_mean", "token_mean"),
     "data.world": ("tiny", "real"),
     "snapshot": ("delta", "full"),
+    "data.scoring": ("strict", "compat"),
     "data.on_bad_sample": ("fail", "skip"),
     "hardware.accelerator": ("cpu", "gpu"),
     "hardware.strategy": ("auto", "ddp", "fsdp"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NEAR_TIE = 1e-3
 """Logit gap below which two best tokens may change places through rounding alone."""
@@ -31,6 +31,16 @@ class Answer:
     group: str | None
     tokens: int
     gap: float
+
+
+def counted(answers: Sequence[Answer], scoring: str) -> list[Answer]:
+    """The answers that count under `data.scoring`, with the score that counts as their `value`.
+
+    "strict": all, as they are; "compat": those for which the public code has a score.
+    """
+    if scoring == "strict":
+        return list(answers)
+    return [replace(answer, value=answer.compat) for answer in answers if answer.compat is not None]
 
 
 @dataclass(frozen=True)

@@ -170,10 +170,13 @@ def mark(task: Task, sample: Sample, said: Said | Kept) -> Answer:
 
 def _strict(task: Task, sample: Sample, scores: Mapping[str, float | None]) -> float:
     value = scores.get("value")
-    if value is None or not 0.0 <= value <= 1.0:
-        raise DataError(
-            f"task {task.name}: the scorer gave {value} for sample {sample.id}, not a number in 0..1"
-        )
+    others = [scores.get(name) for name in ("tolerant", "compat")]
+    for given in (value, *(other for other in others if other is not None)):
+        if given is None or not 0.0 <= given <= 1.0:
+            raise DataError(
+                f"task {task.name}: the scorer gave {given} for sample {sample.id}, not a number in 0..1"
+            )
+    assert value is not None
     return value
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.errors import LmmForgetError
+from lmm_forget.errors import ConfigError, LmmForgetError
 from lmm_forget.evaluation.answers import Answer
 from lmm_forget.evaluation.ask import ask_batch, batch_size, batches, mark, subset
 from lmm_forget.progress import Progress
@@ -67,6 +67,16 @@ class Exam:
     def missing(self, found: Mapping[str, Kept]) -> int:
         """How many questions nobody has asked yet."""
         return sum(key not in found for key in self.keys)
+
+
+def require_compat(exams: Sequence[Exam]) -> None:
+    """Raise ConfigError for tasks whose scorer follows no public code, so that they have no compat score."""
+    lacking = [exam.task.name for exam in exams if getattr(exam.task.scorer, "compat", None) is None]
+    if lacking:
+        raise ConfigError(
+            f"data.scoring=compat: there is no compat score of {', '.join(lacking)}; name a rule in the task's "
+            "scorer (compat: paper.mmstar and the like) or use data.scoring=strict"
+        )
 
 
 def examine(

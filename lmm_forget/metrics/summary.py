@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from lmm_forget.errors import DataError
 from lmm_forget.metrics.bootstrap import POINTS, Floats, TaskScores, cluster_sums, tidy
 
 
@@ -42,13 +44,37 @@ def results_scores(
     groups: ArrayLike | None = None,
     *,
     tolerant: Sequence[float | None] | None = None,
+    compat: Sequence[float | None] | None = None,
+    scoring: str = "strict",
 ) -> dict[str, float | int | None]:
-    """A task's entry in `scores` of results.json: {value, n, stderr, tolerant}, in points.
+    """A task's entry in `scores` of results.json: {value, n, stderr, strict, tolerant, compat}, in points.
 
-    `tolerant` [n] are the format-tolerant scores; the entry is None unless every sample has one.
+    `values` [n] are the strict scores. `tolerant` [n] are the format-tolerant ones; the entry is None unless
+    every sample has one. `compat` [n] are the public code's; the entry is their mean over the samples that
+    have one, None if none has. `scoring` ("strict" or "compat") says which of them value, n and stderr are.
+
+    Raises DataError for `scoring="compat"` if no sample has such a score.
     """
-    entry = task_summary(values, clusters, groups)
-    defined = [score for score in tolerant if score is not None] if tolerant is not None else []
-    complete = bool(defined) and tolerant is not None and len(defined) == len(tolerant)
-    entry["tolerant"] = task_summary(defined, clusters, groups)["value"] if complete else None
-    return entry
+    images, kinds = np.asarray(clusters), None if groups is None else np.asarray(groups)
+    strict = task_summary(values, images, kinds)
+    public = _defined(compat, images, kinds) if compat is not None else None
+    if scoring == "compat" and public is None:
+        raise DataError("no answer has a compat score; use data.scoring=strict")
+    lenient = _defined(tolerant, images, kinds) if tolerant is not None and None not in tolerant else None
+    return {
+        **(public if scoring == "compat" and public is not None else strict),
+        "strict": strict["value"],
+        "tolerant": None if lenient is None else lenient["value"],
+        "compat": None if public is None else public["value"],
+    }
+
+
+def _defined(
+    scores: Sequence[float | None], clusters: NDArray[Any], groups: NDArray[Any] | None
+) -> dict[str, float | int | None] | None:
+    """The summary over the samples that have a score; None if none has."""
+    held = np.array([score is not None for score in scores], dtype=bool)
+    if not held.any():
+        return None
+    values = [score for score in scores if score is not None]
+    return task_summary(values, clusters[held], None if groups is None else groups[held])

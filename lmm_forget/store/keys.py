@@ -35,7 +35,7 @@ NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
         }
     ),
     "hardware": frozenset({"devices", "nodes", "micro_batch", "workers", "threads", "jobs", "eval_batch"}),
-    "data": frozenset({"eval_samples", "validation"}),
+    "data": frozenset({"eval_samples", "validation", "scoring"}),
     "training": frozenset({"learning_rate_source"}),
     "model": frozenset({"path"}),
 }

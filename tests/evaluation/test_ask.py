@@ -239,9 +239,12 @@ def test_a_sample_that_cannot_be_made_is_named(onevision: LMM) -> None:
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), 1.5])
-def test_a_scorer_out_of_range_is_refused(onevision: LMM, value: float | None) -> None:
+@pytest.mark.parametrize("score", ["value", "tolerant", "compat"])
+def test_a_scorer_out_of_range_is_refused(onevision: LMM, score: str, value: float | None) -> None:
+    if score != "value" and value is None:
+        pytest.skip("only the strict score has to be there")
     task = Questions(1)
-    task.scorer = lambda answer, one: {"value": value, "tolerant": None, "compat": None}
+    task.scorer = lambda answer, one: {"value": 1.0, "tolerant": None, "compat": None, score: value}
     with pytest.raises(
         DataError, match="task questions: the scorer gave .* for sample q0, not a number in 0..1"
     ):

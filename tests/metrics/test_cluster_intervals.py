@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lmm_forget.errors import DataError
 from lmm_forget.metrics import TaskScores, figures, results_scores, task_summary
 from lmm_forget.metrics.bootstrap import ClusterSums, cluster_sums, cluster_weights
 
@@ -113,3 +114,19 @@ def test_results_scores_hold_the_tolerant_score_where_it_is_defined() -> None:
     assert (entry["value"], entry["tolerant"], entry["n"]) == (50.0, 100.0, 2)
     assert results_scores([0.0, 1.0], ["i", "j"], tolerant=[1.0, None])["tolerant"] is None
     assert results_scores([0.0, 1.0], ["i", "j"])["tolerant"] is None
+
+
+def test_results_scores_hold_the_compat_score_over_the_samples_that_have_one() -> None:
+    images, compat = ["i", "j", "k"], [1.0, None, 0.0]
+    strict = results_scores([0.0, 1.0, 1.0], images, compat=compat)
+    assert (strict["value"], strict["strict"], strict["compat"], strict["n"]) == (
+        pytest.approx(200 / 3),
+    ) * 2 + (50, 3)
+    public = results_scores([0.0, 1.0, 1.0], images, compat=compat, scoring="compat")
+    assert (public["value"], public["strict"], public["compat"], public["n"]) == (50, strict["value"], 50, 2)
+    assert public["stderr"] == pytest.approx(50.0)
+    grouped = results_scores([0, 1, 1], images, ["a", "b", "a"], compat=[1.0, 1.0, 0.0], scoring="compat")
+    assert grouped["value"] == 75.0
+    assert results_scores([0.0], ["i"], compat=[None])["compat"] is None
+    with pytest.raises(DataError, match="no answer has a compat score"):
+        results_scores([0.0], ["i"], compat=[None], scoring="compat")

@@ -82,6 +82,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         "hardware.eval_batch",
         "data.eval_samples",
         "data.validation",
+        "data.scoring",
         "training.learning_rate_source",
         "tasks.b",
         "tasks.h",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmm_forget.errors import DataError
+from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.base import Sample, Scorer
+from lmm_forget.tasks.scoring.annotators import normalize_vqa
 from lmm_forget.tasks.scoring.clock import ClockTime, dial_distance, read_time
+from lmm_forget.tasks.scoring.closed_open import ClosedOpen
 from lmm_forget.tasks.scoring.exact import ExactMatch, YesNo
 from lmm_forget.tasks.scoring.letters import OptionLetter, read_letter
+from lmm_forget.tasks.scoring.mixed import ChoiceOrText, options_of
 from lmm_forget.tasks.scoring.numbers import SMALL, WholeNumber, find_numbers, read_number
-from lmm_forget.tasks.scoring.text import ANLS, RelaxedAccuracy, similarity
+from lmm_forget.tasks.scoring.overlap import bleu, token_f1
+from lmm_forget.tasks.scoring.text import ANLS, ContainsText, RelaxedAccuracy, similarity
+from lmm_forget.tasks.scoring.vqa import VQAAccuracy, vqa_accuracy
 from lmm_forget.tasks.scoring.words import normalize, words
 
 
@@ -157,6 +163,53 @@ TABLE: list[tuple[Scorer, tuple[str, ...], tuple[str, ...] | None, str, float, f
     (RelaxedAccuracy(), ("42",), None, "nan", 0, 0),
     (RelaxedAccuracy(), ("42",), None, "inf", 0, 0),
     (RelaxedAccuracy(), ("42",), None, "", 0, 0),
+    (RelaxedAccuracy(), ("10", "20"), None, "19.5", 1, 1),
+    (OptionLetter(), ("B",), BIRDS, "The answer is blue bird.", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "The correct answer is: B. blue bird", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "So, the best option is b", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "The answer is B, I think", 0, 1),
+    (OptionLetter(), ("B",), BIRDS, "The answer is B. wren", 0, 0),
+    (OptionLetter(), ("B",), BIRDS, "The answer is unknown", 0, 0),
+    (WholeNumber(), ("5", "six"), None, "6", 1, 1),
+    (WholeNumber(), ("0", "1"), None, "none", 0, 1),
+    (YesNo(), ("no", "yes"), None, "Yes.", 0, 1),
+    (ClockTime(), ("03:45", "04:45"), None, "4:45", 1, 1),
+    (ClosedOpen(), ("yes",), None, " YES ", 1, 1),
+    (ClosedOpen(), ("yes",), None, "yes.", 0, 1),
+    (ClosedOpen(), ("yes",), None, "no, not yes", 0, 0),
+    (ClosedOpen(open="f1"), ("yes",), None, "yes it is", 0, 1),
+    (ClosedOpen(), ("liver",), None, "Liver", 1, 1),
+    (ClosedOpen(), ("chronic liver inflammation",), None, "liver", 0, 0),
+    (ClosedOpen(), ("liver",), None, "the liver.", 0, 1),
+    (ClosedOpen(open="f1"), ("liver",), None, "the liver", 2 / 3, 1),
+    (ClosedOpen(open="f1"), ("liver",), None, "liver liver", 2 / 3, 1),
+    (ClosedOpen(open="f1"), ("chronic liver", "acute"), None, "Acute!", 1, 1),
+    (ClosedOpen(open="f1"), ("12",), None, "12", 1, 1),
+    (ClosedOpen(open="bleu1"), ("liver",), None, "kidney stone", 0, 0),
+    (ClosedOpen(open="bleu1"), ("chronic liver",), None, "liver", math.exp(-1), math.exp(-1)),
+    (ClosedOpen(open="bleu2"), ("a b c",), None, "a b d", math.sqrt(1 / 3), math.sqrt(1 / 3)),
+    (ClosedOpen(open="bleu3"), ("liver",), None, "liver", 1, 1),
+    (ContainsText(), ("CAFE",), None, "The sign says Cafe.", 1, 1),
+    (ContainsText(), ("1",), None, "2012", 0, 1),
+    (ContainsText(), ("new york", "paris"), None, "newyork", 0, 1),
+    (ContainsText(), ("?!",), None, "?!", 1, 1),
+    (ContainsText(), ("CAFE",), None, "", 0, 0),
+    (ChoiceOrText(), ("B",), BIRDS, "B", 1, 1),
+    (ChoiceOrText(), ("B",), BIRDS, "b. Blue bird", 0, 0),
+    (ChoiceOrText(), ("B",), BIRDS, "B. Blue bird", 0, 1),
+    (ChoiceOrText(), ("B",), None, "b", 1, 1),
+    (ChoiceOrText(), ("3",), None, "three", 1, 1),
+    (ChoiceOrText(), ("3",), None, "There are 3 cars.", 1, 1),
+    (ChoiceOrText(), ("3",), None, "3 cars and 2 dogs", 0, 1),
+    (ChoiceOrText(), ("2.5",), None, "2.5", 1, 1),
+    (ChoiceOrText(), ("Yes",), None, "yes", 1, 1),
+    (ChoiceOrText(), ("Yes",), None, "yes.", 0, 1),
+    (VQAAccuracy(), ("Stop sign",) * 4, None, "the stop-sign.", 1, 1),
+    (VQAAccuracy(), ("two", "2", "2", "3"), None, "two", 0.75, 0.75),
+    (VQAAccuracy(), ("red",) * 10, None, "it is red", 0, 1),
+    (VQAAccuracy(), ("red", "blue"), None, "red", 0.5, 0.5),
+    (VQAAccuracy(), ("red",), None, "A red!", 1, 1),
+    (VQAAccuracy(), ("red",) * 10, None, "", 0, 0),
 ]
 
 
@@ -184,7 +237,17 @@ SCORERS = [
     (ClockTime(), sample("03:45")),
     (ANLS(), sample("blue house", "7 %")),
     (RelaxedAccuracy(), sample("7 %")),
-    (RelaxedAccuracy(), sample("0")),
+    (RelaxedAccuracy(), sample("0", "7")),
+    (ClosedOpen(), sample("no")),
+    (ClosedOpen(), sample("red star", "wren")),
+    (ClosedOpen(open="f1"), sample("red star", "the wren")),
+    (ClosedOpen(open="bleu2"), sample("red star 21", "wren")),
+    (ContainsText(), sample("red star", "21")),
+    (ContainsText(), Sample("s", "i", (), "?", ("A ^ 5",), None, {"dataset": "HME100k"})),
+    (ChoiceOrText(), sample("B", choices=BIRDS)),
+    (ChoiceOrText(), Sample("s", "i", (), "Which?\nA. red star\nB. wren", ("B",))),
+    (ChoiceOrText(), sample("21")),
+    (VQAAccuracy(), sample("red star", "red star")),
 ]
 PIECES = st.sampled_from(
     [
@@ -207,22 +270,24 @@ ANSWERS = st.one_of(
 )
 
 
-@pytest.mark.parametrize(("scorer", "asked"), SCORERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120)
 @given(answer=ANSWERS)
-def test_scores_are_bounded_and_ordered(scorer: Scorer, asked: Sample, answer: str) -> None:
-    scores = scorer(answer, asked)
-    value, tolerant = scores["value"], scores["tolerant"]
-    assert value is not None and tolerant is not None
-    assert not math.isnan(value) and 0 <= value <= tolerant <= 1
+def test_scores_are_bounded_and_ordered(answer: str) -> None:
+    for scorer, asked in SCORERS:
+        scores = scorer(answer, asked)
+        value, tolerant = scores["value"], scores["tolerant"]
+        assert value is not None and tolerant is not None
+        assert not math.isnan(value) and 0 <= value <= tolerant <= 1, scorer
 
 
-@pytest.mark.parametrize(("scorer", "asked"), SCORERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120)
 @given(answer=ANSWERS, space=st.sampled_from([" ", "\n", "\t ", "  \n"]))
-def test_white_space_changes_nothing(scorer: Scorer, asked: Sample, answer: str, space: str) -> None:
-    spaced = space + space.join(answer.split()) + space
-    assert scorer(spaced, asked) == scorer(" ".join(answer.split()), asked)
+def test_neither_white_space_nor_the_order_of_references_changes_anything(answer: str, space: str) -> None:
+    plain = " ".join(answer.split())
+    for scorer, asked in SCORERS:
+        scores = scorer(plain, asked)
+        assert scorer(space + space.join(answer.split()) + space, asked) == scores, scorer
+        assert scorer(plain, replace(asked, answers=asked.answers[::-1])) == scores, scorer
 
 
 @pytest.mark.parametrize(("scorer", "asked"), SCORERS)
@@ -240,6 +305,8 @@ def test_a_reference_scores_one(scorer: Scorer, asked: Sample) -> None:
         (WholeNumber(), sample("many"), "many"),
         (WholeNumber(), sample("2.5"), "2.5"),
         (ClockTime(), sample("noon"), "noon"),
+        (ClockTime(), sample("03:45", "noon"), "noon"),
+        (WholeNumber(), sample("5", "many"), "many"),
     ],
 )
 def test_an_unusable_reference_is_named(scorer: Scorer, asked: Sample, said: str) -> None:
@@ -350,3 +417,66 @@ def test_letters_beyond_the_choices_name_nothing() -> None:
     assert read_letter("E") == "E"
     assert read_letter("A", BIRDS) == "A"
     assert read_letter("wren", ("wren", "Wren")) is None
+
+
+def test_an_unknown_way_to_score_open_answers_is_named() -> None:
+    with pytest.raises(ConfigError, match="open=rouge is not known; choose one of: exact, f1, bleu1"):
+        ClosedOpen(open="rouge")
+
+
+def test_options_are_read_from_the_lines_of_a_question() -> None:
+    assert options_of("Which?\nA. Left\n B) Right, now \nAnswer.") == ("Left", "Right, now")
+    assert options_of("Which?\nA. Left\nC. Right") is None
+    assert options_of("What is A. Smith?") is None
+
+
+@settings(max_examples=20)
+@given(
+    said=st.lists(st.sampled_from("abcd"), max_size=6),
+    wanted=st.lists(st.sampled_from("abcd"), min_size=3, max_size=6),
+)
+def test_bleu_is_that_of_the_library(said: list[str], wanted: list[str]) -> None:
+    from torchmetrics.functional.text import bleu_score
+
+    for n in (1, 2, 3):
+        theirs = float(bleu_score([" ".join(said)], [[" ".join(wanted)]], n_gram=n))
+        assert bleu(" ".join(said), " ".join(wanted), n) == pytest.approx(theirs, abs=1e-6)
+
+
+@given(a=st.lists(st.sampled_from("abcd"), max_size=6), b=st.lists(st.sampled_from("abcd"), max_size=6))
+def test_token_f1_is_symmetric_and_one_for_the_same_words(a: list[str], b: list[str]) -> None:
+    x, y = " ".join(a), " ".join(b)
+    assert token_f1(x, y) == token_f1(y, x)
+    assert (token_f1(x, y) == 1.0) == (sorted(a) == sorted(b))
+
+
+@given(answers=st.lists(st.sampled_from(["red", "blue", "2"]), min_size=4, max_size=12))
+def test_vqa_accuracy_leaves_each_annotator_out_once(answers: list[str]) -> None:
+    others = [answers[:i] + answers[i + 1 :] for i in range(len(answers))]
+    expected = sum(min(1.0, part.count("red") / 3) for part in others) / len(answers)
+    assert vqa_accuracy("Red.", answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Stop-Sign!", "stop sign"),
+        ("it's", "it 's"),
+        ("dont", "don't"),
+        ("DONT walk", "don't walk"),
+        ("couldntve", "couldntve"),
+        ("couldnt've", "couldn't've"),
+        ("somebody'd", "somebodyd"),
+        ("ten, none & zero", "10 0 & 0"),
+        ("eleven", "eleven"),
+        ("3.5", "3.5"),
+        ("U.S.A.", "usa"),
+        ("1,250", "1250"),
+        ("a/b", "b"),
+        ("x/y and z/ w", "xy and z w"),
+        ("A  an the", ""),
+        ("." * 40, "." * 8),
+    ],
+)
+def test_the_official_normaliser(text: str, normal: str) -> None:
+    assert normalize_vqa(text) == normal

@@ -11,6 +11,7 @@ only give the best score over the sample's references.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 
 from lmm_forget.errors import ConfigError
 from lmm_forget.tasks.base import Sample
@@ -60,5 +61,9 @@ def rule(name: str | None) -> Rule | None:
     if name is None:
         return None
     if name not in RULES:
-        raise ConfigError(f"scorer: there is no rule compat={name}; choose one of: {', '.join(RULES)}")
+        near = get_close_matches(name, RULES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(
+            f"scorer: there is no rule compat={name}{hint}; choose one of: {', '.join(sorted(RULES))}"
+        )
     return RULES[name]
