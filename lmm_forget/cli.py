@@ -12,6 +12,7 @@ COMMANDS = {
     "plan": "which parameters a recipe moves, without loading weights",
     "report": "draw a sweep's tables and pictures again",
     "store": "look into the archive of finished work, check it, clean it",
+    "export": "a stage's model as an ordinary Hugging Face folder",
     "job": "run one resolved job.yaml",
 }
 

@@ -25,6 +25,7 @@ LIBRARIES = (
     "torch",
     "torchvision",
     "transformers",
+    "peft",
     "lightning",
     "hydra-core",
     "datasets",

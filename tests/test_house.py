@@ -45,6 +45,7 @@ FLOORS = {
     "config": 9,  # a job gets a resolved file: nothing below the commands composes
     "launch": 10,
     "run": 11,
+    "export": 11,
     "plan": 11,
     "cli": 12,
     "hydra_plugins": 12,
@@ -303,7 +304,9 @@ def _loaded(module: str, *arguments: str, cwd: Path) -> set[str]:
     return set(names)
 
 
-@pytest.mark.parametrize("module", ["lmm_forget.run", "lmm_forget.plan", "lmm_forget.cli"])
+@pytest.mark.parametrize(
+    "module", ["lmm_forget.run", "lmm_forget.plan", "lmm_forget.export", "lmm_forget.cli"]
+)
 def test_help_imports_no_torch(module: str, tmp_path: Path) -> None:
     names = _loaded(module, "--help", cwd=tmp_path)
     assert "lmm_forget" in names

@@ -59,6 +59,10 @@ class Method(ABC):
         new values on the CPU, in the base dtype, sharing no memory with the model.
         """
 
+    def held(self) -> Iterable[Tensor]:
+        """Tensors that the method keeps during a stage beside the training states; `TunePlan.held_bytes` plans them."""
+        return ()
+
 
 def build_method(recipe: Mapping[str, Any]) -> Method:
     """The method of a recipe node (plain tuning if it names none). Raises ConfigError for settings it does not take."""

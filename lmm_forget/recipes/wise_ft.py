@@ -7,7 +7,7 @@ the average, and the average is what is evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,10 @@ class WiseFT(Plain):
             delta[name] = average.to("cpu", copy=True).contiguous()
         to_base(lmm.model, base_dtypes)
         return delta
+
+    def held(self) -> Iterable[Tensor]:
+        """The previous stage's tensors."""
+        return self._previous.values()
 
     def _average(self, previous: Tensor, tuned: Tensor, dtype: torch.dtype) -> Tensor:
         """The average of two tensors in `dtype`; the end points are returned as they are, signs of zeros included."""
