@@ -83,7 +83,7 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
     real = found[-1]
     return {
         "recipe": recipe,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(info.numel for info in lmm.components),
         "trained": plan.counts["trainable"],
         "planned": plan.state_bytes,
         "real": real.total,

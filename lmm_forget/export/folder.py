@@ -30,6 +30,7 @@ def export(
     from safetensors import SafetensorError
 
     refuse_existing(out)
+    stage.sources()  # what is missing is said before anything is loaded
     say("load the base")
     lmm = stage_model(stage, base, say)
     draft = out.with_name(f".{out.name}.{os.getpid()}")

@@ -36,12 +36,12 @@ class ExportedStage:
         """Whether nothing was taught after it."""
         return self.index == len(self.results["stages"])
 
-    def moved(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor in which the stage model differs from the base, with its name, one after the other.
+    def sources(self) -> list[tuple[str, list[str]]]:
+        """Which tensors come from which stage: (stage key, tensor names), each tensor from its last writer.
 
-        Of a tensor that several stages moved only the last state is read. Raises StoreError when a stage's record or
-        delta is not in the store.
+        Raises StoreError when the record of a stage that is needed is not in the store.
         """
+        found: list[tuple[str, list[str]]] = []
         later: set[str] = set()
         for entry in reversed(self.results["stages"][: self.index]):
             record = self.store.record(entry["key"])
@@ -50,13 +50,21 @@ class ExportedStage:
                     f"the weights of stage {entry['index']} ({entry['task']}) are not in the store {self.store.root} "
                     f"(key {entry['key'][:12]}…); give store=FOLDER, or run the job again to make them"
                 )
-            fresh = set(record["tensors"]) - later
-            if not fresh:
-                continue
-            delta = self.store.delta(entry["key"])
-            for name in sorted(fresh):
+            fresh = sorted(set(record["tensors"]) - later)
+            if fresh:
+                found.append((entry["key"], fresh))
+            later |= set(fresh)
+        return found
+
+    def moved(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor in which the stage model differs from the base, with its name, one after the other.
+
+        Raises StoreError when a delta is not in the store.
+        """
+        for key, names in self.sources():
+            delta = self.store.delta(key)  # mapped from the file: in memory only while it is read
+            for name in names:
                 yield name, delta.pop(name)
-            later |= fresh
 
 
 def find_stage(run: str, stage: str, store: str | None = None) -> ExportedStage:
