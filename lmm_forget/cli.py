@@ -16,6 +16,7 @@ COMMANDS = {
     "store": "look into the archive of finished work, check it, clean it",
     "compare": "two jobs, two stages, or a job and its base, question by question",
     "dashboard": "build the W&B view of a project, and save it there",
+    "export": "a stage's model as an ordinary Hugging Face folder",
     "job": "run one resolved job.yaml",
 }
 

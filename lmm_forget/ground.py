@@ -25,13 +25,12 @@ def lay_ground(
     tracker: Tracker | None = None,
 ) -> Ground:
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
-    from hydra.utils import instantiate
-
     from lmm_forget.evaluation.ask import subset
     from lmm_forget.evaluation.shared import Exam, require_compat
     from lmm_forget.models.fingerprint import processor_fingerprint
     from lmm_forget.models.loading import load
     from lmm_forget.models.weights import model_hashes
+    from lmm_forget.recipes.method import build_method
     from lmm_forget.recipes.selection import make_plan, rules_from_config
     from lmm_forget.results import versions
     from lmm_forget.store import Store
@@ -41,6 +40,7 @@ def lay_ground(
     from lmm_forget.training.precision import refuse_pure_bf16
 
     recipe, data, training = config["recipe"], config["data"], config["training"]
+    method = build_method(recipe)
     refuse_pure_bf16(training, config["hardware"])
     progress.phase("read data", len(config["tasks"]), "task")
     lessons, exams = {}, []
@@ -61,7 +61,7 @@ def lay_ground(
     lmm = load(config["model"])
     if config["hardware"]["accelerator"] in ("gpu", "cuda"):
         lmm.model.to("cuda")
-    plan = make_plan(lmm.components, recipe["name"], rules_from_config(recipe))
+    plan = method.planned(lmm.model, make_plan(lmm.components, recipe["name"], rules_from_config(recipe)))
 
     def note(line: str) -> None:
         repairs.append(line)
@@ -72,7 +72,7 @@ def lay_ground(
         job_dir=job_dir,
         lmm=lmm,
         plan=plan,
-        method=instantiate(recipe["method"]),
+        method=method,
         lessons=lessons,
         exams=exams,
         store=Store(config["store"], note),

@@ -66,11 +66,13 @@ def plan_for(spec: dict[str, Any], recipe: dict[str, Any]) -> TunePlan:
     logging.set_verbosity_error()
     from lmm_forget.models.family import family_for
     from lmm_forget.models.loading import skeleton_for
+    from lmm_forget.recipes.method import build_method
     from lmm_forget.recipes.selection import make_plan, rules_from_config
 
-    rules = rules_from_config(recipe)
+    method, rules = build_method(recipe), rules_from_config(recipe)
     model = skeleton_for(spec)
-    return make_plan(family_for(model).components(model), str(recipe.get("name")), rules)
+    plan = make_plan(family_for(model).components(model), str(recipe.get("name")), rules)
+    return method.planned(model, plan)
 
 
 def _take_format(overrides: Sequence[str]) -> tuple[str, list[str]]:
@@ -148,22 +150,37 @@ def _show(model: str, plan: TunePlan) -> None:
     for report in plan.rules:
         table.add_row(Text(str(report.rule)), str(len(report.names)), _millions(report.parameters))
     console.print(table)
-    chosen = {"moves": plan.trainable, "never gets a gradient (frozen, not counted)": plan.unused}
+    whole = [name for name in plan.trainable if name not in plan.adapters]
+    chosen: dict[str, Sequence[str]] = {
+        "moves, weights and biases of": whole,
+        "moves by an adapter, weights of": list(plan.adapters),
+        "never gets a gradient (frozen, not counted), weights and biases of": plan.unused,
+    }
     for title, names in chosen.items():
         if names:
-            console.print(Text(f"{title}, weights and biases of:"))
+            console.print(Text(f"{title}:"))
             for line in collapsed(names):
                 console.print(Text(f"  {line}"), style="dim")
+    tensors = {
+        "trainable": len(whole) + 2 * len(plan.adapters),
+        "merged": len(plan.adapters),
+        "frozen": len(plan.frozen),
+        "unused": len(plan.unused),
+    }
     for group, count in plan.counts.items():
-        console.print(
-            Text(f"{group:<22} {_millions(count):>10} parameters, {len(getattr(plan, group))} tensors")
-        )
+        console.print(Text(f"{group:<22} {_millions(count):>10} parameters, {tensors[group]} tensors"))
     console.print(
         Text(f"delta of one stage     {_size(plan.delta_bytes):>10} (what moves, in the checkpoint's dtype)")
     )
     console.print(
-        Text(f"weights, grads, Adam   {_size(plan.state_bytes):>10} (fp32 for what moves; no activations)")
+        Text(
+            f"weights, grads, Adam   {_size(plan.state_bytes):>10} (fp32 for what is trained; no activations)"
+        )
     )
+    if plan.held_bytes:
+        console.print(
+            Text(f"  of it kept beside    {_size(plan.held_bytes):>10} (the previous stage's tensors)")
+        )
 
 
 def _size(count: int) -> str:

@@ -27,6 +27,7 @@ LIBRARIES = (
     "torch",
     "torchvision",
     "transformers",
+    "peft",
     "lightning",
     "hydra-core",
     "datasets",

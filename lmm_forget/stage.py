@@ -218,6 +218,7 @@ def _train(
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Train and file the stage; the model is the stage model afterwards."""
     from lmm_forget.models.weights import tensor_hash
+    from lmm_forget.training.determinism import derived_seed
     from lmm_forget.training.fit import fit
     from lmm_forget.training.resume import Resume
 
@@ -225,7 +226,7 @@ def _train(
     ground.catch_up()
     dtypes = parameter_dtypes(lmm.model)
     partial = Partial(ground.store, key)
-    ground.method.prepare(lmm, ground.plan)
+    ground.method.prepare(lmm, ground.plan, seed=derived_seed(config["seed"], task))
     fitted = fit(
         lmm,
         ground.plan,

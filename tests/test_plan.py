@@ -30,6 +30,28 @@ def test_json_for_a_real_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert rule["tensors"] == len(rule["names"]) == 28 * 7
 
 
+def test_adapters_are_counted_and_the_tensors_they_end_up_in(capsys: pytest.CaptureFixture[str]) -> None:
+    data = asked(capsys, "model=llava_onevision_7b", "recipe=lora")
+    assert data["trainable"] == 28 * 3 * 256 * (3584 + 18944)
+    assert round(data["merged"] / 1e6) == 5703 and data["delta_bytes"] == 2 * data["merged"]
+    whole = data["merged"] + data["frozen"] + data["unused"]
+    assert data["state_bytes"] == 16 * data["trainable"] + 2 * whole
+    qkvo = "recipe.rules=[{component: language, sublayers: [q_proj, k_proj, v_proj, o_proj]}]"
+    upper = asked(capsys, "model=qwen2_5_vl_3b", "recipe=lora", qkvo, "recipe.layers=upper_half")
+    assert upper["rules"][0]["tensors"] == 18 * 4  # no biases
+    assert main(["model=llava_onevision_7b", "recipe=lora"]) == 0
+    out = capsys.readouterr().out
+    assert "moves by an adapter, weights of:" in out and "merged                  5,703.2 M" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_memory_beside_training_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = asked(capsys, "model=llava_next_8b", "recipe=mlp")
+    wise = asked(capsys, "model=llava_next_8b", "recipe=wise_ft")
+    assert wise["trainable"] == plain["trainable"] and wise["delta_bytes"] == plain["delta_bytes"]
+    assert wise["state_bytes"] == plain["state_bytes"] + plain["delta_bytes"]
+
+
 def test_layer_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     whole = asked(capsys, "model=llava_next_8b", "recipe=mlp_gateup")
     upper = asked(capsys, "model=llava_next_8b", "recipe=mlp_gateup", "recipe.layers=upper_half")
@@ -83,6 +105,13 @@ def test_a_recipe_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path
         (["model=llava_next_8b", "model.architecture=nope"], "qwen2_5_vl_3b"),
         (["model=llava_next_8b", "model.path=/nowhere"], "no config.json"),
         (["model=llava_next_8b", "recipe.layer=3"], "layers"),
+        (["model=llava_next_8b", "recipe=lora", "recipe.method.rank=0"], "rank=0: must be a whole number"),
+        (["model=llava_next_8b", "recipe=wise_ft", "recipe.method.alpha=2"], "from 0 to 1"),
+        (["model=llava_next_8b", "recipe=lora", "recipe.method.compat=[all]"], "there is: projector"),
+        (
+            ["model=llava_next_8b", "recipe=lora", "recipe.rules=[{component: language, sublayers: [norm]}]"],
+            "norm",
+        ),
         (["model"], "model"),
     ],
 )

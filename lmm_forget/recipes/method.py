@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lmm_forget.errors import PlanError
+from lmm_forget.errors import ConfigError, LmmForgetError, PlanError
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
@@ -20,12 +20,26 @@ class Method(ABC):
     """One way of moving the planned tensors of a stage.
 
     A stage calls `prepare`, trains everything that then requires a gradient through `loss`, and calls
-    `finish`.
+    `finish`. The plan it hands over is what `planned` made of the recipe's rules.
     """
 
+    only_selects: ClassVar[bool] = False
+    """Whether the method is nothing but which parameters require a gradient, so that any training loop can do it."""
+
+    def planned(self, model: nn.Module, plan: TunePlan) -> TunePlan:
+        """The plan of this method for `model` (weights may be on the meta device), given the plan of the rules.
+
+        Raises PlanError when the method cannot move what the rules select.
+        """
+        return plan
+
     @abstractmethod
-    def prepare(self, lmm: LMM, plan: TunePlan) -> None:
-        """Make `lmm.model` trainable: exactly what moves requires a gradient and is an fp32 master."""
+    def prepare(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+        """Make `lmm.model` trainable: exactly what moves requires a gradient and is an fp32 master.
+
+        Everything random is drawn from `seed` (of the stage), and the global generators are left alone. What is
+        trained can be found in `lmm.model.named_parameters()`, under the same names for the same stage.
+        """
 
     @abstractmethod
     def loss(self, lmm: LMM, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -44,6 +58,42 @@ class Method(ABC):
         dtype, taken before `prepare`) and nothing requires a gradient. The delta maps planned names to their
         new values on the CPU, in the base dtype, sharing no memory with the model.
         """
+
+    def held(self) -> Iterable[Tensor]:
+        """Tensors that the method keeps during a stage beside the training states; `TunePlan.held_bytes` plans them."""
+        return ()
+
+
+def build_method(recipe: Mapping[str, Any]) -> Method:
+    """The method of a recipe node (plain tuning if it names none). Raises ConfigError for settings it does not take."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    node = dict(recipe.get("method") or {"_target_": "lmm_forget.recipes.plain.Plain"})
+    try:
+        method = instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, LmmForgetError):
+                raise cause from None
+            deepest, cause = cause, cause.__cause__
+        reason = " ".join(str(deepest).split())
+        raise ConfigError(f"recipe {recipe.get('name')}: its method cannot be built: {reason}") from error
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"recipe {recipe.get('name')}: method._target_ {node.get('_target_')} is not a Method"
+        )
+    return method
+
+
+def check_compat(method: str, compat: Collection[str], known: Collection[str]) -> frozenset[str]:
+    """The names in `compat` (behaviour of the paper's public code asked for). Raises ConfigError for unknown ones."""
+    names = [compat] if isinstance(compat, str) else list(compat)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"recipe.method.compat: {method} has no {name!r}; there is: {', '.join(known)}")
+    return frozenset(names)
 
 
 def parameter_dtypes(model: nn.Module) -> dict[str, torch.dtype]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class Plain(Method):
     """Train the planned tensors and replace them: the method of every recipe without further machinery."""
 
-    def prepare(self, lmm: LMM, plan: TunePlan) -> None:
+    only_selects = True
+
+    def prepare(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
         """Planned tensors become fp32 masters that require a gradient; everything else is frozen."""
         to_masters(lmm.model, plan.trainable)
 

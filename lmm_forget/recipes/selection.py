@@ -36,7 +36,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class RuleReport:
-    """What one rule selected: tensor names in model order, and their elements; `skipped` names never get a gradient."""
+    """What one rule selected: tensor names in model order, and how many elements are trained for them.
+
+    `skipped` names never get a gradient.
+    """
 
     rule: Rule
     names: tuple[str, ...]
@@ -46,7 +49,11 @@ class RuleReport:
 
 @dataclass(frozen=True)
 class TunePlan:
-    """The exact tensors that move. `trainable`, `frozen` and `unused` names together are all parameters, each once."""
+    """The exact tensors that move. `trainable`, `frozen` and `unused` names together are all parameters, each once.
+
+    `adapters` holds, for tensors that an adapter moves, the elements of that adapter: it is trained in their stead
+    and merged into them at the end of a stage. `held_bytes` is what a method keeps beside the training states.
+    """
 
     recipe: str
     trainable: tuple[str, ...]
@@ -54,27 +61,37 @@ class TunePlan:
     unused: tuple[str, ...]
     rules: list[RuleReport]
     parameters: Mapping[str, ParameterInfo] = field(repr=False)
+    adapters: Mapping[str, int] = field(default_factory=dict, repr=False)
+    held_bytes: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
-        """Elements per group: `{"trainable", "frozen", "unused"}`."""
-        groups = {"trainable": self.trainable, "frozen": self.frozen, "unused": self.unused}
-        return {group: sum(self.parameters[n].numel for n in names) for group, names in groups.items()}
+        """Elements per group: `{"trainable", "frozen", "unused"}`; of tensors with an adapter, the adapter's count.
+
+        `merged` are the elements that adapters are merged into; it is there only if there are any.
+        """
+        found = {
+            "trainable": sum(self.adapters.get(n, self.parameters[n].numel) for n in self.trainable),
+            "merged": sum(self.parameters[n].numel for n in self.adapters),
+            "frozen": sum(self.parameters[n].numel for n in self.frozen),
+            "unused": sum(self.parameters[n].numel for n in self.unused),
+        }
+        return {group: count for group, count in found.items() if group != "merged" or self.adapters}
 
     @property
     def delta_bytes(self) -> int:
-        """Size of a stage's delta: the trainable tensors in the checkpoint's dtype, in bytes."""
+        """Size of a stage's delta: the tensors that move, whole, in the checkpoint's dtype, in bytes."""
         return sum(self.parameters[n].bytes for n in self.trainable)
 
     @property
     def state_bytes(self) -> int:
         """Memory of weights, gradients and optimizer states while training, in bytes (activations not included).
 
-        Trainable elements take 16 bytes (fp32 master, fp32 gradient, two fp32 AdamW moments); all others stay in
-        the checkpoint's dtype.
+        Trained elements take 16 bytes (fp32 master, fp32 gradient, two fp32 AdamW moments); all others, those that
+        adapters will be merged into among them, stay in the checkpoint's dtype. `held_bytes` comes on top.
         """
-        still = sum(self.parameters[n].bytes for n in (*self.frozen, *self.unused))
-        return self.counts["trainable"] * STATE_BYTES_PER_TRAINABLE + still
+        still = sum(self.parameters[n].bytes for n in (*self.frozen, *self.unused, *self.adapters))
+        return self.counts["trainable"] * STATE_BYTES_PER_TRAINABLE + still + self.held_bytes
 
     def names(self, component: str) -> tuple[str, ...]:
         """The trainable names of one component."""
@@ -165,12 +182,20 @@ def tune(model: PreTrainedModel, recipe: str = "sa_proj", layers: Any = "all") -
     """Set `requires_grad` on a loaded Hugging Face LMM as `recipe` says, and return the plan.
 
     For your own training loop: `plan = lmm_forget.tune(model, "sa_proj", layers="upper_half")`. Every parameter
-    outside of the plan is frozen. Raises ConfigError for an unknown model type or recipe and PlanError for layers that
-    do not fit.
+    outside of the plan is frozen. Raises ConfigError for an unknown model type or recipe and for a recipe that does
+    more than choose parameters (lora, wise_ft), PlanError for layers that do not fit.
     """
     from lmm_forget.models.family import family_for
+    from lmm_forget.recipes.method import build_method
 
     node = {**load_recipe(recipe), "layers": layers}
+    method = build_method(node)
+    if not method.only_selects:
+        raise ConfigError(
+            f"recipe {recipe} is more than a choice of parameters: {type(method).__name__} also changes the model "
+            "around training, which tune() does not do; use a recipe that only selects (sa_proj, mlp_gateup, …), "
+            f"or run it: python -m lmm_forget.run recipe={recipe}"
+        )
     plan = make_plan(family_for(model).components(model), recipe, rules_from_config(node))
     trainable = set(plan.trainable)
     for name, parameter in model.named_parameters():

@@ -245,6 +245,7 @@ def training_mode(lmm: LMM, activation_checkpointing: bool) -> Iterator[None]:
     model: Any = lmm.model
     model.eval()
     lmm.components.text_model.train()
+    model.get_output_embeddings().train()
     for component in ("vision", "projector"):
         for module in lmm.components.modules(component):
             module.train(_any_trainable(module))

@@ -1,0 +1,80 @@
+"""`python -m lmm_forget.export run=JOB stage=last out=FOLDER`: a stage model as an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmm_forget.errors import ConfigError, LmmForgetError
+
+HELP = """usage: python -m lmm_forget.export run=JOB out=FOLDER [stage=last] [store=FOLDER] [base=FOLDER] [format=json]
+
+Writes the model after a stage of a finished job: weights in the base's number format, processor, generation config and
+a model card. Transformers loads it without this package, AutoModelForImageTextToText.from_pretrained(FOLDER).
+
+  run     the job's folder, multirun/<name>/<job>
+  out     the folder to write; it must not exist
+  stage   last, or the number of a stage from 1
+  store   where the stages' weights lie, if not where the job left them
+  base    the base model's folder, if not where the job found it
+  format  text, or json: what was written, for scripts
+
+example:
+  python -m lmm_forget.export run=multirun/demo/sa_proj out=exported/sa_proj
+"""
+KEYS = ("run", "out", "stage", "store", "base", "format")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(words):
+        print(HELP, end="")
+        return 0
+    try:
+        _export(_options(words))
+    except LmmForgetError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key not in KEYS or not equals or not value:
+            raise ConfigError(f"cannot read {word!r}; write key=value with one of: {', '.join(KEYS)}")
+        if key in options:
+            raise ConfigError(f"{key} is given twice")
+        options[key] = value
+    for key, example in (("run", "multirun/<name>/<job>"), ("out", "FOLDER")):
+        if key not in options:
+            raise ConfigError(f"{key}= is missing; write {key}={example}")
+    if options.setdefault("format", "text") not in ("text", "json"):
+        raise ConfigError(f"format={options['format']} does not exist; choose one of: text, json")
+    return options
+
+
+def _export(options: dict[str, str]) -> None:
+    from lmm_forget.export.folder import export, refuse_existing
+    from lmm_forget.export.job import find_stage
+
+    text, out = options["format"] == "text", Path(options["out"])
+    refuse_existing(out)
+    stage = find_stage(options["run"], options.get("stage", "last"), options.get("store"))
+    done = export(
+        stage, out, base=options.get("base"), say=lambda line: print(line, flush=True) if text else None
+    )
+    if text:
+        print(
+            f"{out}: stage {done['stage']} ({done['task']}), {done['dtype']}, {done['bytes'] / 1e6:,.1f} MB"
+        )
+    else:
+        print(json.dumps(done, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""LoRA: low-rank adapters (peft) learn in the stead of linear layers and are merged into them when a stage ends.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685: W + alpha / rank * B A, with A random
+and B zero at first. The stage model is an ordinary model: same modules, same names, only the adapted weights changed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lmm_forget.errors import ConfigError, PlanError
+from lmm_forget.recipes.method import check_compat, to_base, to_masters
+from lmm_forget.recipes.plain import Plain
+from lmm_forget.recipes.selection import Rule, RuleReport
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, LoraModel
+
+    from lmm_forget.models.loading import LMM
+    from lmm_forget.recipes.selection import TunePlan
+
+ADAPTER = "stage"
+"""Name of the adapter inside peft's modules; part of its parameters' names while a stage is trained."""
+COMPAT = ("projector",)
+"""What can be had as the paper's public code does it: `projector`, it also trains the whole projector."""
+
+
+class LoRA(Plain):
+    """Adapters of `rank` on every linear layer that the rules select; they alone are trained, biases never.
+
+    The update is scaled by alpha / rank in every layer. Where an adapter of that rank would hold as many elements as
+    the weight it stands for (small models), its rank is lowered to in * out / (in + out) with the same scale.
+    """
+
+    only_selects = False
+
+    def __init__(
+        self, rank: int = 256, alpha: float = 32, dropout: float = 0.05, compat: Collection[str] = ()
+    ) -> None:
+        """Raises ConfigError for settings that cannot be used."""
+        if int(rank) != rank or rank < 1:
+            raise ConfigError(f"recipe.method.rank={rank}: must be a whole number of at least 1")
+        if not alpha > 0:
+            raise ConfigError(f"recipe.method.alpha={alpha}: must be above 0")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"recipe.method.dropout={dropout}: must be from 0 to below 1")
+        self.rank, self.alpha, self.dropout = int(rank), float(alpha), float(dropout)
+        self.compat = check_compat("LoRA", compat, COMPAT)
+        self._tuner: LoraModel | None = None
+
+    def planned(self, model: nn.Module, plan: TunePlan) -> TunePlan:
+        """Of what the rules select, the weights of linear layers move; everything else stays frozen.
+
+        Raises PlanError for a rule that names a sublayer without a linear layer, or selects no linear layer at all.
+        """
+        linear = _linear_weights(model)
+        rules, whole = list(plan.rules), set[str]()
+        if "projector" in self.compat:
+            rules = [report for report in rules if report.rule.component != "projector"]
+            projector = [i for i in plan.parameters.values() if i.component == "projector"]
+            whole = {i.name for i in projector if not i.unused}
+        rules = [self._adapted(report, linear, plan) for report in rules]
+        adapted = {name for report in rules for name in report.names}
+        if whole:
+            names = tuple(i.name for i in projector if not i.unused)
+            moved = sum(i.numel for i in projector if not i.unused)
+            rules.append(
+                RuleReport(Rule("projector"), names, moved, tuple(i.name for i in projector if i.unused))
+            )
+        moving = adapted | whole
+        return replace(
+            plan,
+            trainable=tuple(n for n in plan.parameters if n in moving),
+            frozen=tuple(n for n, i in plan.parameters.items() if n not in moving and not i.unused),
+            rules=rules,
+            adapters={n: self._elements(linear[n]) for n in plan.parameters if n in adapted},
+        )
+
+    def prepare(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+        """Put adapters (fp32, drawn from `seed`) around the planned layers; they alone require a gradient."""
+        from peft import LoraModel
+
+        linear = _linear_weights(lmm.model)
+        to_masters(lmm.model, [name for name in plan.trainable if name not in plan.adapters])
+        layers = {_module(name): linear[name] for name in plan.adapters}
+        whole = [p for p in lmm.model.parameters() if p.requires_grad]
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", module="peft"
+            )  # about tied heads and saving adapters: neither happens
+            self._tuner = LoraModel(lmm.model, self._config(layers), ADAPTER)
+        found = dict(_adapters(lmm.model))
+        if set(found) != set(layers):
+            odd = sorted(set(found) ^ set(layers))
+            raise PlanError(f"recipe {plan.recipe}: peft did not adapt exactly what was planned: {odd[0]}")
+        generator = torch.Generator().manual_seed(seed)
+        for layer in found.values():
+            # peft's own start, drawn again on the CPU: it rounds to the weight's dtype, and draws where the model is.
+            down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            drawn = nn.init.kaiming_uniform_(torch.empty(down.shape), a=math.sqrt(5), generator=generator)
+            down.data, up.data = drawn.to(down.device), torch.zeros_like(up.data, dtype=torch.float32)
+            layer.train(layer.get_base_layer().training)
+        for p in whole:
+            p.requires_grad_(True)
+
+    def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        """Merge in fp32, round once to the base dtype, and take every trace of the adapters out of the model."""
+        if self._tuner is None:
+            raise PlanError(f"recipe {plan.recipe}: finish() without prepare()")
+        with torch.no_grad():
+            for _, layer in _adapters(lmm.model):
+                weight = layer.get_base_layer().weight
+                weight.data = weight.data.float().add_(layer.get_delta_weight(ADAPTER)).to(weight.dtype)
+        self._tuner.unload()
+        vars(lmm.model).pop("peft_config", None)
+        self._tuner = None
+        to_base(lmm.model, base_dtypes)
+        parameters = dict(lmm.model.named_parameters())
+        return {name: parameters[name].detach().to("cpu", copy=True).contiguous() for name in plan.trainable}
+
+    def _config(self, layers: Mapping[str, nn.Linear]) -> LoraConfig:
+        from peft import LoraConfig
+
+        lowered = {name: r for name, layer in layers.items() if (r := self._rank(layer)) < self.rank}
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides by the rank, whole or not
+            lora_dropout=self.dropout,
+            bias="none",
+            target_modules="|".join(re.escape(name) for name in layers),
+            rank_pattern={f"^{re.escape(name)}": r for name, r in lowered.items()},
+            alpha_pattern={f"^{re.escape(name)}": self.alpha / self.rank * r for name, r in lowered.items()},
+        )
+
+    def _adapted(self, report: RuleReport, linear: Mapping[str, nn.Linear], plan: TunePlan) -> RuleReport:
+        names = tuple(name for name in report.names if name in linear)
+        reached = {plan.parameters[name].sublayer for name in names}
+        without = [s for s in report.rule.sublayers or () if s not in reached]
+        if without or not names:
+            what = without[0] if without else "anything here"
+            raise PlanError(
+                f"recipe {plan.recipe}, rule [{report.rule}]: LoRA adapts linear layers, and {what} is none; "
+                "leave it out, or use a recipe without adapters"
+            )
+        return replace(report, names=names, parameters=sum(self._elements(linear[n]) for n in names))
+
+    def _rank(self, layer: nn.Linear) -> int:
+        most = layer.in_features * layer.out_features // (layer.in_features + layer.out_features)
+        return max(1, min(self.rank, most))
+
+    def _elements(self, layer: nn.Linear) -> int:
+        return self._rank(layer) * (layer.in_features + layer.out_features)
+
+
+def _linear_weights(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of a model by the name of their weight; not those whose weight others share or read directly.
+
+    An attention of torch's own uses the weight of its output layer without calling the layer: an adapter around it
+    would never be asked.
+    """
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            owners.setdefault(id(p), set()).add(id(module))
+    return {
+        f"{path}.weight": module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        and len(owners[id(module.weight)]) == 1
+    }
+
+
+def _module(weight: str) -> str:
+    return weight.removesuffix(".weight")
+
+
+def _adapters(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """peft's layers inside a model, with their paths."""
+    from peft.tuners.lora import LoraLayer
+
+    layers: Iterable[tuple[str, nn.Module]] = model.named_modules()
+    return ((path, module) for path, module in layers if isinstance(module, LoraLayer))

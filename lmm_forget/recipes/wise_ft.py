@@ -1,0 +1,90 @@
+"""WiSE-FT: after a stage, every tensor that moved is averaged with what it was before the stage.
+
+Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903. Here `alpha` is the share of the previous
+stage's model (theirs is that of the tuned one, 1 - alpha), as in the paper's public code. The next stage starts from
+the average, and the average is what is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lmm_forget.errors import ConfigError, PlanError
+from lmm_forget.recipes.method import check_compat, to_base
+from lmm_forget.recipes.plain import Plain
+
+if TYPE_CHECKING:
+    from lmm_forget.models.loading import LMM
+    from lmm_forget.recipes.selection import TunePlan
+
+COMPAT = ("rounded_sum",)
+"""What can be had as the paper's public code does it: `rounded_sum`, sums in the checkpoint's dtype."""
+
+
+class WiseFT(Plain):
+    """Plain tuning, then previous + (1 - alpha) * (tuned - previous) in fp32, over the planned tensors only.
+
+    The average is rounded once, to the base dtype. With alpha = 0 the stage model is that of plain tuning, with
+    alpha = 1 the previous stage's model, bit for bit.
+    """
+
+    only_selects = False
+
+    def __init__(self, alpha: float = 0.1, compat: Collection[str] = ()) -> None:
+        """Raises ConfigError for settings that cannot be used."""
+        if not 0 <= alpha <= 1:
+            raise ConfigError(
+                f"recipe.method.alpha={alpha}: is the share of the previous stage's model, from 0 to 1"
+            )
+        self.alpha = float(alpha)
+        self.compat = check_compat("WiseFT", compat, COMPAT)
+        self._previous: dict[str, Tensor] = {}
+
+    def planned(self, model: nn.Module, plan: TunePlan) -> TunePlan:
+        """The rules' plan, with the memory that the previous stage's tensors take."""
+        return replace(plan, held_bytes=plan.delta_bytes)
+
+    def prepare(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+        """Keep the planned tensors as they are (on the CPU, in their dtype), then make them masters."""
+        parameters = dict(lmm.model.named_parameters())
+        unknown = [name for name in plan.trainable if name not in parameters]
+        if not unknown:
+            self._previous = {n: parameters[n].detach().to("cpu", copy=True) for n in plan.trainable}
+        super().prepare(lmm, plan, seed)
+
+    def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        """Average the masters with what was kept, round to the base dtype, return all planned tensors."""
+        if self._previous.keys() != set(plan.trainable):
+            raise PlanError(f"recipe {plan.recipe}: finish() without prepare()")
+        parameters = dict(lmm.model.named_parameters())
+        delta = {}
+        for name in plan.trainable:
+            tuned, dtype = parameters[name].detach(), base_dtypes[name]
+            average = self._average(self._previous.pop(name).to(tuned.device), tuned, dtype)
+            parameters[name].data = average
+            delta[name] = average.to("cpu", copy=True).contiguous()
+        to_base(lmm.model, base_dtypes)
+        return delta
+
+    def held(self) -> Iterable[Tensor]:
+        """The previous stage's tensors."""
+        return self._previous.values()
+
+    def _average(self, previous: Tensor, tuned: Tensor, dtype: torch.dtype) -> Tensor:
+        """The average of two tensors in `dtype`; the end points are returned as they are, signs of zeros included."""
+        if self.alpha == 1:
+            return previous.to(dtype)
+        if self.alpha == 0:
+            return tuned.to(dtype)
+        if "rounded_sum" in self.compat:
+            total = torch.zeros_like(previous, dtype=dtype)
+            for share, tensor in ((self.alpha, previous), (1 - self.alpha, tuned)):
+                total += share * tensor.to(dtype)
+            return total
+        before = previous.float()
+        return (before + (1 - self.alpha) * (tuned.float() - before)).to(dtype)

@@ -1,0 +1,42 @@
+"""Planned memory against the storages that are really there at the end of an optimizer step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lmm_forget.recipes.method import build_method
+from lmm_forget.recipes.selection import load_recipe
+from lmm_forget.training.fit import fit
+from lmm_forget.training.memory import state_bytes, watch_states
+from tests.models.tiny import tiny_lmm
+from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
+
+
+@pytest.mark.parametrize("recipe", ["sa_proj", "mlp_gateup", "llm", "full", "lora", "wise_ft"])
+def test_planned_state_bytes_are_the_real_ones(recipe: str) -> None:
+    lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16, hidden_size=64, intermediate_size=160)
+    method = build_method(load_recipe(recipe))
+    plan = method.planned(lmm.model, plan_for(lmm, recipe))
+    method.prepare(lmm, plan)
+    with watch_states(lmm.model, method) as found:
+        fit(lmm, plan, method, samples(8), training=TRAINING, hardware=HARDWARE, seed=0, task="x")
+    assert len(found) == 2
+    real = found[-1]
+    assert real.total == pytest.approx(plan.state_bytes, rel=0.01)
+    trained = plan.counts["trainable"]
+    assert real.gradients == 4 * trained
+    assert real.optimizer == pytest.approx(8 * trained, rel=0.03)  # and a step count per tensor
+    assert real.held == plan.held_bytes
+
+
+def test_a_shared_storage_counts_once() -> None:
+    model = torch.nn.Linear(4, 4, bias=False)
+    twin = torch.nn.Linear(4, 4, bias=False)
+    twin.weight = model.weight
+    both = torch.nn.Sequential(model, twin)
+    both(torch.ones(1, 4)).sum().backward()
+    optimizer = torch.optim.SGD(both.parameters(), lr=0.1, momentum=0.9)
+    optimizer.step()
+    found = state_bytes(both, optimizer, held=[model.weight.data, torch.zeros(3)])
+    assert (found.weights, found.gradients, found.optimizer, found.held) == (64, 64, 64, 12)
