@@ -23,7 +23,9 @@ def measured_base(ground: Ground, answers: Answers, seconds: float, look: Look |
     return Measured(
         index=0,
         weights_hash=ground.weights,
-        scores={task: score(each, ground.config["data"]["scoring"])["value"] for task, each in answers.items()},
+        scores={
+            task: score(each, ground.config["data"]["scoring"])["value"] for task, each in answers.items()
+        },
         answers=answers,
         seconds={"ask": seconds},
         probes=None if look is None else {"readings": look.readings},
@@ -42,7 +44,10 @@ def measured_stage(ground: Ground, stage: Taught, base: Answers) -> Measured:
         index=stage.index,
         task=stage.task,
         weights_hash=stage.record["weights_hash"],
-        scores={task: score(each, ground.config["data"]["scoring"])["value"] for task, each in stage.answers.items()},
+        scores={
+            task: score(each, ground.config["data"]["scoring"])["value"]
+            for task, each in stage.answers.items()
+        },
         answers=stage.answers,
         record=stage.record,
         delta=ground.store.folder(stage.record["key"]) / DELTA,

@@ -149,7 +149,7 @@ def write_tables(
     results: Mapping[str, Any],
     base_look: Look | None = None,
 ) -> None:
-    """answers.parquet (every answer after every stage; stage 0 is the base), pictures.parquet, probe tables, figures."""
+    """answers.parquet (every answer after every stage; stage 0: the base), pictures.parquet, probe tables, figures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

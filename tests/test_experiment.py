@@ -71,6 +71,7 @@ def test_results_say_what_the_schema_promises(done: tuple[Path, dict[str, Any], 
         "base",
         "stages",
         "figures",
+        "data",
         "timings",
         "versions",
     }
