@@ -70,7 +70,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         "checkpoint_every",
         "objective",
         "suite",
-        "probe",
+        "probe.name",
         "sequence",
         "model.path",
         "hardware.micro_batch",
@@ -133,7 +133,7 @@ def test_the_short_list_is_the_one_in_the_design() -> None:
         "progress",
         "checkpoint_every",
         "suite",
-        "probe",
+        "probe.name",
     }
     assert sum(map(len, NOT_WEIGHTS.values())) < 25
 
