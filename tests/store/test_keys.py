@@ -133,7 +133,7 @@ def test_the_short_list_is_the_one_in_the_design() -> None:
         "progress",
         "checkpoint_every",
         "suite",
-        "probe.name",
+        "probe",
     }
     assert sum(map(len, NOT_WEIGHTS.values())) < 25
 
