@@ -37,9 +37,10 @@ def compare_pair(scores: TaskScores, *, resamples: int = 2000, seed: int = 0) ->
     """One task answered by two models: row 0 of `scores` is the first, row 1 the second.
 
     Returns, in points where it is no count or probability: `n` questions about `images` images; `before` and `after`;
-    the change `value` with its 95 % interval `low`, `high` (see `interval`) and standard error `stderr`; `p_value` of the swap test (see `swap_test`); `gained` and `lost`, the questions whose score rose and
-    fell; `resolvable`, the change that this sample would show at the 5 % level four times in five; and `mcnemar`,
-    McNemar's test for comparison (None for partial scores), which takes every question for independent.
+    the change `value` with its 95 % interval `low`, `high` (see `interval`) and standard error `stderr`; `p_value` of
+    the swap test (see `swap_test`); `gained` and `lost`, the questions whose score rose and fell; `resolvable`, the
+    change that this sample would show at the 5 % level four times in five; and `mcnemar`, McNemar's test for
+    comparison (None for partial scores), which takes every question for independent.
 
     `low`, `high`, `stderr` and `resolvable` are None with a single image. Raises DataError unless there are two rows.
     """
@@ -66,7 +67,7 @@ def compare_pair(scores: TaskScores, *, resamples: int = 2000, seed: int = 0) ->
 
 
 def compare_mean(tasks: Sequence[TaskScores], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """The mean change over several tasks, each as in `compare_pair`: tasks weigh the same, images are drawn within each.
+    """The mean change over several tasks, each as in `compare_pair`: tasks weigh the same, images stay in their task.
 
     Returns {tasks, value, low, high, stderr, p_value, gained, lost, resolvable}. Raises DataError without tasks.
     """
@@ -115,8 +116,8 @@ def swap_test(changes: Floats, *, seed: int = 0, swaps: int = SWAPS) -> float:
     rng = np.random.default_rng(seed)
     hits, block = 0, max(1, (1 << 22) // len(moved))
     for start in range(0, swaps, block):
-        signs = rng.integers(0, 2, size=(min(block, swaps - start), len(moved)), dtype=np.int8)
-        hits += int(np.sum(np.abs((2.0 * signs - 1.0) @ moved) >= limit))
+        flips = rng.integers(0, 2, size=(min(block, swaps - start), len(moved)), dtype=np.int8)
+        hits += int(np.sum(np.abs((2.0 * flips - 1.0) @ moved) >= limit))
     return (1 + hits) / (1 + swaps)
 
 

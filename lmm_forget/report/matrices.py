@@ -24,7 +24,7 @@ PANELS = 12
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a matrix (None: it does not exist), what it says in words, and whether this stage taught the task."""
+    """One number of a matrix (None: it does not exist), its words, and whether this stage taught the task."""
 
     value: float | None
     tip: str

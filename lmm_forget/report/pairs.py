@@ -1,4 +1,4 @@
-"""Two places compared on the questions that both answered: per benchmark, and over the held-out suite and the targets."""
+"""Two places compared on the questions that both answered: per benchmark, over the suite, and over the targets."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _LAYERS = (
 
 @dataclass(frozen=True)
 class Look:
-    """One reading with its time: `stage` 0 is the base, `when` its place on the axis (milestones lie between stages)."""
+    """One reading with its time: `stage` 0 is the base, `when` its place on the axis (milestones between stages)."""
 
     stage: int
     step: int | None
@@ -45,7 +45,9 @@ def probe_figures(results: Results, settings: Sequence[Setting]) -> dict[str, Fi
     jobs = [results[row.job] for setting in settings for row in setting.rows]
     found: dict[str, Figure] = {}
     keys = list(
-        dict.fromkeys((l.reading["prompts"], l.reading["mode"]) for job in jobs for l in shift_looks(job))
+        dict.fromkeys(
+            (each.reading["prompts"], each.reading["mode"]) for job in jobs for each in shift_looks(job)
+        )
     )
     if keys:
         found["probe_shift"] = _shift(results, settings, keys)
@@ -91,11 +93,11 @@ def _shift(results: Results, settings: Sequence[Setting], keys: Sequence[Key]) -
     for key in keys:
         panels.append((key, "mass"))
         if any(
-            l.reading.get("kl") is not None
+            each.reading.get("kl") is not None
             for setting in settings
             for row in setting.rows
-            for l in shift_looks(results[row.job])
-            if (l.reading["prompts"], l.reading["mode"]) == key
+            for each in shift_looks(results[row.job])
+            if (each.reading["prompts"], each.reading["mode"]) == key
         ):
             panels.append((key, "kl"))
     panels = panels[:PANELS]
@@ -151,7 +153,10 @@ def _layers(results: Results, settings: Sequence[Setting]) -> Figure:
     shown = [
         setting
         for setting in settings
-        if any(l.stage and l.step is None for l in _readings(results[setting.first.job], "residual_to_logit"))
+        if any(
+            each.stage and each.step is None
+            for each in _readings(results[setting.first.job], "residual_to_logit")
+        )
     ][:PANELS]
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(shown), 2.1)
@@ -206,9 +211,9 @@ def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Ke
         for row in setting.rows:
             job = results[row.job]
             name = token_set(job, best)
-            looks = [l for l in shift_looks(job) if l.step is None and _is(l.reading, best)]
+            looks = [each for each in shift_looks(job) if each.step is None and _is(each.reading, best)]
             for quantity in quantities:
-                base = next((_value(l.reading, quantity, name) for l in looks if l.stage == 0), None)
+                base = next((_value(each.reading, quantity, name) for each in looks if each.stage == 0), None)
                 for here in looks:
                     value = _value(here.reading, quantity, name)
                     change = row.heldout_per_stage[here.stage - 1]["value"] if here.stage else None
@@ -264,10 +269,8 @@ def _is(reading: Mapping[str, Any], key: Key) -> bool:
 
 
 def _value(reading: Mapping[str, Any], quantity: str, name: str | None) -> float | None:
-    if quantity == "kl":
-        found = reading.get("kl")
-    else:
-        found = ((reading.get("mass") or {}).get(name or "") or {}).get("mean")
+    mass = (reading.get("mass") or {}).get(name or "") or {}
+    found = reading.get("kl") if quantity == "kl" else mass.get("mean")
     return None if found is None else float(found)
 
 

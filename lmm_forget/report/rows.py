@@ -80,7 +80,7 @@ def sweep_rows(results: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def choices(config: Mapping[str, Any], taught: Iterable[str]) -> dict[str, Any]:
-    """The leaves of a configuration that make a setting, by dotted name: no seed, no order, nothing that moves no weight.
+    """The leaves of a configuration that make a setting, by dotted name: no seed, no order, only what moves weights.
 
     The same of a results.json and of the job.yaml before it.
     """

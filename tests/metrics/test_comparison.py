@@ -30,7 +30,7 @@ def test_by_hand() -> None:
     assert (found["before"], found["after"], found["value"]) == (75.0, 50.0, -25.0)
     # images moved by -2, -1, +1 of 8 questions; |±2 ±1 ±1| >= 2 in 6 of 8 swaps
     assert found["p_value"] == pytest.approx(6 / 8)
-    # around the mean of -1/2 an image, the four deviate by -1.5, -.5, 1.5, .5: 5 in squares, times 4/3, over 8 questions
+    # around the mean of -1/2 an image, the four deviate by -1.5, -.5, 1.5, .5: 5 in squares, times 4/3, over 8
     assert found["stderr"] == pytest.approx(100 * np.sqrt(4 / 3 * 5) / 8)
     assert (
         -100.0 <= found["low"] < -25.0 < found["high"] <= 50.0

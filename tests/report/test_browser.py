@@ -1,8 +1,8 @@
-"""The page in a real browser: no error, no request, and what can be clicked works. Skipped where there is no Chromium."""
+"""The page in a real browser: no error, no request, and what can be clicked works. Skipped without a Chromium."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def test_samples_can_be_filtered(page: Browser, sweep: Path) -> None:
     choose(page, "task", "")
     wanted = cards(page)[3]["about"].split("· ")[1]
     page.run(
-        f"(f => {{ f.value = '{wanted}'; f.dispatchEvent(new Event('input')); }})(document.getElementById('filter-text'))"
+        f"(f => {{ f.value = '{wanted}'; f.dispatchEvent(new Event('input')); }})"
+        "(document.getElementById('filter-text'))"
     )
     found = cards(page)
     assert found and all(wanted in card["about"] + "".join(card["answers"]) for card in found)
@@ -114,7 +115,8 @@ def test_samples_can_be_filtered(page: Browser, sweep: Path) -> None:
 def test_tips_show_the_numbers(page: Browser) -> None:
     place = page.run(
         """(() => { const cell = document.querySelector('.heat td'); cell.scrollIntoView({block: 'center'});
-           const box = cell.getBoundingClientRect(); return [box.x + box.width / 2, box.y + 8, cell.dataset.tip]; })()"""
+           const box = cell.getBoundingClientRect();
+           return [box.x + box.width / 2, box.y + 8, cell.dataset.tip]; })()"""
     )
     page.point_at(place[0], place[1])
     page.wait("!document.getElementById('tip').hidden")
