@@ -99,7 +99,8 @@ def _after(ground: Ground, stage: Taught) -> Measured:
         answers=stage.answers,
         record=stage.record,
         delta=ground.store.folder(stage.record["key"]) / DELTA,
-        seconds=stage.seconds,
+        seconds={part: stage.effort[part] for part in ("teach", "ask")},
+        trained=bool(stage.effort["trained"]),
     )
 
 
