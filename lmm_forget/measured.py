@@ -52,5 +52,6 @@ def measured_stage(ground: Ground, stage: Taught, base: Answers) -> Measured:
         record=stage.record,
         delta=ground.store.folder(stage.record["key"]) / DELTA,
         seconds={name: stage.effort[name] for name in ("teach", "ask", "probe") if name in stage.effort},
+        trained=bool(stage.effort["trained"]),
         probes=stage_probes(base, stage),
     )

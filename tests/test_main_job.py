@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.tracking.reader import Run, run_files
+
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(1800)  # real sweeps of real processes; a busy machine is not a failure
 TINY = [
@@ -95,7 +97,17 @@ def test_a_skill_of_ones_own_is_taught_and_w_and_b_works_offline(skill: Path) ->
     found = results(path.parent)
     assert [stage["task"] for stage in found["stages"]] == ["easy_vqa"]
     assert found["figures"]["target_forgetting"] == {"value": None, "low": None, "high": None}
-    assert list(path.parent.rglob("*.wandb"))
+    (file,) = run_files(path.parent)
+    told = Run(file)
+    steps = found["stages"][0]["steps"]
+    assert (told.exit, told.steps()) == (0, [0, *range(1, steps + 1), steps + 1])
+    for name in ("easy_vqa", "tiny_ai2d"):
+        entries = (found["base"], *found["stages"])
+        assert told.column(f"score/{name}") == [entry["scores"][name]["value"] for entry in entries]
+    assert told.summary["figures/target_learning"] == found["figures"]["target_learning"]["value"]
+    for table in told.tables("answers"):
+        assert {row[table["columns"].index("task")] for row in table["data"]} == {"easy_vqa", "tiny_ai2d"}
+        assert all(row[table["columns"].index("image")]["_type"] == "image-file" for row in table["data"])
 
 
 def test_bad_samples_of_ones_own_stop_the_run_before_training(skill: Path) -> None:

@@ -18,6 +18,7 @@ from lmm_forget.errors import ConfigError
 IDENTITY = "wandb_run.json"
 """In the job's folder: the id of its W&B run, whoever starts the job again."""
 SUPERSEDED = "superseded"
+DATA = "WANDB_DATA_DIR"
 INTERRUPTED = 255
 """Exit code that W&B shows as killed rather than as failed."""
 OFFLINE_FINISH = 60.0
@@ -53,10 +54,12 @@ class Opening:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Tables and artifacts wait for their upload beside the run, not in the user's home.
-        self.data = (self.folder / "wandb" / f"data-{time.time_ns()}").resolve()
-        self.data.mkdir(parents=True)
-        os.environ["WANDB_DATA_DIR"] = str(self.data)
+        if (
+            DATA not in os.environ
+        ):  # tables and artifacts wait for their upload beside the run, not in the user's home
+            self.data = (self.folder / "wandb" / f"data-{time.time_ns()}").resolve()
+            self.data.mkdir(parents=True)
+            os.environ[DATA] = str(self.data)
         identity = run_id(self.folder, self.name)
         run = None
         if self.mode == "online":
@@ -77,11 +80,14 @@ class Opening:
         self.first = int(run.starting_step) if self.opened == "online" else 0
         return run
 
-    def forget_superseded(self) -> None:
-        """Delete what earlier, interrupted starts left offline: the run that just ended holds all of it."""
-        others = [data for data in self._folders("data-*") if data.resolve() != self.data]
-        for old in (self.folder / "wandb" / SUPERSEDED, *others):
-            shutil.rmtree(old, ignore_errors=True)
+    def tidy(self, *, complete: bool) -> None:
+        """After the run is closed; if it is `complete`, delete what earlier starts left offline: it holds all of it."""
+        if self.data is not None and os.environ.get(DATA) == str(self.data):
+            del os.environ[DATA]
+        if complete:
+            others = [data for data in self._folders("data-*") if data.resolve() != self.data]
+            for old in (self.folder / "wandb" / SUPERSEDED, *others):
+                shutil.rmtree(old, ignore_errors=True)
 
     def _init(self, identity: str, mode: Any) -> Any:
         import wandb

@@ -40,9 +40,9 @@ class Measured:
     """What was measured after a stage; stage 0 is the base model, which has no `task` and no `record`.
 
     `scores` are points (0 to 100) by task, `answers` the answers behind them, `record` the stage's record and
-    `delta` the file with the tensors it moved. `seconds` says how long each part took in this job, `probes` is the
-    stage's entry of that name in results.json. The base's `pictures` name the samples of each task that people are
-    shown, with a small picture each (None for a question without one).
+    `delta` the file with the tensors it moved, `trained` whether this job trained it now. `seconds` says how long
+    each part took in this job, `probes` is the stage's entry of that name in results.json. The base's `pictures`
+    name the samples of each task that people are shown, with a small picture each (None for a question without one).
     """
 
     index: int
@@ -53,6 +53,7 @@ class Measured:
     record: Mapping[str, Any] | None = None
     delta: Path | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    trained: bool = False
     probes: Mapping[str, Any] | None = None
     pictures: Mapping[str, Mapping[str, Image | None]] = field(default_factory=dict)
 
@@ -64,7 +65,10 @@ class Tracker(Protocol):
         """Figures of optimizer step `step` (from 1) of the stage that teaches `task`."""
 
     def stage(self, measured: Measured) -> None:
-        """What was measured after a stage; stages come in order, the base first, whoever trained them."""
+        """What was measured after a stage; stages come in order, the base first, whoever trained them.
+
+        The base may come again: the job found something damaged and tells everything once more.
+        """
 
     def results(self, results: Mapping[str, Any]) -> None:
         """The content of results.json."""

@@ -55,6 +55,8 @@ class WandbRun:
         self._milestone_rows = milestone_rows
         self._base: Measured | None = None
         self._lineage: list[str] = []
+        self._kept: set[str] = set()
+        self._posted = -1  # number of the last row that was posted
         self._row = 0  # number of the last stage's row
         self._steps = 0  # optimizer steps before this stage
         self._index = 1
@@ -73,9 +75,9 @@ class WandbRun:
 
     def stage(self, measured: Measured) -> None:
         """Post what was measured after a stage, and its curve where it was not trained here."""
-        record, trained = measured.record, self._told > 0
+        record, trained = measured.record, measured.trained
         if measured.index == 0:
-            self._base = measured
+            self._base, self._row, self._steps, self._lineage = measured, 0, 0, []
         elif record is not None and measured.task is not None:
             known = self._files.logged(measured.index, measured.task)
             trained = trained or bool(known)
@@ -165,8 +167,7 @@ class WandbRun:
             run.finish(exit_code=exit_code)
         except TimeoutError:
             raise TimeoutError(f"the upload took longer than {self._opening.seconds:g} s") from None
-        if exit_code == 0:
-            self._opening.forget_superseded()
+        self._opening.tidy(complete=exit_code == 0)
 
     # --- in the job's thread ---------------------------------------------------------------------------------
 
@@ -244,7 +245,12 @@ class WandbRun:
         """Post a stage's artifact: what this job trained as its output, what it found in the store as its input."""
         if self._artifacts == "none":
             return
+        name = content.stage_name(measured) if measured.index else content.base_name(measured)
         lineage, model = list(self._lineage), self._model
+        self._lineage.append(name)
+        if name in self._kept:
+            return
+        self._kept.add(name)
 
         def deliver(run: Any) -> None:
             if self._opening.opened == "disabled":
@@ -257,7 +263,6 @@ class WandbRun:
             self._slowly(lambda: run.log_artifact(artifact) if output else content.use(run, artifact))
 
         self._courier.post(deliver)
-        self._lineage.append(content.stage_name(measured) if measured.index else content.base_name(measured))
 
 
 def _curve(record: Mapping[str, Any]) -> dict[int, dict[str, float]]:

@@ -16,9 +16,9 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that whatever is set meanwhile is put back
+        monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))  # the tracker sets it; this puts it back
     wandb.teardown()
     yield
     wandb.teardown()

@@ -94,6 +94,9 @@ def test_a_stage_from_the_store_appears_and_artifacts_tell_the_lineage(tmp_path:
     tracker.stage(measured(0))
     tracker.stage(measured(1, delta=delta))  # from the store: another job trained it
     train(tracker, 2)
+    tracker.stage(measured(2, delta=delta, trained=True))
+    tracker.stage(measured(0))  # something was damaged: everything is told once more
+    tracker.stage(measured(1, delta=delta))
     tracker.stage(measured(2, delta=delta))
     tracker.close()
     run = Run(*run_files(tmp_path / "job"))

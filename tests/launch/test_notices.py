@@ -1,0 +1,33 @@
+"""What finished jobs want people to know is said once, at the end of the sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmm_forget.launch.jobs import Job
+from lmm_forget.launch.session import tell_notices
+
+
+def job(folder: Path, **about: Any) -> Job:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"job": {"name": "demo", **about}}))
+    return Job(folder.name, folder, {"name": "demo"})
+
+
+def test_equal_notices_of_several_jobs_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "demo"
+    jobs = [
+        job(sweep / "a", notices=[f"W&B was not reached; wandb sync {sweep / 'a'}/wandb/offline-run-*"]),
+        job(sweep / "b", notices=[f"W&B was not reached; wandb sync {sweep / 'b'}/wandb/offline-run-*"]),
+        job(sweep / "c"),
+    ]
+    tell_notices(jobs)
+    (line,) = capsys.readouterr().err.splitlines()
+    note = f"W&B was not reached; wandb sync {sweep}/*/wandb/offline-run-* (2 jobs)"
+    assert line == f"lmm-forget: note: {note}"
