@@ -11,28 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from lmm_forget.errors import ConfigError
+from lmm_forget.models.checkpoint import (
+    check_folder,
+    check_processor,
+    check_weights,
+    no_load_report,
+    readable,
+)
 from lmm_forget.models.components import ComponentMap
 from lmm_forget.models.family import Family, family_for, family_for_type
 
 PACKAGED = "package:"
 """Prefix of a `path` that names a model shipped inside this package."""
-
-# Whatever a damaged folder makes Transformers raise.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    SafetensorError,
-)
 
 
 @dataclass
@@ -61,38 +54,28 @@ def load(spec: Mapping[str, Any]) -> LMM:
     common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": bool(spec.get("path"))}
     if revision:
         common["revision"] = revision
-    try:
+    check_folder(spec, source)
+    with readable(spec, source, "model"):
         config = AutoConfig.from_pretrained(source, **common)
-    except _UNREADABLE as error:
-        raise _unreadable(spec, source, error) from None
     family = family_for(config)
     if spec.get("family") not in (None, family.name):
         raise ConfigError(f"model.family={spec['family']}, but the model in {source} is a {family.name}")
-    try:
+    with readable(spec, source, "processor"):
         processor = AutoProcessor.from_pretrained(source, **common)
-    except _UNREADABLE as error:
-        raise _unreadable(spec, source, error) from None
     check_processor(family, config, processor, source)
     _apply_image_budget(family, config, processor, spec.get("image") or {})
-    try:
+    with readable(spec, source, "model"), no_load_report():
         model, info = family.hf_class.from_pretrained(
             source,
             config=config,
             dtype=_dtype(spec),
             attn_implementation=spec.get("attention") or "sdpa",
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that they are listed; the next line refuses them
             output_loading_info=True,
             **common,
         )
-    except _UNREADABLE as error:
-        raise _unreadable(spec, source, error) from None
-    # Transformers would fill what is missing with random numbers and a warning.
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ConfigError(
-            f"the weights in {source} are not those of a {type(model).__name__}: {len(missing)} of its tensors are "
-            f"missing, {missing[0]} for one; copy the whole checkpoint again"
-        )
+    check_weights(model, info, source)
     return assemble(model.eval(), processor, spec)
 
 
@@ -108,34 +91,6 @@ def assemble(model: PreTrainedModel, processor: ProcessorMixin, spec: Mapping[st
     components = family.components(model)
     family.verify(model, processor, components)
     return LMM(model, processor, family, components, spec, sorted(ends))
-
-
-def check_processor(family: Family, config: Any, processor: Any, source: str) -> None:
-    """Refuse a processor that was made for another model than the one whose `config` lies beside it.
-
-    Raises ConfigError naming the first thing that the two do not agree on.
-    """
-    wanted = PROCESSOR_MAPPING.get(type(config), ProcessorMixin)
-    if not isinstance(processor, wanted):
-        raise ConfigError(
-            f"the processor in {source} is a {type(processor).__name__}, a {config.model_type} model needs a "
-            f"{wanted.__name__}; copy the processor files that belong to the weights"
-        )
-    rows = config.get_text_config().vocab_size
-    image_id = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    known_ids = [i for i in processor.image_token_ids if i is not None]
-    largest = max(processor.tokenizer.get_vocab().values())
-    pairs = [
-        ("image token id", image_id if image_id in known_ids or not known_ids else known_ids[0], image_id),
-        ("largest token id", largest if largest >= rows else rows - 1, rows - 1),
-        *family.agreement(config, processor),
-    ]
-    for what, processors, models in pairs:
-        if processors != models:
-            raise ConfigError(
-                f"the processor in {source} does not match the model: its {what} is {processors}, the model's is "
-                f"{models}; copy the processor files that belong to the weights"
-            )
 
 
 def packaged_folder(name: str) -> Path:
@@ -168,10 +123,8 @@ def skeleton_for(spec: Mapping[str, Any]) -> PreTrainedModel:
     """
     if spec.get("path"):
         source, _ = _source(spec)
-        try:
+        with readable(spec, source, "model"):
             data = json.loads((Path(source) / "config.json").read_text("utf-8"))
-        except ValueError as error:
-            raise _unreadable(spec, source, error) from None
         return _on_meta(data, _dtype(spec))
     if not spec.get("architecture"):
         raise ConfigError(
@@ -236,13 +189,3 @@ def _apply_image_budget(
     wanted = {key: value for key, value in image.items() if value is not None}
     if wanted:
         family.apply_image_budget(config, processor, wanted)
-
-
-def _unreadable(spec: Mapping[str, Any], source: str, error: Exception) -> ConfigError:
-    """One line for whatever Transformers says about a model that cannot be read."""
-    cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if spec.get("path"):
-        return ConfigError(f"the model in {source} cannot be loaded: {cause}")
-    return ConfigError(
-        f"{source} cannot be fetched and is not in the local cache ({cause}); set model.path to a local copy of it"
-    )

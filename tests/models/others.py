@@ -110,8 +110,8 @@ def other_processor(kind: str) -> ProcessorMixin:
     return Gemma3Processor(images, tokenizer, image_seq_length=4, chat_template=GEMMA_TEMPLATE)
 
 
-def other_config(kind: str, tokenizer: PreTrainedTokenizerFast, vision: dict[str, Any] | None = None) -> Any:
-    """A real configuration with two decoder layers and two tower layers; `vision` adds settings of the tower."""
+def other_config(kind: str, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """A real configuration with two decoder layers and two tower layers."""
     token = tokenizer.convert_tokens_to_ids
     text = {
         "hidden_size": 32,
@@ -126,14 +126,14 @@ def other_config(kind: str, tokenizer: PreTrainedTokenizerFast, vision: dict[str
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    tower = {"hidden_size": 24, "intermediate_size": 48, "patch_size": PATCH, **(vision or {})}
+    tower = {"hidden_size": 24, "intermediate_size": 48, "patch_size": PATCH}
     plain = {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": TILE}
     if kind == "qwen3_vl":
         rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
         own = {"depth": 2, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 64}
         return Qwen3VLConfig(
             text_config={**text, "rope_parameters": rope},
-            vision_config={**tower, **own, "deepstack_visual_indexes": [0], **(vision or {})},
+            vision_config={**tower, **own, "deepstack_visual_indexes": [0]},
             image_token_id=token("<|image_pad|>"),
             video_token_id=token("<|video_pad|>"),
             vision_start_token_id=token("<|vision_start|>"),
@@ -166,11 +166,16 @@ def other_config(kind: str, tokenizer: PreTrainedTokenizerFast, vision: dict[str
 
 
 def other_lmm(
-    kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, vision: dict[str, Any] | None = None
+    kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, feature_layer: int | None = None
 ) -> LMM:
-    """A tiny random LMM of `kind` (see `OTHERS`) on the CPU, in eval mode; weights depend on `seed` only."""
+    """A tiny random LMM of `kind` (see `OTHERS`) on the CPU, in eval mode; weights depend on `seed` only.
+
+    `feature_layer` is InternVL's `vision_feature_layer`.
+    """
     processor = other_processor(kind)
-    config = other_config(kind, processor.tokenizer, vision)
+    config = other_config(kind, processor.tokenizer)
+    if feature_layer is not None:
+        config.vision_feature_layer = feature_layer
     config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

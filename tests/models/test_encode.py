@@ -92,20 +92,6 @@ def test_training_sees_exactly_the_prompt_of_generation_then_answer_and_end(fami
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_row_of_a_batch_is_worth_the_sample_alone(family: str) -> None:
-    lmm = tiny_lmm(family)
-    together = lmm.family.encode(lmm.processor, QUESTIONS, images(), ANSWERS)
-    with torch.inference_mode():
-        rows = lmm.model(**together.batch).logits
-        for i in range(2):
-            alone = lmm.family.encode(lmm.processor, [QUESTIONS[i]], [images()[i]], [ANSWERS[i]])
-            assert alone.lengths == [together.lengths[i]]
-            torch.testing.assert_close(
-                rows[i, : alone.lengths[0]], lmm.model(**alone.batch).logits[0], atol=1e-4, rtol=1e-4
-            )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_are_ready_for_generate(family: str) -> None:
     lmm = tiny_lmm(family, seed=3)
     together = lmm.family.encode(lmm.processor, QUESTIONS, images())
@@ -120,27 +106,6 @@ def test_prompts_are_ready_for_generate(family: str) -> None:
         assert (
             out[i, together.batch["input_ids"].shape[1] :].tolist() == single[0, alone.lengths[0] :].tolist()
         )
-
-
-def test_qwen_gets_its_three_dimensional_positions_with_answers_as_text() -> None:
-    lmm = tiny_lmm("qwen2_5_vl")
-    encoded = lmm.family.encode(lmm.processor, QUESTIONS, images(), ANSWERS)
-    kinds, ids = encoded.batch["mm_token_type_ids"], encoded.batch["input_ids"]
-    assert torch.equal(kinds == 1, ids == lmm.processor.image_token_id)
-    positions, _ = lmm.model.model.get_rope_index(
-        ids,
-        kinds,
-        image_grid_thw=encoded.batch["image_grid_thw"],
-        attention_mask=encoded.batch["attention_mask"],
-    )
-    seen: dict[str, torch.Tensor] = {}
-    layer = lmm.model.model.language_model.rotary_emb
-    handle = layer.register_forward_pre_hook(lambda _, args: seen.update(positions=args[1]))
-    with torch.inference_mode():
-        lmm.model(**encoded.batch)
-    handle.remove()
-    assert torch.equal(seen["positions"][-3:], positions)
-    assert not torch.equal(positions[1], positions[2]), "rows and columns of the picture differ"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

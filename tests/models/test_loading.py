@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.family import family_for
+from lmm_forget.models.family import family_for, limit_pixels
 from lmm_forget.models.loading import LMM, architectures, load, skeleton, skeleton_for
 from lmm_forget.models.weights import model_hashes
 from lmm_forget.recipes.selection import load_recipe, make_plan, rules_from_config
-from tests.models.tiny import FAMILIES, picture, tiny_lmm
+from tests.models.tiny import FAMILIES, picture, tiny_lmm, tiny_processor
 
 # Millions of trainable parameters: dimensions of Qwen2-7B and Llama-3-8B, as the paper's sources use them.
 SIZES = {
@@ -96,14 +97,108 @@ def test_a_budget_without_any_tile_is_refused(tmp_path: Path) -> None:
         load({"path": str(folder), "image": {"max_tiles": 0}})
 
 
-def test_only_safetensors_are_read(tmp_path: Path) -> None:
-    lmm = tiny_lmm("llava_onevision")
-    saved(lmm, tmp_path)
-    torch.save(lmm.model.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="cannot be loaded") as error:
+@pytest.mark.parametrize(
+    ("image", "line"),
+    [
+        ({"min_pixels": 28 * 28 * 8}, "min_pixels is 6272 and max_pixels 3136"),
+        ({"max_pixels": 100}, "max_pixels 100; they have to rise from 784, one token"),
+    ],
+)
+def test_pixel_budgets_that_contradict_themselves_are_refused(image: dict, line: str) -> None:
+    processor = tiny_processor("qwen2_5_vl")
+    processor.image_processor.size["longest_edge"] = 28 * 28 * 4
+    with pytest.raises(ConfigError, match=line):
+        limit_pixels(processor, image)
+
+
+def test_a_larger_smallest_picture_takes_more_tokens(tmp_path: Path) -> None:
+    folder = saved(tiny_lmm("qwen2_5_vl"), tmp_path)
+    lmm = load({"path": str(folder), "image": {"min_pixels": 28 * 28 * 9, "max_pixels": None}})
+    slots = lmm.family.encode(lmm.processor, ["?"], [[picture()]]).batch["input_ids"]
+    assert (slots == lmm.processor.image_token_id).sum() == 9  # 56 x 56 pixels alone would be 4
+
+
+def damaged(kind: str, folder: Path) -> str:
+    """A checkpoint folder that cannot be used, and what the refusal has to say."""
+    family = {"tile size": "llava_next", "patch size": "qwen2_5_vl"}.get(kind, "llava_onevision")
+    lmm = tiny_lmm(family)
+    config = folder / "config.json"
+    if kind in ("missing shard", "cut shard"):
+        saved(lmm, folder, max_shard_size="60KB")
+        shards = sorted(folder.glob("model-*.safetensors"))
+        assert len(shards) > 2
+        if kind == "missing shard":
+            shards[1].unlink()
+            return rf"No such file or directory: .*{shards[1].name}; copy the whole checkpoint again"
+        shards[1].write_bytes(shards[1].read_bytes()[:-100])
+        return "incomplete metadata.*; copy the whole checkpoint again"
+    saved(lmm, folder)
+    text = json.loads(config.read_text())
+    if kind == "pickled":
+        torch.save(lmm.model.state_dict(), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        return r"are pickled \(pytorch_model.bin\); only safetensors are read"
+    if kind == "another architecture":
+        save_file({"bert.weight": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+        return "are not those of the LlavaOnevisionForConditionalGeneration .* of its tensors are not there"
+    if kind == "another size":
+        text["text_config"]["intermediate_size"] += 1
+        config.write_text(json.dumps(text))
+        return "6 of its tensors have other shapes there, such as .*mlp.down_proj.weight"
+    if kind == "own code":
+        text |= {"model_type": "mystery", "auto_map": {"AutoConfig": "mystery.Config"}}
+        config.write_text(json.dumps(text))
+        return "needs Python code that comes with it .*never run"
+    if kind == "another processor":
+        tiny_processor("llava_next").save_pretrained(folder)
+        return "is a LlavaNextProcessor, a llava_onevision model needs a LlavaOnevisionProcessor"
+    if kind == "no processor":
+        (folder / "processor_config.json").unlink()
+        return "the processor in .* cannot be loaded: "
+    if kind == "image token":
+        text["image_token_index"] = 5
+        config.write_text(json.dumps(text))
+        return "its image token id is 259, the model's is 5"
+    if kind == "vocabulary":
+        tokenizer = lmm.processor.tokenizer
+        tokenizer.add_tokens(["one", "two"])
+        tokenizer.save_pretrained(folder)
+        return "its largest token id is 262, the model's is 260"
+    if kind == "tile size":
+        tiny_processor("llava_next", tile=112).save_pretrained(folder)
+        return "its tile size is 112, the model's is 56"
+    assert kind == "patch size"
+    lmm.processor.image_processor.patch_size = 16
+    lmm.processor.save_pretrained(folder)
+    return "its patch_size is 16, the model's is 14"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing shard",
+        "cut shard",
+        "pickled",
+        "another architecture",
+        "another size",
+        "own code",
+        "another processor",
+        "no processor",
+        "image token",
+        "vocabulary",
+        "tile size",
+        "patch size",
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused_in_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = damaged(kind, tmp_path)
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match=expected) as error:
         load({"path": str(tmp_path)})
-    assert "safetensors" in one_line(error)
+    one_line(error)
+    assert "LOAD REPORT" not in capsys.readouterr().err
 
 
 def test_each_way_a_model_can_be_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

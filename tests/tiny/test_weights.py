@@ -12,10 +12,17 @@ from lmm_forget.tasks.loading import build_task
 from lmm_forget.tiny import world
 from lmm_forget.tiny.lmm import WEIGHTS
 
+SHIPPED = sorted(path.parent.name for path in WEIGHTS.glob("*/model.safetensors"))
+CLASSES = {
+    "tiny_next": "LlavaNextForConditionalGeneration",
+    "tiny_onevision": "LlavaOnevisionForConditionalGeneration",
+    "tiny_qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+}
 
-@pytest.fixture(scope="module")
-def base() -> LMM:
-    return load(yaml.safe_load((Path(conf_dir()) / "model" / "tiny_onevision.yaml").read_text()))
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def base(request: pytest.FixtureRequest) -> LMM:
+    return load(yaml.safe_load((Path(conf_dir()) / "model" / f"{request.param}.yaml").read_text()))
 
 
 def score(base: LMM, name: str, n: int = 100) -> float:
@@ -25,13 +32,18 @@ def score(base: LMM, name: str, n: int = 100) -> float:
     return 100 * sum(answer.value for answer in answers) / len(answers)
 
 
-def test_it_is_small_and_real(base: LMM) -> None:
-    files = list((WEIGHTS / "tiny_onevision").iterdir())
-    assert sum(path.stat().st_size for path in files) < 20e6
-    assert type(base.model).__name__ == "LlavaOnevisionForConditionalGeneration"
+def test_all_together_are_small() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 60e6
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+
+
+def test_each_is_small_and_real(base: LMM) -> None:
+    name = str(base.spec["name"])
+    assert sum(path.stat().st_size for path in (WEIGHTS / name).iterdir()) < 20e6
+    assert type(base.model).__name__ == CLASSES[name]
     assert 2e6 < sum(p.numel() for p in base.model.parameters()) < 5e6
     assert base.components.language_layers >= 4
-    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
 
 
 def test_every_benchmark_stands_well_above_its_chance(base: LMM) -> None:

@@ -13,7 +13,8 @@ from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import TunePlan, load_recipe, make_plan, rules_from_config
 from lmm_forget.training.batches import TrainItem
 from lmm_forget.training.fit import FitResult, fit
-from tests.models.tiny import picture, tiny_lmm
+from tests.models.subjects import subject
+from tests.models.tiny import picture
 
 TRAINING = {
     "global_batch": 4,
@@ -51,7 +52,7 @@ def teach(
     **more: Any,
 ) -> tuple[LMM, TunePlan, FitResult, dict[str, torch.Tensor]]:
     """Teach a fresh tiny model: (model after the stage, plan, result of the fit, delta)."""
-    lmm = tiny_lmm(family, dtype=dtype)
+    lmm = subject(family, dtype)
     plan, method, dtypes = plan_for(lmm, recipe), Plain(), parameter_dtypes(lmm.model)
     method.prepare(lmm, plan)
     result = fit(

@@ -40,7 +40,9 @@ def test_a_bf16_base_in_training_precision_is_the_base_under_autocast(family):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16], ids=lambda d: str(d)[6:]
+)  # bf16: tests/contract
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_starts_from_the_base_logits_bit_for_bit(family, dtype, recipe):
     lmm = tiny_lmm(family, dtype=dtype)

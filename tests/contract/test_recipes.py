@@ -1,0 +1,147 @@
+"""The contract of a recipe with a family: every recipe there is, on every model, in one process.
+
+Base in bf16, compute under autocast, as a real run has it. The lesson holds a square picture, a wide one, two of
+different size, and a text without any.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from lmm_forget.config import conf_dir
+from lmm_forget.models.loading import LMM
+from lmm_forget.models.weights import model_hashes
+from lmm_forget.recipes.method import Method, parameter_dtypes
+from lmm_forget.recipes.plain import Plain
+from lmm_forget.recipes.selection import TunePlan, load_recipe
+from lmm_forget.training.batches import TrainItem
+from lmm_forget.training.fit import fit
+from lmm_forget.training.precision import Compute
+from tests.models.subjects import SUBJECTS, subject
+from tests.models.tiny import FAMILIES, picture
+from tests.training.lesson import HARDWARE, TRAINING, plan_for
+
+ALL = tuple(sorted(path.stem for path in (Path(conf_dir()) / "recipe").glob("*.yaml")))
+# Models without a file of their own share all code; what can differ is which parts are reached.
+SOME = ("full", "mlp_gateup", "projector", "sa_proj")
+LESSON = (
+    TrainItem("square", "Number 1?", [picture(seed=1)], "w"),
+    TrainItem("wide", "And what is this?", [picture(112, 56, 2)], "wx"),
+    TrainItem("two", "Which?", [picture(seed=3), picture(60, 90, 4)], "wxy"),
+    TrainItem("text", "No picture?", [], "wxyz"),
+)
+
+
+def method_of(recipe: str) -> Method:
+    """The method that a recipe's YAML names, with the rank of small models where it asks for one."""
+    config = OmegaConf.create({"model": {"training": {"lora_rank": 4}}, "recipe": load_recipe(recipe)})
+    made: Method = instantiate(config.recipe.method, _convert_="all")
+    return made
+
+
+class Contract:
+    """One model, put back to its base after every recipe."""
+
+    def __init__(self, lmm: LMM, folder: Path) -> None:
+        self.lmm, self.file = lmm, folder / "delta.safetensors"
+        self.base = {name: p.detach().clone() for name, p in lmm.model.named_parameters()}
+        self.hashes, self.dtypes = model_hashes(lmm.model), parameter_dtypes(lmm.model)
+        self.encoded = lmm.family.encode(
+            lmm.processor,
+            [item.question for item in LESSON],
+            [list(item.images) for item in LESSON],
+            [item.answer for item in LESSON],
+        )
+        self.logits = self.first_logits()
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            for name, p in self.lmm.model.named_parameters():
+                p.copy_(self.base[name])
+        assert model_hashes(self.lmm.model) == self.hashes
+
+    def first_logits(self) -> torch.Tensor:
+        with torch.no_grad(), Compute(self.lmm.model, "bf16", "cpu", {}) as compute, compute.autocast():
+            logits: torch.Tensor = self.lmm.model(**self.encoded.batch).logits
+        return logits
+
+    def gradients(self, method: Method) -> dict[str, torch.Tensor]:
+        """The gradients of one pass over the lesson, by the name of what requires one."""
+        model = self.lmm.model
+        assert self.encoded.labels is not None
+        with Compute(model, "bf16", "cpu", {}) as compute:
+            with compute.autocast():
+                loss = method.loss(self.lmm, dict(self.encoded.batch), self.encoded.labels)
+            loss.sum().backward()
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        asked = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert found.keys() == asked, "a gradient exists exactly where one is asked for"
+        model.zero_grad(set_to_none=True)
+        return found
+
+    def obeys(self, recipe: str) -> None:
+        """Hold one recipe to the contract."""
+        lmm, plan, method = self.lmm, plan_for(self.lmm, recipe), method_of(recipe)
+        method.prepare(lmm, plan)
+        assert torch.equal(self.first_logits(), self.logits), "the first logits are the base's"
+        gradients = self.gradients(method)
+        if isinstance(method, Plain):
+            assert gradients.keys() == set(plan.trainable)
+        assert all(torch.isfinite(g).all() for g in gradients.values())
+        losses = self.taught(plan, method)
+        assert losses[-1] < losses[0], "the loss falls"
+        delta = method.finish(lmm, plan, self.dtypes)
+        after = model_hashes(lmm.model)
+        assert {name for name in after if after[name] != self.hashes[name]} == set(plan.trainable)
+        assert delta.keys() == set(plan.trainable)
+        assert parameter_dtypes(lmm.model) == self.dtypes
+        assert not any(p.requires_grad for p in lmm.model.parameters())
+        save_file(delta, self.file)
+        self.put_back()
+        with torch.no_grad():
+            parameters = dict(lmm.model.named_parameters())
+            for name, tensor in load_file(self.file).items():
+                parameters[name].copy_(tensor)
+        assert model_hashes(lmm.model) == after, "the saved delta makes the stage model out of the base"
+        self.put_back()
+
+    def taught(self, plan: TunePlan, method: Method) -> list[float]:
+        settings: dict[str, Any] = {**TRAINING, "learning_rate": 5e-3, "max_steps": 4, "warmup": 0.0}
+        result = fit(
+            self.lmm, plan, method, LESSON, training=settings, hardware=HARDWARE, seed=0, task="contract"
+        )
+        return result.loss
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_every_recipe(name: str, tmp_path: Path) -> None:
+    contract = Contract(subject(name, torch.bfloat16), tmp_path)
+    broken = []
+    for recipe in ALL if name in FAMILIES else SOME:
+        try:
+            contract.obeys(recipe)
+        except AssertionError as error:
+            broken.append(f"{recipe}: {str(error).splitlines()[0]}")
+            contract = Contract(subject(name, torch.bfloat16), tmp_path)
+    assert not broken, "\n".join(broken)
+
+
+def test_the_contract_notices_a_recipe_that_moves_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaky(Plain):
+        def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Any) -> dict[str, torch.Tensor]:
+            with torch.no_grad():
+                lmm.model.get_parameter(plan.frozen[0]).mul_(2)
+            return super().finish(lmm, plan, base_dtypes)
+
+    monkeypatch.setattr("tests.contract.test_recipes.method_of", lambda _: Leaky())
+    with pytest.raises(AssertionError):
+        Contract(subject("llava_next", torch.bfloat16), tmp_path).obeys("sa_proj")
