@@ -454,9 +454,8 @@ def main() -> int:
         failed += [f"{rule}: {each}" for each in wrong[:5]]
     if (tasks / "_task_utils" / "vqa_eval_metric.py").exists():
         wrong = compare_normaliser(options.answers, random.Random(options.seed))
-        print(
-            f"| normaliser of VQA answers | | {options.answers:,} | {100 - 100 * len(wrong) / options.answers:.2f} % | | |"
-        )
+        equal = 100 - 100 * len(wrong) / options.answers
+        print(f"| normaliser of VQA answers | | {options.answers:,} | {equal:.2f} % | | |")
         failed += wrong[:5]
     print("\n" + "\n".join(failed) if failed else "\nno disagreement")
     return 1 if failed else 0

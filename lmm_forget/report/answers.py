@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,23 @@ VERSION = b"1"
 Columns = dict[str, list[Any]]
 
 
+def scoring_of(results: Mapping[str, Any]) -> str:
+    """Which score a job's results call `value`: "strict" or "compat"."""
+    return str((results["config"].get("data") or {}).get("scoring", "strict"))
+
+
 def read_answers(
-    job: Path, *, columns: Collection[str], stages: Collection[int] | None = None
+    job: Path,
+    *,
+    columns: Collection[str],
+    stages: Collection[int] | None = None,
+    scoring: str = "strict",
 ) -> dict[tuple[int, str], Columns]:
     """A job's answers.parquet as {(stage, task): {column: values}}; stage 0 is the base.
 
-    Only `columns`, and only `stages` where they are given. Raises DataError if the file is missing, damaged or of
-    another version.
+    Only `columns`, and only `stages` where they are given. With `scoring="compat"` the column `value` is the public
+    code's score, and answers for which there is none are left out. Raises DataError if the file is missing, damaged
+    or of another version.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -32,15 +42,20 @@ def read_answers(
         if version != VERSION:
             said = version.decode() if version else "none"
             raise DataError(f"{path}: answers of version {said}, this version reads {VERSION.decode()}")
-        missing = sorted({"stage", "task", *columns} - set(schema.names))
+        held = {name: "compat" if name == "value" and scoring == "compat" else name for name in columns}
+        missing = sorted({"stage", "task", *held.values()} - set(schema.names))
         if missing:
             raise DataError(f"{path}: has no column {missing[0]}")
         filters = None if stages is None else pc.field("stage").isin(sorted(stages))
-        table = pq.read_table(path, columns=list(dict.fromkeys(("stage", "task", *columns))), filters=filters)
+        table = pq.read_table(
+            path, columns=list(dict.fromkeys(("stage", "task", *held.values()))), filters=filters
+        )
     except FileNotFoundError:
         raise DataError(f"{path}: no such file, expected the answers of a finished job") from None
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if scoring == "compat" and "value" in held:
+        table = table.filter(pc.is_valid(table["compat"]))
     found: dict[tuple[int, str], Columns] = {}
     # rows of one stage and task lie together: cut there instead of filtering once for each
     stage, task = table["stage"].to_numpy(), table["task"].to_pylist()
@@ -49,7 +64,7 @@ def read_answers(
         if end == start:
             continue
         part = table.slice(start, end - start)
-        values = {name: part[name].to_pylist() for name in columns}
+        values = {name: part[held[name]].to_pylist() for name in columns}
         known = found.setdefault((int(stage[start]), task[start]), {name: [] for name in columns})
         for name in columns:
             known[name].extend(values[name])

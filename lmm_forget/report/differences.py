@@ -8,7 +8,7 @@ from typing import Any
 
 from lmm_forget.errors import DataError
 from lmm_forget.metrics import TaskScores, compare_mean, holm, task_scores_from_answers
-from lmm_forget.report.answers import Columns, read_answers
+from lmm_forget.report.answers import Columns, read_answers, scoring_of
 from lmm_forget.report.load import Sweep
 from lmm_forget.report.rows import Row, held_out_tasks
 from lmm_forget.report.settings import Setting, over_jobs
@@ -85,8 +85,13 @@ def _by_question(sweep: Sweep, one: Row, two: Row) -> tuple[dict[str, Any] | Non
     bases = {sweep.results[row.job]["base"].get("weights_hash") for row in (one, two)}
     if len(bases) > 1:  # each has its own base to fall from: scores alone do not say what was learned or lost
         return None, None
+    scorings = {scoring_of(sweep.results[row.job]) for row in (one, two)}
+    if len(scorings) > 1:
+        return None, None
     try:
-        first, second = (read_answers(sweep.folders[row.job], columns=_NEEDED) for row in (one, two))
+        first, second = (
+            read_answers(sweep.folders[row.job], columns=_NEEDED, scoring=min(scorings)) for row in (one, two)
+        )
     except DataError:
         return None, None
     held = [

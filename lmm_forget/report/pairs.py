@@ -9,7 +9,7 @@ import numpy as np
 
 from lmm_forget.errors import DataError
 from lmm_forget.metrics import TaskScores, compare_mean, compare_pair, holm
-from lmm_forget.report.answers import Columns, read_answers
+from lmm_forget.report.answers import Columns, read_answers, scoring_of
 from lmm_forget.report.places import Place
 from lmm_forget.report.rows import held_out_tasks
 
@@ -59,13 +59,15 @@ def compare_places(first: Place, second: Place, *, resamples: int = 2000, seed: 
 
 def shared_scores(first: Place, second: Place, notes: list[str]) -> dict[str, TaskScores]:
     """Scores of the tasks and questions that both answered, row 0 of the first; `notes` hears what was left out."""
-    one, two = (
-        {
-            task: columns
-            for (_, task), columns in read_answers(each.folder, columns=_ASKED, stages=[each.stage]).items()
-        }
+    scorings = {scoring_of(each.results) for each in (first, second)}
+    scoring = scorings.pop() if len(scorings) == 1 else "strict"
+    if scorings:
+        notes.append("one of the two counts compat scores and the other strict ones: compared by strict ones")
+    answers = (
+        read_answers(each.folder, columns=_ASKED, stages=[each.stage], scoring=scoring)
         for each in (first, second)
     )
+    one, two = ({task: columns for (_, task), columns in each.items()} for each in answers)
     for here, mine, other in ((first, one, two), (second, two, one)):
         alone = [task for task in mine if task not in other]
         if alone:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lmm_forget.errors import DataError
 from lmm_forget.metrics import build_figures_from_answers
-from lmm_forget.report.answers import read_answers
+from lmm_forget.report.answers import read_answers, scoring_of
 from lmm_forget.report.load import Sweep
 from lmm_forget.report.rows import held_out_tasks
 
@@ -51,7 +51,7 @@ def shared_suite(sweep: Sweep) -> Sweep:
 
 def _anew(sweep: Sweep, job: str, found: dict[str, Any], shared: list[str]) -> dict[str, Any]:
     taught = [stage["task"] for stage in found["stages"]]
-    answers = read_answers(sweep.folders[job], columns=_NEEDED)
+    answers = read_answers(sweep.folders[job], columns=_NEEDED, scoring=scoring_of(found))
     tasks = [*dict.fromkeys(taught), *shared]
     missing = [task for task in tasks for stage in range(len(taught) + 1) if (stage, task) not in answers]
     if missing:

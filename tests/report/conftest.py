@@ -109,6 +109,7 @@ def make_results(
                 "references": [str(i)],
                 "text": str(i) if score.values[stage, i] else f"not {i}",
                 "value": float(score.values[stage, i]),
+                "compat": None if i % 5 == 0 else 1.0 - float(score.values[stage, i]),
                 "group": None,
             }
             for stage in range(stages + 1)
@@ -127,6 +128,7 @@ def write_answers(rows: list[dict[str, Any]], folder: Path, version: bytes = b"1
             ("references", pa.list_(pa.string())),
             ("text", pa.string()),
             ("value", pa.float64()),
+            ("compat", pa.float64()),
             ("group", pa.string()),
         ],
         metadata={"lmm_forget.answers": version},

@@ -52,6 +52,27 @@ def test_two_jobs(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> N
     assert found["notes"] == [] and found["first"]["recipe"] == "llm"
 
 
+def test_jobs_that_count_the_public_score_are_compared_by_it(
+    make: Make, put: Put, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = {"a": make("llm", loss=0.15), "b": make("sa_proj", loss=0.05), "strict": make("sa_proj", loss=0.05)}
+    for name, job in jobs.items():
+        job["config"]["data"] = {"scoring": "strict" if name == "strict" else "compat"}
+        root = put(name, results=job)
+    found = compared(capsys, root / "a", root / "b")
+    counted = np.arange(40) % 5 != 0  # the others have no public score
+    for task, entry in found["benchmarks"].items():
+        change = values(jobs["b"], 5, task)[counted].mean() - values(jobs["a"], 5, task)[counted].mean()
+        assert entry["value"] == pytest.approx(-100 * change)  # made up as 1 - strict
+        assert entry["n"] == 32
+    assert found["notes"] == []
+    mixed = compared(capsys, root / "a", root / "strict")
+    for task, entry in mixed["benchmarks"].items():
+        change = values(jobs["strict"], 5, task).mean() - values(jobs["a"], 5, task).mean()
+        assert entry["value"] == pytest.approx(100 * change) and entry["n"] == 40
+    assert any("compared by strict ones" in note for note in mixed["notes"])
+
+
 def test_one_job_is_compared_with_its_base_as_its_results_say(
     make: Make, put: Put, capsys: pytest.CaptureFixture[str]
 ) -> None:
