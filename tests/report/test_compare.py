@@ -55,7 +55,11 @@ def test_two_jobs(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> N
 def test_jobs_that_count_the_public_score_are_compared_by_it(
     make: Make, put: Put, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs = {"a": make("llm", loss=0.15), "b": make("sa_proj", loss=0.05), "strict": make("sa_proj", loss=0.05)}
+    jobs = {
+        "a": make("llm", loss=0.15),
+        "b": make("sa_proj", loss=0.05),
+        "strict": make("sa_proj", loss=0.05),
+    }
     for name, job in jobs.items():
         job["config"]["data"] = {"scoring": "strict" if name == "strict" else "compat"}
         root = put(name, results=job)
