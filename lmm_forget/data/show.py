@@ -86,7 +86,7 @@ def show_prepared(report: Mapping[str, Any], out: str, task: str) -> None:
         console.print(
             Text(f"{report['may_come_back']:,} failed in passing; the same command tries them again")
         )
-    console.print(Text(f"use it: tasks.{task}.train_path={out}"))
+    console.print(Text(f"use it: +tasks.{task}.train_path={out}"))
 
 
 def _spread(found: Mapping[str, float] | None) -> str:

@@ -24,7 +24,7 @@ class ClockTask(HubTask):
         if self.train_path is None:
             raise DataError(
                 f"task {self.name}: its training set is not published; give your own as "
-                f"tasks.{self.name}.train_path=FILE (LLaVA-style .json, or .jsonl)"
+                f"+tasks.{self.name}.train_path=FILE (LLaVA-style .json, or .jsonl)"
             )
         path = Path(self.train_path).expanduser()
         if path.suffix == ".json":

@@ -67,7 +67,7 @@ class CUB200(HubTask):
         if self.train_path is None:
             raise DataError(
                 f"task {self.name}: training needs the extracted archive CUB_200_2011 (data.caltech.edu, record "
-                f"65de6-vp158, CUB_200_2011.tgz): tasks.{self.name}.train_path=FOLDER"
+                f"65de6-vp158, CUB_200_2011.tgz): +tasks.{self.name}.train_path=FOLDER"
             )
         folder = _folder(Path(self.train_path).expanduser(), self.name)
         names, photos = species(folder), read_photos(folder)

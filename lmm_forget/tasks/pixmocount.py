@@ -71,7 +71,7 @@ class PixmoCount(HubTask):
             raise DataError(
                 f"task {self.name}: training needs the data set's images; "
                 f"`python -m lmm_forget.data prepare task={self.name} out=DIR` downloads them, "
-                f"then tasks.{self.name}.train_path=DIR"
+                f"then +tasks.{self.name}.train_path=DIR"
             )
         rows = []
         for found in read_prepared(self.name, self.train_path):

@@ -145,8 +145,9 @@ class HubTask(Task):
     def check(self, split: str, on_bad_sample: str = "fail") -> HubSamples | FileSamples:
         """Open every image and score every reference of the split once; returns the usable samples.
 
-        With "skip" the bad ones are left out, and `skipped` of the result says why. Raises DataError if a sample
-        is bad ("fail"), or if none is left.
+        A streamed split is looked at as it is read, unless bad samples are to be skipped. With "skip" the bad ones are
+        left out, and `skipped` of the result says why. Raises DataError if a sample is bad ("fail"), or if none is
+        left.
         """
         if on_bad_sample not in ("fail", "skip"):
             raise ConfigError(f"data.on_bad_sample={on_bad_sample} is unknown; there are fail, skip")
@@ -157,6 +158,8 @@ class HubTask(Task):
         self, part: HubSamples | FileSamples, split: str, on_bad_sample: str
     ) -> HubSamples | FileSamples:
         """What `check` gives, for a part of a split: only its samples are opened."""
+        if isinstance(part, HubSamples) and part.table.streamed and on_bad_sample == "fail":
+            return part  # fetching it all only to look at it would double what is fetched
         key = digest(split, [str(number) for number in part.rows] if isinstance(part, HubSamples) else [])
         if key not in self._bad:
             self._bad[key] = part.bad(self.scorer)
@@ -274,6 +277,7 @@ class HubTask(Task):
                 revision=self.revision,
                 path=None if path is None else str(path),
                 streaming=self.streaming and split == "test",
+                where=tuple(self.where.items()),
                 only=len(self.splits) == 1 or isinstance(self.path, Mapping),
             )
             self._tables[split] = source.open()
@@ -389,7 +393,7 @@ class HubSamples(Sequence[Sample]):
 
 def _kept(task: HubTask, table: Table) -> Sequence[int]:
     """The rows that `where` keeps."""
-    if not task.where:
+    if not task.where or table.filtered:
         return range(len(table))
     columns = list(task.where)
     return [

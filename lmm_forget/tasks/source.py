@@ -23,6 +23,7 @@ _UNREACHED = {
     "TimeoutException",
     "TransportError",
 }
+_FULL_SHA = re.compile(r"[0-9a-f]{40}")
 FILE_KINDS = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -31,7 +32,8 @@ class Source:
     """Where one split of a task lies: `hub` id, `config` and `revision`, or a local `path`; `split` as published.
 
     `columns` are the ones that are read. `only` says that this is the task's only split, so that a copy whose
-    single split has another name is taken for it. `task` stands in messages.
+    single split has another name is taken for it. `where` (column, value) is what a stream may leave out at its source.
+    `task` stands in messages.
     """
 
     task: str
@@ -43,6 +45,7 @@ class Source:
     path: str | None = None
     streaming: bool = False
     only: bool = False
+    where: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -93,6 +96,7 @@ class Table:
             self._files = sorted(str(file["filename"]) for file in self._stored.cache_files)
             return
         self._builder = self._make_builder(None)
+        self._refuse_other_revision()
         files = self._builder.config.data_files
         # Without a network `datasets` reads its own cache, which knows splits but no files.
         self.split = self._named(list(files or self._builder.info.splits or []))
@@ -100,6 +104,20 @@ class Table:
         if not source.streaming:
             self._builder.download_and_prepare()
             self._stored = self._builder.as_dataset(split=self.split)
+
+    def _refuse_other_revision(self) -> None:
+        """Without a network `datasets` takes the newest copy in its cache, whatever revision was asked for."""
+        wanted = self.source.revision
+        if (
+            self.source.path is None
+            and wanted
+            and _FULL_SHA.fullmatch(wanted)
+            and self._builder.hash != wanted
+        ):
+            raise DataError(
+                f"task {self.source.task}: revision {wanted} of {self.source.name} is not in the cache, which has "
+                f"{self._builder.hash}; it needs a network"
+            )
 
     def _from_disk(self, folder: Path) -> Any:
         from datasets import DatasetDict, load_from_disk
@@ -134,7 +152,15 @@ class Table:
             if columns is not None:
                 builder.config.columns = list(columns)
             if source.streaming:
+                from pyarrow.dataset import ParquetFragmentScanOptions
+
+                # Otherwise a whole file's columns are fetched ahead and held until its end.
+                builder.config.fragment_scan_options = ParquetFragmentScanOptions(
+                    pre_buffer=False, use_buffered_stream=True
+                )
                 builder.config.batch_size = STREAM_BATCH
+                if source.where:
+                    builder.config.filters = [(column, "==", value) for column, value in source.where]
         return builder
 
     def _named(self, have: list[str]) -> str:
@@ -151,6 +177,11 @@ class Table:
     def streamed(self) -> bool:
         """Whether rows can only be read one after the other."""
         return self._stored is None
+
+    @property
+    def filtered(self) -> bool:
+        """Whether only rows that match `where` come out: row groups without any are then not even fetched."""
+        return self.streamed and getattr(self._builder.config, "filters", None) is not None
 
     @cached_property
     def features(self) -> list[str]:
@@ -262,7 +293,7 @@ def explained(error: Exception, source: Source) -> DataError:
     if source.path is None and kinds & _UNREACHED:
         return DataError(
             f"{where} cannot be reached (no network, and it is not in the cache); "
-            f"a local copy in the same schema goes to tasks.{source.task}.path"
+            f"a local copy in the same schema goes to +tasks.{source.task}.path"
         )
     config = re.search(r"BuilderConfig '.*' not found. Available: (\[.*?\])", text)
     if config:

@@ -95,11 +95,16 @@ def test_download_stream_and_refusals(tmp_path: Path) -> None:
         "(a renamed one goes to the task's fields)"
     )
     offline = ask(
-        [("ai2d", {}), ("docvqa", {}), ("mmstar", {})], tmp_path / "home", endpoint, HF_HUB_OFFLINE="1"
+        [("ai2d", {}), ("ai2d", {"revision": SHA[::-1]}), ("mmstar", {})],
+        tmp_path / "home",
+        endpoint,
+        HF_HUB_OFFLINE="1",
     )
     assert offline[0] == newest, "what was downloaded is read without a network"
-    assert offline[1]["n"] == 8
+    assert offline[1] == (
+        f"task ai2d: revision {SHA[::-1]} of lmms-lab/ai2d is not in the cache, which has {SHA}; it needs a network"
+    )
     assert offline[2] == (
         "task mmstar: Lin-Chen/MMStar cannot be reached (no network, and it is not in the cache); "
-        "a local copy in the same schema goes to tasks.mmstar.path"
+        "a local copy in the same schema goes to +tasks.mmstar.path"
     )

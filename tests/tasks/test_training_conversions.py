@@ -71,7 +71,7 @@ def test_cub_says_what_is_missing(tmp_path: Path, made: Made) -> None:
 
 def test_clocks_are_taught_from_a_file(tmp_path: Path, made: Made) -> None:
     with pytest.raises(
-        DataError, match=r"its training set is not published; give your own as tasks.timeclock.train_path"
+        DataError, match=r"its training set is not published; give your own as \+tasks.timeclock.train_path"
     ):
         made("timeclock").check("train")
     file = published.clocks(tmp_path, 20)
