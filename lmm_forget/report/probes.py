@@ -14,8 +14,8 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
+from lmm_forget.metrics.connection import correlate
 from lmm_forget.report.figures import INK, STYLE, legend, look, tip
 from lmm_forget.report.rows import TINY
 from lmm_forget.report.settings import Setting
@@ -205,7 +205,7 @@ def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Ke
     }
     best = sorted(keys, key=lambda key: (key[0] in taught, key[1] != "forced"))[0]
     quantities = ["mass", "kl"]
-    points: dict[str, list[tuple[float, float, str, int]]] = {name: [] for name in quantities}
+    points: dict[str, list[tuple[float, float, str, int, str]]] = {name: [] for name in quantities}
     labels = list(dict.fromkeys(setting.first.label for setting in settings))
     for setting in settings:
         for row in setting.rows:
@@ -220,7 +220,7 @@ def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Ke
                     if value is None or change is None or base is None:
                         continue
                     said = f"{row.label} after stage {here.stage} ({row.tasks[here.stage - 1]})"
-                    points[quantity].append((value - base, change, said, labels.index(row.label)))
+                    points[quantity].append((value - base, change, said, labels.index(row.label), row.job))
     drawn = [quantity for quantity in quantities if len(points[quantity]) > 1]
     if not drawn:
         return None
@@ -228,7 +228,7 @@ def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Ke
         figure, axes = _panels(len(drawn), 2.9)
         for quantity, panel in zip(drawn, axes, strict=True):
             seen: set[int] = set()
-            for x, y, said, place in points[quantity]:
+            for x, y, said, place, _ in points[quantity]:
                 colour, marker = look(place)
                 label = None if place in seen else labels[place]
                 seen.add(place)
@@ -247,12 +247,15 @@ def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Ke
     return figure
 
 
-def _correlation(points: Sequence[tuple[float, float, str, int]]) -> str:
-    x, y = [point[0] for point in points], [point[1] for point in points]
-    if len(points) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
+def _correlation(points: Sequence[tuple[float, float, str, int, str]]) -> str:
+    found = correlate(
+        *([point[place] for point in points] for place in (0, 1)), [point[4] for point in points]
+    )
+    rank = found["spearman"]
+    if rank["value"] is None:
         return f"{len(points)} stages"
-    rank = float(stats.spearmanr(x, y).statistic)
-    return f"{len(points)} stages, Spearman's rank correlation {rank:+.2f}"
+    between = "" if rank["low"] is None else f" [{rank['low']:+.2f}, {rank['high']:+.2f}]"
+    return f"{len(points)} stages, rank correlation {rank['value']:+.2f}{between}"
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
