@@ -6,19 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from lmm_forget.tracking.names import probe
+from lmm_forget.tracking.names import probe, score
 
 LAYER_COLUMNS = ("stage", "prompts", "block", "layer", "norm", "shared", "folded", "direct")
-_SHIFTS = ("entropy", "kl", "js", "agreement")
+_SHIFTS = ("entropy", "nll", "kl", "js", "agreement")
 
 
 def stage_curves(entry: Mapping[str, Any] | None) -> dict[str, float]:
-    """Figures of a stage's `probes` entry (see docs/results_schema.md) by name; empty without one.
+    """Figures of a stage's `probes` entry (see docs/probes.md) by name; empty without one.
 
-    Masses (0..1) and shifts (nats) are means over positions and samples, norms (logits) means over layers. What a
-    reading lacks, or holds as null, is left out.
+    Masses (0..1) and shifts (nats) are means over positions and samples, norms (logits) means over layers;
+    `probe/alarm/step` is there where the drift alarm went off. What a reading lacks, or holds as null, is left out.
     """
     curves: dict[str, float] = {}
+    if (entry or {}).get("alarm"):
+        curves[probe("alarm", "step")] = (entry or {})["alarm"].get("step")
     for reading in (entry or {}).get("readings") or []:
         prompts = str(reading.get("prompts"))
         if reading.get("probe") == "output_shift":
@@ -34,9 +36,12 @@ def stage_curves(entry: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def milestones(entry: Mapping[str, Any] | None) -> list[tuple[int, dict[str, float]]]:
-    """(step of the stage, figures) of every milestone inside a stage, ascending."""
-    found = (entry or {}).get("milestones") or []
-    return [(int(each["step"]), stage_curves(each)) for each in found]
+    """(step of the stage, figures) of every milestone inside a stage, ascending; with scores where it was asked."""
+    told = []
+    for each in (entry or {}).get("milestones") or []:
+        asked = {score(task): float(found["value"]) for task, found in (each.get("scores") or {}).items()}
+        told.append((int(each["step"]), {**stage_curves(each), **asked}))
+    return told
 
 
 def layer_rows(index: int, entry: Mapping[str, Any] | None) -> list[list[Any]]:

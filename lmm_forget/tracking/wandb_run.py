@@ -210,7 +210,7 @@ class WandbRun:
     def _milestones(self, measured: Measured, steps: int) -> None:
         found = milestones(measured.probes)[: self._milestone_rows]
         for place, (step, figures) in enumerate(found, start=1):
-            renamed = {name.replace("probe/", "milestone/", 1): value for name, value in figures.items()}
+            renamed = {f"milestone/{name.removeprefix('probe/')}": value for name, value in figures.items()}
             self._post(self._row + steps + place, {names.GLOBAL_STEP: self._steps + step, **renamed})
 
     def _figures(self, measured: Measured) -> dict[str, Any]:

@@ -18,11 +18,12 @@ SHIFT: dict[str, Any] = {
     "mode": "forced",
     "mass": {"number": {"mean": 0.25, "low": 0.2, "high": 0.3, "max": 0.6}, "letter": {"mean": 0.1}},
     "entropy": 1.5,
+    "nll": 2.5,
     "kl": 0.5,
     "js": 0.1,
     "agreement": 0.75,
 }
-FREE = {**SHIFT, "mode": "free", "kl": None, "js": None, "agreement": None}
+FREE = {**SHIFT, "mode": "free", "kl": None, "nll": None, "js": None, "agreement": None}
 RESIDUAL: dict[str, Any] = {
     "probe": "residual_to_logit",
     "prompts": "tiny_captions",
@@ -31,9 +32,11 @@ RESIDUAL: dict[str, Any] = {
     "shared": {"attention": [1.5, 2.5], "mlp": [3.5, 6.5]},
     "direct": None,
 }
+ASKED = {"step": 10, "readings": [{**SHIFT, "kl": 0.75}], "scores": {"ai2d": {"value": 81.0, "n": 4}}}
 ENTRY = {
     "readings": [SHIFT, FREE, RESIDUAL],
-    "milestones": [{"step": 1, "readings": [SHIFT]}, {"step": 10, "readings": [{**SHIFT, "kl": 0.75}]}],
+    "milestones": [{"step": 1, "readings": [SHIFT]}, ASKED],
+    "alarm": {"step": 20, "figure": "kl", "bound": 0.1, "value": 0.2, "action": "warn"},
 }
 
 
@@ -43,6 +46,8 @@ def test_curves_have_the_names_of_the_record() -> None:
     assert curves["probe/tiny_captions/forced/kl"] == 0.5
     assert curves["probe/tiny_captions/free/entropy"] == 1.5
     assert "probe/tiny_captions/free/kl" not in curves
+    assert curves["probe/tiny_captions/forced/nll"] == 2.5
+    assert curves["probe/alarm/step"] == 20
     assert curves["probe/tiny_captions/norm/attention"] == pytest.approx(1.5)
     assert curves["probe/tiny_captions/norm/mlp"] == pytest.approx(4.5)
     assert [(step, figures["probe/tiny_captions/forced/kl"]) for step, figures in milestones(ENTRY)] == [
@@ -88,6 +93,7 @@ def test_curves_and_milestones_reach_the_run_on_their_axes(tmp_path: Path) -> No
         (1, 0.5),
         (10, 0.75),
     ]
+    assert run.column("milestone/score/ai2d") == [81]
     assert run.axes["milestone/*"] == "train/global_step"
     # Room for three milestones whether they were had or not, so that the rows of a resumed job keep their numbers.
     assert [row["_step"] for row in run.rows if "stage" in row] == [0, 27, 54]
