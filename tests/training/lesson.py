@@ -8,10 +8,10 @@ import torch
 
 from lmm_forget.models.loading import LMM
 from lmm_forget.models.weights import model_hashes
-from lmm_forget.recipes.method import parameter_dtypes
-from lmm_forget.recipes.plain import Plain
+from lmm_forget.recipes.method import build_method, parameter_dtypes
 from lmm_forget.recipes.selection import TunePlan, load_recipe, make_plan, rules_from_config
 from lmm_forget.training.batches import TrainItem
+from lmm_forget.training.determinism import derived_seed
 from lmm_forget.training.fit import FitResult, fit
 from tests.models.subjects import subject
 from tests.models.tiny import picture
@@ -53,8 +53,9 @@ def teach(
 ) -> tuple[LMM, TunePlan, FitResult, dict[str, torch.Tensor]]:
     """Teach a fresh tiny model: (model after the stage, plan, result of the fit, delta)."""
     lmm = subject(family, dtype)
-    plan, method, dtypes = plan_for(lmm, recipe), Plain(), parameter_dtypes(lmm.model)
-    method.prepare(lmm, plan)
+    method, dtypes = build_method(load_recipe(recipe)), parameter_dtypes(lmm.model)
+    plan = method.planned(lmm.model, plan_for(lmm, recipe))
+    method.prepare(lmm, plan, seed=derived_seed(seed, task))
     result = fit(
         lmm,
         plan,
