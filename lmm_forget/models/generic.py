@@ -118,7 +118,7 @@ def _behind_the_decoder(model: PreTrainedModel, text_model: nn.Module, batch: di
             key: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
             for key, value in batch.items()
         }
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_drop, _drop):
             model(**moved, use_cache=False)
     except _Reached as reached:
         return _leaves(reached.tensors)
@@ -134,6 +134,10 @@ def _behind_the_decoder(model: PreTrainedModel, text_model: nn.Module, batch: di
     raise ConfigError(
         f"{type(model).__name__} never calls {type(text_model).__name__}, which was taken for its decoder"
     )
+
+
+def _drop(_tensor: Any) -> Any:
+    return None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

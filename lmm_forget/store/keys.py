@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-TRAINING_SEMANTICS = 1
+TRAINING_SEMANTICS = 2
 """Raised on purpose when the training code changes what the same configuration computes."""
 
 ANSWER_SEMANTICS = 2

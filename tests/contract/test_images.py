@@ -22,11 +22,12 @@ def odd_files(folder: Path) -> dict[str, Path]:
     turned = Image.Exif()
     turned[0x0112] = 6  # to be shown rotated clockwise
     deep = Image.fromarray(torch.arange(800, dtype=torch.int32).reshape(20, 40).numpy().astype("uint16") * 80)
-    palette = plain.quantize(16)
+    palette, glass = plain.quantize(16), plain.copy()
+    glass.putalpha(100)
     made = {
         "palette": (palette, {}),
         "transparent palette": (palette, {"transparency": 3}),
-        "alpha": (plain.convert("RGBA"), {}),
+        "alpha": (glass, {}),
         "16 bits": (deep, {}),
         "turned": (plain.transpose(Image.Transpose.ROTATE_90), {"exif": turned}),
         "grey": (plain.convert("L"), {}),

@@ -61,6 +61,9 @@ class Contract:
         )
         self.logits = self.first_logits()
 
+    def precision(self) -> Compute:
+        return Compute(self.lmm.model, "bf16", "cpu", self.dtypes)
+
     def put_back(self) -> None:
         with torch.no_grad():
             for name, p in self.lmm.model.named_parameters():
@@ -68,7 +71,7 @@ class Contract:
         assert model_hashes(self.lmm.model) == self.hashes
 
     def first_logits(self) -> torch.Tensor:
-        with torch.no_grad(), Compute(self.lmm.model, "bf16", "cpu", {}) as compute, compute.autocast():
+        with torch.no_grad(), self.precision() as compute, compute.autocast():
             logits: torch.Tensor = self.lmm.model(**self.encoded.batch).logits
         return logits
 
@@ -76,7 +79,7 @@ class Contract:
         """The gradients of one pass over the lesson, by the name of what requires one."""
         model = self.lmm.model
         assert self.encoded.labels is not None
-        with Compute(model, "bf16", "cpu", {}) as compute:
+        with self.precision() as compute:
             with compute.autocast():
                 loss = method.loss(self.lmm, dict(self.encoded.batch), self.encoded.labels)
             loss.sum().backward()
