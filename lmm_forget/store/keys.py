@@ -58,14 +58,16 @@ def training_view(config: Mapping[str, Any], task: str) -> dict[str, Any]:
         if node and isinstance(view.get(node), dict):
             view[node] = {k: v for k, v in view[node].items() if k not in fields}
     view["task"] = task_view(config["tasks"][task])
-    stop = stop_view(config.get("probe") or {})
+    stop = stop_view(config.get("probe"))
     if stop:
         view["stop"] = stop
     return view
 
 
-def stop_view(probe: Mapping[str, Any]) -> dict[str, Any] | None:
+def stop_view(probe: Any) -> dict[str, Any] | None:
     """The part of a resolved `probe` node that moves weights: a drift alarm that ends stages; None without one."""
+    if not isinstance(probe, Mapping):
+        return None
     bounds = {name: bound for name, bound in (probe.get("stop_when") or {}).items() if bound is not None}
     if not bounds or probe.get("on_alarm") != "stop":
         return None
