@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -34,17 +35,15 @@ class Browser:
         self._number = 0
         self._buffer = b""
         self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
-        to_browser, self._out = os.pipe()
-        self._in, from_browser = os.pipe()
-
-        def as_three_and_four() -> None:
-            # first out of each other's way: the pipes may have been given these very numbers
-            given, taken = os.dup(to_browser), os.dup(from_browser)
-            os.dup2(given, 3)
-            os.dup2(taken, 4)
-
+        (to_browser, self._out), (self._in, from_browser) = os.pipe(), os.pipe()
+        # the browser reads at 3 and writes at 4: the pipes' own ends must not lie there
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
         self._process = subprocess.Popen(
             [
+                "bash",
+                "-c",
+                f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}',
+                "browser",
                 str(chromium()),
                 "--headless=new",
                 "--no-sandbox",  # tests may run as root in a container
@@ -57,13 +56,12 @@ class Browser:
                 f"--window-size={width},{height}",
                 "about:blank",
             ],
-            preexec_fn=as_three_and_four,
-            close_fds=False,
+            pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(to_browser)
-        os.close(from_browser)
+        for end in (to_browser, from_browser, *ends):
+            os.close(end)
         self._session: str | None = None
         targets = self.send("Target.getTargets")["targetInfos"]
         page = next(target for target in targets if target["type"] == "page")
