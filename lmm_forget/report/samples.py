@@ -69,12 +69,12 @@ def browser(sweep: Sweep, settings: Sequence[Setting]) -> Browser:
         found.notes.append(f"{len(kept)} of {len(chosen)} chosen samples are shown.")
     for key in kept:
         entry = samples[key]
-        picture = pictures.get(key)
-        if picture is not None and len(picture.webp) <= left:
-            left -= len(picture.webp)
-            entry |= {"picture": len(found.data["pictures"]), "images": picture.images}
-            code = base64.b64encode(picture.webp).decode("ascii")
-            size = [picture.width, picture.height]
+        image = pictures.get(key)
+        if image is not None and len(image.webp) <= left:
+            left -= len(image.webp)
+            entry |= {"picture": len(found.data["pictures"]), "images": image.images}
+            code = base64.b64encode(image.webp).decode("ascii")
+            size = [image.width, image.height]
             found.data["pictures"].append(["data:image/webp;base64," + code, *size])
         # the answer at the base is the first of any job's; all start from the same model or say otherwise
         entry["runs"] = {str(names.index(job)): each[key] for job, each in runs.items() if key in each}
