@@ -50,7 +50,7 @@ def test_random_numbers_in_a_stage_follow_seed_and_task_alone(monkeypatch):
         def loss(self, lmm, batch, labels):
             return super().loss(lmm, batch, labels) * torch.rand(()) * random.random() * np.random.rand()
 
-    monkeypatch.setattr("tests.training.lesson.Plain", Noisy)
+    monkeypatch.setattr("tests.training.lesson.build_method", lambda recipe: Noisy())
     first = hashes_after()
     random.seed(5)
     np.random.seed(5)
@@ -70,11 +70,11 @@ def test_checkpointing_recomputes_decoder_layers(monkeypatch):
     calls = []
 
     class Counting(Plain):
-        def prepare(self, lmm, plan):
-            super().prepare(lmm, plan)
+        def prepare(self, lmm, plan, seed=0):
+            super().prepare(lmm, plan, seed)
             lmm.components.text_model.layers[0].mlp.register_forward_pre_hook(lambda *a: calls.append(1))
 
-    monkeypatch.setattr("tests.training.lesson.Plain", Counting)
+    monkeypatch.setattr("tests.training.lesson.build_method", lambda recipe: Counting())
     teach("projector", training={"max_steps": 1})
     assert len(calls) == 1
     teach("projector", training={"max_steps": 1}, hardware={"activation_checkpointing": True})
@@ -126,7 +126,7 @@ def test_a_wholly_frozen_tower_runs_without_graph_and_in_eval_mode(monkeypatch):
             seen.append(decoder.training)
             return result
 
-    monkeypatch.setattr("tests.training.lesson.Plain", Watching)
+    monkeypatch.setattr("tests.training.lesson.build_method", lambda recipe: Watching())
     lmm, *_ = teach("sa_proj", training={"max_steps": 1})
     assert seen == [(False, False), True]
     assert not any(m.training for m in lmm.model.modules())
@@ -167,7 +167,7 @@ def test_nothing_is_printed_and_warnings_of_others_are_heard(capfd, monkeypatch,
             warnings.warn("the user's own", UserWarning, stacklevel=1)
             return super().loss(lmm, batch, labels)
 
-    monkeypatch.setattr("tests.training.lesson.Plain", Warning_)
+    monkeypatch.setattr("tests.training.lesson.build_method", lambda recipe: Warning_())
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         teach(training={"max_steps": 1})
@@ -195,7 +195,7 @@ def test_interrupts_stay_interrupts(monkeypatch):
         def loss(self, lmm, batch, labels):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("tests.training.lesson.Plain", Interrupted)
+    monkeypatch.setattr("tests.training.lesson.build_method", lambda recipe: Interrupted())
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         teach()

@@ -17,8 +17,8 @@ from tests.training.lesson import TRAINING, plan_for, samples, teach
 class Remembering(Plain):
     """Plain tuning that keeps the gradients as they were when the optimizer step came."""
 
-    def prepare(self, lmm, plan):
-        super().prepare(lmm, plan)
+    def prepare(self, lmm, plan, seed=0):
+        super().prepare(lmm, plan, seed)
         self.gradients = {}
         for name, p in lmm.model.named_parameters():
             if p.requires_grad:
@@ -31,7 +31,7 @@ class Remembering(Plain):
 def gradients(monkeypatch, micro_batch, loss="sample_mean", family="llava_onevision"):
     """Gradient of one step over 16 samples (before clipping), and the step's loss."""
     method = Remembering()
-    monkeypatch.setattr("tests.training.lesson.Plain", lambda: method)
+    monkeypatch.setattr("tests.training.lesson.build_method", lambda recipe: method)
     _, _, result, _ = teach(
         "llm",
         family=family,
@@ -126,8 +126,8 @@ def test_clipping_bounds_the_step_but_not_the_logged_norm():
     seen = []
 
     class Listener:
-        def log_metrics(self, figures, step):
-            seen.append(figures["train/lesson/grad_norm"])
+        def training(self, task, step, figures):
+            seen.append(figures["grad_norm"])
 
     def steps(clip):
         delta = teach("llm", training={"max_steps": 1, "clip": clip}, logger=Listener())[3]
@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage(monkeypatch):
         def loss(self, lmm, batch, labels):
             return super().loss(lmm, batch, labels) * math.nan
 
-    monkeypatch.setattr("tests.training.lesson.Plain", Broken)
+    monkeypatch.setattr("tests.training.lesson.build_method", lambda recipe: Broken())
     with pytest.raises(LmmForgetError, match=r"^the loss is nan in step 1 of 3: .* \(now 0.001\)$"):
         teach("sa_proj")
 
