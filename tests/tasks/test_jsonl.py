@@ -21,6 +21,7 @@ from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.rows import Row, clusters, divide
 from lmm_forget.tasks.scoring.exact import ExactMatch
 from lmm_forget.tasks.scoring.letters import OptionLetter
+from lmm_forget.tasks.scoring.vqa import VQAAccuracy
 
 GOOD = {"id": "a", "image": "a.png", "question": "What color?", "answer": "red"}
 
@@ -294,3 +295,11 @@ def test_nothing_left_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     made = task(write(tmp_path, [GOOD], images=False), role="held_out")
     with pytest.raises(DataError, match="none of the 1 test samples can be used"):
         made.check("test", "skip")
+
+
+def test_annotators_may_disagree(tmp_path: Path) -> None:
+    rows = [
+        {k: v for k, v in GOOD.items() if k != "answer"} | {"answers": ["red", "crimson"] + ["dark red"] * 8}
+    ]
+    made = task(write(tmp_path, rows), scorer=VQAAccuracy(), test_fraction=0.0, validation_fraction=0.0)
+    assert [sample.answers[:2] for sample in made.check("train")] == [("red", "crimson")]

@@ -293,7 +293,7 @@ def test_the_letter_that_lmms_eval_extracts(answer: str, letter: str) -> None:
 
 
 def test_a_wrong_rule_is_named_with_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match=r"compat=paper.nothing.*; choose one of: .*paper.mmstar"):
+    with pytest.raises(ConfigError, match=r"no rule compat=paper.nothing .*choose one of: .*paper.mmstar"):
         OptionLetter(compat="paper.nothing")
     node = {
         "_target_": "lmm_forget.tasks.tiny.TinyTask",
