@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from lmm_forget.config import conf_dir
 from lmm_forget.models.loading import LMM
 from lmm_forget.models.weights import model_hashes
-from lmm_forget.recipes.method import Method, parameter_dtypes
+from lmm_forget.recipes.method import Method, build_method, parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import TunePlan, load_recipe
 from lmm_forget.training.batches import TrainItem
@@ -42,8 +41,7 @@ LESSON = (
 def method_of(recipe: str) -> Method:
     """The method that a recipe's YAML names, with the rank of small models where it asks for one."""
     config = OmegaConf.create({"model": {"training": {"lora_rank": 4}}, "recipe": load_recipe(recipe)})
-    made: Method = instantiate(config.recipe.method, _convert_="all")
-    return made
+    return build_method(OmegaConf.to_container(config.recipe, resolve=True))
 
 
 class Contract:
@@ -91,11 +89,12 @@ class Contract:
 
     def obeys(self, recipe: str) -> None:
         """Hold one recipe to the contract."""
-        lmm, plan, method = self.lmm, plan_for(self.lmm, recipe), method_of(recipe)
+        lmm, method = self.lmm, method_of(recipe)
+        plan = method.planned(lmm.model, plan_for(lmm, recipe))
         method.prepare(lmm, plan)
         assert torch.equal(self.first_logits(), self.logits), "the first logits are the base's"
         gradients = self.gradients(method)
-        if isinstance(method, Plain):
+        if method.only_selects:
             assert gradients.keys() == set(plan.trainable)
         assert all(torch.isfinite(g).all() for g in gradients.values())
         losses = self.taught(plan, method)
