@@ -2,7 +2,9 @@
 
 Under `bf16` (autocast) the residual streams would follow the dtype of whichever embeddings are trained, and
 recipes would start from different logits. So embeddings are cast to the compute dtype for every recipe:
-before the first step all recipes give, bit for bit, what the untouched checkpoint gives.
+before the first step all recipes give, bit for bit, what the untouched checkpoint gives. Autocast casts the matrices
+of linear layers and convolutions; other trained tensors of a bf16 checkpoint (norms, layer scales, class tokens) enter
+the forward pass in bf16 too, since their fp32 masters would widen whatever they touch.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ PRECISIONS = ("bf16", "fp32", "bf16-true")
 """Values of `hardware.precision`: bf16 autocast over fp32 masters, everything fp32, everything bf16."""
 
 SMALLEST_PURE_BF16_RATE = 1e-4
+
+# Autocast casts the weights of these; of embeddings the output is cast (the table of a decoder is large).
+_CAST_ELSEWHERE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 
 
 def refuse_pure_bf16(training: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
@@ -60,6 +65,45 @@ def cast_embeddings(model: nn.Module, dtype: torch.dtype) -> list[RemovableHandl
         return output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
 
     return [module.register_forward_hook(cast) for module in model.modules() if _enters_stream(module)]
+
+
+def cast_masters(
+    model: nn.Module, checkpoint: Mapping[str, torch.dtype], dtype: torch.dtype
+) -> list[RemovableHandle]:
+    """Show modules their trained fp32 tensors in `dtype`, where the checkpoint has them in it and autocast does not
+    cast them; by hooks around each forward pass (recomputed ones too). Remove the handles to undo it.
+    """
+    handles: list[RemovableHandle] = []
+    for path, module in model.named_modules():
+        if isinstance(module, _CAST_ELSEWHERE):
+            continue
+        masters = {
+            name: p
+            for name, p in module.named_parameters(recurse=False)
+            if p.requires_grad
+            and p.dtype == torch.float32
+            and checkpoint.get(f"{path}.{name}" if path else name) == dtype
+        }
+        if masters:
+            handles += _shadow(module, masters, dtype)
+    return handles
+
+
+def _shadow(
+    module: nn.Module, masters: Mapping[str, nn.Parameter], dtype: torch.dtype
+) -> Iterator[RemovableHandle]:
+    """An attribute of the instance hides the parameter of its name, which stays where optimizers find it."""
+
+    def show(_module: nn.Module, _inputs: Any) -> None:
+        for name, master in masters.items():
+            module.__dict__[name] = master.to(dtype)
+
+    def hide(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        for name in masters:
+            module.__dict__.pop(name, None)
+
+    yield module.register_forward_pre_hook(show)
+    yield module.register_forward_hook(hide, always_call=True)
 
 
 def _enters_stream(module: nn.Module) -> bool:
@@ -98,10 +142,14 @@ class Compute:
     def __enter__(self) -> Compute:
         if self._precision == "bf16":
             self._convert(torch.float16, torch.float32)
-            self._hooks = cast_embeddings(self._model, torch.bfloat16)
+            self._hooks = self._casts()
         else:
             self._convert(None, torch.float32 if self._precision == "fp32" else torch.bfloat16)
         return self
+
+    def _casts(self) -> list[RemovableHandle]:
+        model, dtype = self._model, torch.bfloat16
+        return [*cast_embeddings(model, dtype), *cast_masters(model, self._checkpoint, dtype)]
 
     def _convert(self, only: torch.dtype | None, wanted: torch.dtype) -> None:
         for name, p in self._model.named_parameters():
@@ -142,7 +190,7 @@ class Compute:
             for p, data in kept:
                 p.data = data
             if casting:
-                self._hooks = cast_embeddings(self._model, torch.bfloat16)
+                self._hooks = self._casts()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of one forward pass (not of its backward pass)."""

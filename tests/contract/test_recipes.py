@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from lmm_forget.config import conf_dir
 from lmm_forget.models.loading import LMM
 from lmm_forget.models.weights import model_hashes
-from lmm_forget.recipes.method import Method, parameter_dtypes
+from lmm_forget.recipes.method import Method, build_method, parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import TunePlan, load_recipe
 from lmm_forget.training.batches import TrainItem
@@ -43,8 +42,7 @@ LESSON = (
 def method_of(recipe: str) -> Method:
     """The method that a recipe's YAML names, with the rank of small models where it asks for one."""
     config = OmegaConf.create({"model": {"training": {"lora_rank": 4}}, "recipe": load_recipe(recipe)})
-    made: Method = instantiate(config.recipe.method, _convert_="all")
-    return made
+    return build_method(OmegaConf.to_container(config.recipe, resolve=True))
 
 
 class Contract:
