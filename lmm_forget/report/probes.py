@@ -248,9 +248,8 @@ def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Ke
 
 
 def _correlation(points: Sequence[tuple[float, float, str, int, str]]) -> str:
-    found = correlate(
-        *([point[place] for point in points] for place in (0, 1)), [point[4] for point in points]
-    )
+    x, y, _, _, jobs = zip(*points, strict=True)
+    found = correlate(x, y, jobs)
     rank = found["spearman"]
     if rank["value"] is None:
         return f"{len(points)} stages"
