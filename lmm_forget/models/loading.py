@@ -99,7 +99,8 @@ def packaged_folder(name: str) -> Path:
     folder = root / name
     if not (folder / "config.json").is_file():
         there = sorted(p.parent.name for p in root.glob("*/config.json"))
-        raise ConfigError(f"no packaged model {name!r}; packaged: {', '.join(there) or 'none'}")
+        made = f"; make tiny FAMILY={name.removeprefix('tiny_')} makes it" if name.startswith("tiny_") else ""
+        raise ConfigError(f"no packaged model {name!r}; packaged: {', '.join(there) or 'none'}{made}")
     return folder
 
 
