@@ -35,6 +35,7 @@ def lay_ground(
     from lmm_forget.results import versions
     from lmm_forget.store import Store
     from lmm_forget.tasks.loading import build_task
+    from lmm_forget.training.batches import accumulation
     from lmm_forget.training.fit import total_steps
     from lmm_forget.training.lessons import Lessons
     from lmm_forget.training.precision import refuse_pure_bf16
@@ -42,6 +43,8 @@ def lay_ground(
     recipe, data, training = config["recipe"], config["data"], config["training"]
     method = build_method(recipe)
     refuse_pure_bf16(training, config["hardware"])
+    batch, part = int(training["global_batch"]), int(config["hardware"]["micro_batch"])
+    accumulation(batch, min(part, batch), 1)
     progress.phase("read data", len(config["tasks"]), "task")
     lessons, exams = {}, []
     for name, node in config["tasks"].items():

@@ -91,6 +91,7 @@ class StatusFile:
 
     def phase(self, name: str, total: int, unit: str) -> None:
         """A new piece of work begins; see Progress."""
+        print(f"{datetime.now():%H:%M:%S} {name}" + (f" ({total} {unit}s)" if total > 1 else ""), flush=True)
         with self._lock:
             self._phase_started = time.monotonic()
             self._fields.update(phase=name, done=0, total=int(total), unit=unit, rate=None, info={})

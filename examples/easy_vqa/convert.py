@@ -16,7 +16,10 @@ import json
 import shutil
 from pathlib import Path
 
-import easy_vqa
+try:
+    import easy_vqa
+except ImportError:
+    raise SystemExit("convert.py needs the data set's package: pip install easy-vqa==1.0") from None
 
 TASK = """\
 # easy-VQA (Victor Zhou, MIT): questions about the shape and color of one drawn object.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ from lmm_forget.config.naming import differences
 from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.files import write_atomic
 from lmm_forget.job import read_config, read_status
-from lmm_forget.store.claims import Holder
+from lmm_forget.store.claims import Claims, Holder
 
 ROOT = Path("multirun")
+CLAIM = ".claim"
+"""Held by the command that runs a job, in the job's folder."""
 STALE = 15.0
 """Seconds without a heartbeat, watched, after which a job that ran on another machine counts as dead."""
 
@@ -65,36 +70,69 @@ def make_job(config: Mapping[str, Any], name: str) -> Job:
     return Job(name, ROOT / str(config["name"]) / name, config)
 
 
-def prepare(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
+def prepare(
+    jobs: Sequence[Job], hold: Callable[[Job], None] = lambda job: None
+) -> tuple[list[Job], list[Job]]:
     """Check every folder, then write the job.yaml of those that are not finished; returns (to run, finished).
 
-    Grid points that resolve to the same job are one job. Nothing is written before all of them are checked. Raises
-    ConfigError where a folder or an earlier grid point holds another configuration, LaunchError where a job runs now.
+    Grid points that resolve to the same job are one job. Nothing is written before all of them are checked; `hold` is
+    called for every job to run before its folder is touched. Raises ConfigError where a finished folder or an earlier
+    grid point holds another configuration, LaunchError where a job runs now. A folder without results that held
+    another configuration is begun anew, and stderr says so.
     """
     unique: dict[str, Job] = {}
+    other: dict[str, list[str]] = {}
     for job in jobs:
         twin = unique.setdefault(job.name, job)
         changed = differences(twin.config, job.config)
         if changed:
             raise ConfigError(f"two grid points are both called {job.name} but differ in {_few(changed)}")
-        if job.file.exists():
-            changed = differences(read_config(job.file), job.config)
-            if changed:
-                raise ConfigError(
-                    f"{job.folder} holds another configuration; it differs in {_few(changed)}; "
-                    "choose another name=… or delete the folder"
-                )
         _refuse_running(job)
+        changed = differences(read_config(job.file), job.config) if job.file.exists() else []
+        if changed and (job.folder / "results.json").exists():
+            raise ConfigError(
+                f"{job.folder} holds another configuration; it differs in {_few(changed)}; "
+                "choose another name=… or delete the folder"
+            )
+        if changed:
+            other[job.name] = changed
     finished = [job for job in unique.values() if job.file.exists() and job.results() is not None]
     done = {job.name for job in finished}
     waiting = [job for job in unique.values() if job.name not in done]
     for job in waiting:
+        hold(job)
+    for job in waiting:
+        if job.name in other:
+            _begin_anew(job, other[job.name])
         (job.folder / "results.json").unlink(missing_ok=True)  # results without a job.yaml are nobody's
         (job.folder / "status.json").unlink(missing_ok=True)
         write_atomic(
             job.file, yaml.safe_dump(dict(job.config), sort_keys=False, allow_unicode=True, width=110)
         )
     return waiting, finished
+
+
+def hold_folder(job: Job, until: ExitStack) -> None:
+    """Keep other commands out of a job's folder until `until` closes. Raises LaunchError if one is in it."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    claims = Claims(job.folder, beat=None)  # no thread in a process that forks
+    if not until.enter_context(claims.claim(CLAIM, wait=False)) and not until.enter_context(
+        claims.claim(CLAIM, wait=False)
+    ):  # the first attempt may only have taken a dead command's claim away
+        raise LaunchError(f"{job.name} is run already by {claims.holder(CLAIM)}; wait for it or stop it")
+
+
+def _begin_anew(job: Job, changed: Sequence[str]) -> None:
+    """Empty a folder that an unfinished job of another configuration left; what it finished lies in the store."""
+    print(
+        f"{job.folder} held an unfinished job of another configuration ({_few(changed)}); it is begun anew",
+        file=sys.stderr,
+        flush=True,
+    )
+    for path in job.folder.iterdir():
+        if path.name == f"{CLAIM}.json":
+            continue
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _refuse_running(job: Job) -> None:

@@ -73,9 +73,9 @@ class View:
         self._running.pop(outcome.job.name, None)
         self._ended.append(outcome)
         count = f"[{self._already + len(self._ended)}/{self._all}]"
-        self._line(
-            f"{count} {outcome.job.name}: {'finished' if outcome.finished else f'FAILED: {outcome.cause}'}"
-        )
+        # Of a job alone the last line of the command says why.
+        why = f": {outcome.cause}" if self._all > 1 else ""
+        self._line(f"{count} {outcome.job.name}: {'finished' if outcome.finished else f'FAILED{why}'}")
 
     def tick(self) -> None:
         """Look at the status files, at most once a second."""

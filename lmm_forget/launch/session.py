@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from lmm_forget.errors import LaunchError
-from lmm_forget.launch.jobs import Job, prepare
+from lmm_forget.launch.jobs import Job, hold_folder, prepare
 from lmm_forget.launch.live import View
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only
 from lmm_forget.launch.processes import Outcome, Pool, side_by_side
@@ -28,22 +29,34 @@ def run_jobs(jobs: Sequence[Job], grace: float = 15.0) -> list[Outcome]:
     if wants_plan_only(jobs[0].config):
         print("\n".join([plan.line(), *plan.by_recipe()]))
         raise Planned
-    waiting, finished = prepare(jobs)
-    outcomes = {job.name: Outcome(job, finished=True) for job in finished}
-    if waiting:
-        if len(jobs) > 1:
-            print(plan.line(), file=sys.stderr, flush=True)
-        for line in dict.fromkeys(filter(None, (resolution(job.config) for job in waiting))):
-            print(line, file=sys.stderr)
-        size, gpus = side_by_side([job.config for job in waiting])
-        with View(waiting, finished) as view:
-            for outcome in Pool(size, view, gpus, grace, plan.pick).run(waiting):
-                outcomes[outcome.job.name] = outcome
-        tell_notices([job for job in waiting if outcomes[job.name].finished])
-    else:
-        done = f"all {len(finished)} jobs are" if len(finished) > 1 else f"{finished[0].name} is"
-        print(f"{done} finished already; nothing to run", file=sys.stderr)
+    with ExitStack() as folders:
+        waiting, finished = prepare(jobs, lambda job: hold_folder(job, folders))
+        outcomes = {job.name: Outcome(job, finished=True) for job in finished}
+        if not waiting:
+            done = f"all {len(finished)} jobs are" if len(finished) > 1 else f"{finished[0].name} is"
+            print(f"{done} finished already; nothing to run", file=sys.stderr)
+        else:
+            _run(plan, waiting, finished, outcomes, grace)
     return [outcomes[job.name] for job in jobs]
+
+
+def _run(
+    plan: SweepPlan,
+    waiting: Sequence[Job],
+    finished: Sequence[Job],
+    outcomes: dict[str, Outcome],
+    grace: float,
+) -> None:
+    """Run what is waiting, with a view of it; fills `outcomes`."""
+    if len(waiting) + len(finished) > 1:
+        print(plan.line(), file=sys.stderr, flush=True)
+    for line in dict.fromkeys(filter(None, (resolution(job.config) for job in waiting))):
+        print(line, file=sys.stderr)
+    size, gpus = side_by_side([job.config for job in waiting])
+    with View(waiting, finished) as view:
+        for outcome in Pool(size, view, gpus, grace, plan.pick).run(waiting):
+            outcomes[outcome.job.name] = outcome
+    tell_notices([job for job in waiting if outcomes[job.name].finished])
 
 
 def tell_notices(jobs: Sequence[Job]) -> None:

@@ -64,9 +64,12 @@ class Holder:
 
 
 class Claims:
-    """The claims of one store, in a folder. `beat` and `silence` are in seconds."""
+    """The claims of one store, in a folder.
 
-    def __init__(self, folder: Path, *, beat: float = BEAT, silence: float = SILENCE) -> None:
+    `beat` and `silence` are in seconds; without a `beat` there is no thread, and no sign of life for other machines.
+    """
+
+    def __init__(self, folder: Path, *, beat: float | None = BEAT, silence: float = SILENCE) -> None:
         self.folder, self.beat, self.silence = folder, beat, silence
         self._held: dict[Path, str] = {}
         self._lock = threading.Lock()
@@ -145,14 +148,16 @@ class Claims:
                     path.unlink()
 
     def _start_beating(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._beating, name="claims", daemon=True)
+        if self.beat is not None and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(
+                target=self._beating, args=(self.beat,), name="claims", daemon=True
+            )
             self._thread.start()
 
-    def _beating(self) -> None:
+    def _beating(self, beat: float) -> None:
         count = 0
         while True:
-            time.sleep(self.beat)
+            time.sleep(beat)
             count += 1
             with self._lock:
                 if not self._held:

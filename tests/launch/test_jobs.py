@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from lmm_forget.errors import ConfigError, LaunchError
-from lmm_forget.launch.jobs import Job, prepare
+from lmm_forget.launch.jobs import Job, hold_folder, prepare
 from lmm_forget.launch.processes import child_environment, side_by_side, visible_gpus
 from lmm_forget.store.claims import Holder
 
@@ -30,10 +31,40 @@ def job(folder: Path, **changes: object) -> Job:
 
 def test_job_yaml_is_written_once_all_folders_are_checked(tmp_path: Path) -> None:
     prepare([job(tmp_path / "b")])
+    (tmp_path / "b/results.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"b holds another configuration; it differs in seed: 0 -> 1"):
         prepare([job(tmp_path / "a", seed=1), job(tmp_path / "b", seed=1)])
     assert not (tmp_path / "a").exists()
     assert yaml.safe_load((tmp_path / "b/job.yaml").read_text()) == CONFIG
+
+
+def test_an_unfinished_job_of_another_configuration_is_begun_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare([job(tmp_path / "a", seed=7)])
+    (tmp_path / "a/training.csv").write_text("of the other one")
+    waiting, _ = prepare([job(tmp_path / "a")])
+    assert [one.name for one in waiting] == ["a"]
+    assert not (tmp_path / "a/training.csv").exists()
+    assert yaml.safe_load((tmp_path / "a/job.yaml").read_text())["seed"] == 0
+    assert "held an unfinished job of another configuration (seed: 7 -> 0)" in capsys.readouterr().err
+
+
+def test_one_command_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
+    with ExitStack() as first:
+        prepare([job(tmp_path / "a")], lambda one: hold_folder(one, first))
+        with (
+            ExitStack() as second,
+            pytest.raises(LaunchError, match=f"a is run already by process {os.getpid()}"),
+        ):
+            prepare([job(tmp_path / "a")], lambda one: hold_folder(one, second))
+    with ExitStack() as third:
+        prepare([job(tmp_path / "a")], lambda one: hold_folder(one, third))
+    (tmp_path / "a/.claim.json").write_text(
+        json.dumps({**asdict(replace(Holder.me(), start="1")), "nonce": "n"})
+    )
+    with ExitStack() as fourth:  # the command before was killed
+        prepare([job(tmp_path / "a")], lambda one: hold_folder(one, fourth))
 
 
 def test_two_grid_points_of_one_name_must_be_the_same(tmp_path: Path) -> None:
