@@ -292,8 +292,11 @@ def _frontier(
 
 
 def _arms(estimate: Mapping[str, Any]) -> tuple[float, float]:
-    """Lengths of an error bar below and above the value; none without an interval."""
-    if estimate["low"] is None:
+    """Lengths of an error bar below and above the value; none without an interval.
+
+    None over two jobs either: their interval is so wide that nothing else could be seen, and both jobs are drawn.
+    """
+    if estimate["low"] is None or (estimate.get("over") == "jobs" and estimate["jobs"] < 3):
         return 0.0, 0.0
     value = estimate["value"]
     return max(0.0, value - estimate["low"]), max(0.0, estimate["high"] - value)

@@ -9,7 +9,6 @@ from typing import Any
 
 import jinja2
 import yaml
-from markupsafe import Markup
 
 from lmm_forget.report.differences import MOST, Difference, reference
 from lmm_forget.report.figures import inline, svg, targets_per_stage, told_change
@@ -65,17 +64,15 @@ def page(
     samples: Browser,
 ) -> str:
     """The whole document. `figures` are SVG documents by name; those that `DESCRIBED` names are shown."""
-    drawn = {
-        name: Markup(inline(figures[name], text, name)) for name, text in DESCRIBED.items() if name in figures
-    }
+    drawn = {name: inline(figures[name], text, name) for name, text in DESCRIBED.items() if name in figures}
     best = reference(settings) if compared else None
     return (
         _environment()
         .get_template("summary.html.j2")
         .render(
             summary=summary,
-            style=Markup(_source("summary.css")),
-            script=Markup(_source("summary.js")),
+            style=_source("summary.css"),
+            script=_source("summary.js"),
             settings=[_setting(setting, settings) for setting in settings],
             headings=FIGURES,
             explained=EXPLAINED,
@@ -94,7 +91,7 @@ def page(
             open_heatmaps=OPEN_HEATMAPS,
             details=_details(sweep),
             costs=[_cost(setting) for setting in settings],
-            samples=Markup(_json(samples.data)) if samples else "",
+            samples=_json(samples.data) if samples else "",
             sample_notes=samples.notes,
             made=_made(sweep, settings),
             subtitle=_subtitle(sweep, rows),
@@ -130,9 +127,9 @@ def _setting(setting: Setting, settings: Sequence[Setting]) -> dict[str, Any]:
     figures = []
     for figure in FIGURES:
         estimate = setting.figures[figure]
-        spread = ""
+        spread: list[str] = []
         if estimate["sd"] is not None:
-            spread = f"sd {estimate['sd']:.1f}, {points(estimate['min'])} to {points(estimate['max'])}"
+            spread = [f"sd {estimate['sd']:.1f}", f"{points(estimate['min'])} to {points(estimate['max'])}"]
         figures.append(
             {
                 "name": FIGURES[figure],
@@ -225,17 +222,13 @@ def _table(matrix: Matrix, most: float, change: bool) -> dict[str, Any]:
     }
 
 
-def _details(sweep: Sweep) -> list[tuple[str, Markup]]:
+def _details(sweep: Sweep) -> list[tuple[str, str]]:
     if len(sweep.results) > DETAILED:
         return []
     return [
         (
             job,
-            Markup(
-                inline(
-                    svg(targets_per_stage(results)), f"target scores per stage of {job}", f"targets{place}"
-                )
-            ),
+            inline(svg(targets_per_stage(results)), f"target scores per stage of {job}", f"targets{place}"),
         )
         for place, (job, results) in enumerate(sweep.results.items())
     ]

@@ -26,7 +26,7 @@ NOTES = {
     "units": "Percentage points; 0 is no change, negative is forgetting; with 95 % intervals (low, high); "
     "* excludes 0.",
     "recovery": "Recovery is final - worst: never negative, so its interval is no test.",
-    "questions": "Intervals cover questions, not seeds.",
+    "questions": "The intervals of a job cover questions, not seeds.",
     "tiny": "The tiny tasks are small stand-ins: their numbers are not the paper's benchmarks.",
 }
 

@@ -25,8 +25,9 @@ def question(settings: Sequence[Setting]) -> str:
 def answer(settings: Sequence[Setting], compared: Sequence[Difference] = ()) -> str:
     """The answer in a line or two; `compared` are the differences to the setting that forgot least.
 
-    A setting counts as having learned or forgotten where its interval excludes zero, and as having learned more than
-    another where the interval of their difference does.
+    A setting counts as having learned or forgotten where its interval excludes zero, or that of each of its jobs does
+    on the same side (two seeds give no interval worth the name); and as having learned more than another where the
+    interval of their difference excludes zero.
     """
     known = [s for s in settings if s.figures["learning"]["value"] is not None]
     if not known:
@@ -35,12 +36,12 @@ def answer(settings: Sequence[Setting], compared: Sequence[Difference] = ()) -> 
         best = max(known, key=_learned)
         return f"{best.name} learned {_points(best, 'learning')}; nothing was held out, so what it cost is unknown."
     known = [s for s in known if s.figures["final"]["value"] is not None]
-    learned = [s for s in known if _above_zero(s.figures["learning"])]
+    learned = [s for s in known if _beyond(s, "learning", 1)]
     if not learned:
         best = max(known, key=_learned)
         subject = "It" if len(known) == 1 else "None: no recipe"
         return f"{subject} learned no more than chance allows ({best.name}: {_points(best, 'learning')})."
-    kept = [s for s in learned if not _below_zero(s.figures["final"])]
+    kept = [s for s in learned if not _beyond(s, "final", -1)]
     if len(known) == 1:
         (only,) = known
         return f"It learned {_points(only, 'learning')} and {_cost(only)}."
@@ -57,7 +58,7 @@ def answer(settings: Sequence[Setting], compared: Sequence[Difference] = ()) -> 
     if least is most:
         return f"{told} No other learned more."
     gap = next((each.learning for each in compared if each.name == most.name), None)
-    if gap is not None and not _above_zero(gap):
+    if gap is not None and gap["low"] is not None and gap["low"] <= 0:
         return f"{told} No other learned more beyond chance."
     return f"{told} {most.name} learned most, {_points(most, 'learning')}, and {_cost(most)}."
 
@@ -84,7 +85,7 @@ def front(settings: Sequence[Setting]) -> list[Setting]:
 
 def _cost(setting: Setting) -> str:
     final = setting.figures["final"]
-    if not (_above_zero(final) or _below_zero(final)):
+    if not (_beyond(setting, "final", 1) or _beyond(setting, "final", -1)):
         return f"kept its held-out mean ({points(final['value'])}, within chance)"
     base = setting.heldout_base
     of = "" if base is None or final["value"] > 0 else f" of {base:.1f}"
@@ -96,12 +97,16 @@ def _points(setting: Setting, figure: str) -> str:
     return f"{points(setting.figures[figure]['value'])} points"
 
 
-def _above_zero(estimate: Mapping[str, Any]) -> bool:
-    return float(estimate["value"] if estimate["low"] is None else estimate["low"]) > 0
+def _beyond(setting: Setting, figure: str, side: int) -> bool:
+    """Whether a figure lies beyond zero on that side (1 or -1); see `answer`."""
 
+    def clear(estimate: Mapping[str, Any]) -> bool:
+        end = estimate["low"] if side > 0 else estimate["high"]
+        value = estimate["value"] if end is None else end
+        return value is not None and side * float(value) > 0
 
-def _below_zero(estimate: Mapping[str, Any]) -> bool:
-    return float(estimate["value"] if estimate["high"] is None else estimate["high"]) < 0
+    jobs = [row.figures[figure] for row in setting.rows]
+    return clear(setting.figures[figure]) or all(clear(estimate) for estimate in jobs)
 
 
 def _learned(setting: Setting) -> float:

@@ -112,14 +112,23 @@ def test_samples_can_be_filtered(page: Browser, sweep: Path) -> None:
     assert page.messages == []
 
 
+def hover(page: Browser, place: list[float], condition: str) -> None:
+    """Move the mouse there until the condition holds: a scroll that is still under way takes a tip away again."""
+    for turn in range(100):
+        page.point_at(place[0] + turn % 2, place[1])
+        page.run("new Promise(done => setTimeout(done, 100))")
+        if page.run(condition):
+            return
+    raise TimeoutError(condition)
+
+
 def test_tips_show_the_numbers(page: Browser) -> None:
     place = page.run(
         """(() => { const cell = document.querySelector('.heat td'); cell.scrollIntoView({block: 'center'});
            const box = cell.getBoundingClientRect();
            return [box.x + box.width / 2, box.y + 8, cell.dataset.tip]; })()"""
     )
-    page.point_at(place[0], place[1])
-    page.wait("!document.getElementById('tip').hidden")
+    hover(page, place, "!document.getElementById('tip').hidden")
     assert page.run("document.getElementById('tip').textContent") == place[2]
     assert "since the base" in place[2]
     box = page.run(
@@ -131,8 +140,7 @@ def test_tips_show_the_numbers(page: Browser) -> None:
            mark.scrollIntoView({block: 'center'}); const box = mark.getBoundingClientRect();
            return [box.x + box.width / 2, box.y + box.height / 2]; })()"""
     )
-    page.point_at(place[0], place[1])
-    page.wait("document.getElementById('tip').textContent.includes('held-out')")
+    hover(page, place, "document.getElementById('tip').textContent.includes('held-out')")
     assert "learning +" in page.run("document.getElementById('tip').textContent")
 
 

@@ -66,6 +66,18 @@ def test_the_answer_when_everything_forgets(make: Make) -> None:
     assert told(make("llm", 1e-4), make("llm", 2e-4))[0].startswith("At which learning rate does llm learn")
 
 
+def test_two_seeds_that_agree_are_an_answer(make: Make) -> None:
+    pair = [
+        estimate(make("llm", seed=seed), (20.0 + 5 * seed, 15.0, 30.0), (-60.0 - 9 * seed, -75.0, -55.0))
+        for seed in (0, 1)
+    ]
+    (setting,) = settings_of(sweep_rows(pair))
+    assert setting.figures["learning"]["low"] < 0  # Student's interval of two jobs says nothing
+    assert told(*pair)[1].startswith("It learned +22.5 points and lost 64.5 of")
+    pair[1] = estimate(pair[1], (1.0, -2.0, 4.0), (-60.0, -75.0, -55.0))
+    assert told(*pair)[1].startswith("It learned no more than chance allows")
+
+
 def test_front_keeps_what_nobody_beats(make: Make) -> None:
     points = {"a": (10.0, -1.0), "b": (20.0, -5.0), "c": (15.0, -9.0), "d": (5.0, -2.0)}
     results = [estimate(make(name), (x, x, x), (y, y, y)) for name, (x, y) in points.items()]
