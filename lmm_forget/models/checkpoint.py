@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -37,8 +38,8 @@ def check_folder(spec: Mapping[str, Any], source: str) -> None:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise ConfigError(
-            f"the weights in {source} are pickled ({pickles[0]}); only safetensors are read: convert them with "
-            "save_pretrained of a Transformers that you trust them to"
+            f"the weights in {source} are pickled ({pickles[0]}); only safetensors are read: if you trust their "
+            "source, load them elsewhere and write them with save_pretrained"
         )
 
 
@@ -65,6 +66,8 @@ def readable(spec: Mapping[str, Any], source: str, what: str) -> Iterator[None]:
                 "; copy the whole checkpoint again" if isinstance(error, (OSError, SafetensorError)) else ""
             )
             raise ConfigError(f"the {what} in {source} cannot be loaded: {cause}{advice}") from None
+        if constants.HF_HUB_OFFLINE:
+            cause = "HF_HUB_OFFLINE is set"
         raise ConfigError(
             f"{source} cannot be fetched and is not in the local cache ({cause}); set model.path to a local copy of it"
         ) from None

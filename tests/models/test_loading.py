@@ -211,7 +211,19 @@ def test_each_way_a_model_can_be_missing_is_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="set model.path to a local copy") as error:
         load({"hub_id": "nobody/has-this", "revision": None, "path": None})
-    assert "nobody/has-this" in one_line(error)
+    assert "nobody/has-this" in one_line(error) and "(HF_HUB_OFFLINE is set)" in one_line(error)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nTry again.")
+
+    monkeypatch.setattr("lmm_forget.models.loading.AutoConfig.from_pretrained", no_network)
+    with pytest.raises(
+        ConfigError, match=r"fetched .* \(We couldn't connect .* load the files.\); set model.path"
+    ) as error:
+        load({"hub_id": "nobody/has-this", "revision": None, "path": None})
+    one_line(error)
+    monkeypatch.undo()
     (tmp_path / "config.json").write_text("{broken")
     with pytest.raises(ConfigError, match="cannot be loaded") as error:
         load({"path": str(tmp_path)})
