@@ -9,6 +9,7 @@ from typing import Any
 from lmm_forget.ground import lay_ground
 from lmm_forget.measured import measured_base, measured_stage
 from lmm_forget.progress import Progress
+from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.results import assemble, write_tables
 from lmm_forget.stage import ask_all, run_stage
 from lmm_forget.tracking.tracker import Tracker
@@ -17,7 +18,7 @@ MOST_REPAIRS = 100
 """Damaged things that one job puts up with before it gives up on its store."""
 
 
-def run(config: dict[str, Any], job_dir: Path, progress: Progress) -> dict[str, Any]:
+def run(config: dict[str, Any], job_dir: Path, progress: Progress, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Carry out one resolved job and return its results (see docs/results_schema.md).
 
     Beside the results, the job folder gets answers.parquet, training curves and pictures. Everything that was

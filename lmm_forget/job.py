@@ -2,6 +2,9 @@
 
     python -m lmm_forget.job multirun/demo/sa_proj/job.yaml
 
+A job on several devices starts one worker for each (lmm_forget.workers), and every worker runs this file again; where
+Slurm or torchrun started the workers (see lmm_forget.ranks), it is one of them at once. Rank 0 alone writes.
+
 Exit codes: 0 done, 2 a mistake in what was asked for (one line on stderr), 1 any other failure (traceback on stderr),
 143 stopped by SIGTERM or SIGUSR2. In every case status.json says the same, and the same command goes on where it ended.
 """
@@ -11,25 +14,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import yaml
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
 from lmm_forget.files import write_atomic
+from lmm_forget.heartbeat import Bystander, StatusFile
+from lmm_forget.progress import Progress
+from lmm_forget.ranks import Place
 from lmm_forget.stopping import Interrupted, listen
-from lmm_forget.store.claims import Holder
-
-HEARTBEAT = 1.0
-"""Seconds between two writes of status.json."""
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -41,104 +38,6 @@ def thread_environment(threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS is deterministic only with a fixed workspace
     }
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """The content of a job folder's status.json; empty if there is none or it cannot be read."""
-    try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
-
-
-def close_status(folder: Path, state: str, error: str | None = None) -> None:
-    """Correct the status.json of a job whose process is gone without having said how it ended."""
-    status = read_status(folder)
-    if status.get("state") == "running":
-        status.update(state=state, error=error, updated=_now())
-        write_atomic(folder / "status.json", json.dumps(status, sort_keys=True) + "\n")
-
-
-class StatusFile:
-    """A job's heartbeat, and the Progress that feeds it.
-
-    status.json holds state (running, done, failed, interrupted), phase, done, total, unit, rate (units per second in
-    this phase), info, error (one line, of a failure), beat (counts the
-    writes), started and updated (UTC), and which process it is (host, boot, namespace, pid, start). Use it as a context
-    manager: a thread writes the file every second until the end.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "status.json"
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="status", daemon=True)
-        self._phase_started = time.monotonic()
-        self._fields: dict[str, Any] = {
-            "state": "running",
-            "phase": "starting",
-            "done": 0,
-            "total": 0,
-            "unit": "",
-            "rate": None,
-            "info": {},
-            "error": None,
-            "beat": 0,
-            **asdict(Holder.me()),
-            "started": _now(),
-        }
-
-    def phase(self, name: str, total: int, unit: str) -> None:
-        """A new piece of work begins; see Progress."""
-        print(f"{datetime.now():%H:%M:%S} {name}" + (f" ({total} {unit}s)" if total > 1 else ""), flush=True)
-        with self._lock:
-            self._phase_started = time.monotonic()
-            self._fields.update(phase=name, done=0, total=int(total), unit=unit, rate=None, info={})
-
-    def advance(self, done: int, **info: float | int | str) -> None:
-        """`done` more units are finished; see Progress."""
-        with self._lock:
-            self._fields["done"] += int(done)
-            seconds = time.monotonic() - self._phase_started
-            self._fields["rate"] = round(self._fields["done"] / seconds, 4) if seconds > 0 else None
-            self._fields["info"] = {
-                **self._fields["info"],
-                **{key: _plain(value) for key, value in info.items()},
-            }
-
-    def end(self, state: str, error: str | None = None) -> None:
-        """The last word: done, failed (with one line why) or interrupted."""
-        with self._lock:
-            self._fields.update(state=state, error=error)
-        self._stop.set()
-        self._write(durable=True)
-
-    def __enter__(self) -> StatusFile:
-        """Write the first status and start the heartbeat."""
-        self._write(durable=False)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        """Stop the heartbeat."""
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT):
-            try:
-                self._write(durable=False)
-            except OSError:  # a full disk must not end the work; whoever reads sees a stale `updated`
-                continue
-
-    def _write(self, *, durable: bool) -> None:
-        with self._lock:
-            self._fields["beat"] += 1
-            text = json.dumps({**self._fields, "updated": _now()}, sort_keys=True)
-            write_atomic(self._path, text + "\n", durable=durable)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -169,15 +68,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_config(path)
     except LmmForgetError as error:
         return _complain(error)
+    return run(path, config)
+
+
+def run(path: Path, config: dict[str, Any]) -> int:
+    """Run a job, or be one of its workers; `config` is what job.yaml at `path` holds. Returns the exit code."""
     os.environ.update(thread_environment(config["hardware"]["threads"]))
+    try:
+        place = Place.read(os.environ)
+        _right_size(config, place)
+    except LmmForgetError as error:
+        return _complain(error)
     listen()
-    with StatusFile(path.parent) as status:
+    if place is None and world_size(config) > 1:
+        from lmm_forget.workers import run_workers
+
+        return run_workers(path, config)
+    return _work(path, config, place)
+
+
+def world_size(config: Mapping[str, Any]) -> int:
+    """How many processes a job consists of: one per device."""
+    return int(config["hardware"]["devices"]) * int(config["hardware"]["nodes"])
+
+
+def _right_size(config: Mapping[str, Any], place: Place | None) -> None:
+    """Raise LaunchError where somebody started another number of workers than the job has devices."""
+    wanted = world_size(config)
+    if place is not None and place.size != wanted:
+        hardware = config["hardware"]
+        raise LaunchError(
+            f"{place.size} processes were started, but hardware.devices={hardware['devices']} and "
+            f"hardware.nodes={hardware['nodes']} make {wanted}; start one per device"
+        )
+
+
+def _work(path: Path, config: dict[str, Any], place: Place | None) -> int:
+    """Do a job's work in this process, as the only one or as one of its workers."""
+    report = (
+        StatusFile(path.parent) if place is None or place.rank == 0 else Bystander(path.parent, place.rank)
+    )
+    with report as status:
         try:
-            results = _run(config, path.parent, status)
-            write_atomic(
-                path.parent / "results.json",
-                json.dumps(results, sort_keys=True, indent=1, allow_nan=False) + "\n",
-            )
+            results = _run(config, path.parent, status, place)
+            if results is not None:
+                write_atomic(
+                    path.parent / "results.json",
+                    json.dumps(results, sort_keys=True, indent=1, allow_nan=False) + "\n",
+                )
         except LmmForgetError as error:
             status.end("failed", " ".join(str(error).split()))
             return _complain(error)
@@ -192,15 +130,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(config: dict[str, Any], folder: Path, status: StatusFile) -> Mapping[str, Any]:
-    """Import the heavy floors below, fix what decides the last bits, and do the work."""
+def _run(
+    config: dict[str, Any], folder: Path, status: Progress, place: Place | None
+) -> Mapping[str, Any] | None:
+    """Import the heavy floors below, fix what decides the last bits, and do the work; None on ranks but the first."""
     import torch
 
     from lmm_forget import experiment
+    from lmm_forget.ranks import join
+    from lmm_forget.store.keys import digest
 
     torch.set_num_threads(config["hardware"]["threads"])
     torch.use_deterministic_algorithms(True, warn_only=True)  # some operations have no deterministic form
-    return experiment.run(config, folder, status)
+    ranks = join(place, config["hardware"]["accelerator"])
+    ranks.same(digest(config), "configuration")
+    results = experiment.run(config, folder, status, ranks)
+    ranks.leave()
+    return results
 
 
 def _complain(error: LmmForgetError) -> int:
@@ -210,15 +156,6 @@ def _complain(error: LmmForgetError) -> int:
 
 def _first_line(error: BaseException) -> str:
     return " ".join((str(error).strip().splitlines() or ["no message"])[0].split())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _plain(value: Any) -> float | int | str:
-    """A figure as JSON can hold it (numpy and torch scalars become floats)."""
-    return value if isinstance(value, (bool, int, float, str)) else float(value)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_a_job_refuses_a_file_that_is_none(tmp_path: Path, text: str | None, mes
 
 
 def test_status_is_written_while_a_job_lives(tmp_path: Path) -> None:
-    from lmm_forget.job import StatusFile, close_status, read_status
+    from lmm_forget.heartbeat import StatusFile, close_status, read_status
 
     with StatusFile(tmp_path) as status:
         assert read_status(tmp_path)["phase"] == "starting"

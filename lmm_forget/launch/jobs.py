@@ -17,7 +17,8 @@ import yaml
 from lmm_forget.config.naming import differences
 from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.files import write_atomic
-from lmm_forget.job import read_config, read_status
+from lmm_forget.heartbeat import read_status
+from lmm_forget.job import read_config
 from lmm_forget.store.claims import Claims, Holder
 
 ROOT = Path("multirun")

@@ -16,7 +16,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.job import close_status, read_status, thread_environment
+from lmm_forget.heartbeat import close_status, read_status
+from lmm_forget.job import thread_environment
 from lmm_forget.launch.jobs import Job
 
 PR_SET_PDEATHSIG = 1

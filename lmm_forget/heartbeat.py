@@ -1,0 +1,153 @@
+"""A job's heartbeat: what it is doing, for whoever watches it, and what it died of."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lmm_forget.files import write_atomic
+from lmm_forget.progress import NullProgress
+from lmm_forget.store.claims import Holder
+
+HEARTBEAT = 1.0
+"""Seconds between two writes of status.json."""
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The content of a job folder's status.json; empty if there is none or it cannot be read."""
+    try:
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def close_status(folder: Path, state: str, error: str | None = None) -> None:
+    """Correct the status.json of a job whose process is gone without having said how it ended."""
+    status = read_status(folder)
+    if status.get("state") == "running":
+        status.update(state=state, error=error, updated=_now())
+        write_atomic(folder / "status.json", json.dumps(status, sort_keys=True) + "\n")
+
+
+class StatusFile:
+    """A job's heartbeat, and the Progress that feeds it.
+
+    status.json holds state (running, done, failed, interrupted), phase, done, total, unit, rate (units per second in
+    this phase), info, error (one line, of a failure), beat (counts the
+    writes), started and updated (UTC), and which process it is (host, boot, namespace, pid, start). Use it as a context
+    manager: a thread writes the file every second until the end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "status.json"
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="status", daemon=True)
+        self._phase_started = time.monotonic()
+        self._fields: dict[str, Any] = {
+            "state": "running",
+            "phase": "starting",
+            "done": 0,
+            "total": 0,
+            "unit": "",
+            "rate": None,
+            "info": {},
+            "error": None,
+            "beat": 0,
+            **asdict(Holder.me()),
+            "started": _now(),
+        }
+
+    def phase(self, name: str, total: int, unit: str) -> None:
+        """A new piece of work begins; see Progress."""
+        print(f"{datetime.now():%H:%M:%S} {name}" + (f" ({total} {unit}s)" if total > 1 else ""), flush=True)
+        with self._lock:
+            self._phase_started = time.monotonic()
+            self._fields.update(phase=name, done=0, total=int(total), unit=unit, rate=None, info={})
+
+    def advance(self, done: int, **info: float | int | str) -> None:
+        """`done` more units are finished; see Progress."""
+        with self._lock:
+            self._fields["done"] += int(done)
+            seconds = time.monotonic() - self._phase_started
+            self._fields["rate"] = round(self._fields["done"] / seconds, 4) if seconds > 0 else None
+            self._fields["info"] = {
+                **self._fields["info"],
+                **{key: _plain(value) for key, value in info.items()},
+            }
+
+    def end(self, state: str, error: str | None = None) -> None:
+        """The last word: done, failed (with one line why) or interrupted."""
+        with self._lock:
+            self._fields.update(state=state, error=error)
+        self._stop.set()
+        self._write(durable=True)
+
+    def __enter__(self) -> StatusFile:
+        """Write the first status and start the heartbeat."""
+        self._write(durable=False)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Stop the heartbeat."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            try:
+                self._write(durable=False)
+            except OSError:  # a full disk must not end the work; whoever reads sees a stale `updated`
+                continue
+
+    def _write(self, *, durable: bool) -> None:
+        with self._lock:
+            self._fields["beat"] += 1
+            text = json.dumps({**self._fields, "updated": _now()}, sort_keys=True)
+            write_atomic(self._path, text + "\n", durable=durable)
+
+
+class Bystander(NullProgress):
+    """What a StatusFile is on ranks but the first: silent, but a failure is left where whoever started them looks."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._path = rank_failure(folder, rank)
+
+    def end(self, state: str, error: str | None = None) -> None:
+        """Leave the cause of a failure in rank-<n>.json."""
+        if state == "failed":
+            write_atomic(self._path, json.dumps({"state": state, "error": error}) + "\n")
+
+    def __enter__(self) -> Bystander:
+        """Take away what an earlier start of the job left."""
+        self._path.unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Nothing runs that had to be stopped."""
+
+
+def rank_failure(folder: Path, rank: int) -> Path:
+    """Where rank `rank` (not 0, which has status.json) leaves the cause of its failure."""
+    return folder / f"rank-{rank}.json"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _plain(value: Any) -> float | int | str:
+    """A figure as JSON can hold it (numpy and torch scalars become floats)."""
+    return value if isinstance(value, (bool, int, float, str)) else float(value)
