@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmm_forget.progress import Progress
+from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.stage import Ground
 from lmm_forget.tracking.tracker import Tracker
 
@@ -23,6 +24,7 @@ def lay_ground(
     progress: Progress,
     repairs: list[str],
     tracker: Tracker | None = None,
+    ranks: Ranks = ALONE,
 ) -> Ground:
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
     from lmm_forget.evaluation.ask import subset
@@ -44,7 +46,7 @@ def lay_ground(
     method = build_method(recipe)
     refuse_pure_bf16(training, config["hardware"])
     batch, part = int(training["global_batch"]), int(config["hardware"]["micro_batch"])
-    accumulation(batch, min(part, batch), 1)
+    accumulation(batch, min(part, max(1, batch // ranks.size)), ranks.size)
     progress.phase("read data", len(config["tasks"]), "task")
     lessons, exams = {}, []
     for name, node in config["tasks"].items():
@@ -63,7 +65,7 @@ def lay_ground(
     progress.phase("load model", 1, "model")
     lmm = load(config["model"])
     if config["hardware"]["accelerator"] in ("gpu", "cuda"):
-        lmm.model.to("cuda")
+        lmm.model.to(f"cuda:{ranks.local_rank}")
     plan = method.planned(lmm.model, make_plan(lmm.components, recipe["name"], rules_from_config(recipe)))
 
     def note(line: str) -> None:
@@ -84,6 +86,7 @@ def lay_ground(
         processor=processor_fingerprint(lmm.processor),
         versions=versions(),
         hashes=model_hashes(lmm.model),
+        ranks=ranks,
     )
     ground.prober = _prober(ground)
     return ground
