@@ -23,7 +23,7 @@ import yaml
 
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
 from lmm_forget.files import write_atomic
-from lmm_forget.heartbeat import Bystander, StatusFile
+from lmm_forget.heartbeat import Bystander, StatusFile, correct_status
 from lmm_forget.progress import Progress
 from lmm_forget.ranks import Place
 from lmm_forget.stopping import Interrupted, listen
@@ -85,6 +85,8 @@ def run(path: Path, config: dict[str, Any]) -> int:
         if place is None and world_size(config) > 1:
             return run_workers(path, config)
     except LmmForgetError as error:
+        if place is None or place.rank == 0:
+            correct_status(path.parent, "failed", " ".join(str(error).split()))
         return _complain(error, place)
     return _work(path, config, place)
 

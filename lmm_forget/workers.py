@@ -69,7 +69,11 @@ def run_workers(path: Path, config: Mapping[str, Any]) -> int:
         _enough_gpus(hardware["devices"])
     for old in folder.glob("rank-*.json"):
         old.unlink()
-    return _conclude(folder, hardware["devices"], _launch(path, hardware["devices"]))
+    try:
+        ends = _launch(path, hardware["devices"])
+    except (Interrupted, KeyboardInterrupt):
+        ends = None
+    return _conclude(folder, hardware["devices"], ends)
 
 
 def _enough_gpus(devices: int) -> None:
@@ -88,13 +92,15 @@ def _launch(path: Path, devices: int) -> list[End] | None:
 
     os.environ[AGENT] = str(os.getpid())
     if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # or it looks the host's name up, which may lead nowhere
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # or it looks the host's name up, which may lead nowhere
     try:
         with _quiet():
             elastic_launch(_launch_config(devices), sys.executable)("-m", "lmm_forget.job", str(path))
     except ChildFailedError as error:
         return [End(rank, one.exitcode, one.timestamp) for rank, one in error.failures.items()]
-    except (SignalException, Interrupted, KeyboardInterrupt):
+    except SignalException:
         return None
     return []
 
@@ -159,16 +165,23 @@ def blame(folder: Path, ends: list[End], status: Mapping[str, Any]) -> tuple[End
     killed = [end for end in soon if -end.code in SUDDEN]
     if killed:
         return killed[0], f"was killed ({signal.Signals(-killed[0].code).name}){_during(status)}{_GOES_ON}"
-    told = [(when, end, text) for end in ends for when, text in (_last_word(folder, end.rank, status),) if text]
+    told = [
+        (when, end, text) for end in ends for when, text in (_last_word(folder, end.rank, status),) if text
+    ]
     if told:
         _, end, text = min(told, key=lambda one: (one[0], one[1].rank))
         if end.rank != 0 and status.get("state") == "failed" and text == status.get("error"):
-            end = next((one for one in ends if one.rank == 0), end)  # they agreed on it, and rank 0 printed it
+            end = next(
+                (one for one in ends if one.rank == 0), end
+            )  # they agreed on it, and rank 0 printed it
         return end, text if end.rank == 0 else f"failed: {text}"
     end = next((one for one in ends if one.code not in STOPPED), ends[0])
     if end.code < 0:
         return end, f"ended by {signal.Signals(-end.code).name}{_during(status)}{_GOES_ON}"
-    return end, f"ended with exit code {end.code}{_during(status)} and left no cause; its last lines are in the log"
+    return (
+        end,
+        f"ended with exit code {end.code}{_during(status)} and left no cause; its last lines are in the log",
+    )
 
 
 _GOES_ON = "; the same command goes on from the last saved state"
