@@ -178,6 +178,7 @@ def fit(
                 micro_batch=micro_batch,
                 ranks=ranks,
                 shard=shard,
+                compiled=bool(hardware.get("compile")),
                 after_step=after_step,
             )
             try:
