@@ -65,7 +65,7 @@ def lay_ground(
         require_compat(exams)
 
     progress.phase("load model", 1, "model")
-    lmm = load({**config["model"], "attention": hardware["attention"] or config["model"].get("attention")})
+    lmm = load({**config["model"], "attention": hardware.get("attention") or config["model"].get("attention")})
     if hardware["accelerator"] == "gpu":
         lmm.model.to(f"cuda:{ranks.local_rank}")
     plan = method.planned(lmm.model, make_plan(lmm.components, recipe["name"], rules_from_config(recipe)))
