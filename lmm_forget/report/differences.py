@@ -23,7 +23,7 @@ Answers = Mapping[tuple[int, str], Columns]
 class Difference:
     """One setting minus the reference, in points: {value, low, high, p_value, p_holm} or None where it has no sense.
 
-    `basis` says what was paired: "questions" of two single jobs, or "jobs" of equal seed and order.
+    `basis` says what was paired: "questions" of two jobs, or "jobs" of equal seed and order.
     """
 
     name: str
@@ -42,7 +42,8 @@ def differences(sweep: Sweep, settings: Sequence[Setting]) -> list[Difference]:
     """Every other setting against `reference`; empty without one, or with more than `MOST` settings.
 
     Single jobs are paired question by question (bootstrap over images, swap test), settings of several jobs by equal
-    seed and order (Student's t over the pairs). P-values are Holm-corrected over the settings, for each figure.
+    seed and order (Student's t over the pairs; the questions of the pair where there is a single one). P-values are
+    Holm-corrected over the settings, for each figure.
     """
     best = reference(settings)
     if best is None or len(settings) > MOST:
@@ -61,6 +62,11 @@ def _difference(sweep: Sweep, best: Setting, other: Setting) -> Difference:
     if len(best.rows) == len(other.rows) == 1:
         return Difference(other.name, *_by_question(sweep, best.first, other.first), "questions")
     pairs = [(a, b) for a in best.rows for b in other.rows if (a.seed, a.tasks) == (b.seed, b.tasks)]
+    if len(pairs) == 1:
+        basis = "questions" if pairs[0][0].seed is None else f"questions, seed {pairs[0][0].seed} of both"
+        return Difference(other.name, *_by_question(sweep, *pairs[0]), basis)
+    if not pairs:
+        return Difference(other.name, None, None, "no jobs of equal seed and order")
     learning, final = (
         _by_job([(a.figures[f], b.figures[f]) for a, b in pairs]) for f in ("learning", "final")
     )
