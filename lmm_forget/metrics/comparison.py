@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import gammaln, ndtri
 
 from lmm_forget.errors import DataError
 from lmm_forget.metrics.bootstrap import (
@@ -31,7 +31,7 @@ SWAPS = 10_000
 """Random swaps where the test's distribution cannot be counted out; the smallest p-value is then 1 / 10,001."""
 _COUNTED = 12  # images up to which all 2 ** 12 swaps are counted out
 _FEWEST = 6  # as few changes, all in one direction, can be significant at 5 %: 2 * 0.5 ** 6 = 0.031
-_POWER = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
+_POWER = float(ndtri(0.975) + ndtri(0.8))
 
 
 def compare_pair(scores: TaskScores, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _counted(steps: np.ndarray) -> float:
     ways = np.ones(1)  # ways[u]: probability that the steps swapped upwards add up to u
     for size, count in zip(sizes, counts, strict=True):
         part = np.zeros(size * count + 1)
-        part[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        part[::size] = _fair_coin(count)
         ways = np.convolve(ways, part)
     total = int((sizes * counts).sum())
     up = int(steps[steps > 0].sum())
@@ -161,6 +161,13 @@ def _counted(steps: np.ndarray) -> float:
         return 1.0
     # the sum is 2 u - total, symmetric about 0; adding from the small end keeps small probabilities exact
     return float(min(1.0, 2.0 * ways[: min(up, total - up) + 1].sum()))
+
+
+def _fair_coin(tosses: int) -> Floats:
+    """Probability of 0, 1, … `tosses` heads."""
+    heads = np.arange(tosses + 1)
+    ways = gammaln(tosses + 1) - gammaln(heads + 1) - gammaln(tosses - heads + 1)
+    return np.asarray(np.exp(ways - tosses * np.log(2.0)))
 
 
 def _changes(scores: TaskScores) -> Floats:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import bdtr, chdtrc
 
 from lmm_forget.errors import DataError
 from lmm_forget.metrics.bootstrap import Draws, TaskScores, check_settings, draw
@@ -37,10 +37,10 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> dict[str, float | int | str]
     changed = gained + lost
     if changed < _EXACT_BELOW:
         method = "exact"
-        p_value = float(stats.binomtest(min(gained, lost), changed, 0.5).pvalue) if changed else 1.0
+        p_value = min(1.0, 2.0 * float(bdtr(min(gained, lost), changed, 0.5)))
     else:
         method = "chi2"
-        p_value = float(stats.chi2.sf(max(abs(gained - lost) - 1, 0) ** 2 / changed, df=1))
+        p_value = float(chdtrc(1, max(abs(gained - lost) - 1, 0) ** 2 / changed))
     return {"gained": gained, "lost": lost, "n": len(first), "p_value": p_value, "method": method}
 
 
