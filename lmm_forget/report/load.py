@@ -102,12 +102,17 @@ def _once(results: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, An
             if job == kept:
                 continue
             dropped.add(job)
-            same = results[job]["figures"] == results[kept]["figures"]
+            same = _values(results[job]) == _values(results[kept])
             notes.append(
                 f"{job} is {kept} once more (the same configuration): it counts once, as {kept}"
                 f"{'' if same else ', although their figures differ'}."
             )
     return {job: found for job, found in results.items() if job not in dropped}, notes
+
+
+def _values(results: Mapping[str, Any]) -> list[Any]:
+    """The figures without their intervals."""
+    return [figure.get("value") for figure in results["figures"].values()]
 
 
 def _identity(results: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ MARKED = ("learning", "forgetting", "final")
 NOTES = {
     "units": "Percentage points; 0 is no change, negative is forgetting; with 95 % intervals (low, high); "
     "* excludes 0.",
-    "recovery": "Worst is the lowest of several stages and recovery = final - worst never negative: no test, no *.",
+    "recovery": "Worst (picked as the lowest stage) and recovery (final - worst, never negative) carry no *.",
     "questions": "The intervals of a job cover questions, not seeds.",
     "tiny": "The tiny tasks are small stand-ins: their numbers are not the paper's benchmarks.",
 }
