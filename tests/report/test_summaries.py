@@ -55,6 +55,7 @@ def test_summary_of_a_sweep_names_everything(make: Make, put: Put) -> None:
     drawn = {"heldout_per_stage", "learning_vs_forgetting", "stage_by_benchmark", "stage_by_task"}
     for kind in ("svg", "png"):
         assert {path.stem for path in root.glob(f"*.{kind}")} == drawn
+    assert set(re.findall(r"\]\((\w+)\.png\)", (root / "summary.md").read_text())) == drawn
 
 
 def test_page_stands_alone_and_is_well_formed(make: Make, put: Put) -> None:
