@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmm_forget.evaluation.answers import NEAR_TIE, Answer, counted
 from lmm_forget.metrics.answers import task_scores_from_answers
-from lmm_forget.metrics.bootstrap import TaskScores
 from lmm_forget.metrics.figures import figures
-from lmm_forget.metrics.significance import paired_change
+from lmm_forget.metrics.significance import changes_from_base
 from lmm_forget.metrics.summary import results_scores
 from lmm_forget.probes.records import add_probes, write_probes
 from lmm_forget.store.keys import NOT_WEIGHTS, digest, task_view
@@ -93,6 +92,7 @@ def assemble(
         )
         for task in base
     }
+    changes = {task: changes_from_base(each) for task, each in scores.items()}
     results = {
         "schema": SCHEMA,
         "job": {"name": ground.config["name"], "hash": digest(config)},
@@ -102,7 +102,7 @@ def assemble(
             "weights_hash": base_hash,
             "scores": {task: score(answers, scoring) for task, answers in base.items()},
         },
-        "stages": [_stage(stage, scores, scoring) for stage in stages],
+        "stages": [_stage(stage, changes, scoring) for stage in stages],
         "figures": figures(taught, suite, scores, seed=ground.config["seed"]),
         "timings": {
             "stages": [dict(stage.effort) for stage in stages],
@@ -205,7 +205,7 @@ def _data_sources(ground: Ground) -> dict[str, str]:
     }
 
 
-def _stage(stage: Taught, scores: Mapping[str, TaskScores], scoring: str) -> dict[str, Any]:
+def _stage(stage: Taught, changes: Mapping[str, Sequence[Mapping[str, Any]]], scoring: str) -> dict[str, Any]:
     loss = stage.record["loss"]
     return {
         "index": stage.index,
@@ -216,7 +216,7 @@ def _stage(stage: Taught, scores: Mapping[str, TaskScores], scoring: str) -> dic
         "dropped": stage.record["dropped"],
         "loss": {"first": loss[0], "last": loss[-1], "mean_of_last_10": sum(loss[-10:]) / len(loss[-10:])},
         "scores": {
-            task: {**score(answers, scoring), "against_base": paired_change(scores[task], 0, stage.index)}
+            task: {**score(answers, scoring), "against_base": dict(changes[task][stage.index - 1])}
             for task, answers in stage.answers.items()
         },
     }

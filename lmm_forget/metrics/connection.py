@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from lmm_forget.metrics.bootstrap import tidy
 
@@ -82,6 +81,8 @@ def _pearson(a: Floats, b: Floats) -> float | None:
 
 
 def _spearman(a: Floats, b: Floats) -> float | None:
+    from scipy import stats  # a second to import, needed only here
+
     return _pearson(stats.rankdata(a), stats.rankdata(b))
 
 
