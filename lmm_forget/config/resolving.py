@@ -69,7 +69,7 @@ def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str
     for key in FITTED:
         config["model"].pop(key, None)
     check(config)
-    check_probe(config["probe"])
+    check_probe(config["probe"], config["sequence"]["tasks"])
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config
 
