@@ -195,4 +195,5 @@ def _prober(ground: Ground) -> Prober | None:
         weights=ground.weights,
         identity=identity,
         batch=batch_size(config["hardware"]),
+        refer=lambda key: ground.refer("probes", key),
     )

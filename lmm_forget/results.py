@@ -155,6 +155,7 @@ def write_tables(
 
     from lmm_forget.evaluation.table import answers_to_table
     from lmm_forget.report.figures import job_figures
+    from lmm_forget.report.job_probes import probe_pictures
     from lmm_forget.report.pictures import write_pictures
 
     tables = []
@@ -172,7 +173,8 @@ def write_tables(
     )
     job_figures(results, job_dir)
     if base_look is not None:
-        write_probes(job_dir, base_look, base, stages, results)
+        write_probes(job_dir, base_look, base, stages)
+        probe_pictures(results, job_dir)
 
 
 def _data(ground: Ground, stages: Sequence[Taught]) -> dict[str, Any]:

@@ -56,7 +56,9 @@ class Ground:
     versions: Mapping[str, str]
     hashes: dict[str, str] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
-    references: dict[str, list[str]] = field(default_factory=lambda: {"stages": [], "models": []})
+    references: dict[str, list[str]] = field(
+        default_factory=lambda: {"stages": [], "models": [], "probes": []}
+    )
     prober: Prober | None = None
     ranks: Ranks = ALONE
 

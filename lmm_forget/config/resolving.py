@@ -69,7 +69,7 @@ def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str
     suggested = {key: config["model"].pop(key, None) for key in FITTED}
     check(config)
     _settle_hardware(config, suggested["micro_batch"])
-    check_probe(config["probe"])
+    check_probe(config["probe"], config["sequence"]["tasks"])
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config
 
