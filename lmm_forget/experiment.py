@@ -42,7 +42,7 @@ def run(config: dict[str, Any], job_dir: Path, progress: Progress) -> dict[str, 
         tracker.close(error)
         raise
     tracker.results(results)
-    notices = tracker.close()
+    notices = [*results["job"].pop("notices"), *tracker.close()]
     if notices:
         results["job"]["notices"] = notices
     return results
@@ -65,7 +65,7 @@ def _corridor(
 
     progress.phase("figures of merit", 1, "job")
     results = assemble(ground, base_hash, base, stages, base_look)
-    results["job"]["repairs"] = repairs
+    results["job"].update(repairs=repairs, notices=ground.notices)
     results["timings"].update(base=base_seconds, base_asked=asked, total=time.monotonic() - started)
     write_tables(job_dir, ground, base, stages, results, base_look)
     return results

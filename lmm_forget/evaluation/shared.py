@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.errors import ConfigError
 from lmm_forget.evaluation.answers import Answer
-from lmm_forget.evaluation.ask import ask_batch, batch_size, batches, mark, subset
+from lmm_forget.evaluation.ask import answer_batch, batch_size, mark, subset
+from lmm_forget.evaluation.preparing import encoded, looked_at
 from lmm_forget.progress import Progress
 from lmm_forget.stopping import at_safe_points, safe_point
-from lmm_forget.store import Kept, Said, Store, question_key
+from lmm_forget.store import Kept, Said, Store
 from lmm_forget.store.keys import digest
 from lmm_forget.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from lmm_forget.models.loading import LMM
 
 POLL_SECONDS = 0.2
@@ -42,31 +40,24 @@ class Exam:
         """Read the split (bad samples as `on_bad_sample` says) and keep at most `limit` of it. Raises DataError."""
         return cls(task, subset(task.check(split, on_bad_sample), limit, task.name), split)
 
-    def prepare(self, lmm: LMM, size: int) -> None:
+    def prepare(self, lmm: LMM, size: int, workers: int = 0) -> None:
         """Fix the batches and look at every question once; later models are asked the same ones."""
-        if self.batches or not len(self.samples):
-            return
-        keys: dict[int, str] = {}
-        light: dict[int, Sample] = {}
-        for batch in batches(self.task, self.samples, size):
-            self.batches.append(list(batch))
-            for place, sample in batch.items():
-                keys[place] = self._key(lmm, sample)
-                light[place] = replace(sample, images=())
-        places = range(len(self.samples))
-        self.keys, self.light = [keys[i] for i in places], [light[i] for i in places]
-
-    def _key(self, lmm: LMM, sample: Sample) -> str:
-        question = self.task.question(sample, training=False)
-        try:
-            prompt = lmm.family.prompt(lmm.processor, question, len(sample.images))
-        except LmmForgetError as error:
-            raise type(error)(f"task {self.task.name}: sample {sample.id}: {error}") from error
-        return question_key(prompt, [image_hash(image) for image in sample.images], self.task.max_new_tokens)
+        if not self.batches and len(self.samples):
+            self.batches, self.keys, self.light = looked_at(lmm, self.task, self.samples, size, workers)
 
     def missing(self, found: Mapping[str, Kept]) -> int:
         """How many questions nobody has asked yet."""
         return sum(key not in found for key in self.keys)
+
+    def unasked(self, found: Mapping[str, Kept]) -> list[list[int]]:
+        """The batches without the questions that are answered, or will be when a batch's turn comes."""
+        known, left = set(found), []
+        for batch in self.batches:
+            places = [i for i in batch if self.keys[i] not in known]
+            known.update(self.keys[i] for i in places)
+            if places:
+                left.append(places)
+        return left
 
 
 def require_compat(exams: Sequence[Exam]) -> None:
@@ -97,9 +88,9 @@ def examine(
     first question, so that a model of which everything is known need not be put together.
     """
     said = Said(store, model)
-    size = batch_size(hardware)
+    size, workers = batch_size(hardware), int(hardware.get("workers") or 0)
     for exam in exams:
-        exam.prepare(lmm, size)
+        exam.prepare(lmm, size, workers)
     found = said.refresh()
     left = [exam for exam in exams if exam.missing(found)]
     asked = 0
@@ -119,7 +110,7 @@ def examine(
                 if ready is not None and exam.missing(found):
                     ready()
                 with at_safe_points():
-                    asked += _ask(lmm, exam, said, found, progress)
+                    asked += _ask(lmm, exam, said, found, progress, workers)
         if len(others) == len(left):
             time.sleep(POLL_SECONDS)
         left = others
@@ -131,29 +122,21 @@ def examine(
     }, asked
 
 
-def _ask(lmm: LMM, exam: Exam, said: Said, found: Mapping[str, Kept], progress: Progress) -> int:
+def _ask(
+    lmm: LMM, exam: Exam, said: Said, found: Mapping[str, Kept], progress: Progress, workers: int
+) -> int:
     """Ask what is missing, batch by batch; returns how many questions that were."""
     asked = 0
-    for batch in exam.batches:
-        places = [i for i in batch if exam.keys[i] not in found]
-        if places:
-            answers = ask_batch(lmm, exam.task, [exam.samples[i] for i in places])
-            said.add(
-                {
-                    exam.keys[i]: Kept(one.text, one.tokens, one.gap)
-                    for i, one in zip(places, answers, strict=True)
-                }
-            )
-            asked += len(places)
-            progress.advance(len(places), task=exam.task.name)
+    safe_point()
+    for places, ready in encoded(lmm, exam.task, exam.samples, exam.unasked(found), workers):
+        answers = answer_batch(lmm, exam.task, ready)
+        said.add(
+            {
+                exam.keys[i]: Kept(one.text, one.tokens, one.gap)
+                for i, one in zip(places, answers, strict=True)
+            }
+        )
+        asked += len(places)
+        progress.advance(len(places), task=exam.task.name)
         safe_point()
     return asked
-
-
-def image_hash(image: Image) -> str:
-    """SHA-256 (hex) of an image as it is decoded: mode, size and pixels."""
-    if image.mode == "P":  # the pixels of a palette image mean nothing without it
-        image = image.convert("RGBA")
-    found = hashlib.sha256(f"{image.mode}{image.size}".encode())
-    found.update(image.tobytes())
-    return found.hexdigest()
