@@ -6,16 +6,21 @@ sample that cannot be read is named in the same line, whoever read it.
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.stopping import SIGNALS
+from lmm_forget.stopping import SIGNALS, safe_point
 from lmm_forget.tasks.base import Sample, Task
 
 R = TypeVar("R")
+
+NOTICE = 0.5
+"""Seconds for a request to stop to arrive here, when it has reached a worker."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def worked(work: Callable[[Job], R], todo: Iterable[Job | Failed], *, workers: int, what: str) -> Iterator[R]:
+def worked(
+    work: Callable[[Job], R], todo: Iterable[Job | Failed], *, workers: int, what: str
+) -> Generator[R, None, None]:
     """`work(job)` of every job, in order; by `workers` processes, each one job ahead (0: here, when asked for).
 
     Raises what `work` raised, as in this process, and LmmForgetError when a worker was killed.
@@ -94,7 +101,7 @@ def worked(work: Callable[[Job], R], todo: Iterable[Job | Failed], *, workers: i
         for job in todo:
             yield work(_good(job))
         return
-    from torch import Generator
+    import torch
     from torch.utils.data import DataLoader, Dataset
 
     loader: DataLoader[Any] = DataLoader(
@@ -104,8 +111,8 @@ def worked(work: Callable[[Job], R], todo: Iterable[Job | Failed], *, workers: i
         num_workers=workers,
         collate_fn=_same,
         prefetch_factor=1,  # memory: one job for every worker
-        worker_init_fn=_deaf,
-        generator=Generator(),  # the global one must not notice
+        worker_init_fn=_quiet,
+        generator=torch.Generator(),  # the global one must not notice
     )
     results = iter(loader)
     while True:
@@ -116,6 +123,8 @@ def worked(work: Callable[[Job], R], todo: Iterable[Job | Failed], *, workers: i
         except RuntimeError as error:
             if "worker" not in str(error):
                 raise
+            time.sleep(NOTICE)
+            safe_point()  # whoever stopped the worker has asked this process to stop, too
             raise LmmForgetError(
                 f"{what}: a process that reads samples was ended ({cause(error)}); too little memory, or /dev/shm "
                 "too small? hardware.workers=0 reads without such processes"
@@ -148,10 +157,11 @@ def _same(found: Any) -> Any:
     return found
 
 
-def _deaf(_: int) -> None:
-    """A worker ends when its parent does, not by itself: who is asked to stop is the parent."""
+def _quiet(_: int) -> None:
+    """Let a worker end without a word when it, or everybody, is asked to stop: the parent is the one to say so."""
     for number in (*SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _groups(batches: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:

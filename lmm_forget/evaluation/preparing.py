@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ def looked_at(
 
 def encoded(
     lmm: LMM, task: Task, samples: Sequence[Sample], batches: Sequence[Sequence[int]], workers: int
-) -> Iterator[tuple[Sequence[int], ask.Ready]]:
+) -> Generator[tuple[Sequence[int], ask.Ready], None, None]:
     """Every batch with its questions encoded, in order, read ahead by `workers` processes."""
     work = Encode(lmm.family, lmm.processor, task, samples)
     todo = jobs(task, samples, batches)

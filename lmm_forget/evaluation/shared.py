@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -128,15 +129,16 @@ def _ask(
     """Ask what is missing, batch by batch; returns how many questions that were."""
     asked = 0
     safe_point()
-    for places, ready in encoded(lmm, exam.task, exam.samples, exam.unasked(found), workers):
-        answers = answer_batch(lmm, exam.task, ready)
-        said.add(
-            {
-                exam.keys[i]: Kept(one.text, one.tokens, one.gap)
-                for i, one in zip(places, answers, strict=True)
-            }
-        )
-        asked += len(places)
-        progress.advance(len(places), task=exam.task.name)
-        safe_point()
+    with closing(encoded(lmm, exam.task, exam.samples, exam.unasked(found), workers)) as ready:
+        for places, batch in ready:
+            answers = answer_batch(lmm, exam.task, batch)
+            said.add(
+                {
+                    exam.keys[i]: Kept(one.text, one.tokens, one.gap)
+                    for i, one in zip(places, answers, strict=True)
+                }
+            )
+            asked += len(places)
+            progress.advance(len(places), task=exam.task.name)
+            safe_point()
     return asked
