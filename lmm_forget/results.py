@@ -178,14 +178,19 @@ def write_tables(
 
 
 def _data(ground: Ground, stages: Sequence[Taught]) -> dict[str, Any]:
-    """Which samples were asked and taught, by task: split, number, and a fingerprint of questions and images."""
+    """Which samples were asked and taught, by task: split, number, a fingerprint, and what was left out."""
     found: dict[str, Any] = {}
     for exam in ground.exams:
-        about = {"split": exam.split, "samples": len(exam.samples), "fingerprint": digest(exam.keys)}
-        found[exam.task.name] = {"asked": about}
+        about: dict[str, Any] = {
+            "split": exam.split,
+            "samples": len(exam.samples),
+            "fingerprint": digest(exam.keys),
+        }
+        found[exam.task.name] = {"asked": {**about, **ground.sifted.get((exam.task.name, "asked"), {})}}
     for stage in stages:
         about = {"split": "train", "samples": len(ground.lessons[stage.task].samples)}
         about["fingerprint"] = (stage.record.get("ingredients") or {}).get("data")
+        about.update(ground.sifted.get((stage.task, "taught"), {}))
         found.setdefault(stage.task, {})["taught"] = about
     return found
 

@@ -195,6 +195,8 @@ def _recovery(
             near, far = (abs(p["shift"][key][name]) for p in (before, after))
             change = {"heldout": tidy(after["heldout"] - before["heldout"]), "distance": tidy(far - near)}
             steps.append({**{k: after[k] for k in ("job", "recipe", "stage", "task")}, **change})
+    from scipy import stats  # a second to import, needed only here
+
     rises = [step for step in steps if step["heldout"] > 0]
     falls = [step for step in steps if step["heldout"] < 0]
     back = sum(step["distance"] < 0 for step in rises)
