@@ -109,11 +109,14 @@ def told(estimate: Mapping[str, float | None]) -> str:
     return f"{estimate['value']:+.2f} [{estimate['low']:+.2f}, {estimate['high']:+.2f}]"
 
 
-def resampled(jobs: int) -> str:
-    """What the intervals rest on, in a sentence or two."""
+def resampled(found: Mapping[str, Any]) -> str:
+    """What the intervals rest on, in a few sentences."""
+    jobs, recipes = found["jobs"], len({point["recipe"] for point in found["points"]})
     if jobs < FEWEST_RUNS:
         return f"No intervals: points of one job are not independent, and there are only {jobs} jobs to resample."
     few = " So few of them make an interval rough: take it as a hint." if jobs < 10 else ""
+    if recipes < jobs:
+        few += f" They are of {recipes} recipes; jobs of one recipe resemble each other, which narrows the intervals."
     return (
         f"Intervals (95 %) resample the {jobs} jobs, each with all its stages and milestones, because points of one "
         f"job are not independent.{few} The sign test takes stages for independent, which flatters it."

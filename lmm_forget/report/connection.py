@@ -108,7 +108,7 @@ def verdicts(found: Found, said: Sequence[Found]) -> list[str]:
             lines.append(f"   - {where}: **{one['verdict']}** ({one['why']})")
         if not each["evidence"]:
             lines.append("   - nothing was recorded that could tell")
-    return [*lines, "", resampled(found["jobs"]), ""]
+    return [*lines, "", resampled(found), ""]
 
 
 def part_name(part: str) -> str:
