@@ -52,9 +52,11 @@ def test_a_rank_that_ends_badly_ends_its_job_alone_and_is_named(command, tmp_pat
         assert not (job / "results.json").exists()
         log = (job / "job.log").read_text()
         assert log.count("lmm-forget: error:") == 1 and log.rstrip().endswith(cause)
-        assert log.count("stage 1/1 teach") == 1 + log.count(cause) * ("stage" in cause)  # rank 0 alone says it
+        assert log.count("stage 1/1 teach") == 1 + log.count(cause) * (
+            "stage" in cause
+        )  # rank 0 alone says it
         assert all(gone(int((job / f"rank{rank}.pid").read_text())) for rank in (0, 1))
-    assert "| about to divide" in done.stderr
+    assert "rank 1 of 2: Traceback" in (folder / f"seed={RANK_1_CRASHES}/job.log").read_text()
     assert status(folder / "seed=0")["state"] == "done"
     assert json.loads((folder / "seed=0/results.json").read_text())["figures"]
     assert (folder / "seed=0/rank0.pid").read_text() != (folder / "seed=0/rank1.pid").read_text()
@@ -112,4 +114,6 @@ def test_plain_torchrun(tmp_path: Path, environment: dict[str, str]) -> None:
     assert starts(job) == 1
     other = torchrun(*line, "hardware.devices=4")
     assert other.returncode == 1
-    assert other.stderr.count("hardware.devices=4, but torchrun started 2 processes on each of 1 machines") == 1
+    assert (
+        other.stderr.count("hardware.devices=4, but torchrun started 2 processes on each of 1 machines") == 1
+    )
