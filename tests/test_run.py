@@ -85,7 +85,6 @@ def test_the_front_door_imports_no_torch(tmp_path: Path, arguments: list[str]) -
             ["-m", "hydra/launcher=basic", "hardware=ddp", "recipe=llm,mlp"],
             "isolated, the default: python -m",
         ),
-        (["hardware.nodes=2"], "torchrun --nnodes 2 --nproc_per_node 1 -m lmm_forget.run"),
         (["-m", "--cfg", "job"], "-m starts a sweep"),
         (["--recipe", "llm"], "unrecognized arguments: --recipe"),
         (["--config-dir", "nowhere"], "nowhere' not found"),
