@@ -77,6 +77,10 @@ class View:
         why = f": {outcome.cause}" if self._all > 1 else ""
         self._line(f"{count} {outcome.job.name}: {'finished' if outcome.finished else f'FAILED{why}'}")
 
+    def say(self, text: str) -> None:
+        """A line about the sweep as a whole."""
+        self._line(text)
+
     def tick(self) -> None:
         """Look at the status files, at most once a second."""
         if time.monotonic() < self._next:
