@@ -6,7 +6,7 @@ LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. A job on one device has none of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -91,6 +91,17 @@ class Ranks:
         found = torch.tensor([int(flag)])
         dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._control)
         return bool(found.item())
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Everybody's numbers added up, one by one, in fp64."""
+        if self.size == 1:
+            return [float(number) for number in numbers]
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
+        dist.all_reduce(total, group=self._control)
+        return [float(number) for number in total]
 
     def on_first(self, work: Callable[[], T]) -> T:
         """What `work` returns on the first rank; the others wait for it. An LmmForgetError there is raised on all."""

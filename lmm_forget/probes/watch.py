@@ -54,6 +54,11 @@ class Watch:
             # A stage that goes on from a saved state has been warned before.
             self.alarm = (prober.noted(self._alarm_key()) or {}).get("alarm")
 
+    def wants(self, step: int) -> bool:
+        """Whether this step may be one to look at, whatever was filed before."""
+        spec = self._prober.spec
+        return step in spec.at_steps or (spec.alarm is not None and step % spec.alarm.every == 0)
+
     def __call__(self, step: int) -> bool:
         """Look, if this step is one to look at; True ends the stage."""
         spec = self._prober.spec

@@ -41,6 +41,7 @@ class LoRA(Plain):
     """
 
     only_selects = False
+    rounds = False
 
     def __init__(
         self, rank: int = 256, alpha: float = 32, dropout: float = 0.05, compat: Collection[str] = ()

@@ -26,6 +26,9 @@ class Method(ABC):
     only_selects: ClassVar[bool] = False
     """Whether the method is nothing but which parameters require a gradient, so that any training loop can do it."""
 
+    rounds: ClassVar[bool] = False
+    """Whether `finish` does no more with a master than to round it to the base's dtype."""
+
     def planned(self, model: nn.Module, plan: TunePlan) -> TunePlan:
         """The plan of this method for `model` (weights may be on the meta device), given the plan of the rules.
 

@@ -21,6 +21,7 @@ class Plain(Method):
     """Train the planned tensors and replace them: the method of every recipe without further machinery."""
 
     only_selects = True
+    rounds = True
 
     def prepare(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
         """Planned tensors become fp32 masters that require a gradient; everything else is frozen."""

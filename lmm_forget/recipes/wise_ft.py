@@ -34,6 +34,7 @@ class WiseFT(Plain):
     """
 
     only_selects = False
+    rounds = False
 
     def __init__(self, alpha: float = 0.1, compat: Collection[str] = ()) -> None:
         """Raises ConfigError for settings that cannot be used."""

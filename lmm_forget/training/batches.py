@@ -41,7 +41,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Encoded samples: keyword arguments of the model, and labels [B, T] with -100 where no loss counts."""
+    """Encoded samples: keyword arguments of the model, and labels [B, T] with -100 where no loss counts.
+
+    Rows behind those of the slot's samples are fillers, whose loss counts nothing.
+    """
 
     slot: Slot
     batch: dict[str, Tensor]
@@ -93,6 +96,11 @@ def accumulation(global_batch: int, micro_batch: int, world: int) -> int:
     return share // micro_batch
 
 
+def smaller(micro_batch: int, share: int) -> int | None:
+    """The largest micro-batch of at most half of `micro_batch` that divides `share`; None below 1."""
+    return next((size for size in range(micro_batch // 2, 0, -1) if share % size == 0), None)
+
+
 def _around(valid: Sequence[int], wanted: int) -> str:
     below = [v for v in valid if v <= wanted][-1:]
     above = [v for v in valid if v > wanted][:1]
@@ -124,13 +132,23 @@ def slots(
     return found
 
 
+FILLER = TrainItem("filler", "", [Image.new("RGB", (64, 64), "grey")], "-")
+"""A sample that only makes the tower run."""
+
+
 class EncodedSlots(Dataset[MicroBatch | LmmForgetError]):
     """Micro-batches by position, rendered and encoded when asked for."""
 
-    def __init__(self, lmm: LMM, samples: Sequence[Any], slots: Sequence[Slot]) -> None:
-        """`samples[i]` is a `TrainItem`, a tuple like it, or an object with its attributes."""
+    def __init__(
+        self, lmm: LMM, samples: Sequence[Any], slots: Sequence[Slot], *, always_a_picture: bool = False
+    ) -> None:
+        """`samples[i]` is a `TrainItem`, a tuple like it, or an object with its attributes.
+
+        With `always_a_picture` a micro-batch without one gets a row more, which shows a grey square; no loss counts
+        in it. Ranks that share a sharded tower must all call it.
+        """
         self._family, self._processor = lmm.family, lmm.processor
-        self._samples, self._slots = samples, slots
+        self._samples, self._slots, self._always = samples, slots, always_a_picture
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -144,6 +162,8 @@ class EncodedSlots(Dataset[MicroBatch | LmmForgetError]):
 
     def _encode(self, slot: Slot) -> MicroBatch:
         items = [_item(self._samples[i]) for i in slot.indices]
+        if self._always and not any(len(item.images) for item in items):
+            items.append(FILLER)
         try:
             encoded = self._encoded(items)
         except DataError:
@@ -177,11 +197,17 @@ def _item(sample: Any) -> TrainItem:
 
 
 def loader(
-    lmm: LMM, samples: Sequence[Any], slots: Sequence[Slot], *, workers: int, seed: int
+    lmm: LMM,
+    samples: Sequence[Any],
+    slots: Sequence[Slot],
+    *,
+    workers: int,
+    seed: int,
+    always_a_picture: bool = False,
 ) -> DataLoader[Any]:
-    """Encoded micro-batches in order; `workers` 0 renders and encodes in this process."""
+    """Encoded micro-batches in order; `workers` 0 renders and encodes in this process. See `EncodedSlots`."""
     return DataLoader(
-        EncodedSlots(lmm, samples, slots),
+        EncodedSlots(lmm, samples, slots, always_a_picture=always_a_picture),
         batch_size=None,
         num_workers=workers,
         collate_fn=_same,

@@ -26,6 +26,21 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def generators() -> tuple[Any, ...]:
+    """States of Python's, NumPy's and torch's generators (all CUDA devices in use), for `put_back`."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def put_back(states: tuple[Any, ...]) -> None:
+    """Let all generators go on where `generators` found them."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    if states[3]:
+        torch.cuda.set_rng_state_all(states[3])
+
+
 @contextmanager
 def repeatable_kernels(device_type: str) -> Iterator[None]:
     """On CUDA prefer deterministic kernels (torch warns where there is none); CPU kernels repeat by

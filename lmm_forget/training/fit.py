@@ -8,27 +8,30 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.utils.data import DataLoader
 
-from lmm_forget.errors import ConfigError, PlanError
+from lmm_forget.errors import ConfigError, PlanError, StoreError
 from lmm_forget.progress import NullProgress, Progress
+from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.stopping import at_safe_points
 from lmm_forget.training.batches import accumulation, global_batches, loader, slots
 from lmm_forget.training.determinism import derived_seed, repeatable_kernels, seed_everything
 from lmm_forget.training.loggers import log_training
-from lmm_forget.training.module import Optimization, StageModule
+from lmm_forget.training.module import AfterStep, StageModule
+from lmm_forget.training.optimization import Optimization
 from lmm_forget.training.precision import Compute, refuse_pure_bf16
 from lmm_forget.training.resume import Resume, Saved, layout, restore_masters
-from lmm_forget.training.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
@@ -76,7 +79,8 @@ def fit(
     progress: Progress | None = None,
     phase: str | None = None,
     resume: Resume | None = None,
-    after_step: Callable[[int], bool] | None = None,
+    after_step: AfterStep | None = None,
+    ranks: Ranks = ALONE,
 ) -> FitResult:
     """Train what `method.prepare` made trainable on `samples` (see `EncodedSlots`), in place.
 
@@ -90,13 +94,16 @@ def fit(
     `after_step(finished steps)` may look at the model, which it sees as a stage model (see `undisturbed`), and
     ends the stage there by returning True; the schedule is that of the whole stage all the same.
 
+    With several `ranks` each takes its share of every global batch (`hardware.strategy`: ddp keeps everything on every
+    rank, fsdp cuts what is trained); the model is the same on all of them afterwards. `after_step` looks on the first.
+    A step that runs out of memory is taken again with smaller micro-batches.
+
     Raises ConfigError for settings that cannot be used, DataError for samples that cannot, PlanError when
     nothing is trainable, LmmForgetError when the loss stops being finite.
     """
     progress = progress or NullProgress()
     began = time.perf_counter()
     refuse_pure_bf16(training, hardware)
-    _one_device(hardware)
     if not any(p.requires_grad for p in lmm.model.parameters()):
         raise PlanError(
             f"recipe {plan.recipe}: nothing in the model is trainable; call method.prepare(lmm, plan) first"
@@ -105,48 +112,53 @@ def fit(
         torch.set_num_threads(int(hardware["threads"]))
     steps = total_steps(len(samples), training, seed=seed, task=task)
     opt = Optimization.from_config(training, steps)
-    found = resume.safe.load() if resume else None
-    saved = Saved.of(found) if found else None
+    shard = ranks.size > 1 and hardware.get("strategy") == "fsdp"
+    saved = _saved(resume, ranks)
     if saved is not None:
         restore_masters(lmm.model, saved.tensors)
     done = saved.step if saved else 0
     micro_batch = min(int(hardware.get("micro_batch") or opt.global_batch), opt.global_batch)
     micro_batch = saved.micro_batch if saved else micro_batch
-    parts = accumulation(opt.global_batch, micro_batch, 1)
-    order = slots(
-        len(samples),
-        steps=steps,
-        global_batch=opt.global_batch,
-        micro_batch=micro_batch,
-        seed=seed,
-        task=task,
-    )[done * parts :]
     stage_seed = derived_seed(seed, task)
-    data = loader(lmm, samples, order, workers=int(hardware.get("workers") or 0), seed=stage_seed)
+    tower_moves = any(
+        p.requires_grad
+        for c in ("vision", "projector")
+        for m in lmm.components.modules(c)
+        for p in m.parameters()
+    )
+
+    def batches(micro_batch: int, done: int) -> DataLoader[Any] | None:
+        """This rank's micro-batches from step `done` on; None if no step is left."""
+        parts = accumulation(opt.global_batch, micro_batch, ranks.size)
+        order = slots(
+            len(samples),
+            steps=steps,
+            global_batch=opt.global_batch,
+            micro_batch=micro_batch,
+            seed=seed,
+            task=task,
+            rank=ranks.rank,
+            world=ranks.size,
+        )[done * parts :]
+        workers = int(hardware.get("workers") or 0)
+        whole = shard and tower_moves
+        made = loader(lmm, samples, order, workers=workers, seed=stage_seed, always_a_picture=whole)
+        return made if order else None
+
     progress.phase(phase or f"teach {task}", steps, "step")
     if done:
         progress.advance(done)
 
-    stopped: list[int] = []
-
-    def heard(step: int, figures: dict[str, float]) -> bool:
+    def heard(step: int, figures: dict[str, float]) -> None:
         progress.advance(1, loss=figures["loss"], samples_per_s=figures["samples_per_s"])
         if step % LOG_EVERY == 0 or step == steps - 1:
             log_training(logger, task, step + 1, figures)
-        if after_step is None:
-            return False
-        with undisturbed(cast(nn.Module, lmm.model), compute):
-            stop = after_step(step + 1)
-        if stop:
-            stopped.append(step + 1)
-        return stop
 
     home = next(lmm.model.parameters()).device
     checkpoint = {info.name: info.dtype for info in lmm.components}
     with quiet_lightning(), keep_interrupts():
-        trainer = _trainer(hardware)
-        device_type = trainer.strategy.root_device.type
-        seed_everything(stage_seed)
+        device_type = _device_type(hardware)
+        seed_everything(derived_seed(stage_seed, "rank", ranks.rank) if ranks.rank else stage_seed)
         compute = Compute(lmm.model, str(hardware.get("precision") or "bf16"), device_type, checkpoint)
         with (
             repeatable_kernels(device_type),
@@ -163,15 +175,24 @@ def fit(
                 resume=resume,
                 saved=saved,
                 micro_batch=micro_batch,
+                ranks=ranks,
+                shard=shard,
+                after_step=after_step,
             )
             try:
-                if order:  # nothing is left to do when only the record was missing
+                # Nothing is left to do when only the record was missing; a fit that ran out of memory goes on in a
+                # new one.
+                while (data := batches(module.micro_batch, len(module.losses))) is not None:
+                    module.repeat = False
                     with at_safe_points() if resume else nullcontext():
-                        trainer.fit(module, data)
+                        _trainer(hardware, ranks).fit(module, data)
+                    if not module.repeat:
+                        break
+                module.hand_back()
             finally:
                 cast(nn.Module, lmm.model).to(home)
-    losses = module.losses
-    del trainer, module  # they refer to each other and to the optimizer's states
+    losses, micro_batch, stopped = module.losses, module.micro_batch, module.stopped
+    del module  # it refers to the optimizer's states
     gc.collect()
     used = len(losses) * opt.global_batch
     return FitResult(
@@ -183,8 +204,8 @@ def fit(
         dropped=len(samples) % opt.global_batch,
         seconds=time.perf_counter() - began,
         resumed=done or None,
-        exact=saved is None or saved.layout == layout(1),
-        stopped=stopped[0] if stopped else None,
+        exact=saved is None or saved.layout == layout(ranks.size),
+        stopped=stopped,
     )
 
 
@@ -202,28 +223,52 @@ def total_steps(n: int, training: Mapping[str, Any], *, seed: int = 0, task: str
     return int(value) if limit is not None else per_epoch * int(value)
 
 
-def _one_device(hardware: Mapping[str, Any]) -> None:
-    devices, nodes = hardware.get("devices") or 1, hardware.get("nodes") or 1
-    many = len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else devices
-    if many not in (1, "1", "auto") or int(nodes) != 1:
-        raise ConfigError(
-            f"hardware.devices={devices}, hardware.nodes={nodes}: a job trains on one device; "
-            "give each job of a sweep its own device instead (hardware.devices=1)"
+def _saved(resume: Resume | None, ranks: Ranks) -> Saved | None:
+    """The state to go on from, the same on every rank; the first one decides which it is and moves damaged ones aside.
+
+    Raises StoreError where a rank does not see the first one's state.
+    """
+    if resume is None:
+        return None
+
+    def read() -> Saved | None:
+        found = resume.safe.load()
+        return Saved.of(found) if found else None
+
+    if ranks.size == 1:
+        return read()
+    first = [read()] if ranks.first else [None]
+    step = ranks.on_first(lambda: first[0].step if first[0] else None)
+    if step is None:
+        return None
+    own = first[0] or read()
+    if ranks.any(own is None or own.step != step):
+        raise StoreError(
+            f"the state saved after step {step} is not seen by every rank; the store must lie on a file system that "
+            "all machines of a job share"
         )
+    return own
 
 
-def _trainer(hardware: Mapping[str, Any]) -> pl.Trainer:
+def _device_type(hardware: Mapping[str, Any]) -> str:
+    """`cuda` or `cpu`. Raises ConfigError for an accelerator that is not here."""
+    return str(_trainer(hardware, ALONE).strategy.root_device.type)
+
+
+def _trainer(hardware: Mapping[str, Any], ranks: Ranks) -> pl.Trainer:
     """A Trainer that only loops: precision, order, checkpoints, logs and bars are this package's own."""
     accelerator = hardware.get("accelerator") or "auto"
     try:
         return pl.Trainer(
             accelerator=accelerator,
-            devices=1,
-            num_nodes=1,
+            devices=ranks.local_size,
+            num_nodes=ranks.size // ranks.local_size,
+            strategy=SharedMesh(ranks) if ranks.size > 1 else "auto",
             precision="32-true",
             max_epochs=1,
             logger=False,
-            plugins=[LightningEnvironment()],  # one process, also inside a Slurm allocation
+            # One process, also inside a Slurm allocation; or as many as somebody else has started.
+            plugins=[TorchElasticEnvironment() if ranks.size > 1 else LightningEnvironment()],
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -232,6 +277,24 @@ def _trainer(hardware: Mapping[str, Any]) -> pl.Trainer:
     except (MisconfigurationException, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"hardware.accelerator={accelerator} cannot be used here: {reason}") from None
+
+
+class SharedMesh(ModelParallelStrategy):
+    """Lightning's strategy for models that arrange themselves over ranks, on the job's own process group and mesh.
+
+    Both are made once and serve every stage; Lightning would make a mesh anew for each of them. Whether anything is
+    sharded is up to the module: without, all ranks hold the same model, and its gradients are averaged (ddp).
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__(data_parallel_size=ranks.size, tensor_parallel_size=1)
+        self._ranks = ranks
+
+    def setup_environment(self) -> None:
+        """Take the mesh that is there."""
+        ParallelStrategy.setup_environment(self)
+        self._setup_distributed()
+        self._device_mesh = self._ranks.mesh(self.root_device.type)
 
 
 @contextmanager

@@ -1,122 +1,72 @@
-"""The LightningModule of a stage: one optimizer step per global batch, whatever the micro-batches."""
+"""The LightningModule of a stage: one optimizer step per global batch, whatever the micro-batches and ranks."""
 
 from __future__ import annotations
 
+import gc
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.errors import LmmForgetError
 from lmm_forget.models.family import IGNORE
-from lmm_forget.stopping import asked, listen_again, safe_point
-from lmm_forget.training.batches import MicroBatch, checked
+from lmm_forget.ranks import ALONE, Ranks
+from lmm_forget.stopping import Interrupted, asked, listen_again
+from lmm_forget.training.batches import MicroBatch, checked, smaller
+from lmm_forget.training.determinism import generators, put_back, seed_everything
+from lmm_forget.training.gradients import average
+from lmm_forget.training.optimization import (
+    Optimization,
+    learning_rate_factor,
+    parameter_groups,
+    tower_names,
+)
 from lmm_forget.training.resume import (
     Resume,
     Saved,
     capture,
+    full,
     layout,
     random_states,
     restore_moments,
     restore_random_states,
 )
+from lmm_forget.training.sharded import Lesson, Sharded
+from lmm_forget.training.undisturbed import undisturbed
 
 if TYPE_CHECKING:
-    from lmm_forget.models.components import ComponentMap
     from lmm_forget.models.loading import LMM
     from lmm_forget.recipes.method import Method
     from lmm_forget.training.precision import Compute
 
-LOSSES = ("sample_mean", "token_mean")
 
+class AfterStep(Protocol):
+    """Looks at a model while it is trained."""
 
-@dataclass(frozen=True)
-class Optimization:
-    """Hyper-parameters of a stage as its optimizer needs them; `warmup` is a share of `steps`."""
+    def wants(self, step: int) -> bool:
+        """Whether it is to be called after `step` finished steps; the same on every rank."""
 
-    steps: int
-    global_batch: int
-    learning_rate: float
-    vision_learning_rate: float | None
-    warmup: float
-    weight_decay: float
-    clip: float | None
-    betas: tuple[float, float]
-    loss: str
-
-    @classmethod
-    def from_config(cls, training: Mapping[str, Any], steps: int) -> Optimization:
-        """From a resolved `training` node. Raises ConfigError for values that cannot be used."""
-        loss = training.get("loss") or "sample_mean"
-        if loss not in LOSSES:
-            raise ConfigError(f"training.loss={loss}: unknown; use one of {', '.join(LOSSES)}")
-        rate, vision, clip = (
-            training["learning_rate"],
-            training.get("vision_learning_rate"),
-            training.get("clip"),
-        )
-        warmup, decay = float(training.get("warmup") or 0.0), float(training.get("weight_decay") or 0.0)
-        for name, value in (("learning_rate", rate), ("vision_learning_rate", vision)):
-            if value is not None and not float(value) > 0:
-                raise ConfigError(f"training.{name}={value}: must be above 0")
-        if not 0 <= warmup <= 1:
-            raise ConfigError(f"training.warmup={warmup}: is a share of the steps, between 0 and 1")
-        beta1, beta2 = training.get("betas") or (0.9, 0.999)
-        return cls(
-            steps=steps,
-            global_batch=int(training["global_batch"]),
-            learning_rate=float(rate),
-            vision_learning_rate=None if vision is None else float(vision),
-            warmup=warmup,
-            weight_decay=decay,
-            clip=float(clip) if clip else None,
-            betas=(float(beta1), float(beta2)),
-            loss=loss,
-        )
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate in optimizer step `step` (from 0): linear warm-up, then a cosine to 0.
-
-    The warm-up takes w = ceil(warmup * steps) steps with factors 1/(w+1) ... w/(w+1), so no step is lost to a
-    rate of 0; step w has factor 1, and 0 would be reached one step after the last.
-    """
-    rise = math.ceil(warmup * steps)
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def parameter_groups(
-    parameters: Iterable[nn.Parameter], components: ComponentMap, opt: Optimization
-) -> list[dict[str, Any]]:
-    """AdamW groups: the tower's parameters with `vision_learning_rate` where it is set, all others with the
-    main rate.
-
-    The projector belongs to the main group, also where it lies inside the tower's module (Qwen2.5-VL).
-    """
-    projector = {id(p) for m in components.modules("projector") for p in m.parameters()}
-    tower = {id(p) for m in components.modules("vision") for p in m.parameters()} - projector
-    own_rate = opt.vision_learning_rate is not None
-    groups: dict[str, list[nn.Parameter]] = {"main": [], "vision": []}
-    for p in parameters:
-        groups["vision" if own_rate and id(p) in tower else "main"].append(p)
-    rates = {"main": opt.learning_rate, "vision": opt.vision_learning_rate}
-    return [{"params": found, "lr": rates[name], "name": name} for name, found in groups.items() if found]
+    def __call__(self, step: int) -> bool:
+        """Look; True ends the stage."""
 
 
 class StageModule(pl.LightningModule):
     """Trains everything in `lmm.model` that requires a gradient, through `method.loss`.
 
     The loss of an optimizer step is the mean over its global batch of each sample's mean token cross-entropy:
-    a micro-batch contributes the sum of its samples' means times world / global_batch. With `loss=token_mean`
-    every answer token of the global batch weighs the same. `losses` collects one value per step.
+    a micro-batch contributes the sum of its samples' means times world / global_batch, and gradients are averaged over
+    the ranks once, after the last micro-batch. With `loss=token_mean` every answer token of the global batch weighs the
+    same. `losses` collects one value per step.
+
+    PyTorch's DDP wrapper is not used: it sends gradients from within the last backward pass, when ranks can no longer
+    agree that one of them ran out of memory, and it fails where a batch of one rank has no pictures.
     """
 
     def __init__(
@@ -126,32 +76,55 @@ class StageModule(pl.LightningModule):
         opt: Optimization,
         compute: Compute,
         *,
-        on_step: Callable[[int, dict[str, float]], bool | None],
+        on_step: Callable[[int, dict[str, float]], None],
         resume: Resume | None = None,
         saved: Saved | None = None,
         micro_batch: int = 0,
+        ranks: Ranks = ALONE,
+        shard: bool = False,
+        after_step: AfterStep | None = None,
     ) -> None:
-        """`on_step(step, figures)` hears of each finished step: loss, learning_rate, grad_norm,
-        samples_per_s; returning True ends the stage there.
+        """`on_step(step, figures)` hears of each finished step: loss, learning_rate, grad_norm, samples_per_s.
+        `after_step` looks at the stage model as it would be now; `stopped` is the step after which it ended the stage.
         With `resume` the state is saved as it says and when the process is asked to stop;
-        `saved` is the state to go on from (its masters are in the model already).
+        `saved` is the state to go on from (its masters are in the model already). `shard` cuts what is trained over
+        the ranks. `repeat` says, after a fit that ended early, that a step ran out of memory and is to be taken again
+        with the smaller `micro_batch`.
         """
         super().__init__()
         self.automatic_optimization = False
-        self.model = lmm.model
         self._lmm, self._method, self._opt, self._compute, self._on_step = lmm, method, opt, compute, on_step
-        self._resume, self._saved, self._micro_batch = resume, saved, micro_batch
+        self._resume, self._saved, self._ranks, self._shard = resume, saved, ranks, shard
+        self._after_step, self.stopped = after_step, cast(int | None, None)
+        self.micro_batch, self.repeat = micro_batch, False
         self.losses: list[float] = list(saved.losses) if saved else []
+        self._tower = tower_names(cast(nn.Module, lmm.model), lmm.components)
+        self._sharded: Sharded | None = None
+        self.lesson: Any = None if shard else Lesson(lmm, method)
+        self._optimizer: AdamW | None = None
+        self._restore: Callable[[], None] | None = None if saved is None else self._saved_generators
+        self._begun: Any = None
         self._loss: Tensor | None = None
         self._tokens = 0
+        self._ran_out = False
         self._since = time.perf_counter()
+
+    def configure_model(self) -> None:
+        """Cut what is trained over the ranks, once, however many fits this module goes through."""
+        if self._shard and self._sharded is None:
+            device = next(self._lmm.model.parameters()).device.type
+            mesh = self._ranks.mesh(device)["data_parallel"]
+            self._sharded = Sharded(self._lmm, self._method, mesh)
+            self.lesson = self._sharded.lesson
 
     def configure_optimizers(self) -> AdamW:
         """AdamW (fused: one pass over all tensors, the same bits every time); `_finish_step` sets its rates."""
-        opt = self._opt
-        moving = [p for p in self.model.parameters() if p.requires_grad]
+        if self._optimizer is not None:  # this fit goes on where one ended that ran out of memory
+            return self._optimizer
+        opt, model = self._opt, self.lesson.model
+        moving = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         optimizer = AdamW(
-            parameter_groups(moving, self._lmm.components, opt),
+            parameter_groups(moving, self._tower, opt),
             lr=opt.learning_rate,
             betas=opt.betas,
             eps=1e-8,
@@ -161,7 +134,8 @@ class StageModule(pl.LightningModule):
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
         if self._saved is not None:
-            restore_moments(self.model, optimizer, self._saved.tensors)
+            restore_moments(model, optimizer, self._saved.tensors)
+        self._optimizer = optimizer
         return optimizer
 
     def on_train_start(self) -> None:
@@ -172,39 +146,77 @@ class StageModule(pl.LightningModule):
         """Move a micro-batch; an error that came instead of one stays as it is."""
         return batch.to(device) if isinstance(batch, MicroBatch) else batch
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The model of the stage as it is now, unsharded, for the block; all ranks must enter it."""
+        with self._sharded.filled() if self._sharded else nullcontext():
+            yield
+
+    def hand_back(self) -> None:
+        """Put what was trained back into the model; all ranks must call it. Nothing to do where it was never cut."""
+        if self._sharded is not None:
+            only_rounded = self._method.rounds
+            dtypes = {info.name: info.dtype for info in self._lmm.components} if only_rounded else None
+            self._sharded.fill(dtypes)
+
     def training_step(self, found: Any, batch_idx: int) -> None:
         """Add one micro-batch's gradient; after the last one of its global batch, take the optimizer step."""
+        if self.repeat:
+            return
         micro = checked(found)
-        if self._saved is not None:  # as late as can be: what lies before this line may have drawn numbers
-            restore_random_states(self._saved.random)
-            self._saved = None
-        with self._compute.autocast():
-            means = self._method.loss(self._lmm, micro.batch, micro.labels)
-        loss = self._scaled(means, micro.labels)
-        self.manual_backward(loss)
-        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        if self._restore is not None:  # as late as can be: what lies before this line may have drawn numbers
+            self._restore()
+            self._restore = None
+        if self._begun is None:
+            self._begun = generators()
+        if not self._ran_out:
+            self._add(micro)
         if micro.slot.last:
             self._finish_step(micro.slot.step)
 
-    def _scaled(self, means: Tensor, labels: Tensor) -> Tensor:
-        if (
-            self._opt.loss == "token_mean"
-        ):  # divided by the number of tokens once that is known, in _finish_step
-            tokens = (labels[:, 1:] != IGNORE).sum(dim=1)
+    def _add(self, micro: MicroBatch) -> None:
+        try:
+            with self._compute.autocast():
+                means = self.lesson(micro.batch, micro.labels)
+            loss = self._scaled(means, micro)
+            self.manual_backward(loss)
+        except torch.OutOfMemoryError:
+            if self._shard:  # the other ranks wait inside the forward pass for tensors that will not come
+                raise LmmForgetError(
+                    f"out of memory in step {micro.slot.step + 1} with hardware.micro_batch={self.micro_batch}; take "
+                    "a smaller one: the same command then goes on from the last saved state"
+                ) from None
+            self._ran_out = True
+            return
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+
+    def _scaled(self, means: Tensor, micro: MicroBatch) -> Tensor:
+        real = len(micro.slot.indices)
+        own, filler = means[:real], means[real:]
+        if self._opt.loss == "token_mean":  # divided by the number of tokens once that is known
+            tokens = (micro.labels[:real, 1:] != IGNORE).sum(dim=1)
             self._tokens += int(tokens.sum())
-            return (means * tokens).sum()
-        return means.sum() * (self.trainer.world_size / self._opt.global_batch)
+            scaled = (own * tokens).sum() * self._ranks.size
+        else:
+            scaled = own.sum() * (self._ranks.size / self._opt.global_batch)
+        return scaled + 0.0 * filler.sum() if len(filler) else scaled
 
     def _finish_step(self, step: int) -> None:
         optimizer = cast(Any, self.optimizers())
+        share = 0.0 if self._loss is None else float(self._loss)
+        loss, tokens, ran_out, stopping = self._ranks.sum([share, self._tokens, self._ran_out, asked()])
+        if ran_out:
+            self._rewind(step, optimizer)
+            return
         moving = [p for group in optimizer.param_groups for p in group["params"]]
-        assert self._loss is not None
-        loss = float(self._loss)
+        loss /= self._ranks.size
+        if not self._shard:
+            average(moving, self._ranks)
         if self._opt.loss == "token_mean":
-            loss /= self._tokens
+            loss /= tokens
             for p in moving:
                 if p.grad is not None:
-                    p.grad.div_(self._tokens)
+                    p.grad.div_(tokens)
         if not math.isfinite(loss):
             raise LmmForgetError(
                 f"the loss is {loss} in step {step + 1} of {self._opt.steps}: training diverged; "
@@ -223,29 +235,79 @@ class StageModule(pl.LightningModule):
         figures = {
             "loss": loss,
             "learning_rate": optimizer.param_groups[0]["lr"],
-            "grad_norm": float(norm),
+            "grad_norm": float(full(norm)),
             "samples_per_s": self._opt.global_batch / max(now - self._since, 1e-9),
         }
-        self._loss, self._tokens, self._since = None, 0, now
+        self._loss, self._tokens, self._begun, self._since = None, 0, None, now
         self.losses.append(loss)
-        stop = self._on_step(step, figures)
+        self._on_step(step, figures)
+        stop = self._looked(step + 1)
         self._since = time.perf_counter()  # what was done on hearing of the step is no training time
         if stop:  # no state is saved here: a stage that goes on from one must come by this step to stop again
+            self.stopped = step + 1
             self.trainer.should_stop = True
             return
-        self._save_where_due(step + 1, optimizer)
+        self._save_where_due(step + 1, optimizer, bool(stopping))
 
-    def _save_where_due(self, done: int, optimizer: Any) -> None:
+    def _looked(self, done: int) -> bool:
+        """Let `after_step` look, on the first rank; whether it ends the stage."""
+        watch = self._after_step
+        if watch is None or not watch.wants(done):
+            return False
+
+        def look() -> bool:
+            with undisturbed(cast(nn.Module, self._lmm.model), self._compute):
+                return watch(done)
+
+        with self.whole():
+            return self._ranks.on_first(look)
+
+    def _rewind(self, step: int, optimizer: Any) -> None:
+        """Some rank ran out of memory: undo what this step did so far, and end the fit to take it again in less."""
+        optimizer.zero_grad(set_to_none=True)
+        before, begun = self.micro_batch, self._begun
+        less = smaller(before, self._opt.global_batch // self._ranks.size)
+        if less is None:
+            raise LmmForgetError(
+                f"out of memory in step {step + 1} with a single sample; use "
+                "hardware.activation_checkpointing=true, hardware=fsdp or a smaller image budget (model.image)"
+            )
+        if self._ranks.first:
+            print(
+                f"lmm-forget: note: out of memory in step {step + 1}; it is repeated with micro-batches of {less} "
+                f"(were {before})",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.micro_batch, self._restore = less, lambda: put_back(begun)
+        self._loss, self._tokens, self._begun, self._ran_out = None, 0, None, False
+        self.repeat = self.trainer.should_stop = True
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _save_where_due(self, done: int, optimizer: Any, stopping: bool) -> None:
         """Keep the state after `done` steps every so often and when the process must stop; stop there if asked."""
         if self._resume is None:
             return
-        if asked() or (done % self._resume.every == 0 and done < self._opt.steps):
+        if stopping or (done % self._resume.every == 0 and done < self._opt.steps):
             state = {
                 "losses": self.losses,
-                "micro_batch": self._micro_batch,
-                "layout": layout(self.trainer.world_size),
+                "micro_batch": self.micro_batch,
+                "layout": layout(self._ranks.size),
                 "learning_rate": optimizer.param_groups[0]["lr"],
-                "random": random_states(),
+                "random": self._ranks.gather(random_states()),
             }
-            self._resume.safe.save(done, capture(self.model, optimizer.optimizer), state)
-        safe_point()
+            tensors = capture(self.lesson.model, optimizer.optimizer, keep=self._ranks.first)
+            safe = self._resume.safe
+            self._ranks.on_first(lambda: safe.save(done, tensors, state))
+        if stopping:
+            raise Interrupted
+
+    def _saved_generators(self) -> None:
+        """Random numbers go on where the state was saved; with another number of ranks they begin anew."""
+        assert self._saved is not None
+        if len(self._saved.random) == self._ranks.size:
+            restore_random_states(self._saved.random[self._ranks.rank])
+        else:
+            seed_everything(self._saved.step * self._ranks.size + self._ranks.rank)

@@ -9,7 +9,7 @@ the forward pass in bf16 too, since their fp32 masters would widen whatever they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -77,30 +77,32 @@ def cast_masters(
     for path, module in model.named_modules():
         if isinstance(module, _CAST_ELSEWHERE):
             continue
-        masters = {
-            name: p
+        masters = [
+            name
             for name, p in module.named_parameters(recurse=False)
             if p.requires_grad
             and p.dtype == torch.float32
             and checkpoint.get(f"{path}.{name}" if path else name) == dtype
-        }
+        ]
         if masters:
             handles += _shadow(module, masters, dtype)
     return handles
 
 
-def _shadow(
-    module: nn.Module, masters: Mapping[str, nn.Parameter], dtype: torch.dtype
-) -> Iterator[RemovableHandle]:
-    """An attribute of the instance hides the parameter of its name, which stays where optimizers find it."""
+def _shadow(module: nn.Module, masters: Sequence[str], dtype: torch.dtype) -> Iterator[RemovableHandle]:
+    """An attribute of the instance hides the parameter of its name, which stays where optimizers find it.
 
-    def show(_module: nn.Module, _inputs: Any) -> None:
-        for name, master in masters.items():
-            module.__dict__[name] = master.to(dtype)
+    The parameter is looked up anew every time, in the module that runs: copies of a module share its hooks, and a
+    sharded module holds another tensor under the name while it runs.
+    """
 
-    def hide(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def show(running: nn.Module, _inputs: Any) -> None:
         for name in masters:
-            module.__dict__.pop(name, None)
+            running.__dict__[name] = running._parameters[name].to(dtype)  # type: ignore[union-attr]
+
+    def hide(running: nn.Module, _inputs: Any, _output: Any) -> None:
+        for name in masters:
+            running.__dict__.pop(name, None)
 
     yield module.register_forward_pre_hook(show)
     yield module.register_forward_hook(hide, always_call=True)

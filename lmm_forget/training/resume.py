@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from lmm_forget.errors import StoreError
@@ -45,7 +46,7 @@ class Saved:
     micro_batch: int
     layout: dict[str, Any]
     tensors: dict[str, Tensor]
-    random: dict[str, Any]
+    random: list[dict[str, Any]]
     extra: dict[str, Any]
 
     @classmethod
@@ -59,7 +60,7 @@ class Saved:
                 micro_batch=int(state["micro_batch"]),
                 layout=dict(state["layout"]),
                 tensors=tensors,
-                random=dict(state["random"]),
+                random=[dict(one) for one in state["random"]],
                 extra=dict(state.get("extra") or {}),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -78,18 +79,27 @@ def layout(world_size: int) -> dict[str, Any]:
     }
 
 
-def capture(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Masters and moments by `master.<name>`, `exp_avg.<name>` … of every parameter that requires a gradient."""
+def capture(model: nn.Module, optimizer: Optimizer, keep: bool = True) -> dict[str, Tensor]:
+    """Masters and moments by `master.<name>`, `exp_avg.<name>` … of every parameter that requires a gradient.
+
+    Sharded tensors are put together one by one, by all ranks; without `keep` a rank helps and keeps none.
+    """
     tensors: dict[str, Tensor] = {}
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        tensors[f"master.{name}"] = p.detach().to("cpu", copy=True).contiguous()
-        for moment in MOMENTS:
-            value = optimizer.state.get(p, {}).get(moment)
-            if value is not None:
-                tensors[f"{moment}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
+        moments = optimizer.state.get(p, {})
+        values = {"master": p, **{moment: moments[moment] for moment in MOMENTS if moment in moments}}
+        for kind, value in values.items():
+            whole = full(value)
+            if keep:
+                tensors[f"{kind}.{name}"] = whole.to("cpu", copy=True).contiguous()
     return tensors
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, detached; of a sharded one all ranks must ask."""
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def restore_masters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -111,9 +121,15 @@ def restore_moments(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str
     """Put AdamW's moments and step counts back; parameters that had none yet get none."""
     for name, p in model.named_parameters():
         if p.requires_grad and f"exp_avg.{name}" in tensors:
-            optimizer.state[p] = {
-                moment: tensors[f"{moment}.{name}"].to(p.device, copy=True) for moment in MOMENTS
-            }
+            optimizer.state[p] = {moment: _like(p, tensors[f"{moment}.{name}"]) for moment in MOMENTS}
+
+
+def _like(p: nn.Parameter, moment: Tensor) -> Tensor:
+    """A moment where its parameter is; this rank's part of it where the parameter is sharded."""
+    here = moment.to(p.device, copy=True)
+    if isinstance(p, DTensor) and moment.shape == p.shape:
+        return distribute_tensor(here, p.device_mesh, p.placements, src_data_rank=None)
+    return here
 
 
 def random_states() -> dict[str, Any]:

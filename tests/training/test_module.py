@@ -9,7 +9,12 @@ import torch
 
 from lmm_forget.errors import ConfigError, LmmForgetError
 from lmm_forget.recipes.plain import Plain
-from lmm_forget.training.module import Optimization, learning_rate_factor, parameter_groups
+from lmm_forget.training.optimization import (
+    Optimization,
+    learning_rate_factor,
+    parameter_groups,
+    tower_names,
+)
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.training.lesson import TRAINING, plan_for, samples, teach
 
@@ -100,14 +105,15 @@ def test_only_the_tower_gets_the_vision_learning_rate(family):
     plan = plan_for(lmm, "full")
     Plain().prepare(lmm, plan)
     opt = Optimization.from_config({**TRAINING, "learning_rate": 3e-4, "vision_learning_rate": 1e-4}, steps=1)
-    moving = [p for p in lmm.model.parameters() if p.requires_grad]
-    groups = {g["name"]: g for g in parameter_groups(moving, lmm.components, opt)}
+    moving = [(n, p) for n, p in lmm.model.named_parameters() if p.requires_grad]
+    tower = tower_names(lmm.model, lmm.components)
+    groups = {g["name"]: g for g in parameter_groups(moving, tower, opt)}
     names = {id(p): n for n, p in lmm.model.named_parameters()}
     in_group = {name: {names[id(p)] for p in g["params"]} for name, g in groups.items()}
     assert in_group["vision"] == set(plan.names("vision"))
     assert in_group["main"] == set(plan.trainable) - set(plan.names("vision"))
     assert (groups["main"]["lr"], groups["vision"]["lr"]) == (3e-4, 1e-4)
-    alone = parameter_groups(moving, lmm.components, Optimization.from_config(TRAINING, steps=1))
+    alone = parameter_groups(moving, tower, Optimization.from_config(TRAINING, steps=1))
     assert [(g["name"], len(g["params"])) for g in alone] == [("main", len(plan.trainable))]
 
 
