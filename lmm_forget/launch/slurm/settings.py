@@ -67,7 +67,7 @@ class Settings:
             "job_name": name,
             "time": self.time,
             "nodes": int(hardware["nodes"]),
-            "tasks_per_node": int(hardware["devices"]),
+            "ntasks_per_node": int(hardware["devices"]),
             "cpus_per_task": cpus,
             "gpus_per_node": gpus,
             "partition": self.partition,
@@ -109,7 +109,11 @@ def _right(key: str, value: Any) -> str | None:
         fine = value is None or (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value))
         return None if fine else "a list of shell lines"
     if key == "extra":
-        return None if value is None or isinstance(value, Mapping) else "sbatch options, e.g. {reservation: night}"
+        return (
+            None
+            if value is None or isinstance(value, Mapping)
+            else "sbatch options, e.g. {reservation: night}"
+        )
     return None if value is None or (isinstance(value, (str, int)) and str(value)) else "a text, or null"
 
 

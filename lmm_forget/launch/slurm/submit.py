@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from lmm_forget.config.naming import differences

@@ -55,7 +55,9 @@ def run_in_slurm(jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
         print("\n".join([plan.line(), *plan.by_recipe()]))
         raise Planned
     if not queue.available():
-        raise LaunchError("hydra/launcher=slurm: there is no squeue here; start it on a machine of the cluster")
+        raise LaunchError(
+            "hydra/launcher=slurm: there is no squeue here; start it on a machine of the cluster"
+        )
     ids = queued(plan.jobs)
     with ExitStack() as folders:
         waiting, finished = prepare(
