@@ -11,15 +11,17 @@ from lmm_forget.measured import measured_base, measured_stage
 from lmm_forget.progress import Progress
 from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.results import assemble, write_tables
-from lmm_forget.stage import ask_all, run_stage
-from lmm_forget.tracking.tracker import Tracker
+from lmm_forget.stage import ask_all, look, run_stage
+from lmm_forget.tracking.tracker import Null, Tracker
 
 MOST_REPAIRS = 100
 """Damaged things that one job puts up with before it gives up on its store."""
 
 
-def run(config: dict[str, Any], job_dir: Path, progress: Progress, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Carry out one resolved job and return its results (see docs/results_schema.md).
+def run(
+    config: dict[str, Any], job_dir: Path, progress: Progress, ranks: Ranks = ALONE
+) -> dict[str, Any] | None:
+    """Carry out one resolved job and return its results (see docs/results_schema.md); None on ranks but the first.
 
     Beside the results, the job folder gets answers.parquet, training curves and pictures. Everything that was
     finished before, by this job or by another one with the same store, is taken from there; what is found damaged there
@@ -29,11 +31,12 @@ def run(config: dict[str, Any], job_dir: Path, progress: Progress, ranks: Ranks 
     from lmm_forget.tracking import open_tracker
 
     repairs: list[str] = []
-    tracker = open_tracker(config, job_dir)  # first, so that whatever goes wrong is seen there too
+    # First, so that whatever goes wrong is seen there too.
+    tracker = open_tracker(config, job_dir) if ranks.first else Null()
     try:
         while True:
             try:
-                results = _corridor(config, job_dir, progress, repairs, tracker)
+                results = _corridor(config, job_dir, progress, repairs, tracker, ranks)
                 break
             except Damaged as error:
                 if len(repairs) > MOST_REPAIRS:
@@ -42,6 +45,8 @@ def run(config: dict[str, Any], job_dir: Path, progress: Progress, ranks: Ranks 
     except BaseException as error:
         tracker.close(error)
         raise
+    if results is None:
+        return None
     tracker.results(results)
     notices = tracker.close()
     if notices:
@@ -50,13 +55,18 @@ def run(config: dict[str, Any], job_dir: Path, progress: Progress, ranks: Ranks 
 
 
 def _corridor(
-    config: dict[str, Any], job_dir: Path, progress: Progress, repairs: list[str], tracker: Tracker
-) -> dict[str, Any]:
+    config: dict[str, Any],
+    job_dir: Path,
+    progress: Progress,
+    repairs: list[str],
+    tracker: Tracker,
+    ranks: Ranks,
+) -> dict[str, Any] | None:
     started = time.monotonic()
-    ground = lay_ground(config, job_dir, progress, repairs, tracker)
+    ground = ranks.together(lambda: lay_ground(config, job_dir, progress, repairs, tracker, ranks))
     base, asked = ask_all(ground, "base: ask everything")
     base_hash, base_seconds = ground.weights, time.monotonic() - started
-    base_look = ground.prober.look(base_hash, progress, "base: probe") if ground.prober else None
+    base_look = look(ground, "base: probe")
     tracker.stage(measured_base(ground, base, base_seconds, base_look))
 
     stages = []
@@ -64,6 +74,8 @@ def _corridor(
         stages.append(run_stage(ground, index, task))
         tracker.stage(measured_stage(ground, stages[-1], base))
 
+    if not ranks.first:
+        return None
     progress.phase("figures of merit", 1, "job")
     results = assemble(ground, base_hash, base, stages, base_look)
     results["job"]["repairs"] = repairs

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmm_forget.progress import Progress
+from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.stage import Ground
 from lmm_forget.tracking.tracker import Tracker
 
@@ -23,6 +24,7 @@ def lay_ground(
     progress: Progress,
     repairs: list[str],
     tracker: Tracker | None = None,
+    ranks: Ranks = ALONE,
 ) -> Ground:
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
     from lmm_forget.evaluation.ask import subset
@@ -43,8 +45,10 @@ def lay_ground(
     recipe, data, training = config["recipe"], config["data"], config["training"]
     method = build_method(recipe)
     refuse_pure_bf16(training, config["hardware"])
-    batch, part = int(training["global_batch"]), int(config["hardware"]["micro_batch"])
-    accumulation(batch, min(part, batch), 1)
+    hardware = config["hardware"]
+    batch = int(training["global_batch"])
+    share, part = max(1, batch // ranks.size), hardware["micro_batch"]
+    accumulation(batch, 1 if part == "auto" else min(int(part), share), ranks.size)
     progress.phase("read data", len(config["tasks"]), "task")
     lessons, exams = {}, []
     for name, node in config["tasks"].items():
@@ -61,9 +65,9 @@ def lay_ground(
         require_compat(exams)
 
     progress.phase("load model", 1, "model")
-    lmm = load(config["model"])
-    if config["hardware"]["accelerator"] in ("gpu", "cuda"):
-        lmm.model.to("cuda")
+    lmm = load({**config["model"], "attention": hardware["attention"] or config["model"].get("attention")})
+    if hardware["accelerator"] == "gpu":
+        lmm.model.to(f"cuda:{ranks.local_rank}")
     plan = method.planned(lmm.model, make_plan(lmm.components, recipe["name"], rules_from_config(recipe)))
 
     def note(line: str) -> None:
@@ -84,9 +88,69 @@ def lay_ground(
         processor=processor_fingerprint(lmm.processor),
         versions=versions(),
         hashes=model_hashes(lmm.model),
+        ranks=ranks,
     )
+    if part == "auto":
+        ground.config = {**config, "hardware": {**hardware, "micro_batch": _micro_batch(ground)}}
     ground.prober = _prober(ground)
     return ground
+
+
+def _micro_batch(ground: Ground) -> int:
+    """What `hardware.micro_batch=auto` means here: on a GPU the largest that fits, measured once per kind of job.
+
+    On a CPU, where running out of memory ends the process, and with fsdp, where a rank that runs out leaves the others
+    waiting, it is the model's own value.
+    """
+    import json
+
+    import torch
+
+    from lmm_forget.files import write_atomic
+    from lmm_forget.store.keys import digest
+    from lmm_forget.training.budget import largest_that_fits
+
+    config, ranks = ground.config, ground.ranks
+    hardware, training = config["hardware"], config["training"]
+    if hardware["accelerator"] != "gpu" or hardware["strategy"] == "fsdp":
+        return int(config["model"]["micro_batch"])
+    about = {
+        "device": torch.cuda.get_device_name(),
+        "memory": torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory,
+        "model": {name: ground.lmm.spec.get(name) for name in ("name", "dtype", "attention", "image")},
+        "plan": digest(list(ground.plan.trainable)),
+        "recipe": config["recipe"],
+        "hardware": {name: hardware[name] for name in ("precision", "activation_checkpointing", "compile")},
+        "share": int(training["global_batch"]) // ranks.size,
+        "tasks": {name: lessons.task.fingerprint("train") for name, lessons in ground.lessons.items()},
+    }
+    path = ground.store.root / "measured" / f"micro-batch-{digest(about)}.json"
+
+    def remembered() -> int | None:
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["micro_batch"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def remember() -> None:
+        with ground.store.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps({"micro_batch": found, "about": about}, indent=1) + "\n")
+
+    found = ranks.on_first(remembered)
+    if found is None:
+        found = largest_that_fits(
+            ground.lmm,
+            ground.plan,
+            ground.method,
+            list(ground.lessons.values()),
+            training=training,
+            hardware=hardware,
+            ranks=ranks,
+        )
+        ranks.on_first(remember)
+    ground.progress.phase(f"micro-batch {found}", 1, "measurement")
+    return found
 
 
 def _prober(ground: Ground) -> Prober | None:

@@ -30,10 +30,14 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def close_status(folder: Path, state: str, error: str | None = None) -> None:
     """Correct the status.json of a job whose process is gone without having said how it ended."""
-    status = read_status(folder)
-    if status.get("state") == "running":
-        status.update(state=state, error=error, updated=_now())
-        write_atomic(folder / "status.json", json.dumps(status, sort_keys=True) + "\n")
+    if read_status(folder).get("state") == "running":
+        correct_status(folder, state, error)
+
+
+def correct_status(folder: Path, state: str, error: str | None = None) -> None:
+    """Say how a job ended, whatever its status.json says; for whoever saw more of it than the process that wrote it."""
+    status = {**read_status(folder), "state": state, "error": error, "updated": _now()}
+    write_atomic(folder / "status.json", json.dumps(status, sort_keys=True) + "\n")
 
 
 class StatusFile:

@@ -23,7 +23,7 @@ import yaml
 
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
 from lmm_forget.files import write_atomic
-from lmm_forget.heartbeat import Bystander, StatusFile
+from lmm_forget.heartbeat import Bystander, StatusFile, correct_status
 from lmm_forget.progress import Progress
 from lmm_forget.ranks import Place
 from lmm_forget.stopping import Interrupted, listen
@@ -73,17 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(path: Path, config: dict[str, Any]) -> int:
     """Run a job, or be one of its workers; `config` is what job.yaml at `path` holds. Returns the exit code."""
+    from lmm_forget.workers import follow_agent, run_workers
+
+    follow_agent(os.environ)
     os.environ.update(thread_environment(config["hardware"]["threads"]))
+    place: Place | None = None
+    listen()
     try:
         place = Place.read(os.environ)
         _right_size(config, place)
+        if place is None and world_size(config) > 1:
+            return run_workers(path, config)
     except LmmForgetError as error:
-        return _complain(error)
-    listen()
-    if place is None and world_size(config) > 1:
-        from lmm_forget.workers import run_workers
-
-        return run_workers(path, config)
+        if place is None or place.rank == 0:
+            correct_status(path.parent, "failed", " ".join(str(error).split()))
+        return _complain(error, place)
     return _work(path, config, place)
 
 
@@ -118,7 +122,7 @@ def _work(path: Path, config: dict[str, Any], place: Place | None) -> int:
                 )
         except LmmForgetError as error:
             status.end("failed", " ".join(str(error).split()))
-            return _complain(error)
+            return _complain(error, place)
         except (Interrupted, KeyboardInterrupt):
             status.end("interrupted")
             return 143
@@ -149,8 +153,9 @@ def _run(
     return results
 
 
-def _complain(error: LmmForgetError) -> int:
-    print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def _complain(error: LmmForgetError, place: Place | None = None) -> int:
+    who = f"rank {place.rank}" if place and place.rank else "error"
+    print(f"lmm-forget: {who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return 2
 
 

@@ -120,6 +120,12 @@ class Ranks:
             raise found[1]
         return found[0]
 
+    def only_first(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns, on the first rank; the others wait for it and get None. Errors as with `on_first`."""
+        kept: list[T] = []
+        self.on_first(lambda: kept.append(work()))
+        return kept[0] if kept else None
+
     def together(self, work: Callable[[], T]) -> T:
         """What `work` returns here; if it raises an LmmForgetError on some rank, all raise the first one."""
         if self.size == 1:

@@ -3,7 +3,8 @@
     python -m lmm_forget.run recipe=mlp_gateup
     python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup seed=0,1
 
-Nothing here imports torch: every job runs in a process of its own, started from its resolved job.yaml.
+Nothing here imports torch: every job runs in a process of its own, started from its resolved job.yaml. Only where
+torchrun has started one process per device does the job run in these processes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
+from lmm_forget.ranks import Place
 
 HELP = """\
 Teach a large multimodal model new skills one after another, and measure what it learned and what it forgot.
@@ -33,6 +35,8 @@ examples:
   python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup,llm
   python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup sequence=order 'sequence.order=range(0,120)'
   python -m lmm_forget.run --config-dir mine sequence=single sequence.task=my_skill
+  python -m lmm_forget.run -m recipe=sa_proj,llm hardware=ddp hardware.devices=4
+  torchrun --nproc_per_node 8 -m lmm_forget.run recipe=llm hardware=fsdp
 
 groups and their choices:
 {groups}
@@ -65,6 +69,10 @@ TAKE_A_VALUE = (
     "--package",
     "-p",
 )
+IN_PROCESS = (
+    "{what} with hydra/launcher=basic would mix grid points; use hydra/launcher=isolated, the default: "
+    "python -m lmm_forget.run -m {words}"
+)
 LAUNCHED_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
 
@@ -76,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _main(given)
     except LmmForgetError as error:
         from lmm_forget.launch.session import JobsFailed
+        from lmm_forget.launch.torchrun import speaks
 
-        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        if speaks(os.environ):
+            print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, JobsFailed) else 2
     except KeyboardInterrupt:
         return 130
@@ -120,16 +130,22 @@ def _main(given: list[str]) -> int:
         raise ConfigError("-m starts a sweep; leave it out to look at one configuration")
     if args.resolve and not args.cfg:
         raise ConfigError("--resolve belongs to --cfg job")
+    place = None
     if not shows:
         _check_launch(args, os.environ)
+        place = Place.read(os.environ)
+    if place is not None:
+        from lmm_forget.launch.torchrun import world_overrides
+
+        given = [*given, *world_overrides(place, args.overrides)]
     try:
-        return _hydra(given, args)
+        return _hydra(given, args, place)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(one_line(error, args.overrides, args.config_dir)) from error
 
 
-def _hydra(given: Sequence[str], args: argparse.Namespace) -> int:
-    """Hand the command line to Hydra, with our task function; the exit code."""
+def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None) -> int:
+    """Hand the command line to Hydra, with our task function; the exit code. `place` is for one of several ranks."""
     import hydra
 
     from lmm_forget.config.composing import VERSION_BASE, conf_dir, register_resolvers
@@ -138,10 +154,14 @@ def _hydra(given: Sequence[str], args: argparse.Namespace) -> int:
 
     register_resolvers()
     failures: list[Exception] = []
+    codes: list[int] = []
 
     def task(cfg: Any) -> float | None:
         # What Hydra would print of an exception, it cannot print of a value.
         try:
+            if place is not None:
+                codes.append(_rank(cfg, place))
+                return None
             return _single(cfg, args)
         except LmmForgetError as error:
             failures.append(error)
@@ -161,25 +181,48 @@ def _hydra(given: Sequence[str], args: argparse.Namespace) -> int:
         sys.argv = before
     if failures:
         raise failures[0]
-    return 0
+    return codes[0] if codes else 0
+
+
+def _rank(cfg: Any, place: Place) -> int:
+    """Run the composed configuration as one of the processes that torchrun started; the exit code."""
+    from lmm_forget.config import resolve, single_name
+    from lmm_forget.launch.jobs import make_job
+    from lmm_forget.launch.torchrun import run_as_rank
+
+    config = resolve(_with_hydra(cfg))
+    return run_as_rank(make_job(config, single_name(config)), place)
+
+
+def _with_hydra(cfg: Any) -> Any:
+    """The configuration with Hydra's own node, which Hydra takes out of what it hands to a task."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict
+
+    whole = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])
+    with open_dict(whole):
+        whole.hydra = HydraConfig.get()
+    return whole
 
 
 def _single(cfg: Any, args: argparse.Namespace) -> float | None:
     """Run the composed configuration as one job; returns its objective. Raises LmmForgetError."""
-    from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import OmegaConf
 
     from lmm_forget.config import resolve, single_name, slug, swept
     from lmm_forget.launch.isolated import given_overrides
     from lmm_forget.launch.jobs import make_job
     from lmm_forget.launch.session import complain, run_jobs, show_summary
 
-    whole = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])
-    with open_dict(whole):
-        whole.hydra = HydraConfig.get()
+    whole = _with_hydra(cfg)
     config = resolve(whole)
     name = single_name(config)
+    if (
+        whole.hydra.mode == RunMode.MULTIRUN
+        and config["hardware"]["devices"] * config["hardware"]["nodes"] > 1
+    ):
+        raise LaunchError(IN_PROCESS.format(what="several devices", words=" ".join(_without_launcher(args))))
     if whole.hydra.mode == RunMode.MULTIRUN:  # Hydra's own launcher, which calls this once per grid point
         given = [
             *given_overrides(
@@ -210,19 +253,20 @@ def _check_launch(args: argparse.Namespace, env: Mapping[str, str]) -> None:
     found = [key for key in LAUNCHED_BY_TORCHRUN if key in env]
     if args.multirun and found:
         raise LaunchError(
-            f"-m under torchrun ({', '.join(found)} set) would run every job on every rank; start it with plain python"
+            f"-m under torchrun ({', '.join(found)} set) would run every job on every rank; start it with plain "
+            f"python -m lmm_forget.run -m {' '.join(args.overrides)}"
         )
-    if env.get("WORLD_SIZE", "1") not in ("", "1"):
-        raise LaunchError("a run starts its own workers; start it with plain python, not with torchrun")
     if args.multirun and any(
         text.replace("override ", "") == "hydra/launcher=basic" for text in args.overrides
     ):
         for text in args.overrides:
             key, _, value = text.lstrip("+").partition("=")
             if key in ("hardware.devices", "hardware.nodes") and value != "1":
-                raise LaunchError(
-                    f"{text} with hydra/launcher=basic would mix grid points; use hydra/launcher=isolated"
-                )
+                raise LaunchError(IN_PROCESS.format(what=text, words=" ".join(_without_launcher(args))))
+
+
+def _without_launcher(args: argparse.Namespace) -> list[str]:
+    return [word for word in args.overrides if "hydra/launcher" not in word]
 
 
 def help_text(folders: Sequence[Path] = ()) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from lmm_forget.evaluation.shared import Exam, examine
 from lmm_forget.files import write_atomic
 from lmm_forget.metrics.summary import results_scores
 from lmm_forget.progress import NullProgress, Progress
+from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.recipes.method import Method, parameter_dtypes
 from lmm_forget.store import Partial, Store, answering_key, path_keys, stage_key
 from lmm_forget.store.care import REFERENCES
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmm_forget.models.loading import LMM
-    from lmm_forget.probes.prober import Prober
+    from lmm_forget.probes.prober import Look, Prober
     from lmm_forget.probes.watch import StageProbes, Watch
     from lmm_forget.recipes.selection import TunePlan
     from lmm_forget.tracking import Tracker
@@ -56,6 +58,7 @@ class Ground:
     pending: dict[str, str] = field(default_factory=dict)
     references: dict[str, list[str]] = field(default_factory=lambda: {"stages": [], "models": []})
     prober: Prober | None = None
+    ranks: Ranks = ALONE
 
     @property
     def weights(self) -> str:
@@ -70,7 +73,13 @@ class Ground:
         self.pending.update(dict.fromkeys(record["tensors"], record["key"]))
 
     def catch_up(self) -> None:
-        """Put the tensors of adopted stages into the model, each once. Raises Damaged if one is not what it was."""
+        """Put the tensors of adopted stages into the model, each once. Raises Damaged if one is not what it was.
+
+        All ranks must call it.
+        """
+        self.ranks.together(self._catch_up)
+
+    def _catch_up(self) -> None:
         import torch
 
         parameters = dict(self.lmm.model.named_parameters())
@@ -83,7 +92,7 @@ class Ground:
 
     def refer(self, kind: str, key: str) -> None:
         """Note in the job's folder that this job rests on something in the store, so that nobody cleans it away."""
-        if key not in self.references[kind]:
+        if key not in self.references[kind] and self.ranks.first:
             self.references[kind].append(key)
             content = {"store": str(self.store.root), **self.references}
             write_atomic(self.job_dir / REFERENCES, json.dumps(content, indent=1) + "\n", durable=False)
@@ -110,16 +119,35 @@ def run_stage(ground: Ground, index: int, task: str) -> Taught:
     started = time.monotonic()
     label = f"stage {index} of {len(ground.config['sequence']['tasks'])}"
     record, effort, watch = _teach(ground, task, f"{label}: teach {task}")
-    ground.store.leads_to(path_keys(ground.config)[index - 1], record["key"])
+    ground.ranks.on_first(lambda: ground.store.leads_to(path_keys(ground.config)[index - 1], record["key"]))
     taught = time.monotonic()
     answers, asked = ask_all(ground, f"{label}: ask everything")
     asking = time.monotonic() - taught
     effort |= {"teach": taught - started, "ask": asking, "asked": asked}
     if ground.prober is None or watch is None:
         return Taught(index, task, record, answers, effort)
-    after = ground.prober.look(ground.weights, ground.progress, f"{label}: probe", ready=ground.catch_up)
+    after = look(ground, f"{label}: probe")
     effort["probe"] = time.monotonic() - taught - asking
-    return Taught(index, task, record, answers, effort, watch.seen(after, record["steps"]))
+    seen = None if after is None else watch.seen(after, record["steps"])
+    return Taught(index, task, record, answers, effort, seen)
+
+
+def look(ground: Ground, phase: str) -> Look | None:
+    """What the probes see in the model as the job has reached it, on the first rank; None on others or without them."""
+    prober = ground.prober
+    if prober is None:
+        return None
+    ready = ground.catch_up
+    if (
+        ground.ranks.size > 1
+    ):  # the others only wait while the first one looks: they cannot be asked for it then
+        ground.catch_up()
+        ready = _nothing
+    return ground.ranks.only_first(lambda: prober.look(ground.weights, ground.progress, phase, ready=ready))
+
+
+def _nothing() -> None:
+    """Everything is there already."""
 
 
 def ask_all(ground: Ground, phase: str) -> tuple[dict[str, list[Answer]], int]:
@@ -137,6 +165,7 @@ def ask_all(ground: Ground, phase: str) -> tuple[dict[str, list[Answer]], int]:
         hardware=ground.config["hardware"],
         progress=ground.progress,
         phase=phase,
+        ranks=ground.ranks,
     )
 
 
@@ -151,14 +180,20 @@ def _teach(ground: Ground, task: str, phase: str) -> tuple[Mapping[str, Any], di
         versions=ground.versions,
     )
     ground.refer("stages", key)
-    store = ground.store
+    store, ranks = ground.store, ground.ranks
     watch = _watch(ground, key, task)
-    known = store.record(key)
-    if known is None or _wanted_again(watch, known):
-        store.require(_bytes_needed(ground), phase)
-        with store.claim(f"stage-{key}", waiting=lambda who: _say_waiting(ground, phase, who)):
-            known = store.record(key)
-            if known is None or _wanted_again(watch, known):
+
+    def finished() -> tuple[Mapping[str, Any] | None, bool]:
+        """The stage's record, and whether it is wanted again all the same."""
+        record = store.record(key)
+        return record, record is not None and _wanted_again(watch, record)
+
+    known, again = ranks.on_first(finished)
+    if known is None or again:
+        ranks.on_first(lambda: store.require(_bytes_needed(ground), phase))
+        with _claim(ground, key, phase):
+            known, again = ranks.on_first(finished)
+            if known is None or again:
                 about = {"task": task, "ingredients": ingredients}
                 record, effort = _train(ground, key, about, phase, watch)
                 if record["weights_hash"] != ground.weights:
@@ -171,6 +206,23 @@ def _teach(ground: Ground, task: str, phase: str) -> tuple[Mapping[str, Any], di
                 return record, effort, watch
     ground.adopt(known)
     return known, {"trained": False}, watch
+
+
+@contextmanager
+def _claim(ground: Ground, key: str, phase: str) -> Iterator[None]:
+    """Be the only job that trains this stage; the first rank waits for all of them."""
+    ranks, waiting = ground.ranks, ExitStack()
+    name = f"stage-{key}"
+    with waiting:
+        ranks.on_first(
+            lambda: (
+                waiting.enter_context(
+                    ground.store.claim(name, waiting=lambda who: _say_waiting(ground, phase, who))
+                )
+                and None
+            )
+        )
+        yield
 
 
 def _watch(ground: Ground, key: str, task: str) -> Watch | None:
@@ -225,6 +277,7 @@ def _train(
     config, lmm, task = ground.config, ground.lmm, about["task"]
     ground.catch_up()
     dtypes = parameter_dtypes(lmm.model)
+    ranks = ground.ranks
     partial = Partial(ground.store, key)
     ground.method.prepare(lmm, ground.plan, seed=derived_seed(config["seed"], task))
     fitted = fit(
@@ -241,11 +294,13 @@ def _train(
         phase=phase,
         resume=Resume(partial, int(config["checkpoint_every"])),
         after_step=watch,
+        ranks=ranks,
     )
     if watch is not None:
-        watch.close()
+        ranks.on_first(watch.close)
     delta = ground.method.finish(lmm, ground.plan, dtypes)
-    ground.hashes.update({name: tensor_hash(tensor) for name, tensor in delta.items()})
+    moved = ranks.on_first(lambda: {name: tensor_hash(tensor) for name, tensor in delta.items()})
+    ground.hashes.update(moved)
     if config["snapshot"] == "full":
         delta = _everything(lmm.model)
     record = {
@@ -262,10 +317,14 @@ def _train(
     }
     if fitted.stopped is not None:
         record["stopped"] = fitted.stopped
-    ground.store.commit(key, record, delta)
-    partial.drop()
+
+    def file() -> Mapping[str, Any]:
+        ground.store.commit(key, record, delta)
+        partial.drop()
+        return ground.store.record(key) or {**record, "key": key}
+
     effort = {"trained": True, "resumed_at": fitted.resumed, "exact": fitted.exact}
-    return ground.store.record(key) or {**record, "key": key}, effort
+    return ranks.on_first(file), effort
 
 
 def _everything(model: Any) -> dict[str, Tensor]:

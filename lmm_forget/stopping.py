@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,9 @@ STOP_LIMIT = 60.0
 """Seconds between the request and the end, whatever the process is doing then."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """SIGTERM: a launcher or scheduler stops the job; SIGUSR2: Slurm's notice before a time limit or a pre-emption."""
+
+
+PR_SET_PDEATHSIG = 1
 
 
 class Interrupted(BaseException):
@@ -84,3 +89,11 @@ def at_safe_points() -> Iterator[None]:
         yield
     finally:
         _careful -= 1
+
+
+def end_with(parent: int) -> None:
+    """Be killed when the process `parent`, which started this one, is gone; at once if it is gone already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(143)

@@ -67,12 +67,14 @@ FIELDS: dict[str, tuple[Test, str]] = {
     "sweep.submit_only": _flag,
     "hardware.devices": _count,
     "hardware.nodes": _count,
-    "hardware.micro_batch": _count,
+    "hardware.micro_batch": (_or(_count[0], "auto"), "a whole number of at least 1, or auto"),
     "hardware.eval_batch": _count,
     "hardware.threads": _count,
     "hardware.workers": _natural,
     "hardware.jobs": (_or(_count[0], "auto"), "a whole number of at least 1, or auto"),
     "hardware.activation_checkpointing": _flag,
+    "hardware.compile": _flag,
+    "hardware.attention": (_or(_text[0], None), "the name of an attention implementation, or null"),
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -119,11 +121,15 @@ def check(config: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{key}={'null' if value is None else value} cannot be used; it must be {right}"
             )
-    hardware = config["hardware"]
-    if hardware["devices"] * hardware["nodes"] > 1:
-        asked = f"hardware.devices={hardware['devices']}, hardware.nodes={hardware['nodes']}"
+    _check_devices(config["hardware"])
+
+
+def _check_devices(hardware: Mapping[str, Any]) -> None:
+    """Raise ConfigError where devices and strategy do not go together."""
+    if hardware["strategy"] == "fsdp" and hardware["devices"] * hardware["nodes"] == 1:
         raise ConfigError(
-            f"{asked}: one job uses one device in this version; run jobs side by side with hardware.jobs"
+            "hardware.strategy=fsdp shares a model among devices, but this job has one; "
+            "set hardware.devices=2 or more, or hardware.strategy=auto"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,14 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
 
 def register_resolvers() -> None:
-    """Make `${lmm_forget.default_name:}` known to OmegaConf (more than once does no harm)."""
+    """Make the interpolations of the packaged YAMLs known to OmegaConf (more than once does no harm)."""
     OmegaConf.register_new_resolver("lmm_forget.default_name", _default_name, replace=True)
+    OmegaConf.register_new_resolver("lmm_forget.by_accelerator", _by_accelerator, replace=True)
+
+
+def _by_accelerator(accelerator: str, values: Mapping[str, Any]) -> Any:
+    """`values[accelerator]`; what is no accelerator is refused later, in words of its own."""
+    return values.get(accelerator, values["gpu"])
 
 
 def _default_name(*, _root_: Any) -> str:

@@ -32,7 +32,7 @@ def resolve(
     the configuration's search path, the user's folder first); `name` overrides the sweep's name.
     Under `tasks` stands every task of the sequence and the suite; `sequence.tasks` and `suite.tasks` hold the names
     those tasks are recorded under. `training.learning_rate` is a number, and `training.learning_rate_source` says
-    who chose it. Raises ConfigError.
+    who chose it; `hardware.attention` has become `model.attention`. Raises ConfigError.
     """
     register_resolvers()
     try:
@@ -66,9 +66,9 @@ def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str
         config["sequence"]["task"] = config["sequence"]["tasks"][0]
     _learning_rate(config, overrides, chosen, folders)
     _require_names(config)
-    for key in FITTED:
-        config["model"].pop(key, None)
+    suggested = {key: config["model"].pop(key, None) for key in FITTED}
     check(config)
+    _settle_hardware(config, suggested["micro_batch"])
     check_probe(config["probe"])
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config
@@ -133,6 +133,23 @@ def _learning_rate(
         )
     training["learning_rate"] = given
     training["learning_rate_source"] = source
+
+
+def _settle_hardware(config: dict[str, Any], micro_batch: Any) -> None:
+    """Put what `hardware` leaves to the model in one place: `micro_batch` on a CPU, where nothing can be measured.
+
+    An attention implementation is a property of the loaded model: it moves to `model.attention`.
+    """
+    hardware = config["hardware"]
+    attention = hardware.pop("attention")
+    if attention is not None:
+        config["model"]["attention"] = attention
+    if hardware["accelerator"] == "cpu" and hardware["micro_batch"] == "auto":
+        if not micro_batch:
+            raise ConfigError(
+                "hardware.micro_batch=auto: the model suggests none, and on a CPU none is measured; set a number"
+            )
+        hardware["micro_batch"] = int(micro_batch)
 
 
 def _sets_rate(experiment: Any, folders: Sequence[Path]) -> bool:

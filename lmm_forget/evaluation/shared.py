@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from lmm_forget.errors import ConfigError, LmmForgetError
 from lmm_forget.evaluation.answers import Answer
 from lmm_forget.evaluation.ask import ask_batch, batch_size, batches, mark, subset
 from lmm_forget.progress import Progress
-from lmm_forget.stopping import at_safe_points, safe_point
+from lmm_forget.ranks import ALONE, Ranks
+from lmm_forget.stopping import Interrupted, at_safe_points, safe_point
+from lmm_forget.stopping import asked as stop_asked
 from lmm_forget.store import Kept, Said, Store, question_key
 from lmm_forget.store.keys import digest
 from lmm_forget.tasks.base import Sample, Task
@@ -89,18 +92,22 @@ def examine(
     hardware: Mapping[str, Any],
     progress: Progress,
     phase: str,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, list[Answer]], int]:
     """Answers to all exams by task name, and how many questions had to be asked for them now.
 
     `model` is the answering key of `lmm` as it stands. What the store has is taken from there; every batch is filed
     as soon as it is answered. While another job asks one task, this one asks the next. `ready` is called before the
     first question, so that a model of which everything is known need not be put together.
+
+    Several `ranks` deal out the batches, which are those of one process; the first rank alone reads and writes the
+    store, and afterwards every rank has all answers.
     """
     said = Said(store, model)
     size = batch_size(hardware)
     for exam in exams:
         exam.prepare(lmm, size)
-    found = said.refresh()
+    found = _known(said, exams, ranks)
     left = [exam for exam in exams if exam.missing(found)]
     asked = 0
     progress.phase(phase, sum(exam.missing(found) for exam in left), "question")
@@ -108,8 +115,8 @@ def examine(
         others: list[Exam] = []
         for exam in left:
             before = exam.missing(found)
-            with store.claim(f"answers-{digest([model, exam.keys])}", wait=False) as held:
-                found = said.refresh()
+            with _claim(store, f"answers-{digest([model, exam.keys])}", ranks) as held:
+                found = _known(said, [exam], ranks, found)
                 progress.advance(
                     before - exam.missing(found), task=exam.task.name
                 )  # asked by another job meanwhile
@@ -119,7 +126,7 @@ def examine(
                 if ready is not None and exam.missing(found):
                     ready()
                 with at_safe_points():
-                    asked += _ask(lmm, exam, said, found, progress)
+                    asked += _ask(lmm, exam, said, found, progress, ranks)
         if len(others) == len(left):
             time.sleep(POLL_SECONDS)
         left = others
@@ -131,23 +138,64 @@ def examine(
     }, asked
 
 
-def _ask(lmm: LMM, exam: Exam, said: Said, found: Mapping[str, Kept], progress: Progress) -> int:
-    """Ask what is missing, batch by batch; returns how many questions that were."""
+def _ask(
+    lmm: LMM,
+    exam: Exam,
+    said: Said,
+    found: dict[str, Kept],
+    progress: Progress,
+    ranks: Ranks,
+) -> int:
+    """Ask what is missing, a batch per rank at a time; adds to `found`, returns how many questions that were."""
     asked = 0
-    for batch in exam.batches:
-        places = [i for i in batch if exam.keys[i] not in found]
-        if places:
-            answers = ask_batch(lmm, exam.task, [exam.samples[i] for i in places])
-            said.add(
-                {
-                    exam.keys[i]: Kept(one.text, one.tokens, one.gap)
-                    for i, one in zip(places, answers, strict=True)
-                }
-            )
-            asked += len(places)
-            progress.advance(len(places), task=exam.task.name)
-        safe_point()
+    for places in _dealt(exam, found, ranks):
+        answers = ask_batch(lmm, exam.task, [exam.samples[i] for i in places]) if places else []
+        own = {
+            exam.keys[i]: Kept(one.text, one.tokens, one.gap) for i, one in zip(places, answers, strict=True)
+        }
+        for batch in ranks.gather(own):
+            if batch and ranks.first:
+                said.add(batch)
+            found.update(batch)
+            asked += len(batch)
+            progress.advance(len(batch), task=exam.task.name)
+        if ranks.size == 1:
+            safe_point()
+        elif ranks.any(stop_asked()):
+            raise Interrupted
     return asked
+
+
+def _dealt(exam: Exam, found: Mapping[str, Kept], ranks: Ranks) -> Iterator[list[int]]:
+    """This rank's missing places of one batch after another, [] where the others have one more.
+
+    Neighbouring batches are alike in length, so that ranks that ask one each wait little for one another.
+    """
+    missing = [[i for i in batch if exam.keys[i] not in found] for batch in exam.batches]
+    missing = [places for places in missing if places]
+    for first in range(0, len(missing), ranks.size):
+        mine = missing[first : first + ranks.size]
+        yield mine[ranks.rank] if ranks.rank < len(mine) else []
+
+
+def _known(
+    said: Said, exams: Sequence[Exam], ranks: Ranks, before: dict[str, Kept] | None = None
+) -> dict[str, Kept]:
+    """What the store has of these exams, beside what was known `before`; the same on all ranks."""
+    wanted = {key for exam in exams for key in exam.keys}
+
+    def read() -> dict[str, Kept]:
+        found = said.refresh()
+        return {key: found[key] for key in wanted if key in found}
+
+    return {**(before or {}), **ranks.on_first(read)}
+
+
+@contextmanager
+def _claim(store: Store, name: str, ranks: Ranks) -> Iterator[bool]:
+    """Try to be the one who does this; the first rank claims for all of them."""
+    with store.claim(name, wait=False) if ranks.first else nullcontext(False) as held:
+        yield ranks.on_first(lambda: held)
 
 
 def image_hash(image: Image) -> str:

@@ -63,21 +63,44 @@ class Stopped(BaseException):
 
 
 def side_by_side(configs: Sequence[Mapping[str, Any]]) -> tuple[int, list[str]]:
-    """How many jobs run at once, and the ids of the GPUs they share out (none on CPU). Raises ConfigError."""
-    wanted = {config["hardware"]["jobs"] for config in configs}
-    accelerators = {config["hardware"]["accelerator"] for config in configs}
-    gpus = visible_gpus() if "gpu" in accelerators else []
-    if "gpu" in accelerators and not gpus:
+    """How many jobs run at once at most, and the ids of the GPUs they share out (none on CPU).
+
+    Raises ConfigError where this machine cannot hold one of the jobs.
+    """
+    hardware = [config["hardware"] for config in configs]
+    _one_machine(hardware)
+    on_gpus = [one["devices"] for one in hardware if one["accelerator"] == "gpu"]
+    gpus = visible_gpus() if on_gpus else []
+    if on_gpus and not gpus:
         raise ConfigError("hardware.accelerator=gpu, but no GPU is visible here; use hardware=cpu")
+    if on_gpus and max(on_gpus) > len(gpus):
+        raise ConfigError(
+            f"hardware.devices={max(on_gpus)}, but {_many_gpus(gpus)} visible here; use hardware.devices={len(gpus)}"
+        )
     if gpus:
-        carried = len(gpus)
+        carried = len(gpus) // min(on_gpus)
     else:
         carried = max(
-            1, len(os.sched_getaffinity(0)) // max(config["hardware"]["threads"] for config in configs)
+            1, len(os.sched_getaffinity(0)) // max(one["threads"] * one["devices"] for one in hardware)
         )
-    numbers = [number for number in wanted if number != "auto"]
+    numbers = [one["jobs"] for one in hardware if one["jobs"] != "auto"]
     most = min(numbers) if numbers else carried
-    return (min(most, len(gpus)) if gpus else most), gpus
+    return (min(most, carried) if gpus else most), gpus
+
+
+def _one_machine(hardware: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ConfigError where a job wants processes on machines that nothing here can start one on."""
+    nodes = max(one["nodes"] for one in hardware)
+    if nodes > 1:
+        devices = max(one["devices"] for one in hardware)
+        raise ConfigError(
+            f"hardware.nodes={nodes}: jobs started here run on this machine alone; add hydra/launcher=slurm, or start "
+            f"one job on every machine with torchrun --nnodes {nodes} --nproc_per_node {devices} -m lmm_forget.run …"
+        )
+
+
+def _many_gpus(gpus: Sequence[str]) -> str:
+    return f"{len(gpus)} GPU is" if len(gpus) == 1 else f"{len(gpus)} GPUs are"
 
 
 def visible_gpus() -> list[str]:
@@ -94,8 +117,8 @@ def visible_gpus() -> list[str]:
     ]
 
 
-def child_environment(job: Job, gpu: str | None, base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a job's process: no traces of a distributed launch, fixed threads, its own GPU."""
+def child_environment(job: Job, gpus: Sequence[str], base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a job's process: no traces of a distributed launch, fixed threads, its own GPUs if any."""
     env = {
         key: value
         for key, value in base.items()
@@ -103,8 +126,8 @@ def child_environment(job: Job, gpu: str | None, base: Mapping[str, str]) -> dic
     }
     env.update(thread_environment(job.config["hardware"]["threads"]))
     env["PYTHONUNBUFFERED"] = "1"
-    if gpu is not None:
-        env["CUDA_VISIBLE_DEVICES"] = gpu
+    if gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return env
 
 
@@ -112,17 +135,18 @@ def child_environment(job: Job, gpu: str | None, base: Mapping[str, str]) -> dic
 class _Child:
     job: Job
     process: subprocess.Popen[bytes]
-    gpu: str | None
+    gpus: list[str]
     log_start: int
 
 
 @dataclass
 class Pool:
-    """Runs jobs as processes, at most `size` at once, each with a GPU of its own where `gpus` are given.
+    """Runs jobs as processes, at most `size` at once, each with GPUs of its own where `gpus` are given.
 
-    `grace` is how many seconds a stopped child gets to save before its process group is killed. `pick(waiting,
-    running)` says which of the waiting jobs is started next. Must be used from
-    the main thread: a child is told to end when the thread that started it dies.
+    A job has as many as its `hardware.devices`; one that wants more than are free waits for them, and so do those
+    behind it. `grace` is how many seconds a stopped child gets to save before its process group is killed.
+    `pick(waiting, running)` says which of the waiting jobs is started next. Must be used from the main thread: a child
+    is told to end when the thread that started it dies.
     """
 
     size: int
@@ -132,24 +156,23 @@ class Pool:
     pick: Callable[[Sequence[Job], Sequence[Job]], int] = lambda waiting, running: 0
     _children: list[_Child] = field(default_factory=list)
     _signals: int = 0
+    _next: Job | None = None
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Run all jobs to their end, whatever becomes of the others. Raises Stopped after Ctrl-C or SIGTERM."""
         waiting, free, outcomes = list(jobs), list(self.gpus), {}
+        self._next = None
         previous = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         }
         try:
             while waiting or self._children:
-                while waiting and len(self._children) < self.size and not self._signals:
-                    running = [child.job for child in self._children]
-                    job = waiting.pop(self.pick(waiting, running))
-                    self._start(job, free.pop(0) if self.gpus else None)
+                self._start_some(waiting, free)
                 time.sleep(POLL)
                 for child in [child for child in self._children if child.process.poll() is not None]:
                     self._children.remove(child)
-                    free += [child.gpu] if child.gpu is not None else []
+                    free += child.gpus
                     outcome = outcomes[child.job.name] = self._outcome(child)
                     self.watcher.ended(outcome)
                 self.watcher.tick()
@@ -161,18 +184,31 @@ class Pool:
                 signal.signal(number, handler)
         return [outcomes[job.name] for job in jobs]
 
-    def _start(self, job: Job, gpu: str | None) -> None:
+    def _start_some(self, waiting: list[Job], free: list[str]) -> None:
+        """Start as many of the waiting jobs as there is room for, each with its GPUs out of `free`."""
+        while waiting and len(self._children) < self.size and not self._signals:
+            if self._next is None:
+                self._next = waiting[self.pick(waiting, [child.job for child in self._children])]
+            job = self._next
+            wanted = _gpus_of(job) if self.gpus else 0
+            if wanted > len(free):
+                return
+            self._next = None
+            waiting.remove(job)
+            self._start(job, [free.pop(0) for _ in range(wanted)])
+
+    def _start(self, job: Job, gpus: list[str]) -> None:
         with job.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "lmm_forget.job", str(job.file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=child_environment(job, gpu, os.environ),
+                env=child_environment(job, gpus, os.environ),
                 start_new_session=True,
                 preexec_fn=_DieWithParent(os.getpid()),
             )
-            self._children.append(_Child(job, process, gpu, log.tell()))
+            self._children.append(_Child(job, process, gpus, log.tell()))
         self.watcher.started(job)
 
     def _outcome(self, child: _Child) -> Outcome:
@@ -223,6 +259,11 @@ class _DieWithParent:
         self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != self.parent:
             os._exit(143)
+
+
+def _gpus_of(job: Job) -> int:
+    hardware = job.config["hardware"]
+    return int(hardware["devices"]) if hardware["accelerator"] == "gpu" else 0
 
 
 def _signal_group(child: _Child, number: int) -> None:

@@ -34,7 +34,9 @@ NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
             "probe",
         }
     ),
-    "hardware": frozenset({"devices", "nodes", "micro_batch", "workers", "threads", "jobs", "eval_batch"}),
+    "hardware": frozenset(
+        {"devices", "nodes", "strategy", "micro_batch", "workers", "threads", "jobs", "eval_batch"}
+    ),
     "data": frozenset({"eval_samples", "validation", "scoring"}),
     "training": frozenset({"learning_rate_source"}),
     "model": frozenset({"path"}),

@@ -86,7 +86,7 @@ def fit(
 
     `training.max_steps` optimizer steps over as many epochs as they take, else `training.epochs` epochs.
     Everything random is seeded from (`seed`, `task`), so nothing depends on what ran before. A
-    `hardware.micro_batch` above the global batch counts as the global batch. `phase` is the name shown to
+    `hardware.micro_batch` above a rank's share of the global batch counts as that share. `phase` is the name shown to
     people (default: "teach <task>"). With `resume` a saved state is taken up where there is one (with its
     micro-batch), and states are saved on the way. The model stays on its device, in eval mode and with its masters:
     `method.finish` comes next.
@@ -117,7 +117,8 @@ def fit(
     if saved is not None:
         restore_masters(lmm.model, saved.tensors)
     done = saved.step if saved else 0
-    micro_batch = min(int(hardware.get("micro_batch") or opt.global_batch), opt.global_batch)
+    share = max(1, opt.global_batch // ranks.size)
+    micro_batch = min(int(hardware.get("micro_batch") or share), share)
     micro_batch = saved.micro_batch if saved else micro_batch
     stage_seed = derived_seed(seed, task)
     tower_moves = any(
@@ -177,6 +178,7 @@ def fit(
                 micro_batch=micro_batch,
                 ranks=ranks,
                 shard=shard,
+                compiled=bool(hardware.get("compile")),
                 after_step=after_step,
             )
             try:

@@ -82,6 +82,7 @@ class StageModule(pl.LightningModule):
         micro_batch: int = 0,
         ranks: Ranks = ALONE,
         shard: bool = False,
+        compiled: bool = False,
         after_step: AfterStep | None = None,
     ) -> None:
         """`on_step(step, figures)` hears of each finished step: loss, learning_rate, grad_norm, samples_per_s.
@@ -95,10 +96,13 @@ class StageModule(pl.LightningModule):
         self.automatic_optimization = False
         self._lmm, self._method, self._opt, self._compute, self._on_step = lmm, method, opt, compute, on_step
         self._resume, self._saved, self._ranks, self._shard = resume, saved, ranks, shard
+        self._compiled = compiled
         self._after_step, self.stopped = after_step, cast(int | None, None)
         self.micro_batch, self.repeat = micro_batch, False
         self.losses: list[float] = list(saved.losses) if saved else []
         self._tower = tower_names(cast(nn.Module, lmm.model), lmm.components)
+        layers = {id(layer) for layer in lmm.components.parts.language_layers}
+        self._blocks = [path for path, m in cast(nn.Module, lmm.model).named_modules() if id(m) in layers]
         self._sharded: Sharded | None = None
         self.lesson: Any = None if shard else Lesson(lmm, method)
         self._optimizer: AdamW | None = None
@@ -110,12 +114,17 @@ class StageModule(pl.LightningModule):
         self._since = time.perf_counter()
 
     def configure_model(self) -> None:
-        """Cut what is trained over the ranks, once, however many fits this module goes through."""
+        """Cut what is trained over the ranks and compile decoder layers, once for all fits of this module."""
         if self._shard and self._sharded is None:
             device = next(self._lmm.model.parameters()).device.type
             mesh = self._ranks.mesh(device)["data_parallel"]
             self._sharded = Sharded(self._lmm, self._method, mesh)
             self.lesson = self._sharded.lesson
+        if self._compiled:
+            for path in self._blocks:
+                block = self.lesson.model.get_submodule(path)
+                if block._compiled_call_impl is None:
+                    block.compile()
 
     def configure_optimizers(self) -> AdamW:
         """AdamW (fused: one pass over all tensors, the same bits every time); `_finish_step` sets its rates."""
@@ -154,6 +163,8 @@ class StageModule(pl.LightningModule):
 
     def hand_back(self) -> None:
         """Put what was trained back into the model; all ranks must call it. Nothing to do where it was never cut."""
+        for path in self._blocks:
+            cast(nn.Module, self._lmm.model).get_submodule(path)._compiled_call_impl = None
         if self._sharded is not None:
             only_rounded = self._method.rounds
             dtypes = {info.name: info.dtype for info in self._lmm.components} if only_rounded else None

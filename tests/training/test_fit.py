@@ -140,8 +140,6 @@ def test_mistakes_are_one_line():
         teach(items=samples(3))
     with pytest.raises(ConfigError, match="micro_batch=3 does not divide"):
         teach(hardware={"micro_batch": 3})
-    with pytest.raises(ConfigError, match="hardware.devices=2, hardware.nodes=1: a job trains on one device"):
-        teach(hardware={"devices": 2})
     with pytest.raises(ConfigError, match=r"^hardware.accelerator=abacus cannot be used here: [^\n]+$"):
         teach(hardware={"accelerator": "abacus"})
     with pytest.raises(DataError, match=r"^training sample long: [^\n]*context is 512[^\n]*$"):
