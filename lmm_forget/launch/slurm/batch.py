@@ -34,6 +34,8 @@ NOTICED = 128 + signal.SIGUSR2
 def main(arguments: Sequence[str] | None = None) -> int:
     """`begin` prints shell lines; `end` returns the exit code that the batch script ends with."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # a notice that comes now finds the job at its end anyway
+        signal.signal(number, signal.SIG_IGN)
     if given[0] == "begin":
         print(f"export MASTER_ADDR={meeting_host(os.environ)} MASTER_PORT={meeting_port(os.environ)}")
         return 0
@@ -78,7 +80,7 @@ def meeting_port(env: Mapping[str, str]) -> int:
 def end(submission: Submission, code: int, env: Mapping[str, str]) -> int:
     """Say in the job's folder how it ended where it could not do so itself; put it back where it has more to do."""
     folder = submission.job(env.get("SLURM_ARRAY_TASK_ID")).parent
-    if code == 0:
+    if code == 0 or (folder / "results.json").exists():
         return 0
     if code not in (NOTICED, STOPPED):
         close_status(folder, "failed", rank_error(folder) or ended_by(code))

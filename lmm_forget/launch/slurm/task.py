@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmm_forget.errors import LaunchError, LmmForgetError
+from lmm_forget.heartbeat import correct_status
 from lmm_forget.launch.processes import DISTRIBUTED, DISTRIBUTED_PREFIXES
 from lmm_forget.launch.slurm.ticket import Submission, Ticket
 
@@ -124,6 +125,12 @@ def _run(job: Path, rank: int, submission: Submission) -> int:
 
     stopping.give(max(1.0, submission.signal - MARGIN))
     code = work([str(job)])
+    for number in stopping.SIGNALS:  # whatever comes now is too late, and would make a failure of the end
+        signal.signal(number, signal.SIG_IGN)
+    if code == 1 and stopping.asked():
+        # Another rank stopped at once while this one waited for it inside a collective call.
+        correct_status(job.parent, "interrupted")
+        code = STOPPED
     if code != STOPPED:
         return code
     return 0 if rank else 128 + (stopping.asked_by() or signal.SIGTERM)
