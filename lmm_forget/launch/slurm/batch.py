@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lmm_forget.errors import LmmForgetError
-from lmm_forget.heartbeat import close_status
+from lmm_forget.heartbeat import close_status, correct_status, read_status
 from lmm_forget.launch.slurm import queue
 from lmm_forget.launch.slurm.task import STOPPED
 from lmm_forget.launch.slurm.ticket import Submission
@@ -83,7 +83,7 @@ def end(submission: Submission, code: int, env: Mapping[str, str]) -> int:
     if code == 0 or (folder / "results.json").exists():
         return 0
     if code not in (NOTICED, STOPPED):
-        close_status(folder, "failed", rank_error(folder) or ended_by(code))
+        correct_status(folder, "failed", first_failure(folder) or ended_by(code))
         return code
     close_status(folder, "interrupted")
     slurm_id = env["SLURM_JOB_ID"]
@@ -101,14 +101,19 @@ def end(submission: Submission, code: int, env: Mapping[str, str]) -> int:
     return STOPPED
 
 
-def rank_error(folder: Path) -> str | None:
-    """What a rank but the first died of, where one left word."""
-    for path in sorted(folder.glob("rank-*.json")):
-        with suppress(OSError, ValueError):
+def first_failure(folder: Path) -> str | None:
+    """What the first rank to fail died of: the others' words are about the connection they lost to it."""
+    status = read_status(folder)
+    told: list[tuple[float, str]] = []
+    with suppress(OSError):
+        if status.get("state") == "failed" and status.get("error"):
+            told.append(((folder / "status.json").stat().st_mtime, str(status["error"])))
+    for path in folder.glob("rank-*.json"):
+        with suppress(OSError, ValueError, AttributeError):
             error = json.loads(path.read_text(encoding="utf-8")).get("error")
             if error:
-                return f"{path.stem.replace('-', ' ')}: {error}"
-    return None
+                told.append((path.stat().st_mtime, f"{path.stem.replace('-', ' ')} failed: {error}"))
+    return min(told)[1] if told else None
 
 
 def ended_by(code: int) -> str:

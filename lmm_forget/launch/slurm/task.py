@@ -94,6 +94,8 @@ def replace_variables(worker: Mapping[str, str]) -> None:
         if (key in DISTRIBUTED or key.startswith(DISTRIBUTED_PREFIXES)) and key not in KEPT:
             del os.environ[key]
     os.environ.update(worker)
+    if worker.get("MASTER_ADDR") == "127.0.0.1" and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # or it looks the host's name up
 
 
 def _nothing_to_do(folder: Path, submission: Submission, slurm_id: str, *, first: bool) -> str | None:

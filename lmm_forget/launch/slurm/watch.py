@@ -165,7 +165,7 @@ def conclude(job: Job, found: queue.Seen | None) -> Outcome:
     if (job.folder / "results.json").exists():
         return Outcome(job, finished=True)
     status = read_status(job.folder)
-    if status.get("state") == "failed" and state not in GOES_ON:
+    if status.get("state") == "failed" and state not in CAUSES:
         cause = str(status.get("error") or "it failed")
         return Outcome(job, finished=False, cause=cause, log_tail=tail(job.log))
     cause = CAUSES.get(str(state)) or (
