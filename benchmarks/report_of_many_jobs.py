@@ -57,8 +57,7 @@ def multiply(sweep: Path, root: Path, jobs: int) -> None:
     rng = random.Random(0)
     for number in range(jobs):
         source = sources[number % len(sources)]
-        seed = number // len(sources)
-        folder = root / f"{source.name}-seed{seed}"
+        folder = root / f"{source.name}-copy{number}"
         folder.mkdir(parents=True)
         shutil.copy(source / "job.yaml", folder)
         if number % (jobs // 3) == 5:
@@ -68,7 +67,7 @@ def multiply(sweep: Path, root: Path, jobs: int) -> None:
             if (source / name).exists():
                 shutil.copy(source / name, folder)
         results = copy.deepcopy(json.loads((source / "results.json").read_text()))
-        results["config"]["seed"] = seed
+        results["config"]["seed"] = number
         shake(results["figures"], rng.gauss(0, 2))
         (folder / "results.json").write_text(json.dumps(results))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.errors import ConfigError, DataError, LmmForgetError
 from lmm_forget.report.conditions import Condition
 from lmm_forget.report.load import is_job
 from lmm_forget.report.pair_table import show
@@ -90,6 +90,13 @@ def pairs_of(words: Sequence[str]) -> tuple[list[tuple[Place, Place]], list[str]
         if there.stage == 0:
             raise ConfigError(f"{words[0]} alone is compared with its own base, which it is")
         return [(there.at(0), there)], []
+    for folder, _ in named:
+        if not folder.exists():
+            raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
+        if folder.is_dir() and not is_job(folder) and not _jobs(folder):
+            raise DataError(
+                f"{folder}: holds no finished job, expected one or several folders with results.json"
+            )
     jobs = [{} if is_job(folder) else _jobs(folder) for folder, _ in named]
     if not any(jobs):
         return [(place(*named[0]), place(*named[1]))], []

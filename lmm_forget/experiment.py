@@ -48,7 +48,7 @@ def run(
     if results is None:
         return None
     tracker.results(results)
-    notices = tracker.close()
+    notices = [*results["job"].pop("notices"), *tracker.close()]
     if notices:
         results["job"]["notices"] = notices
     return results
@@ -78,7 +78,7 @@ def _corridor(
         return None
     progress.phase("figures of merit", 1, "job")
     results = assemble(ground, base_hash, base, stages, base_look)
-    results["job"]["repairs"] = repairs
+    results["job"].update(repairs=repairs, notices=ground.notices)
     results["timings"].update(base=base_seconds, base_asked=asked, total=time.monotonic() - started)
     write_tables(job_dir, ground, base, stages, results, base_look)
     return results

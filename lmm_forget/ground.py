@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lmm_forget.stage import Ground
 from lmm_forget.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
+    from lmm_forget.evaluation.lengths import Fit
     from lmm_forget.probes.prober import Prober
 
 LEARNED_FROM = 256
@@ -42,6 +44,7 @@ def lay_ground(
     from lmm_forget.training.lessons import Lessons
     from lmm_forget.training.precision import refuse_pure_bf16
 
+    notices: list[str] = []
     recipe, data, training = config["recipe"], config["data"], config["training"]
     method = build_method(recipe)
     refuse_pure_bf16(training, config["hardware"])
@@ -65,14 +68,22 @@ def lay_ground(
         require_compat(exams)
 
     progress.phase("load model", 1, "model")
-    lmm = load({**config["model"], "attention": hardware["attention"] or config["model"].get("attention")})
+    lmm = load(config["model"])
     if hardware["accelerator"] == "gpu":
         lmm.model.to(f"cuda:{ranks.local_rank}")
     plan = method.planned(lmm.model, make_plan(lmm.components, recipe["name"], rules_from_config(recipe)))
 
+    def say(line: str) -> None:
+        if ranks.first:
+            print(f"lmm-forget: note: {line}", file=sys.stderr, flush=True)
+
     def note(line: str) -> None:
         repairs.append(line)
-        print(f"lmm-forget: note: {line}", file=sys.stderr, flush=True)
+        say(line)
+
+    def notice(line: str) -> None:
+        notices.append(line)
+        say(line)
 
     ground = Ground(
         config=config,
@@ -88,8 +99,10 @@ def lay_ground(
         processor=processor_fingerprint(lmm.processor),
         versions=versions(),
         hashes=model_hashes(lmm.model),
+        notices=notices,
         ranks=ranks,
     )
+    _measure(ground, notice)
     if part == "auto":
         ground.config = {**config, "hardware": {**hardware, "micro_batch": _micro_batch(ground)}}
     ground.prober = _prober(ground)
@@ -153,6 +166,46 @@ def _micro_batch(ground: Ground) -> int:
     return found
 
 
+def _measure(ground: Ground, note: Callable[[str], None]) -> None:
+    """Count the tokens of every sample: leave out, or refuse, what the model cannot take; say what was left out.
+
+    Raises DataError for a sample that does not fit, unless bad samples are to be skipped.
+    """
+    from lmm_forget.evaluation.lengths import fit
+    from lmm_forget.training.fit import total_steps
+
+    config, lmm = ground.config, ground.lmm
+    bad = config["data"]["on_bad_sample"]
+    ground.progress.phase("measure samples", len(ground.lessons) + len(ground.exams), "task")
+    for name, lesson in ground.lessons.items():
+        found = fit(lmm, lesson.task, lesson.samples, taught=True, on_bad_sample=bad)
+        lesson.samples = found.samples
+        total_steps(len(lesson), config["training"], seed=config["seed"], task=name)
+        _record(ground, name, "taught", found, note)
+        ground.progress.advance(1, task=name)
+    for exam in ground.exams:
+        found = fit(lmm, exam.task, exam.samples, taught=False, on_bad_sample=bad)
+        exam.samples = found.samples
+        _record(ground, exam.task.name, "asked", found, note)
+        ground.progress.advance(1, task=exam.task.name)
+
+
+def _record(ground: Ground, task: str, how: str, found: Fit, note: Callable[[str], None]) -> None:
+    """Keep for the record, and say, what was left out and which answers are too long."""
+    skipped: Mapping[str, str] = getattr(found.samples, "skipped", {})
+    ground.sifted[task, how] = {"skipped": len(skipped), "long_answers": len(found.long_answers)}
+    if skipped:
+        first = next(iter(skipped.values()))
+        note(f"task {task}: {len(skipped)} samples are left out and not {how} (first: {first})")
+    if found.long_answers:
+        node = ground.config["tasks"][task]
+        note(
+            f"task {task}: {len(found.long_answers)} of {len(found.samples)} answers "
+            f"{'that are taught' if how == 'taught' else 'asked for'} are longer than max_new_tokens="
+            f"{node['max_new_tokens']}, so they cannot be said in full (first: {found.long_answers[0]})"
+        )
+
+
 def _prober(ground: Ground) -> Prober | None:
     """What looks into the model, as the configuration wants it; None for `probe=none`."""
     from lmm_forget.evaluation.ask import batch_size, subset
@@ -195,4 +248,5 @@ def _prober(ground: Ground) -> Prober | None:
         weights=ground.weights,
         identity=identity,
         batch=batch_size(config["hardware"]),
+        refer=lambda key: ground.refer("probes", key),
     )

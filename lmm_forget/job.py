@@ -128,7 +128,8 @@ def _work(path: Path, config: dict[str, Any], place: Place | None) -> int:
             return 143
         except Exception as error:
             status.end("failed", f"{type(error).__name__}: {_first_line(error)}")
-            traceback.print_exc()
+            who = f"rank {place.rank} of {place.size}: " if place else ""
+            print(f"{who}{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
             return 1
         status.end("done")
     return 0

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmm_forget.evaluation.answers import NEAR_TIE, Answer, counted
 from lmm_forget.metrics.answers import task_scores_from_answers
-from lmm_forget.metrics.bootstrap import TaskScores
 from lmm_forget.metrics.figures import figures
-from lmm_forget.metrics.significance import paired_change
+from lmm_forget.metrics.significance import changes_from_base
 from lmm_forget.metrics.summary import results_scores
 from lmm_forget.probes.records import add_probes, write_probes
 from lmm_forget.store.keys import NOT_WEIGHTS, digest, task_view
@@ -93,6 +92,7 @@ def assemble(
         )
         for task in base
     }
+    changes = {task: changes_from_base(each) for task, each in scores.items()}
     results = {
         "schema": SCHEMA,
         "job": {"name": ground.config["name"], "hash": digest(config)},
@@ -102,7 +102,7 @@ def assemble(
             "weights_hash": base_hash,
             "scores": {task: score(answers, scoring) for task, answers in base.items()},
         },
-        "stages": [_stage(stage, scores, scoring) for stage in stages],
+        "stages": [_stage(stage, changes, scoring) for stage in stages],
         "figures": figures(taught, suite, scores, seed=ground.config["seed"]),
         "timings": {
             "stages": [dict(stage.effort) for stage in stages],
@@ -155,6 +155,7 @@ def write_tables(
 
     from lmm_forget.evaluation.table import answers_to_table
     from lmm_forget.report.figures import job_figures
+    from lmm_forget.report.job_probes import probe_pictures
     from lmm_forget.report.pictures import write_pictures
 
     tables = []
@@ -172,18 +173,24 @@ def write_tables(
     )
     job_figures(results, job_dir)
     if base_look is not None:
-        write_probes(job_dir, base_look, base, stages, results)
+        write_probes(job_dir, base_look, base, stages)
+        probe_pictures(results, job_dir)
 
 
 def _data(ground: Ground, stages: Sequence[Taught]) -> dict[str, Any]:
-    """Which samples were asked and taught, by task: split, number, and a fingerprint of questions and images."""
+    """Which samples were asked and taught, by task: split, number, a fingerprint, and what was left out."""
     found: dict[str, Any] = {}
     for exam in ground.exams:
-        about = {"split": exam.split, "samples": len(exam.samples), "fingerprint": digest(exam.keys)}
-        found[exam.task.name] = {"asked": about}
+        about: dict[str, Any] = {
+            "split": exam.split,
+            "samples": len(exam.samples),
+            "fingerprint": digest(exam.keys),
+        }
+        found[exam.task.name] = {"asked": {**about, **ground.sifted.get((exam.task.name, "asked"), {})}}
     for stage in stages:
         about = {"split": "train", "samples": len(ground.lessons[stage.task].samples)}
         about["fingerprint"] = (stage.record.get("ingredients") or {}).get("data")
+        about.update(ground.sifted.get((stage.task, "taught"), {}))
         found.setdefault(stage.task, {})["taught"] = about
     return found
 
@@ -205,7 +212,7 @@ def _data_sources(ground: Ground) -> dict[str, str]:
     }
 
 
-def _stage(stage: Taught, scores: Mapping[str, TaskScores], scoring: str) -> dict[str, Any]:
+def _stage(stage: Taught, changes: Mapping[str, Sequence[Mapping[str, Any]]], scoring: str) -> dict[str, Any]:
     loss = stage.record["loss"]
     return {
         "index": stage.index,
@@ -216,7 +223,7 @@ def _stage(stage: Taught, scores: Mapping[str, TaskScores], scoring: str) -> dic
         "dropped": stage.record["dropped"],
         "loss": {"first": loss[0], "last": loss[-1], "mean_of_last_10": sum(loss[-10:]) / len(loss[-10:])},
         "scores": {
-            task: {**score(answers, scoring), "against_base": paired_change(scores[task], 0, stage.index)}
+            task: {**score(answers, scoring), "against_base": dict(changes[task][stage.index - 1])}
             for task, answers in stage.answers.items()
         },
     }

@@ -40,6 +40,7 @@ class Ground:
 
     `hashes` (tensor name -> hash) is the model as the job has reached it. Tensors of stages that came from the store
     are put into `lmm` only when something is to be computed: `pending` says which stage wrote each of them last.
+    `notices` are what people should know when the job is done.
     """
 
     config: Mapping[str, Any]
@@ -56,9 +57,14 @@ class Ground:
     versions: Mapping[str, str]
     hashes: dict[str, str] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
-    references: dict[str, list[str]] = field(default_factory=lambda: {"stages": [], "models": []})
+    references: dict[str, list[str]] = field(
+        default_factory=lambda: {"stages": [], "models": [], "probes": []}
+    )
     prober: Prober | None = None
     ranks: Ranks = ALONE
+    sifted: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    """(task, asked or taught) -> how many samples were left out, and how many answers are too long to be said."""
+    notices: list[str] = field(default_factory=list)
 
     @property
     def weights(self) -> str:
@@ -232,7 +238,11 @@ def _watch(ground: Ground, key: str, task: str) -> Watch | None:
     from lmm_forget.probes.watch import Watch
 
     for exam in ground.exams:
-        exam.prepare(ground.lmm, batch_size(ground.config["hardware"]))
+        exam.prepare(
+            ground.lmm,
+            batch_size(ground.config["hardware"]),
+            int(ground.config["hardware"].get("workers") or 0),
+        )
     asked = digest([[exam.task.name, exam.keys] for exam in ground.exams])
     return Watch(ground.prober, key, task, lambda: _scores_now(ground), asked)
 

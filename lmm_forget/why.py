@@ -15,8 +15,9 @@ from lmm_forget.errors import ConfigError, DataError, LmmForgetError
 HELP = """usage: python -m lmm_forget.why FOLDER [format=table|json] [examples=12]
 
 Reads multirun/<name> (or one job of it) whose jobs ran with a probe, e.g. probe=both, and writes there
+  why.md             which of three statements about forgetting hold here, and the tables they rest on
   connection.json    correlations of the shift with held-out forgetting (intervals over jobs), and their points
-  connection.svg     the scatter plot
+  connection, probe_shift, probe_layers   as .svg and .png: shift against forgetting, its course, its layers
   turned_wrong.html  held-out questions that turned wrong, with pictures and what is said instead; also as .md
 and prints a short form (format=json: all of connection.json).
 """
@@ -38,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _why(words: Sequence[str]) -> None:
     folder, form, examples = _asked(words)
+    from lmm_forget.files import write_atomic
     from lmm_forget.metrics.connection import connection
+    from lmm_forget.metrics.statements import statements
+    from lmm_forget.report.connection import document
     from lmm_forget.report.load import load_sweep
 
     sweep = load_sweep(folder)
@@ -48,15 +52,18 @@ def _why(words: Sequence[str]) -> None:
             f"{folder}: no finished job has probes; run them with probe=output_shift or probe=both"
         )
     found = connection(list(jobs.values()))
-    (folder / "connection.json").write_text(
-        json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    draw(found, folder / "connection.svg")
+    said = statements(found)
+    whole = {**found, "statements": said}
+    text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    turned = turned_counts(folder, list(jobs))
+    write_atomic(folder / "connection.json", text)
+    write_atomic(folder / "why.md", document(sweep.name, found, said, turned))
+    draw(jobs, found, folder)
     write_turned(folder, list(jobs), examples)
     if form == "json":
-        print(json.dumps(found, indent=1, sort_keys=True))
+        print(text, end="")
     else:
-        _show(found, turned_counts(folder, list(jobs)))
+        _show(found, said, turned)
 
 
 def _asked(words: Sequence[str]) -> tuple[Path, str, int]:
@@ -142,8 +149,9 @@ def write_turned(folder: Path, jobs: Sequence[str], examples: int) -> None:
         )
         parts.append(f"<h2>{html.escape(job)}</h2><table><tr>{head}</tr>{''.join(body)}</table>")
     page = (
-        "<!doctype html><meta charset='utf-8'><title>turned wrong</title><style>body{font-family:sans-serif;"
-        "margin:2em}td,th{padding:.3em .6em;text-align:left;border-bottom:1px solid #ccc;white-space:pre-line}</style>"
+        "<!doctype html><meta charset='utf-8'><title>turned wrong</title><style>:root{color-scheme:light dark}"
+        "body{font-family:sans-serif;margin:2em}td,th{padding:.3em .6em;"
+        "text-align:left;border-bottom:1px solid #ccc;white-space:pre-line}</style>"
         f"<h1>Held-out questions that turned wrong</h1>{''.join(parts)}"
     )
     (folder / "turned_wrong.md").write_text("\n".join(lines), encoding="utf-8")
@@ -203,93 +211,62 @@ def _job_folder(folder: Path, job: str) -> Path:
     return folder / job if (folder / job).is_dir() else folder
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
-    """The scatter plot: a panel per set of prompts and mode, the number mass (or the first figure) against held-out."""
-    from matplotlib.figure import Figure
+def draw(jobs: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the pictures, each .png and .svg; returns their paths."""
+    from lmm_forget.report.connection import scatter
+    from lmm_forget.report.figures import save
+    from lmm_forget.report.probes import probe_figures
+    from lmm_forget.report.rows import sweep_rows
+    from lmm_forget.report.settings import settings_of
 
-    panels = [
-        (shift, name)
-        for shift in found["shifts"]
-        for name in ("number_mass", "kl")
-        if "heldout" in shift["figures"].get(name, {})
-    ]
-    if not panels:
-        return
-    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
-    recipes = list(dict.fromkeys(point["recipe"] for point in found["points"]))
-    for k, (shift, name) in enumerate(panels, start=1):
-        axis = figure.add_subplot(1, len(panels), k)
-        key = f"{shift['prompts']}/{shift['mode']}"
-        for recipe in recipes:
-            mine = [
-                (p["shift"][key][name], p["heldout"])
-                for p in found["points"]
-                if p["recipe"] == recipe and p["heldout"] is not None and name in p["shift"].get(key, {})
-            ]
-            if mine:
-                axis.scatter([x for x, _ in mine], [y for _, y in mine], s=16, label=recipe)
-        rho = shift["figures"][name]["heldout"]["spearman"]["value"]
-        axis.set_title(f"{key}\nSpearman {rho:+.2f}" if rho is not None else key, fontsize=8)
-        axis.set_xlabel(f"rise of {name}" if name.endswith("mass") else name)
-        axis.set_ylabel("held-out change (points)")
-    figure.axes[0].legend(fontsize=7, frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    pictures = probe_figures(jobs, settings_of(sweep_rows(jobs.values())))
+    pictures.pop("probe_vs_forgetting", None)  # the one below shows milestones as well
+    points = scatter(found)
+    if points is not None:
+        pictures["connection"] = points
+    return [path for name, figure in pictures.items() for path in save(figure, folder / name)]
 
 
-def _show(found: Mapping[str, Any], turned: Sequence[Mapping[str, Any]]) -> None:
+def _show(
+    found: Mapping[str, Any], said: Sequence[Mapping[str, Any]], turned: Sequence[Mapping[str, Any]]
+) -> None:
     """Print the short form; readable at 80 columns."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from lmm_forget.metrics.statements import PARTS, told
+    from lmm_forget.report.connection import KINDS, layer_rows, part_name, turned_rows, verdicts
+    from lmm_forget.report.probes import where
+
     console = Console(highlight=False)
+
+    def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        shown = Table(title=title, title_justify="left")
+        for name in head:
+            shown.add_column(name, justify="left" if name in ("figure", "job", "after") else "right")
+        for row in rows:
+            shown.add_row(*map(escape, row))
+        if rows:
+            console.print(shown)
+
     for shift in found["shifts"]:
-        table = Table(
-            title=f"shift on {shift['prompts']} ({shift['mode']}) and held-out change", title_justify="left"
-        )
-        for name in ("figure", "Pearson", "Spearman", "models", "went back"):
-            table.add_column(name, justify="left" if name == "figure" else "right")
+        rows = []
         for name, against in shift["figures"].items():
-            if "heldout" not in against:
-                continue
-            entry, back = against["heldout"], shift["recovery"].get(name)
-            went = f"{back['shift_went_back']} of {back['recovered']}" if back else ""
-            table.add_row(name, _r(entry["pearson"]), _r(entry["spearman"]), str(entry["n"]), went)
-        console.print(table)
+            if "heldout" in against:
+                entry, back = against["heldout"], shift["recovery"].get(name)
+                went = f"{back['shift_went_back']} of {back['recovered']}" if back else ""
+                rows.append((name, told(entry["pearson"]), told(entry["spearman"]), str(entry["n"]), went))
+        title = f"shift on {where(shift['prompts'], shift['mode'])}, and held-out change"
+        table(title, ("figure", "Pearson", "Spearman", "models", "went back"), rows)
     console.print(
-        f"Intervals resample the {found['jobs']} jobs (none below 3). went back: stages at which the held-out mean "
-        "rose again and the shift shrank as well."
+        "went back: of the stages after which the held-out mean had risen, those with a smaller shift."
     )
-    layers = Table(
-        title="who writes the change in logits (share, final norm folded in)", title_justify="left"
-    )
-    for name in ("job", "after", "early attn", "late attn", "early MLP", "late MLP"):
-        layers.add_column(name)
-    for entry in found["layers"]:
-        parts = entry["folded"]
-        order = ("early_attention", "late_attention", "early_mlp", "late_mlp")
-        layers.add_row(
-            str(entry["job"]), entry["task"], *(f"{100 * (parts[name] or 0):.0f} %" for name in order)
-        )
-    if found["layers"]:
-        console.print(layers)
-    wrong = Table(
-        title="held-out questions that turned wrong, and formats said instead", title_justify="left"
-    )
-    for name in ("job", "after", "wrong", "number", "letter", "yes_no", "clock", "other"):
-        wrong.add_column(name)
-    for row in turned:
-        kinds = ("number", "letter", "yes_no", "clock", "other")
-        said = [str(row["said_instead"][kind]) for kind in kinds]
-        wrong.add_row(str(row["job"]), row["task"], str(row["turned_wrong"]), *said)
-    console.print(wrong)
-
-
-def _r(entry: Mapping[str, float | None]) -> str:
-    if entry["value"] is None:
-        return "n/a"
-    if entry["low"] is None:
-        return f"{entry['value']:+.2f}"
-    return f"{entry['value']:+.2f} ({entry['low']:+.2f}/{entry['high']:+.2f})"
+    shares = "who writes the change in logits (share, final norm folded in)"
+    table(shares, ("job", "after", *map(part_name, PARTS)), layer_rows(found))
+    wrong = "held-out questions that turned wrong, and formats said instead"
+    table(wrong, ("job", "after", "wrong", *KINDS), turned_rows(turned))
+    console.print(escape("\n".join(verdicts(found, said)).replace("**", "").removeprefix("## ")))
 
 
 if __name__ == "__main__":

@@ -126,6 +126,21 @@ def test_the_command_line_wins_over_the_models_values() -> None:
     assert config("training.max_steps=50", "hardware.micro_batch=4")["training"]["max_steps"] == 50
 
 
+def test_hardware() -> None:
+    sharded = config("hardware=fsdp", "hardware.accelerator=cpu", "hardware.micro_batch=auto")["hardware"]
+    assert (sharded["devices"], sharded["strategy"], sharded["threads"], sharded["workers"]) == (
+        2,
+        "fsdp",
+        1,
+        0,
+    )
+    assert sharded["micro_batch"] == config()["hardware"]["micro_batch"]  # on a CPU the model's own
+    several = config("hardware=ddp", "hardware.devices=8", "hardware.micro_batch=auto")["hardware"]
+    assert (several["devices"], several["threads"], several["micro_batch"]) == (8, 4, "auto")
+    assert config("hardware.devices=2")["hardware"]["strategy"] == "auto"
+    assert config("hardware.attention=sdpa") == config("model.attention=sdpa") != config()
+
+
 def test_default_names(mine: Path) -> None:
     assert config("experiment=rates", folder=mine)["name"] == "rates"
     assert config("experiment=named", folder=mine)["name"] == "other"
@@ -155,7 +170,19 @@ def test_default_names(mine: Path) -> None:
         ),
         (["data.on_bad_sample=ignore"], r"data.on_bad_sample=ignore is not known; choose one of: fail, skip"),
         (["objective=accuracy"], r"objective=accuracy is not known; choose one of: target_learning"),
-        (["hardware.devices=2"], r"one job uses one device"),
+        (
+            ["hardware.devices=0"],
+            r"hardware.devices=0 cannot be used; it must be a whole number of at least 1",
+        ),
+        (["hardware.strategy=ring"], r"hardware.strategy=ring is not known; choose one of: auto, ddp, fsdp"),
+        (["hardware=fsdp", "hardware.devices=1"], r"fsdp shares a model among devices, but this job has one"),
+        (["hardware.micro_batch=all"], r"hardware.micro_batch=all cannot be used; .* or auto"),
+        (
+            ["hardware.micro_batch=auto", "model.micro_batch=null"],
+            r"hardware.micro_batch=auto: the model suggests none",
+        ),
+        (["hardware.compile=maybe"], r"hardware.compile=maybe cannot be used; it must be true or false"),
+        (["hardware.attention=1"], r"hardware.attention=1 cannot be used; it must be the name"),
         (["seed=-1"], r"seed=-1"),
         (["name=../x"], r"name='../x' cannot be a folder"),
         (["sequence=single"], r"sequence.task is empty"),

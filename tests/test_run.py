@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lmm_forget.errors import LaunchError
+from lmm_forget.launch.torchrun import world_overrides
+from lmm_forget.ranks import Place
 from lmm_forget.run import options_first
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +81,10 @@ def test_the_front_door_imports_no_torch(tmp_path: Path, arguments: list[str]) -
         (["-m", "training.epochs=1,0"], "training.epochs=0 cannot be used"),
         (["-m", "name=a,b"], "name cannot be varied"),
         (["-m", "hydra/launcher=basic", "hardware.devices=2", "recipe=llm,mlp"], "hydra/launcher=isolated"),
+        (
+            ["-m", "hydra/launcher=basic", "hardware=ddp", "recipe=llm,mlp"],
+            "isolated, the default: python -m",
+        ),
         (["-m", "--cfg", "job"], "-m starts a sweep"),
         (["--recipe", "llm"], "unrecognized arguments: --recipe"),
         (["--config-dir", "nowhere"], "nowhere' not found"),
@@ -94,13 +101,36 @@ def test_a_wrong_choice_is_one_line_and_exit_code_2(
     assert not list(tmp_path.glob("multirun/*/*/job.yaml"))
 
 
-def test_torchrun_is_refused(tmp_path: Path) -> None:
+def test_what_torchrun_cannot_start_is_refused(tmp_path: Path) -> None:
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     sweep = call("run", "-m", "recipe=llm,mlp", cwd=tmp_path, **ranks)
     assert sweep.returncode == 2 and "-m under torchrun" in sweep.stderr and sweep.stderr.count("\n") == 1
-    single = call("run", "recipe=llm", cwd=tmp_path, **{**ranks, "WORLD_SIZE": "2"})
-    assert single.returncode == 2 and "not with torchrun" in single.stderr
+    assert "plain python -m lmm_forget.run -m recipe=llm,mlp" in sweep.stderr
+    half = call("run", "recipe=llm", cwd=tmp_path, **{**ranks, "WORLD_SIZE": "2"})
+    assert half.returncode == 2 and half.stderr.count("\n") == 1
+    assert "WORLD_SIZE=2 is set but not LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT" in half.stderr
     assert not (tmp_path / "multirun").exists()
+
+
+@pytest.mark.parametrize(
+    "place, given, expected",
+    [
+        ((2, 2), [], ["hardware.devices=2", "hardware.nodes=1"]),
+        ((8, 4), ["recipe=llm"], ["hardware.devices=4", "hardware.nodes=2"]),
+        ((8, 4), ["hardware.nodes=2", "+hardware.devices=4"], []),
+        ((8, 4), ["hardware.devices=8"], "hardware.devices=8, but torchrun started 4 processes on each of 2"),
+        ((3, 2), [], "3 processes, 2 of them here"),
+    ],
+)
+def test_devices_and_nodes_are_those_that_torchrun_started(
+    place: tuple[int, int], given: list[str], expected: list[str] | str
+) -> None:
+    size, here = place
+    if isinstance(expected, str):
+        with pytest.raises(LaunchError, match=expected):
+            world_overrides(Place(0, size, 0, here), given)
+    else:
+        assert world_overrides(Place(0, size, 0, here), given) == expected
 
 
 def test_the_configuration_can_be_printed(tmp_path: Path) -> None:

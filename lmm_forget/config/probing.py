@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -46,6 +46,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, list) and all(map(_count, v)),
         "a list of optimizer steps, each a whole number of at least 1",
     ),
+    "at_tasks": (
+        lambda v: v is None or (isinstance(v, list) and bool(v)),
+        "a list of skills that are taught, or null",
+    ),
     "ask_at_steps": (_flag, "true or false"),
     "retrain": (_flag, "true or false"),
     "stop_when": (lambda v: isinstance(v, dict), f"bounds by name: {', '.join(BOUNDS)}"),
@@ -56,7 +60,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def find_prompts(run: DictConfig, files: TaskFiles) -> None:
-    """Put the YAMLs of `probe.prompts` under `probe.tasks`, and the names they are recorded under into `prompts`.
+    """Put the YAMLs of `probe.prompts` under `probe.tasks`; `prompts` and `at_tasks` get the names of the record.
 
     A task that is taught or asked as well keeps the changes made to it under `tasks`. Raises ConfigError for
     names that exist nowhere.
@@ -74,11 +78,14 @@ def find_prompts(run: DictConfig, files: TaskFiles) -> None:
     probe.tasks = OmegaConf.create({})
     for task in found:
         probe.tasks[task.name] = run.tasks.get(task.name, task.node)
+    if OmegaConf.is_list(probe.get("at_tasks")):
+        probe.at_tasks = list(dict.fromkeys(files.load(name).name for name in probe.at_tasks))
 
 
-def check_probe(probe: Mapping[str, Any]) -> None:
+def check_probe(probe: Mapping[str, Any], taught: Sequence[str]) -> None:
     """Raise ConfigError for the first field of a resolved `probe` node that does not exist or cannot be used.
 
+    `taught` are the names of the skills of the sequence.
     A node without `output_shift` and `residual_to_logit` (`probe=none`) asks for nothing.
     """
     if "output_shift" not in probe and "residual_to_logit" not in probe:
@@ -96,6 +103,10 @@ def check_probe(probe: Mapping[str, Any]) -> None:
             raise ConfigError(f"probe.{key}={probe[key]} cannot be used; it must be {right}")
     if not (probe["output_shift"] or probe["residual_to_logit"]):
         raise ConfigError("probe: neither output_shift nor residual_to_logit is on; use probe=none")
+    if probe["at_tasks"] is not None and not {*probe["at_tasks"]} & {*taught}:
+        raise ConfigError(
+            f"probe.at_tasks={probe['at_tasks']}: none of them is taught; the sequence has {', '.join(taught)}"
+        )
     for name, bound in probe["stop_when"].items():
         if name not in BOUNDS:
             raise ConfigError(

@@ -32,7 +32,7 @@ def resolve(
     the configuration's search path, the user's folder first); `name` overrides the sweep's name.
     Under `tasks` stands every task of the sequence and the suite; `sequence.tasks` and `suite.tasks` hold the names
     those tasks are recorded under. `training.learning_rate` is a number, and `training.learning_rate_source` says
-    who chose it; `hardware.attention` has become `model.attention`. Raises ConfigError.
+    who chose it; `hardware.attention` has moved to `model.attention`. Raises ConfigError.
     """
     register_resolvers()
     try:
@@ -69,7 +69,7 @@ def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str
     suggested = {key: config["model"].pop(key, None) for key in FITTED}
     check(config)
     _settle_hardware(config, suggested["micro_batch"])
-    check_probe(config["probe"])
+    check_probe(config["probe"], config["sequence"]["tasks"])
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config
 
@@ -141,9 +141,8 @@ def _settle_hardware(config: dict[str, Any], micro_batch: Any) -> None:
     An attention implementation is a property of the loaded model: it moves to `model.attention`.
     """
     hardware = config["hardware"]
-    attention = hardware.pop("attention")
-    if attention is not None:
-        config["model"]["attention"] = attention
+    if hardware["attention"] is not None:
+        config["model"]["attention"], hardware["attention"] = hardware["attention"], None
     if hardware["accelerator"] == "cpu" and hardware["micro_batch"] == "auto":
         if not micro_batch:
             raise ConfigError(

@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmm_forget.errors import DataError, LmmForgetError
+from lmm_forget.evaluation.ahead import Job, cause, in_order, read
 from lmm_forget.evaluation.answers import Answer
 from lmm_forget.progress import NullProgress, Progress
 from lmm_forget.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import ProcessorMixin
+
     from lmm_forget.evaluation.generate import Said
+    from lmm_forget.models.family import Family
     from lmm_forget.models.loading import LMM
     from lmm_forget.store import Kept
 
@@ -39,11 +46,21 @@ def subset(samples: Sequence[Sample], limit: int | None, name: str) -> Sequence[
 
 
 class Chosen(Sequence[Sample]):
-    """The samples at some positions of a sequence, produced when they are read."""
+    """The samples at some positions of a sequence, produced when they are read.
 
-    def __init__(self, samples: Sequence[Sample], positions: Sequence[int]) -> None:
+    `skipped` says what was left out, and why: of the sequence, and `left_out` beside it.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        positions: Sequence[int],
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
         self.samples = samples
         self.positions = positions
+        self.skipped = {**getattr(samples, "skipped", {}), **(left_out or {})}
+        self.in_order = in_order(samples)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -52,6 +69,20 @@ class Chosen(Sequence[Sample]):
         if isinstance(index, slice):
             return Chosen(self.samples, self.positions[index])
         return self.samples[self.positions[index]]
+
+    def stored(self, index: int) -> Any:
+        """The stored row of a sample in a stream; see `HubSamples.stored`."""
+        return self.samples.stored(self.positions[index])  # type: ignore[attr-defined]
+
+    def made(self, stored: Any) -> Sample:
+        """The sample of a stored row."""
+        return self.samples.made(stored)  # type: ignore[attr-defined, no-any-return]
+
+    def glance(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
+        """A sample without its pictures, and their sizes; see `lengths.glance`."""
+        from lmm_forget.evaluation.lengths import glance
+
+        return glance(self.samples, self.positions[index])
 
 
 def ask(
@@ -107,24 +138,21 @@ def batch_size(hardware: Mapping[str, Any] | None) -> int:
 def batches(task: Task, samples: Sequence[Sample], size: int) -> Iterator[dict[int, Sample]]:
     """All samples, `size` at a time, by position: alike in length and image size, so that little is padding."""
     for start in range(0, len(samples), WINDOW * size):
-        window = {
-            i: _sample(task, samples, i) for i in range(start, min(start + WINDOW * size, len(samples)))
-        }
-        order = sorted(window, key=lambda i: _length(task, window[i]))
-        for first in range(0, len(order), size):
-            yield {i: window[i] for i in order[first : first + size]}
+        places = range(start, min(start + WINDOW * size, len(samples)))
+        window = dict(zip(places, read(task, samples, Job(places)), strict=True))
+        for batch in sorted_batches({i: extent(task, sample) for i, sample in window.items()}, size):
+            yield {i: window[i] for i in batch}
 
 
-def _sample(task: Task, samples: Sequence[Sample], index: int) -> Sample:
-    try:
-        return samples[index]
-    except LmmForgetError:
-        raise
-    except Exception as error:
-        raise DataError(f"task {task.name}: sample number {index} cannot be read: {_cause(error)}") from error
+def sorted_batches(window: Mapping[int, tuple[Any, ...]], size: int) -> Iterator[list[int]]:
+    """The positions of a window, `size` at a time, in the order of their `extent`."""
+    order = sorted(window, key=window.__getitem__)
+    for first in range(0, len(order), size):
+        yield order[first : first + size]
 
 
-def _length(task: Task, sample: Sample) -> tuple[Any, ...]:
+def extent(task: Task, sample: Sample) -> tuple[Any, ...]:
+    """What batches are sorted by: sizes of the pictures, length of the question, id."""
     return (
         sorted(image.size for image in sample.images),
         len(task.question(sample, training=False)),
@@ -134,18 +162,48 @@ def _length(task: Task, sample: Sample) -> tuple[Any, ...]:
 
 def ask_batch(lmm: LMM, task: Task, samples: Sequence[Sample]) -> list[Said]:
     """What the model says to one batch of questions. Raises LmmForgetError naming task and samples."""
-    from lmm_forget.evaluation.generate import generate
+    return answer_batch(lmm, task, encode_batch(lmm.family, lmm.processor, task, samples))
 
-    questions = [task.question(sample, training=False) for sample in samples]
+
+@dataclass(frozen=True)
+class Ready:
+    """A batch of questions as the model reads them, and whose they are."""
+
+    ids: tuple[str, ...]
+    batch: dict[str, Tensor]
+
+
+def encode_batch(family: Family, processor: ProcessorMixin, task: Task, samples: Sequence[Sample]) -> Ready:
+    """One batch of questions, encoded. Raises LmmForgetError naming task and samples."""
+    from lmm_forget.evaluation.generate import prompts
+
+    ids = tuple(sample.id for sample in samples)
+    with naming(task, ids):
+        questions = [task.question(sample, training=False) for sample in samples]
+        images = [sample.images for sample in samples]
+        return Ready(ids, prompts(family, processor, questions, images, task.max_new_tokens))
+
+
+def answer_batch(lmm: LMM, task: Task, ready: Ready) -> list[Said]:
+    """What the model says to one encoded batch. Raises LmmForgetError naming task and samples."""
+    from lmm_forget.evaluation.generate import answer
+
+    with naming(task, ready.ids):
+        return answer(lmm, ready.batch, task.max_new_tokens)
+
+
+@contextmanager
+def naming(task: Task, ids: Sequence[str]) -> Iterator[None]:
+    """Say of any failure in the block which task and samples it concerns; it becomes an LmmForgetError."""
     try:
-        return generate(lmm, questions, [sample.images for sample in samples], task.max_new_tokens)
+        yield
     except LmmForgetError as error:
-        text = re.sub(r"sample (\d+) of the batch", lambda m: f"sample {samples[int(m[1])].id}", str(error))
+        text = re.sub(r"sample (\d+) of the batch", lambda m: f"sample {ids[int(m[1])]}", str(error))
         raise type(error)(f"task {task.name}: {text}") from error
     except Exception as error:
-        ids = ", ".join(sample.id for sample in samples[:3]) + (" …" if len(samples) > 3 else "")
+        first = ", ".join(ids[:3]) + (" …" if len(ids) > 3 else "")
         raise LmmForgetError(
-            f"task {task.name}: asking {len(samples)} samples ({ids}) failed: {_cause(error)}"
+            f"task {task.name}: asking {len(ids)} samples ({first}) failed: {cause(error)}"
         ) from error
 
 
@@ -188,8 +246,3 @@ def _group(task: Task, sample: Sample) -> str | None:
             f"task {task.name}: sample {sample.id} has no {task.macro!r}, which its macro mean needs"
         )
     return str(sample.meta[task.macro])
-
-
-def _cause(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from lmm_forget.errors import DataError, LmmForgetError
 
 if TYPE_CHECKING:
+    from lmm_forget.models.family import Family
     from lmm_forget.models.loading import LMM
 
 
@@ -68,17 +75,36 @@ def generate(
     Raises DataError when a prompt and its answer do not fit the model's context, and LmmForgetError when the
     logits are not finite (as after a diverged training).
     """
-    encoded = lmm.family.encode(lmm.processor, list(questions), [list(i) for i in images])
+    batch = prompts(lmm.family, lmm.processor, questions, images, max_new_tokens)
+    return answer(lmm, batch, max_new_tokens, listeners)
+
+
+def prompts(
+    family: Family,
+    processor: ProcessorMixin,
+    questions: Sequence[str],
+    images: Sequence[Sequence[Image]],
+    max_new_tokens: int,
+) -> dict[str, Tensor]:
+    """A batch of questions as the model reads them. Raises DataError when one and its answer exceed the context."""
+    encoded = family.encode(processor, list(questions), [list(i) for i in images])
     for i, length in enumerate(encoded.lengths):
-        if length + max_new_tokens > lmm.family.context:
+        if length + max_new_tokens > family.context:
             raise DataError(
                 f"sample {i} of the batch: {length} prompt tokens and {max_new_tokens} answer tokens are "
-                f"more than the model's context of {lmm.family.context}"
+                f"more than the model's context of {family.context}"
             )
+    return encoded.batch
+
+
+def answer(
+    lmm: LMM, batch: Mapping[str, Tensor], max_new_tokens: int, listeners: Sequence[LogitsProcessor] = ()
+) -> list[Said]:
+    """What the model says to a batch of prompts; see `generate`."""
     device, dtype = lmm.model.device, lmm.model.dtype
     batch = {
         key: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
-        for key, tensor in encoded.batch.items()
+        for key, tensor in batch.items()
     }
     pad = lmm.processor.tokenizer.pad_token_id
     config = GenerationConfig(

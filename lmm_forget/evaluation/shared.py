@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.errors import ConfigError
 from lmm_forget.evaluation.answers import Answer
-from lmm_forget.evaluation.ask import ask_batch, batch_size, batches, mark, subset
+from lmm_forget.evaluation.ask import answer_batch, batch_size, mark, subset
+from lmm_forget.evaluation.preparing import encoded, looked_at
 from lmm_forget.progress import Progress
 from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.stopping import Interrupted, at_safe_points, safe_point
 from lmm_forget.stopping import asked as stop_asked
-from lmm_forget.store import Kept, Said, Store, question_key
+from lmm_forget.store import Kept, Said, Store
 from lmm_forget.store.keys import digest
 from lmm_forget.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from lmm_forget.models.loading import LMM
 
 POLL_SECONDS = 0.2
@@ -45,31 +44,24 @@ class Exam:
         """Read the split (bad samples as `on_bad_sample` says) and keep at most `limit` of it. Raises DataError."""
         return cls(task, subset(task.check(split, on_bad_sample), limit, task.name), split)
 
-    def prepare(self, lmm: LMM, size: int) -> None:
+    def prepare(self, lmm: LMM, size: int, workers: int = 0) -> None:
         """Fix the batches and look at every question once; later models are asked the same ones."""
-        if self.batches or not len(self.samples):
-            return
-        keys: dict[int, str] = {}
-        light: dict[int, Sample] = {}
-        for batch in batches(self.task, self.samples, size):
-            self.batches.append(list(batch))
-            for place, sample in batch.items():
-                keys[place] = self._key(lmm, sample)
-                light[place] = replace(sample, images=())
-        places = range(len(self.samples))
-        self.keys, self.light = [keys[i] for i in places], [light[i] for i in places]
-
-    def _key(self, lmm: LMM, sample: Sample) -> str:
-        question = self.task.question(sample, training=False)
-        try:
-            prompt = lmm.family.prompt(lmm.processor, question, len(sample.images))
-        except LmmForgetError as error:
-            raise type(error)(f"task {self.task.name}: sample {sample.id}: {error}") from error
-        return question_key(prompt, [image_hash(image) for image in sample.images], self.task.max_new_tokens)
+        if not self.batches and len(self.samples):
+            self.batches, self.keys, self.light = looked_at(lmm, self.task, self.samples, size, workers)
 
     def missing(self, found: Mapping[str, Kept]) -> int:
         """How many questions nobody has asked yet."""
         return sum(key not in found for key in self.keys)
+
+    def unasked(self, found: Mapping[str, Kept]) -> list[list[int]]:
+        """The batches without the questions that are answered, or will be when a batch's turn comes."""
+        known, left = set(found), []
+        for batch in self.batches:
+            places = [i for i in batch if self.keys[i] not in known]
+            known.update(self.keys[i] for i in places)
+            if places:
+                left.append(places)
+        return left
 
 
 def require_compat(exams: Sequence[Exam]) -> None:
@@ -104,9 +96,9 @@ def examine(
     store, and afterwards every rank has all answers.
     """
     said = Said(store, model)
-    size = batch_size(hardware)
+    size, workers = batch_size(hardware), int(hardware.get("workers") or 0)
     for exam in exams:
-        exam.prepare(lmm, size)
+        exam.prepare(lmm, size, workers)
     found = _known(said, exams, ranks)
     left = [exam for exam in exams if exam.missing(found)]
     asked = 0
@@ -126,7 +118,7 @@ def examine(
                 if ready is not None and exam.missing(found):
                     ready()
                 with at_safe_points():
-                    asked += _ask(lmm, exam, said, found, progress, ranks)
+                    asked += _ask(lmm, exam, said, found, progress, ranks, workers)
         if len(others) == len(left):
             time.sleep(POLL_SECONDS)
         left = others
@@ -145,37 +137,31 @@ def _ask(
     found: dict[str, Kept],
     progress: Progress,
     ranks: Ranks,
+    workers: int,
 ) -> int:
-    """Ask what is missing, a batch per rank at a time; adds to `found`, returns how many questions that were."""
-    asked = 0
-    for places in _dealt(exam, found, ranks):
-        answers = ask_batch(lmm, exam.task, [exam.samples[i] for i in places]) if places else []
-        own = {
-            exam.keys[i]: Kept(one.text, one.tokens, one.gap) for i, one in zip(places, answers, strict=True)
-        }
-        for batch in ranks.gather(own):
-            if batch and ranks.first:
-                said.add(batch)
-            found.update(batch)
-            asked += len(batch)
-            progress.advance(len(batch), task=exam.task.name)
-        if ranks.size == 1:
-            safe_point()
-        elif ranks.any(stop_asked()):
-            raise Interrupted
-    return asked
-
-
-def _dealt(exam: Exam, found: Mapping[str, Kept], ranks: Ranks) -> Iterator[list[int]]:
-    """This rank's missing places of one batch after another, [] where the others have one more.
+    """Ask what is missing, a batch per rank at a time; adds to `found`, returns how many questions that were.
 
     Neighbouring batches are alike in length, so that ranks that ask one each wait little for one another.
     """
-    missing = [[i for i in batch if exam.keys[i] not in found] for batch in exam.batches]
-    missing = [places for places in missing if places]
-    for first in range(0, len(missing), ranks.size):
-        mine = missing[first : first + ranks.size]
-        yield mine[ranks.rank] if ranks.rank < len(mine) else []
+    asked = 0
+    safe_point()
+    batches = exam.unasked(found)
+    with closing(encoded(lmm, exam.task, exam.samples, batches[ranks.rank :: ranks.size], workers)) as ready:
+        for _ in range(0, len(batches), ranks.size):
+            own: dict[str, Kept] = {}
+            for places, batch in islice(ready, 1):  # none where only the others have one more
+                answers = answer_batch(lmm, exam.task, batch)
+                for i, one in zip(places, answers, strict=True):
+                    own[exam.keys[i]] = Kept(one.text, one.tokens, one.gap)
+            for said_by_one in ranks.gather(own):
+                if said_by_one and ranks.first:
+                    said.add(said_by_one)
+                found.update(said_by_one)
+                asked += len(said_by_one)
+                progress.advance(len(said_by_one), task=exam.task.name)
+            if ranks.any(stop_asked()):
+                raise Interrupted
+    return asked
 
 
 def _known(
@@ -196,12 +182,3 @@ def _claim(store: Store, name: str, ranks: Ranks) -> Iterator[bool]:
     """Try to be the one who does this; the first rank claims for all of them."""
     with store.claim(name, wait=False) if ranks.first else nullcontext(False) as held:
         yield ranks.on_first(lambda: held)
-
-
-def image_hash(image: Image) -> str:
-    """SHA-256 (hex) of an image as it is decoded: mode, size and pixels."""
-    if image.mode == "P":  # the pixels of a palette image mean nothing without it
-        image = image.convert("RGBA")
-    found = hashlib.sha256(f"{image.mode}{image.size}".encode())
-    found.update(image.tobytes())
-    return found.hexdigest()

@@ -4,13 +4,14 @@ from lmm_forget.metrics.answers import build_figures_from_answers, task_scores_f
 from lmm_forget.metrics.bootstrap import POINTS, TaskScores
 from lmm_forget.metrics.comparison import compare_mean, compare_pair, holm, resolvable, swap_test
 from lmm_forget.metrics.figures import figures
-from lmm_forget.metrics.significance import mcnemar, paired_change
+from lmm_forget.metrics.significance import changes_from_base, mcnemar, paired_change
 from lmm_forget.metrics.summary import results_scores, task_summary
 
 __all__ = [
     "POINTS",
     "TaskScores",
     "build_figures_from_answers",
+    "changes_from_base",
     "compare_mean",
     "compare_pair",
     "figures",

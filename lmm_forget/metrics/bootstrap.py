@@ -2,8 +2,8 @@
 
 Questions about one image are not independent, so the image is the unit that is drawn. One draw serves all
 stages of a task, which pairs the stages: a difference between two of them is taken inside the same draw. See
-Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13, for the resampling and the
-percentile interval.
+Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 8, for the resampling; intervals.py makes
+intervals of the draws.
 """
 
 from __future__ import annotations
@@ -82,6 +82,16 @@ class ClusterSums:
         means = np.divide(totals, counts[:, None, :], out=np.zeros_like(totals), where=present[:, None, :])
         return np.asarray(means.sum(axis=2) / present.sum(axis=1)[:, None])
 
+    def influence(self) -> Floats:
+        """Each cluster's influence [C, S + 1] on the task's metric in 0..1; a column adds up to zero.
+
+        The first-order change of the metric per unit of the cluster's weight.
+        """
+        counts = self.counts.sum(axis=0)  # [G]
+        means = self.sums.sum(axis=0) / counts  # [S + 1, G]
+        parts = (self.sums - self.counts[:, None, :] * means) / (counts * len(counts))
+        return np.asarray(parts.sum(axis=2))
+
 
 def check_scores(task: str, values: Floats) -> None:
     """Raise DataError unless every score lies in 0..1."""
@@ -129,11 +139,13 @@ def cluster_weights(rng: np.random.Generator, resamples: int, clusters: int) -> 
 class Draws:
     """A task's metric in the data and in every resample, in points.
 
-    data [S + 1], drawn [R, S + 1]; `interval` is False where a single cluster leaves nothing to resample.
+    data [S + 1], drawn [R, S + 1]; influence [C, S + 1] of each cluster on `data`; `interval` is False where a single
+    cluster leaves nothing to resample.
     """
 
     data: Floats
     drawn: Floats
+    influence: Floats
     interval: bool
 
 
@@ -148,24 +160,12 @@ def draw(scores: TaskScores, *, resamples: int = 2000, seed: int = 0) -> Draws:
     rng = np.random.default_rng([seed, name])
     data = sums.metric(np.ones((1, sums.clusters)))[0] * POINTS
     drawn = np.concatenate([sums.metric(block) for block in cluster_weights(rng, resamples, sums.clusters)])
-    return Draws(data=data, drawn=drawn * POINTS, interval=sums.clusters > 1)
-
-
-def estimate(value: float, drawn: Floats, *, level: float, interval: bool = True) -> dict[str, float | None]:
-    """{value, low, high}: the value in the data with the percentile interval of its resamples [R].
-
-    low and high are None where `interval` is False.
-    """
-    if not interval:
-        return {"value": tidy(value), "low": None, "high": None}
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(drawn, [tail, 1.0 - tail])
-    return {"value": tidy(value), "low": tidy(low), "high": tidy(high)}
-
-
-def undefined() -> dict[str, float | None]:
-    """The estimate of a figure that does not exist for this run."""
-    return {"value": None, "low": None, "high": None}
+    return Draws(
+        data=data,
+        drawn=drawn * POINTS,
+        influence=sums.influence() * POINTS,
+        interval=sums.clusters > 1,
+    )
 
 
 def tidy(number: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import gammaln, ndtri
 
 from lmm_forget.errors import DataError
 from lmm_forget.metrics.bootstrap import (
@@ -24,20 +24,21 @@ from lmm_forget.metrics.bootstrap import (
     draw,
     tidy,
 )
+from lmm_forget.metrics.intervals import estimate
 from lmm_forget.metrics.significance import mcnemar, right_or_wrong
 
 SWAPS = 10_000
 """Random swaps where the test's distribution cannot be counted out; the smallest p-value is then 1 / 10,001."""
 _COUNTED = 12  # images up to which all 2 ** 12 swaps are counted out
 _FEWEST = 6  # as few changes, all in one direction, can be significant at 5 %: 2 * 0.5 ** 6 = 0.031
-_POWER = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
+_POWER = float(ndtri(0.975) + ndtri(0.8))
 
 
 def compare_pair(scores: TaskScores, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """One task answered by two models: row 0 of `scores` is the first, row 1 the second.
 
     Returns, in points where it is no count or probability: `n` questions about `images` images; `before` and `after`;
-    the change `value` with its 95 % interval `low`, `high` (see `interval`) and standard error `stderr`; `p_value` of
+    the change `value` with its 95 % interval `low`, `high` (`intervals.bca`) and standard error `stderr`; `p_value` of
     the swap test (see `swap_test`); `gained` and `lost`, the questions whose score rose and fell; `resolvable`, the
     change that this sample would show at the 5 % level four times in five; and `mcnemar`, McNemar's test for
     comparison (None for partial scores), which takes every question for independent.
@@ -47,7 +48,7 @@ def compare_pair(scores: TaskScores, *, resamples: int = 2000, seed: int = 0) ->
     _check([scores])
     check_settings(resamples, 0.95)
     drawn, change = draw(scores, resamples=resamples, seed=seed), _changes(scores)
-    influence = _influence(scores)
+    influence = _influence(drawn)
     first, second = scores.values
     binary = right_or_wrong(first) and right_or_wrong(second)
     stderr = _stderr(influence) if drawn.interval else None
@@ -75,7 +76,7 @@ def compare_mean(tasks: Sequence[TaskScores], *, resamples: int = 2000, seed: in
     check_settings(resamples, 0.95)
     draws = [draw(scores, resamples=resamples, seed=seed) for scores in tasks]
     change = np.concatenate([_changes(scores) for scores in tasks]) / len(tasks)
-    influences = [_influence(scores) for scores in tasks]
+    influences = [_influence(each) for each in draws]
     whole = all(each.interval for each in draws)
     stderr = float(np.sqrt(sum(_stderr(each) ** 2 for each in influences)) / len(tasks)) if whole else None
     fewest = min(int(scores.values.shape[1]) for scores in tasks) * len(tasks)
@@ -152,7 +153,7 @@ def _counted(steps: np.ndarray) -> float:
     ways = np.ones(1)  # ways[u]: probability that the steps swapped upwards add up to u
     for size, count in zip(sizes, counts, strict=True):
         part = np.zeros(size * count + 1)
-        part[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        part[::size] = _fair_coin(count)
         ways = np.convolve(ways, part)
     total = int((sizes * counts).sum())
     up = int(steps[steps > 0].sum())
@@ -162,43 +163,18 @@ def _counted(steps: np.ndarray) -> float:
     return float(min(1.0, 2.0 * ways[: min(up, total - up) + 1].sum()))
 
 
+def _fair_coin(tosses: int) -> Floats:
+    """Probability of 0, 1, … `tosses` heads."""
+    heads = np.arange(tosses + 1)
+    ways = gammaln(tosses + 1) - gammaln(heads + 1) - gammaln(tosses - heads + 1)
+    return np.asarray(np.exp(ways - tosses * np.log(2.0)))
+
+
 def _changes(scores: TaskScores) -> Floats:
     """Each image's part [C] of the task's change, in points: they add up to it."""
     sums = cluster_sums(scores)
     share = sums.counts.sum(axis=0) * sums.counts.shape[1]  # n_g G
     return np.asarray(((sums.sums[:, 1, :] - sums.sums[:, 0, :]) / share).sum(axis=1) * POINTS)
-
-
-def interval(value: float, drawn: Floats, influence: Floats) -> tuple[float, float]:
-    """The 95 % interval of a change `value` from its resamples [R] and each image's influence on it [C].
-
-    Bias-corrected and accelerated (Efron, Journal of the American Statistical Association 82 (1987) 171-185): a change
-    that sits in few images is skewed, and plain percentiles then miss the truth too often. Its level is widened as
-    Student's t is wider than the normal, which percentiles of few images are not (Hesterberg, The American
-    Statistician 69 (2015) 371-386).
-    """
-    clusters, spread = len(influence), float(np.sum(influence**2))
-    if clusters < 2 or spread == 0.0 or float(np.ptp(drawn)) == 0.0:
-        return value, value
-    acceleration = float(np.sum(influence**3)) / (6.0 * spread**1.5)
-    dust = 1e-9 * max(1.0, abs(value))
-    below = (np.mean(drawn < value - dust) + np.mean(drawn <= value + dust)) / 2.0
-    bias = stats.norm.ppf(np.clip(below, 1.0 / len(drawn), 1.0 - 1.0 / len(drawn)))
-    reach = np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(0.975, clusters - 1)
-    levels = [
-        stats.norm.cdf(bias + (bias + arm) / (1.0 - acceleration * (bias + arm))) for arm in (-reach, reach)
-    ]
-    low, high = np.quantile(drawn, levels)
-    return float(low), float(high)
-
-
-def _influence(scores: TaskScores) -> Floats:
-    """Each image's influence [C] on the task's change, in points; they add up to zero."""
-    sums = cluster_sums(scores)
-    counts = sums.counts.sum(axis=0)
-    moved = sums.sums[:, 1, :] - sums.sums[:, 0, :]
-    parts = (moved - sums.counts * moved.sum(axis=0) / counts) / (counts * len(counts))
-    return np.asarray(parts.sum(axis=1) * POINTS)
 
 
 def _stderr(influence: Floats) -> float:
@@ -210,11 +186,13 @@ def _stderr(influence: Floats) -> float:
 def _estimate(draws: Sequence[Draws], influence: Floats) -> dict[str, float | None]:
     """{value, low, high} of the mean change over tasks."""
     data = float(np.mean([each.data[1] - each.data[0] for each in draws]))
-    if not all(each.interval for each in draws):
-        return {"value": tidy(data), "low": None, "high": None}
     drawn = np.mean([each.drawn[:, 1] - each.drawn[:, 0] for each in draws], axis=0)
-    low, high = interval(data, drawn, influence)
-    return {"value": tidy(data), "low": tidy(low), "high": tidy(high)}
+    return estimate(data, drawn, influence, interval=all(each.interval for each in draws))
+
+
+def _influence(drawn: Draws) -> Floats:
+    """Each image's influence [C] on the task's change, in points."""
+    return np.asarray(drawn.influence[:, 1] - drawn.influence[:, 0])
 
 
 def _check(tasks: Sequence[TaskScores]) -> None:

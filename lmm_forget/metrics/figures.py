@@ -10,9 +10,9 @@ With a[s, t] the score of task t after stage s, base[t] = a[0, t], T stages, and
       recovery           final - worst (never negative, so its interval carries no significance)
       sum                sum instead of mean over the suite, at s = T
 
-All in percentage points; negative is forgetting. Intervals are percentile intervals of a bootstrap over
-images, one joint draw per task across all stages (see bootstrap.py). They cover the choice of questions, not
-of training seeds.
+All in percentage points; negative is forgetting. Intervals are BCa intervals (see intervals.py) of a bootstrap over
+images, one joint draw per task across all stages (see bootstrap.py); that of recovery, which is never negative and
+often exactly zero, is the plain percentiles. They cover the choice of questions, not of training seeds.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from lmm_forget.metrics.bootstrap import (
     Floats,
     TaskScores,
     check_settings,
-    estimate,
     task_draws,
-    undefined,
 )
+from lmm_forget.metrics.intervals import estimate, undefined
 
 Change = tuple[str, int, int]  # task, stage before, stage after
 
@@ -85,8 +84,12 @@ def _mean_change(
         [draws[task].drawn[:, after] - draws[task].drawn[:, before] for task, before, after in changes],
         axis=0,
     )
-    interval = all(draws[task].interval for task, _, _ in changes)
-    return estimate(float(value), drawn, level=level, interval=interval)
+    parts: dict[str, Floats] = {}  # a task changed twice has the same images both times
+    for task, before, after in changes:
+        influence = draws[task].influence
+        parts[task] = parts.get(task, 0.0) + (influence[:, after] - influence[:, before]) / len(changes)
+    interval = all(draws[task].interval for task in parts)
+    return estimate(float(value), drawn, np.concatenate(list(parts.values())), level=level, interval=interval)
 
 
 def _heldout(benchmarks: Sequence[Draws], last: int, level: float) -> dict[str, Any]:
@@ -102,21 +105,22 @@ def _heldout(benchmarks: Sequence[Draws], last: int, level: float) -> dict[str, 
                 "sum": undefined(),
             }
         )
-    interval = all(benchmark.interval for benchmark in benchmarks)
+    count, interval = len(benchmarks), all(benchmark.interval for benchmark in benchmarks)
     data = np.mean([_from_base(benchmark.data[None, :])[0] for benchmark in benchmarks], axis=0)  # [T]
     drawn = np.mean([_from_base(benchmark.drawn) for benchmark in benchmarks], axis=0)  # [R, T]
+    influence = np.concatenate([_from_base(each.influence) for each in benchmarks]) / count  # [C, T]
 
-    def one(value: float, resampled: Floats) -> dict[str, float | None]:
-        return estimate(value, resampled, level=level, interval=interval)
+    def one(value: float, resampled: Floats, influence: Floats | None) -> dict[str, float | None]:
+        return estimate(value, resampled, influence, level=level, interval=interval)
 
-    per_stage = [one(data[stage], drawn[:, stage]) for stage in range(last)]
+    per_stage = [one(data[stage], drawn[:, stage], influence[:, stage]) for stage in range(last)]
     worst, drawn_worst = data.min(), drawn.min(axis=1)
     return {
         **per_stage[-1],
         "per_stage": per_stage,
-        "worst": {**one(worst, drawn_worst), "stage": int(data.argmin()) + 1},
-        "recovery": one(data[-1] - worst, drawn[:, -1] - drawn_worst),
-        "sum": one(data[-1] * len(benchmarks), drawn[:, -1] * len(benchmarks)),
+        "worst": {**one(worst, drawn_worst, influence[:, data.argmin()]), "stage": int(data.argmin()) + 1},
+        "recovery": one(data[-1] - worst, drawn[:, -1] - drawn_worst, None),
+        "sum": one(data[-1] * count, drawn[:, -1] * count, influence[:, -1] * count),
     }
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import bdtr, chdtrc
 
 from lmm_forget.errors import DataError
-from lmm_forget.metrics.bootstrap import TaskScores, check_settings, draw, estimate
+from lmm_forget.metrics.bootstrap import Draws, TaskScores, check_settings, draw
+from lmm_forget.metrics.intervals import estimate
 
 _EXACT_BELOW = 25  # changed answers below which the chi-square approximation is not used
 
@@ -36,10 +37,10 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> dict[str, float | int | str]
     changed = gained + lost
     if changed < _EXACT_BELOW:
         method = "exact"
-        p_value = float(stats.binomtest(min(gained, lost), changed, 0.5).pvalue) if changed else 1.0
+        p_value = min(1.0, 2.0 * float(bdtr(min(gained, lost), changed, 0.5)))
     else:
         method = "chi2"
-        p_value = float(stats.chi2.sf(max(abs(gained - lost) - 1, 0) ** 2 / changed, df=1))
+        p_value = float(chdtrc(1, max(abs(gained - lost) - 1, 0) ** 2 / changed))
     return {"gained": gained, "lost": lost, "n": len(first), "p_value": p_value, "method": method}
 
 
@@ -55,10 +56,23 @@ def paired_change(
     for stage in (before, after):
         if not 0 <= stage <= scores.stages:
             raise DataError(f"task {scores.task}: no stage {stage}, there are 0 (base) to {scores.stages}")
+    return _change(scores, draw(scores, resamples=resamples, seed=seed), before, after, level)
+
+
+def changes_from_base(
+    scores: TaskScores, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> list[dict[str, Any]]:
+    """`paired_change` of every stage from the base, from one set of resamples."""
+    check_settings(resamples, level)
     draws = draw(scores, resamples=resamples, seed=seed)
+    return [_change(scores, draws, 0, stage, level) for stage in range(1, scores.stages + 1)]
+
+
+def _change(scores: TaskScores, draws: Draws, before: int, after: int, level: float) -> dict[str, Any]:
     change = estimate(
         float(draws.data[after] - draws.data[before]),
         draws.drawn[:, after] - draws.drawn[:, before],
+        draws.influence[:, after] - draws.influence[:, before],
         level=level,
         interval=draws.interval,
     )

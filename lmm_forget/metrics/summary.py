@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmm_forget.errors import DataError
-from lmm_forget.metrics.bootstrap import POINTS, Floats, TaskScores, cluster_sums, tidy
+from lmm_forget.metrics.bootstrap import POINTS, TaskScores, cluster_sums, tidy
 
 
 def task_summary(
@@ -28,14 +28,13 @@ def task_summary(
     row = np.asarray(values, dtype=np.float64).reshape(1, -1)
     scores = TaskScores("of this summary", row, range(row.shape[1]) if clusters is None else clusters, groups)
     sums = cluster_sums(scores)
-    counts = sums.counts.sum(axis=0)  # [G]
-    means = sums.sums[:, 0, :].sum(axis=0) / counts
-    influence: Floats = ((sums.sums[:, 0, :] - sums.counts * means) / (counts * len(counts))).sum(axis=1)
+    value = sums.metric(np.ones((1, sums.clusters)))[0, 0]
+    influence = sums.influence()[:, 0]
     n_clusters = sums.clusters
     stderr = None
     if n_clusters > 1:
         stderr = tidy(np.sqrt(n_clusters / (n_clusters - 1) * np.sum(influence**2)) * POINTS)
-    return {"value": tidy(means.mean() * POINTS), "n": int(row.shape[1]), "stderr": stderr}
+    return {"value": tidy(value * POINTS), "n": int(row.shape[1]), "stderr": stderr}
 
 
 def results_scores(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from lmm_forget.errors import StoreError
 from lmm_forget.probes.blocks import Written
+from lmm_forget.store.looks import load_states, save_states
 
 DEEP = ("embedding", "attention", "mlp", "scale")
 
@@ -56,24 +55,16 @@ class Imprint:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file that appears whole or not at all."""
-        from safetensors.torch import save_file
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
         plan = {"answers": self.answers, "first": self.first, "deep": self.deep}
-        tensors = {"target": self.target, **self.states}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, fresh, metadata={"plan": json.dumps(plan)})
-        fresh.replace(path)
+        save_states(path, plan, {"target": self.target, **self.states})
 
     @classmethod
     def load(cls, path: Path) -> Imprint:
-        """Read what `save` wrote. Raises StoreError if it cannot be read."""
-        from safetensors import SafetensorError, safe_open
+        """Read what `save` wrote. Raises StoreError if it cannot be read, or a bit of it changed."""
+        from safetensors import SafetensorError
 
         try:
-            with safe_open(path, framework="pt") as file:
-                plan = json.loads(file.metadata()["plan"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            plan, tensors = load_states(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StoreError(f"{path} cannot be read ({error}); delete it to probe the base again") from None
         target = tensors.pop("target")

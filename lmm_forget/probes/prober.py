@@ -25,6 +25,7 @@ from lmm_forget.probes.residual_to_logit import Contributions, Head, ResidualToL
 from lmm_forget.probes.spec import Spec
 from lmm_forget.probes.token_sets import TokenSet
 from lmm_forget.progress import NullProgress, Progress
+from lmm_forget.store import looks
 from lmm_forget.store.archive import Damaged, Store
 from lmm_forget.store.keys import digest, task_view
 
@@ -46,8 +47,8 @@ class Prober:
     """Compares models with the base on some prompts. Make it while the model is the base.
 
     `identity` is what decides the base's answers besides weights and prompts (processor, versions, settings of
-    the model); `greedy` answers a batch (see passes.Greedy). Raises ConfigError for a model that cannot be
-    probed, or token sets the tokenizer does not have.
+    the model); `greedy` answers a batch (see passes.Greedy); `refer(key)` hears what the looks rest on in the store.
+    Raises ConfigError for a model that cannot be probed, or token sets the tokenizer does not have.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Prober:
         weights: str,
         identity: Mapping[str, Any],
         batch: int,
+        refer: Callable[[str], None] = lambda key: None,
     ) -> None:
         self.spec, self.lmm, self.prompts, self.sets = spec, lmm, list(prompts), dict(sets)
-        self._greedy, self._store, self._batch = greedy, store, batch
+        self._greedy, self._store, self._batch, self._refer = greedy, store, batch, refer
         self.base_weights, self._identity = weights, dict(identity)
         self.blocks = find_blocks(lmm)
         device = lmm.model.device
@@ -131,18 +133,19 @@ class Prober:
         content = self.noted(key)
         if content is None:
             return None
-        path = self._path(key, ".parquet")
+        path = self._path(key, looks.ROWS)
         try:
             if file_checksum(path) != content["table"]:
                 raise ValueError("its checksum does not match")
             table = pq.read_table(path)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise Damaged(self._store.set_aside(self._path(key, ".json"), f"{path}: {error}")) from None
+            raise Damaged(self._store.set_aside(self._path(key, looks.NOTE), f"{path}: {error}")) from None
         return Look(content["readings"], table, content["scores"])
 
     def file(self, key: str, look: Look) -> None:
         """File a look; the JSON file comes last and makes it whole."""
-        path = self._path(key, ".parquet")
+        path = self._path(key, looks.ROWS)
+        self._refer(key)
         buffer = io.BytesIO()
         pq.write_table(look.table, buffer, compression="zstd")
         with self._store.writing(path):
@@ -152,19 +155,22 @@ class Prober:
 
     def note(self, key: str, content: Mapping[str, Any]) -> None:
         """File plain data under `key`."""
-        path = self._path(key, ".json")
+        path = self._path(key, looks.NOTE)
+        self._refer(key)
         with self._store.writing(path):
             write_atomic(path, sealed(content))
 
     def noted(self, key: str) -> dict[str, Any] | None:
         """What `note` filed under `key`, None if nothing. Damaged if it is not what was filed."""
-        path = self._path(key, ".json")
+        path = self._path(key, looks.NOTE)
         try:
-            return unseal(path.read_text(encoding="utf-8"))
+            content = unseal(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise Damaged(self._store.set_aside(path, f"{path}: {error}")) from None
+        self._refer(key)
+        return content
 
     def identity(self) -> dict[str, Any]:
         """What decides a look besides the model that is looked at, as JSON data."""
@@ -179,7 +185,7 @@ class Prober:
     def _look_at(self, prompts: Prompts, weights: str, progress: Progress) -> Look:
         key = self._key(prompts, weights)
         if weights == self.base_weights:
-            with self._store.claim(f"imprint-{key}"):
+            with self._store.claim(f"imprint-{self._imprint_path(prompts).stem}"):
                 self._imprint(prompts)
         if (found := self.filed(key)) is None:
             with self._store.claim(f"probe-{key}"):
@@ -260,6 +266,7 @@ class Prober:
         name = prompts.task.name
         if name not in self._imprints:
             path = self._imprint_path(prompts)
+            self._refer(path.stem)
             if not path.exists():
                 with self._store.writing(path):
                     self._make_imprint(prompts).save(path)
@@ -299,10 +306,10 @@ class Prober:
         """Token sets and modes do not change what the base wrote."""
         kept = {"forced_on": self.spec.forced_on, "deep": self._deep(prompts)}
         wanted = {k: v for k, v in self.identity().items() if k not in ("look", "sets")}
-        return self._path(digest({**wanted, **kept, "prompts": self._view(prompts)}), ".safetensors")
+        return self._path(digest({**wanted, **kept, "prompts": self._view(prompts)}), looks.STATES)
 
     def _path(self, key: str, suffix: str) -> Path:
-        return self._store.root / "probes" / f"{key}{suffix}"
+        return self._store.root / looks.PROBES / f"{key}{suffix}"
 
 
 def spaced(total: int, n: int) -> list[int]:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmm_forget.metrics.turned import turned_rows, turned_wrong
-from lmm_forget.probes.pictures import probe_pictures
 from lmm_forget.probes.prober import Look, Prober
 from lmm_forget.probes.watch import StageProbes
 
@@ -68,10 +67,8 @@ def stage_probes(base: Answers, stage: Probed) -> dict[str, Any] | None:
     return {**stage.probes.to_json(), "turned_wrong": turned}
 
 
-def write_probes(
-    job_dir: Path, base_look: Look, base: Answers, stages: Sequence[Probed], results: Mapping[str, Any]
-) -> None:
-    """Write probes.parquet, turned_wrong.parquet and the pictures into a job's folder (see docs/probes.md)."""
+def write_probes(job_dir: Path, base_look: Look, base: Answers, stages: Sequence[Probed]) -> None:
+    """Write probes.parquet and turned_wrong.parquet into a job's folder (see docs/probes.md)."""
     tables = [_placed(base_look.table, 0, None)]
     turned: list[dict[str, Any]] = []
     for stage in stages:
@@ -86,7 +83,6 @@ def write_probes(
             turned += [{"stage": stage.index, **row} for row in rows]
     _write(pa.concat_tables(tables, promote_options="default"), job_dir / "probes.parquet")
     _write(pa.Table.from_pylist(turned, schema=TURNED), job_dir / "turned_wrong.parquet")
-    probe_pictures(results, job_dir)
 
 
 def _plain(answers: Sequence[Any]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ class Spec:
     forced_on: str
     token_sets: tuple[str, ...]
     at_steps: tuple[int, ...]
+    at_tasks: tuple[str, ...] | None
     ask_at_steps: bool
     retrain: bool
     alarm: Alarm | None
@@ -51,10 +52,15 @@ class Spec:
             forced_on=node["forced_on"],
             token_sets=tuple(node["token_sets"]),
             at_steps=tuple(sorted(set(node["at_steps"]))),
+            at_tasks=None if node["at_tasks"] is None else tuple(node["at_tasks"]),
             ask_at_steps=node["ask_at_steps"],
             retrain=node["retrain"],
             alarm=Alarm(bounds, node["on_alarm"], node["alarm_every"], node["alarm_n"]) if bounds else None,
         )
+
+    def milestones(self, task: str) -> tuple[int, ...]:
+        """The steps after which the model is looked at in a stage that teaches `task`."""
+        return self.at_steps if self.at_tasks is None or task in self.at_tasks else ()
 
     def look(self) -> dict[str, Any]:
         """The part that decides what a look at one model gives."""

@@ -49,6 +49,7 @@ class Watch:
         self._prober, self._key, self._task, self._ask = prober, stage_key, task, ask
         self._asked = asked if prober.spec.ask_at_steps else None
         self.retrain = prober.spec.retrain
+        self._steps = prober.spec.milestones(task)
         self.alarm: dict[str, Any] | None = None
         if prober.spec.alarm is not None and prober.spec.alarm.action == "warn":
             # A stage that goes on from a saved state has been warned before.
@@ -62,7 +63,7 @@ class Watch:
     def __call__(self, step: int) -> bool:
         """Look, if this step is one to look at; True ends the stage."""
         spec = self._prober.spec
-        if step in spec.at_steps and self._prober.filed(self._milestone(step)) is None:
+        if step in self._steps and self._prober.filed(self._milestone(step)) is None:
             self._prober.look_within(self._milestone(step), self._ask if spec.ask_at_steps else None)
         if spec.alarm is None or self.alarm is not None or step % spec.alarm.every:
             return False
@@ -79,13 +80,13 @@ class Watch:
 
     def missing(self, steps: int) -> tuple[int, ...]:
         """Wanted milestones within a stage of `steps` steps that nobody has filed."""
-        wanted = [step for step in self._prober.spec.at_steps if step <= steps]
+        wanted = [step for step in self._steps if step <= steps]
         return tuple(step for step in wanted if self._prober.filed(self._milestone(step)) is None)
 
     def seen(self, after: Look, steps: int) -> StageProbes:
         """Everything filed about this stage of `steps` steps, together with the look at its stage model."""
         missing = self.missing(steps)
-        reached = [step for step in self._prober.spec.at_steps if step <= steps and step not in missing]
+        reached = [step for step in self._steps if step <= steps and step not in missing]
         found = {step: self._prober.filed(self._milestone(step)) for step in reached}
         milestones = {step: look for step, look in found.items() if look}
         if self._prober.spec.alarm is None:

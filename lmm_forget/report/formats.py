@@ -27,8 +27,12 @@ def markdown(
     rows: Sequence[Row],
     settings: Sequence[Setting],
     unfinished: Sequence[Unfinished],
+    pictures: Sequence[str] = (),
 ) -> str:
-    """The summary as GitHub Markdown: question and answer, a table of settings, jobs, pictures, what is missing."""
+    """The summary as GitHub Markdown: question and answer, a table of settings, jobs, pictures, what is missing.
+
+    `pictures` are the names of the .png files beside it, without their ending.
+    """
     lines = [f"# {summary['name']}", "", f"**{summary['question']}** {summary['answer']}", ""]
     if unfinished:
         lines += [f"{missing_line(len(rows), unfinished)}; they are listed below and in no mean.", ""]
@@ -51,9 +55,8 @@ def markdown(
             for row in rows
         ]
         lines += [""]
-    if rows:
-        lines += ["![learning against forgetting](learning_vs_forgetting.png)", ""]
-        lines += ["![held-out mean per stage](heldout_per_stage.png)", ""]
+    for name in pictures:
+        lines += [f"![{name.replace('_', ' ')}]({name}.png)", ""]
     if unfinished:
         lines += ["## Jobs without results", ""]
         lines += [f"- `{job.job}`: {job.state}{_because(job.error)}" for job in unfinished] + [""]

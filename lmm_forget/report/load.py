@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lmm_forget.errors import DataError
+from lmm_forget.store.keys import digest, stop_view
 
 SCHEMA = 1
 _NEEDED = ("job", "config", "plan", "base", "stages", "figures")
@@ -28,7 +29,10 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A folder of jobs: results of the finished ones by job name, the others, and what a reader must be told."""
+    """A folder of jobs: results of the finished ones by job name, the others, and what a reader must be told.
+
+    One configuration that lies in two folders (a single run and a sweep's job) is one job: `results` holds it once.
+    """
 
     name: str
     results: dict[str, dict[str, Any]]
@@ -61,8 +65,8 @@ def load_results(path: Path) -> dict[str, Any]:
 def load_sweep(folder: Path) -> Sweep:
     """All jobs directly under `folder`, or the one job that `folder` itself is.
 
-    A folder counts as a job if it holds results.json, status.json or job.yaml. Raises DataError if there is
-    none.
+    A folder counts as a job if it holds results.json, status.json or job.yaml; of folders with one configuration the
+    first counts, and `notes` names the others. Raises DataError if there is none.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
@@ -81,7 +85,41 @@ def load_sweep(folder: Path) -> Sweep:
                 unfinished.append(Unfinished(job.name, "unreadable", str(error), _config(job)))
         else:
             unfinished.append(replace(_state(job), config=_config(job)))
-    return Sweep(folder.resolve().name, finished, unfinished, {job.name: job for job in folders})
+    once, notes = _once(finished)
+    return Sweep(folder.resolve().name, once, unfinished, {job.name: job for job in folders}, notes)
+
+
+def _once(results: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Every job once, and which folders repeat one; of these the one that was looked into counts."""
+    groups: dict[str, list[str]] = {}
+    for job, found in results.items():
+        groups.setdefault(_identity(found), []).append(job)
+    dropped: set[str] = set()
+    notes = []
+    for jobs in groups.values():
+        kept = next((job for job in jobs if "probes" in results[job]), jobs[0])
+        for job in jobs:
+            if job == kept:
+                continue
+            dropped.add(job)
+            same = _values(results[job]) == _values(results[kept])
+            notes.append(
+                f"{job} is {kept} once more (the same configuration): it counts once, as {kept}"
+                f"{'' if same else ', although their figures differ'}."
+            )
+    return {job: found for job, found in results.items() if job not in dropped}, notes
+
+
+def _values(results: Mapping[str, Any]) -> list[Any]:
+    """The figures without their intervals."""
+    return [figure.get("value") for figure in results["figures"].values()]
+
+
+def _identity(results: Mapping[str, Any]) -> str:
+    """Equal for jobs of one configuration, seed included, from equal weights; looking into a model changes nothing."""
+    config = results["config"]
+    asked = {key: value for key, value in config.items() if key != "probe"}
+    return digest([results["base"].get("weights_hash"), asked, stop_view(config.get("probe"))])
 
 
 def _other_schema(results: Any) -> str:

@@ -150,7 +150,7 @@ def whole(value: float | None, *, sign: bool) -> str:
     """A cell's number without decimals; no negative zero, nothing where there is no number."""
     if value is None:
         return ""
-    return f"{round(value):+d}" if sign else f"{round(value):d}"
+    return f"{round(value):+d}" if sign and round(value) else f"{round(value):d}"
 
 
 def shade(value: float | None, most: float, *, change: bool) -> str:

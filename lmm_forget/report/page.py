@@ -83,6 +83,7 @@ def page(
             orphans=_orphans(sweep, settings),
             reference=best.name if best else None,
             compared=[_compared(each) for each in compared],
+            by_question=any(each.basis.startswith("questions") for each in compared),
             most=MOST,
             pictures=drawn,
             changes=_heat(settings, sweep, change=True),
@@ -337,6 +338,8 @@ def _made(sweep: Sweep, settings: Sequence[Setting]) -> dict[str, Any]:
                 known = data.setdefault((task, use), [])
                 if told not in known:
                     known.append(told)
+    if "git" in versions:  # of this code, not of the program
+        versions["the code (git commit)"] = versions.pop("git")
     return {
         "shared": yaml.safe_dump(shared, sort_keys=False, allow_unicode=True, width=100) if shared else "",
         "differ": differ[:20],

@@ -23,6 +23,8 @@ from lmm_forget.report.settings import Setting
 Results = Mapping[str, Mapping[str, Any]]
 Key = tuple[str, str]  # prompts, mode
 PANELS = 6
+PROGRESS = "skill just taught (between skills: steps within the stage, on a logarithmic scale)"
+MODES = {"free": "own answers", "forced": "along given answers"}
 _LAYERS = (
     ("folded", "logits, final norm folded in"),
     ("shared", "logits, the base's head"),
@@ -54,17 +56,17 @@ def probe_figures(results: Results, settings: Sequence[Setting]) -> dict[str, Fi
         connected = _connection(results, settings, keys)
         if connected is not None:
             found["probe_vs_forgetting"] = connected
-    if any(True for job in jobs for _ in _readings(job, "residual_to_logit")):
+    if any(True for job in jobs for _ in looks_of(job, "residual_to_logit")):
         found["probe_layers"] = _layers(results, settings)
     return found
 
 
 def shift_looks(job: Mapping[str, Any]) -> Iterator[Look]:
     """The output-shift readings of a job, in time."""
-    yield from _readings(job, "output_shift")
+    yield from looks_of(job, "output_shift")
 
 
-def token_set(job: Mapping[str, Any], key: Key) -> str | None:
+def tokenset_name(job: Mapping[str, Any], key: Key) -> str | None:
     """The set of tokens whose mass is drawn: numbers where they were watched, else the first."""
     for here in shift_looks(job):
         if (here.reading["prompts"], here.reading["mode"]) == key and here.reading.get("mass"):
@@ -72,7 +74,8 @@ def token_set(job: Mapping[str, Any], key: Key) -> str | None:
     return None
 
 
-def _readings(job: Mapping[str, Any], probe: str) -> Iterator[Look]:
+def looks_of(job: Mapping[str, Any], probe: str) -> Iterator[Look]:
+    """The readings of one probe in a job, in time."""
     for stage, entry in enumerate((job["base"], *job["stages"])):
         probes = entry.get("probes") or {}
         steps = max(entry.get("steps") or 1, 1)
@@ -114,21 +117,30 @@ def _shift(results: Results, settings: Sequence[Setting], keys: Sequence[Key]) -
                 colour, marker = look(place)
                 x, y = [when for when, _, _ in line], [value for _, value, _ in line]
                 panel.plot(x, y, color=colour, linewidth=1.4, label=labels[place])
-                whole = [(when, value) for when, value, _ in line if when == int(when)]
-                panel.plot(
-                    *zip(*whole, strict=True), color=colour, marker=marker, markersize=4, linestyle="none"
-                )
+                for stage in (True, False):  # full: after a stage; small and hollow: within one
+                    some = [(when, value) for when, value, _ in line if (when == int(when)) == stage]
+                    style: dict[str, Any] = {
+                        "marker": marker,
+                        "linestyle": "none",
+                        "markersize": 4.5 if stage else 3,
+                    }
+                    face = colour if stage else "none"
+                    if some:
+                        panel.plot(*zip(*some, strict=True), color=colour, markerfacecolor=face, **style)
                 for when, value, said in line:
                     tip(panel, when, value, f"{setting.name} - {said}: {value:.3g}")
-            name = next((n for s in settings for r in s.rows if (n := token_set(results[r.job], key))), "")
-            what = f"share of {_set(name)} tokens" if quantity == "mass" else "KL from the base (nats)"
-            panel.set_title(f"{what}, {prompts.removeprefix(TINY)} ({mode})", fontsize=9, loc="left")
+            name = next(
+                (n for s in settings for r in s.rows if (n := tokenset_name(results[r.job], key))), ""
+            )
+            what = f"share of {set_name(name)} tokens" if quantity == "mass" else "KL from the base (nats)"
+            panel.set_title(f"{what}, {where(prompts, mode)}", fontsize=9, loc="left")
             stages = max(len(setting.stages) for setting in settings)
             same = len({setting.tasks for setting in settings}) == 1 and settings[0].tasks
             names = settings[0].stages if same else [f"stage {s}" for s in range(1, stages + 1)]
             panel.set_xticks(
                 range(len(names) + 1), ["base", *(n.removeprefix(TINY) for n in names)], fontsize=8
             )
+        axes[-1].set_xlabel(PROGRESS, fontsize=8.5)
         if len(settings) > 1:
             legend(axes[0])
     return figure
@@ -138,7 +150,7 @@ def _line(jobs: Sequence[Mapping[str, Any]], key: Key, quantity: str) -> list[tu
     """(when, mean over jobs, what the moment is called), in time."""
     found: dict[tuple[float, str], list[float]] = {}
     for job in jobs:
-        name = token_set(job, key)
+        name = tokenset_name(job, key)
         for here in shift_looks(job):
             value = _value(here.reading, quantity, name) if _is(here.reading, key) else None
             if value is not None:
@@ -155,7 +167,7 @@ def _layers(results: Results, settings: Sequence[Setting]) -> Figure:
         for setting in settings
         if any(
             each.stage and each.step is None
-            for each in _readings(results[setting.first.job], "residual_to_logit")
+            for each in looks_of(results[setting.first.job], "residual_to_logit")
         )
     ][:PANELS]
     with matplotlib.rc_context(STYLE):
@@ -163,12 +175,12 @@ def _layers(results: Results, settings: Sequence[Setting]) -> Figure:
         for setting, panel in zip(shown, axes, strict=True):
             looks = [
                 here
-                for here in _readings(results[setting.first.job], "residual_to_logit")
+                for here in looks_of(results[setting.first.job], "residual_to_logit")
                 if here.stage and here.step is None
             ]
             looks = [here for here in looks if here.reading["prompts"] == looks[-1].reading["prompts"]]
             part, unit = next((p for p in _LAYERS if looks[-1].reading.get(p[0])), _LAYERS[-1])
-            for place, side in ((0, "attention"), (1, "mlp")):
+            for place, (side, label) in enumerate((("attention", "attention"), ("mlp", "MLP"))):
                 colour, marker = look(place)
                 for here in looks:
                     values = (here.reading.get(part) or {}).get(side)
@@ -183,17 +195,20 @@ def _layers(results: Results, settings: Sequence[Setting]) -> Figure:
                         markersize=4,
                         linewidth=1.6 if last else 0.6,
                         alpha=1 if last else 0.4,
-                        label=side if last else None,
+                        label=label if last else None,
                     )
                     for layer, value in enumerate(values if last else [], start=1):
                         tip(panel, layer, value, f"{setting.name} - layer {layer}, {side}: {value:.3g}")
-            panel.set_ylabel(f"change of\n{unit}", fontsize=8)
-            panel.set_title(
-                f"{setting.name}, on {looks[-1].reading['prompts'].removeprefix(TINY)}",
-                fontsize=9,
-                loc="left",
+            panel.set_ylabel(f"norm of the change in\n{unit}", fontsize=8)
+            after = setting.first.tasks[looks[-1].stage - 1].removeprefix(TINY)
+            earlier = " (thin: after earlier stages)" if len(looks) > 1 else ""
+            seed = (
+                f" seed {results[setting.first.job]['config'].get('seed')}" if len(setting.rows) > 1 else ""
             )
-        axes[-1].set_xlabel("layer")
+            prompts = looks[-1].reading["prompts"].removeprefix(TINY)
+            title = f"{setting.name}{seed}, {prompts}, after {after}{earlier}"
+            panel.set_title(title, fontsize=9, loc="left")
+        axes[-1].set_xlabel("decoder layer", fontsize=8.5)
         legend(axes[0])
     return figure
 
@@ -210,7 +225,7 @@ def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Ke
     for setting in settings:
         for row in setting.rows:
             job = results[row.job]
-            name = token_set(job, best)
+            name = tokenset_name(job, best)
             looks = [each for each in shift_looks(job) if each.step is None and _is(each.reading, best)]
             for quantity in quantities:
                 base = next((_value(each.reading, quantity, name) for each in looks if each.stage == 0), None)
@@ -234,13 +249,15 @@ def _connection(results: Results, settings: Sequence[Setting], keys: Sequence[Ke
                 seen.add(place)
                 panel.plot([x], [y], color=colour, marker=marker, markersize=5, linestyle="none", label=label)
                 tip(panel, x, y, f"{said}: shift {x:+.3g}, held-out {y:+.1f}")
-            name = next((n for s in settings for r in s.rows if (n := token_set(results[r.job], best))), "")
+            name = next(
+                (n for s in settings for r in s.rows if (n := tokenset_name(results[r.job], best))), ""
+            )
             what = (
-                f"shift of the share of {_set(name)} tokens"
+                f"shift of the share of {set_name(name)} tokens"
                 if quantity == "mass"
                 else "KL from the base (nats)"
             )
-            panel.set_xlabel(f"{what}, {best[0].removeprefix(TINY)} ({best[1]})", fontsize=9)
+            panel.set_xlabel(f"{what}, {where(*best)}", fontsize=9)
             panel.set_ylabel("held-out change (points)", fontsize=9)
             panel.set_title(_correlation(points[quantity]), fontsize=9, loc="left")
         legend(axes[0])
@@ -255,6 +272,11 @@ def _correlation(points: Sequence[tuple[float, float, str, int, str]]) -> str:
         return f"{len(points)} stages"
     between = "" if rank["low"] is None else f" [{rank['low']:+.2f}, {rank['high']:+.2f}]"
     return f"{len(points)} stages, rank correlation {rank['value']:+.2f}{between}"
+
+
+def where(prompts: str, mode: str) -> str:
+    """`tiny_captions`, `free` -> `captions, own answers`."""
+    return f"{prompts.removeprefix(TINY)}, {MODES.get(mode, mode)}"
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -276,5 +298,6 @@ def _value(reading: Mapping[str, Any], quantity: str, name: str | None) -> float
     return None if found is None else float(found)
 
 
-def _set(name: str) -> str:
+def set_name(name: str) -> str:
+    """The name of a token set as readers see it."""
     return name.removeprefix("taught:").removeprefix(TINY).replace("_", "/")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from lmm_forget.store.keys import NOT_WEIGHTS, TASK_PATHS
+from lmm_forget.store.keys import NOT_WEIGHTS, TASK_PATHS, stop_view
 
 Estimate = Mapping[str, Any]  # {value, low, high} in points
 
@@ -20,12 +20,12 @@ FIGURES: dict[str, str] = {
     "worst": "held-out worst",
     "recovery": "held-out recovery",
 }
-MARKED = ("learning", "forgetting", "final", "worst")
-"""Figures whose interval can exclude zero; recovery is never negative."""
+MARKED = ("learning", "forgetting", "final")
+"""Figures whose interval tests zero; the worst stage is picked after the fact, and recovery is never negative."""
 NOTES = {
     "units": "Percentage points; 0 is no change, negative is forgetting; with 95 % intervals (low, high); "
     "* excludes 0.",
-    "recovery": "Recovery is final - worst: never negative, so its interval is no test.",
+    "recovery": "Worst (picked as the lowest stage) and recovery (final - worst, never negative) carry no *.",
     "questions": "The intervals of a job cover questions, not seeds.",
     "tiny": "The tiny tasks are small stand-ins: their numbers are not the paper's benchmarks.",
 }
@@ -97,6 +97,9 @@ def choices(config: Mapping[str, Any], taught: Iterable[str]) -> dict[str, Any]:
     kept["tasks"] = {
         task: {k: v for k, v in (nodes.get(task) or {}).items() if k not in TASK_PATHS} for task in skills
     }
+    stop = stop_view(config.get("probe"))
+    if stop:  # a drift alarm that ends stages
+        kept["stop"] = stop
     return {"taught": " ".join(skills), **dict(_leaves(kept, ""))}
 
 

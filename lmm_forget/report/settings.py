@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from lmm_forget.report.load import Unfinished
 from lmm_forget.report.rows import FIGURES, Row, choices
@@ -98,7 +98,7 @@ def over_jobs(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(values) == 1:
         return {"value": middle, "low": None, "high": None, "over": "jobs", **entry}
     entry["sd"] = stdev(values)
-    arm = float(stats.t.ppf(0.975, len(values) - 1)) * entry["sd"] / len(values) ** 0.5
+    arm = float(stdtrit(len(values) - 1, 0.975)) * entry["sd"] / len(values) ** 0.5
     return {"value": middle, "low": middle - arm, "high": middle + arm, "over": "jobs", **entry}
 
 

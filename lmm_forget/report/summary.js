@@ -78,7 +78,7 @@
     if (picture) {
       const image = element("img");
       image.src = picture[0]; image.width = picture[1]; image.height = picture[2];
-      image.alt = "image of " + sample.id; image.loading = "lazy";
+      image.alt = "image of " + sample.id;
       made.append(image);
     } else {
       made.append(element("div", "nothing", "no picture was kept"));

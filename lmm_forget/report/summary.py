@@ -43,7 +43,7 @@ def summarize(folder: Path) -> dict[str, Any]:
     write_atomic(
         folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     )
-    write_atomic(folder / "summary.md", markdown(summary, rows, settings, sweep.unfinished))
+    write_atomic(folder / "summary.md", markdown(summary, rows, settings, sweep.unfinished, list(drawn)))
     write_atomic(folder / "summary.csv", table_csv(rows, sweep.unfinished))
     if settings:
         write_atomic(folder / "summary.tex", latex(settings, summary["notes"]))

@@ -17,7 +17,7 @@ from lmm_forget.store.keys import explain
 
 HELP = """usage: python -m lmm_forget.store COMMAND [KEY ...] [store=FOLDER] [format=table|json]
 
-  ls                     what is there: stages, answers, half-trained stages, damaged things; with sizes
+  ls                     what is there: stages, answers, half-trained stages, probes, damaged things; with sizes
   show KEY               one stage's record; answers: how many
   explain A B            which ingredient makes two stages different
   verify [KEY ...]       read every byte again and compare it with its checksums; exit code 1 if anything is damaged
@@ -32,8 +32,8 @@ examples:
   python -m lmm_forget.store explain 3fa1 90bc
   python -m lmm_forget.store gc apply=true
 """
+COUNTED = ("stage", "probe")
 OPTIONS = {"store": "multirun/.store", "format": "table", "runs": "", "apply": "false"}
-KINDS = ("stage", "answers", "partial", "damaged")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,10 +84,10 @@ def _ls(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
         return 0
     for item in found:
         print(f"{item.kind:<8} {item.key[:12]:<12} {size(item.size):>10}  {item.about}")
-    total = {kind: [item for item in found if item.kind == kind] for kind in KINDS}
+    total = {kind: [item for item in found if item.kind == kind] for kind in care.KINDS}
     print(
         "; ".join(
-            f"{len(of)} {kind}{'s' if kind == 'stage' and len(of) != 1 else ''}, {size(sum(i.size for i in of))}"
+            f"{len(of)} {kind}{'s' if kind in COUNTED and len(of) != 1 else ''}, {size(sum(i.size for i in of))}"
             for kind, of in total.items()
             if of
         )
@@ -183,10 +183,8 @@ def _gc(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
 def _rm(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
     found = [care.find(store, key) for key in _given(keys, "rm", 1)]
     for item in found:
-        if store.claims.live(f"stage-{item.key}"):
-            raise StoreError(
-                f"{item.kind} {item.key}: {store.claims.holder(f'stage-{item.key}')} works on it"
-            )
+        if (who := care.worker(store, item)) is not None:
+            raise StoreError(f"{item.kind} {item.key}: {who} works on it")
     for item in found:
         care.remove(store, item)
         print(f"removed {item.kind} {item.key}, {size(item.size)}")

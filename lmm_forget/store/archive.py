@@ -4,6 +4,7 @@
     <store>/stages/<key>/delta.safetensors   the tensors it moved, in the base checkpoint's dtype; hashes in the record
     <store>/answers/<model>/                 what a model said, see answers.py
     <store>/partial/<key>/                   where a stage that is being trained can be taken up, see partial.py
+    <store>/probes/                          what probes saw, see looks.py
     <store>/paths/<path>.json                which stage a configuration led to, for planning only
     <store>/claims/                          who works on what, see claims.py
     <store>/damaged/                         what failed its checksum: moved here, never used

@@ -12,17 +12,19 @@ from typing import Any
 
 from lmm_forget.errors import StoreError
 from lmm_forget.files import file_checksum, unseal
+from lmm_forget.store import looks
 from lmm_forget.store.answers import ANSWERS, scan
 from lmm_forget.store.archive import DAMAGED, DELTA, PATHS, RECORD, STAGES, Store, read_delta
 from lmm_forget.store.partial import PARTIAL, STATE, TENSORS
 
 REFERENCES = "store.json"
 """File of a job's folder that names what the job rests on."""
+KINDS = ("stage", "answers", "partial", "probe", "damaged")
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something in a store: its kind (stage, answers, partial, damaged), key, bytes, and one line about it."""
+    """Something in a store: its kind (one of KINDS), key, bytes, and one line about it."""
 
     kind: str
     key: str
@@ -52,10 +54,12 @@ def items(store: Store) -> list[Item]:
     ):
         for path in sorted(_children(store.root / folder)):
             found.append(Item(kind, path.name, _bytes(path), _about(kind, path), path))
-    return found
+    for key, files in looks.filed(store.root).items():
+        found.append(Item("probe", key, sum(map(_bytes, files)), looks.about(files[0]), files[0]))
+    return sorted(found, key=lambda item: KINDS.index(item.kind))
 
 
-def find(store: Store, key: str, kinds: tuple[str, ...] = ("stage", "answers", "partial", "damaged")) -> Item:
+def find(store: Store, key: str, kinds: tuple[str, ...] = KINDS) -> Item:
     """The one item whose key begins with `key`. Raises StoreError for none or several."""
     matching = [item for item in items(store) if item.kind in kinds and item.key.startswith(key)]
     if len(matching) == 2 and {item.kind for item in matching} == {"stage", "partial"}:
@@ -75,6 +79,8 @@ def verify(store: Store, item: Item) -> Fault | None:
             record = store.read_record(item.key)
             for _ in read_delta(item.path / DELTA, record["tensors"]):
                 pass
+        elif item.kind == "probe":
+            looks.check(item.path)
         elif item.kind == "answers":
             bad = sum(scan(path)[1] for path in item.path.glob("*.jsonl"))
             if bad:
@@ -97,7 +103,7 @@ def references(runs: Path) -> tuple[set[str], int]:
     for path in sorted(runs.rglob(REFERENCES)):
         with suppress(OSError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))
-            keys.update(content["stages"], content["models"])
+            keys.update(content["stages"], content["models"], content.get("probes", ()))
             count += 1
     return keys, count
 
@@ -106,14 +112,25 @@ def unused(store: Store, kept: set[str]) -> list[Item]:
     """Items that no key in `kept` names and nobody works on; what was found damaged is never kept."""
 
     def spare(item: Item) -> bool:
-        return item.key not in kept and not store.claims.live(f"stage-{item.key}")
+        return item.key not in kept and worker(store, item) is None
 
     return [item for item in items(store) if item.kind == "damaged" or spare(item)]
+
+
+def worker(store: Store, item: Item) -> str | None:
+    """Who works on an item now; None if nobody does."""
+    names = ("probe", "imprint") if item.kind == "probe" else ("stage",)
+    claims = [f"{name}-{item.key}" for name in names]
+    return next((store.claims.holder(claim) for claim in claims if store.claims.live(claim)), None)
 
 
 def remove(store: Store, item: Item) -> None:
     """Take an item out of the store: first out of sight in one step, then its bytes. Raises StoreError."""
     try:
+        if item.kind == "probe":
+            for path in looks.filed(store.root).get(item.key, ()):
+                path.unlink()
+            return
         hidden = item.path.with_name(f".{item.path.name}.removed")
         shutil.rmtree(hidden, ignore_errors=True)
         item.path.rename(hidden)
@@ -136,6 +153,8 @@ def drafts(store: Store) -> Iterator[Path]:
             for path in sorted((store.root / folder).iterdir()):
                 if path.name.startswith(".") and not store.claims.live(f"stage-{path.name.split('.')[1]}"):
                     yield path
+    if not store.claims.anybody():  # whoever looks into a model holds some claim, of the stage if no other
+        yield from looks.halves(store.root)
 
 
 def _children(folder: Path) -> list[Path]:

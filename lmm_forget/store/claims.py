@@ -110,6 +110,13 @@ class Claims:
         holder = None if found is None else Holder.read(found)
         return found is not None and (holder is None or holder.alive() is not False)
 
+    def anybody(self) -> bool:
+        """Whether anybody who is not known to be dead holds any claim."""
+        try:
+            return any(self.live(path.stem) for path in self.folder.glob("*.json"))
+        except OSError:
+            return False
+
     def _take(self, path: Path) -> bool:
         nonce = secrets.token_hex(8)
         if _create(path, _text(nonce, 0)):

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.images import decode_image, read_image
+from lmm_forget.tasks.images import decode_image, picture_size, read_image
 
 _IMAGE_MARK = re.compile(r"[ \t]*\n?<image>\n?")
 
@@ -83,6 +83,10 @@ class Cells:
                 raise DataError(f"{error}{which}") from None
         return tuple(found)
 
+    def sizes(self, field: str = "image") -> list[tuple[int, int]]:
+        """Width and height of the field's pictures, which are not decoded; empty where the field is not mapped."""
+        return [_size(stored, self.images_root) for stored in self._stored(field)] if field in self else []
+
     def image_name(self, field: str = "image") -> str:
         """A name for the pictures' content: equal bytes, equal name."""
         found = hashlib.sha256()
@@ -137,6 +141,13 @@ def _parts(stored: Any) -> tuple[bytes | None, str | None]:
     if isinstance(stored, bytes):
         return stored, None
     return None, None if stored is None else str(stored)
+
+
+def _size(stored: Any, root: Path | None) -> tuple[int, int]:
+    content, path = _parts(stored)
+    if content is None and not path:
+        raise DataError("image is null")
+    return picture_size(content if content is not None else (root or Path()) / str(path))
 
 
 def _picture(stored: Any, root: Path | None) -> Image.Image:

@@ -6,13 +6,14 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from lmm_forget.errors import DataError
 
 VERSION = 1
 """Of the conversion below; part of a task's fingerprint, raised when pixels change."""
 
+_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
@@ -41,6 +42,18 @@ def decode_image(content: bytes) -> Image.Image:
         raise DataError(f"image {error}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"image cannot be read ({_reason(error, not content)})") from None
+
+
+def picture_size(source: Path | bytes) -> tuple[int, int]:
+    """Width and height of a picture as it will be read (upright), from its header. DataError with the reason."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        where = "image" if isinstance(source, bytes) else f"image {source}"
+        raise DataError(f"{where} cannot be read ({_reason(error, not source)})") from None
+    return (height, width) if turned else (width, height)
 
 
 def _read(file: Path | io.BytesIO) -> Image.Image:

@@ -14,7 +14,7 @@ from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.base import SPLITS, Sample, Scorer, Task, digest
 from lmm_forget.tasks.choices import listed
 from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
-from lmm_forget.tasks.images import read_image
+from lmm_forget.tasks.images import picture_size, read_image
 from lmm_forget.tasks.rows import Cluster, Row, by_hash, clusters, divide, read_rows
 
 
@@ -225,6 +225,11 @@ class FileSamples(Sequence[Sample]):
             pictures = [_bytes_digest(image) for image in row.images]
             content.append([row.id, image_id, row.question, row.answers, row.choices, meta, pictures])
         return digest("jsonl", IMAGES_VERSION, self.list_choices, content)
+
+    def glance(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
+        """A sample without its pictures, and their sizes (upright), which are not decoded."""
+        row = self.rows[index]
+        return self._sample(row, self.image_ids[index], ()), [picture_size(path) for path in row.images]
 
     def bare(self) -> Iterator[Sample]:
         """The samples without their pictures, in order."""

@@ -316,11 +316,31 @@ class HubSamples(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self._with(self.rows[index], self.skipped)
-        number = self.rows[index]
-        return self.task.sample(self._row(number), self.split, number)
+        return self.made(self.stored(index))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stream": None, "_next": 0}  # a worker process opens its own stream
+
+    @property
+    def in_order(self) -> bool:
+        """Whether samples can only be read one after the other."""
+        return self.table.streamed
+
+    def stored(self, index: int) -> tuple[int, dict[str, Any]]:
+        """A sample's row as it is stored: all that `made` needs, wherever that is done."""
+        number = self.rows[index]
+        return number, self._row(number)
+
+    def made(self, stored: tuple[int, dict[str, Any]]) -> Sample:
+        """The sample of what `stored` gave, its pictures decoded. Raises DataError with its id."""
+        number, row = stored
+        return self.task.sample(row, self.split, number)
+
+    def glance(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
+        """A sample without its pictures, and their sizes (upright), which are not decoded."""
+        number, row = self.stored(index)
+        sample = self.task.sample(row, self.split, number, pictures=False)
+        return sample, Cells(row, self.task.fields, self.task.images_root).sizes()
 
     def bare(self) -> Iterator[Sample]:
         """The samples without their pictures, in order; only the columns beside them are read."""

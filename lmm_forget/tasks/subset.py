@@ -102,6 +102,7 @@ class Picked(Sequence[Sample]):
 
     def __init__(self, part: Sequence[Sample], places: Sequence[int]) -> None:
         self.part, self.places = part, places
+        self.skipped = dict(getattr(part, "skipped", {}))
 
     def __len__(self) -> int:
         return len(self.places)

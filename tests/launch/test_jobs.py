@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,14 +16,14 @@ import yaml
 
 from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.launch.jobs import Job, hold_folder, prepare
-from lmm_forget.launch.processes import child_environment, side_by_side, visible_gpus
+from lmm_forget.launch.processes import Pool, _Child, child_environment, side_by_side, visible_gpus
 from lmm_forget.store.claims import Holder
 
 CONFIG = {
     "name": "x",
     "seed": 0,
     "tasks": {},
-    "hardware": {"threads": 2, "jobs": "auto", "accelerator": "cpu"},
+    "hardware": {"threads": 2, "jobs": "auto", "accelerator": "cpu", "devices": 1, "nodes": 1},
 }
 
 
@@ -128,24 +130,67 @@ def test_a_job_gets_its_gpu_and_no_trace_of_another_launcher(tmp_path: Path) -> 
         "TORCHELASTIC_RUN_ID": "r",
         "MASTER_ADDR": "h",
     }
-    env = child_environment(job(tmp_path / "a"), "2", base)
-    assert env["CUDA_VISIBLE_DEVICES"] == "2" and env["OMP_NUM_THREADS"] == "2" and env["PATH"] == "/bin"
+    env = child_environment(job(tmp_path / "a"), ["2", "4"], base)
+    assert env["CUDA_VISIBLE_DEVICES"] == "2,4" and env["OMP_NUM_THREADS"] == "2" and env["PATH"] == "/bin"
     assert not [
         key for key in env if key.startswith(("RANK", "LOCAL_RANK", "SLURM_", "TORCHELASTIC", "MASTER"))
     ]
-    assert "CUDA_VISIBLE_DEVICES" not in child_environment(job(tmp_path / "a"), None, base)
+    assert "CUDA_VISIBLE_DEVICES" not in child_environment(job(tmp_path / "a"), [], base)
+
+
+def on(hardware: dict[str, object], **changes: object) -> dict[str, object]:
+    return {**CONFIG, "hardware": {**hardware, **changes}}
 
 
 def test_how_many_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
     assert side_by_side([CONFIG]) == (4, [])
-    assert side_by_side([{**CONFIG, "hardware": {**CONFIG["hardware"], "threads": 16}}]) == (1, [])
-    assert side_by_side([{**CONFIG, "hardware": {**CONFIG["hardware"], "jobs": 6}}]) == (6, [])
-    gpu = {**CONFIG, "hardware": {**CONFIG["hardware"], "accelerator": "gpu"}}
+    cpu, gpu = CONFIG["hardware"], {**CONFIG["hardware"], "accelerator": "gpu"}
+    assert side_by_side([on(cpu, threads=16)]) == (1, [])
+    assert side_by_side([on(cpu, jobs=6)]) == (6, [])
+    assert side_by_side([on(cpu, devices=2)]) == (2, [])
+    with pytest.raises(ConfigError, match=r"hardware.nodes=2: .* torchrun --nnodes 2 --nproc_per_node 4 -m"):
+        side_by_side([on(cpu, devices=4, nodes=2)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert side_by_side([gpu]) == (2, ["3", "5"])
-    assert side_by_side([{**gpu, "hardware": {**gpu["hardware"], "jobs": 8}}]) == (2, ["3", "5"])
+    assert side_by_side([on(gpu)]) == (2, ["3", "5"])
+    assert side_by_side([on(gpu, jobs=8)]) == (2, ["3", "5"])
+    assert side_by_side([on(gpu, devices=2)]) == (1, ["3", "5"])
+    with pytest.raises(
+        ConfigError, match=r"hardware.devices=3, but 2 GPUs are visible here; use .*devices=2"
+    ):
+        side_by_side([on(gpu, devices=3)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []
     with pytest.raises(ConfigError, match="no GPU is visible"):
-        side_by_side([gpu])
+        side_by_side([on(gpu)])
+
+
+class Calm:
+    """A watcher that does not care."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *told: None
+
+
+def test_jobs_of_several_gpus_share_out_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = {**CONFIG["hardware"], "accelerator": "gpu"}
+    jobs = [job(tmp_path / str(n), hardware={**gpu, "devices": n}) for n in (1, 2, 3)]
+    prepare(jobs)
+    given: dict[str, list[str]] = {}
+    at_once: list[int] = []
+
+    def start(pool: Pool, one: Job, gpus: list[str]) -> None:
+        given[one.name] = gpus
+        child = subprocess.Popen(["sleep", "0.5"], start_new_session=True)
+        one.log.touch()
+        pool._children.append(_Child(one, child, gpus, 0))
+        at_once.append(sum(len(child.gpus) for child in pool._children))
+
+    monkeypatch.setattr(Pool, "_start", start)
+    outcomes = Pool(3, Calm(), ["a", "b", "c", "d"]).run(jobs)
+    assert {name: len(gpus) for name, gpus in given.items()} == {"1": 1, "2": 2, "3": 3}
+    assert set(given["1"]).isdisjoint(given["2"]) and at_once[1] == 3
+    assert max(at_once) <= 4  # the third waited until there was room for it
+    assert [outcome.finished for outcome in outcomes] == [False] * 3

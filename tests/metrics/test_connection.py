@@ -10,6 +10,7 @@ from scipy import stats
 
 from lmm_forget.errors import DataError
 from lmm_forget.metrics.connection import connection, correlate
+from lmm_forget.metrics.statements import resampled, statements
 from lmm_forget.metrics.turned import answer_kind, turned_rows, turned_wrong
 
 
@@ -29,6 +30,20 @@ def test_values_are_scipys_and_intervals_resample_runs() -> None:
         return entry["pearson"]["high"] - entry["pearson"]["low"]
 
     assert width(found) > width(alone)  # points of a run move together: pretending otherwise looks too sure
+
+
+def test_runs_of_unequal_length_are_drawn_the_same_way() -> None:
+    """The quick way for equal runs, and the other one, give what drawing by hand gives."""
+    rng = np.random.default_rng(3)
+    for sizes in ([4, 4, 4], [4, 5, 3]):
+        runs = [f"r{k}" for k, n in enumerate(sizes) for _ in range(n)]
+        x, y = rng.integers(0, 5, size=12).astype(float), rng.normal(size=12)
+        members = [[i for i in range(12) if runs[i] == f"r{k}"] for k in range(3)]
+        picks = np.random.default_rng(0).integers(0, 3, size=(40, 3))
+        drawn = [[i for k in pick for i in members[k]] for pick in picks]
+        by_hand = [stats.spearmanr(x[at], y[at]).statistic for at in drawn if np.ptp(x[at]) > 0]
+        found = correlate(x, y, runs, resamples=40)["spearman"]
+        assert [found["low"], found["high"]] == pytest.approx(np.quantile(by_hand, [0.025, 0.975]))
 
 
 @pytest.mark.parametrize(
@@ -87,11 +102,59 @@ def test_a_sweep_s_connection() -> None:
     figure = shift["figures"]["number_mass"]["heldout"]
     assert figure["pearson"]["value"] == pytest.approx(-1.0)
     assert (figure["n"], figure["runs"], found["jobs"]) == (5, 2, 2)
-    assert shift["recovery"]["number_mass"] == {"recovered": 1, "shift_went_back": 1}
+    back = shift["recovery"]["number_mass"]
+    assert [back[k] for k in ("recovered", "shift_went_back", "p", "fell", "shift_grew")] == [1, 1, 1.0, 2, 2]
+    (rise,) = back["rises"]
+    assert (rise["job"], rise["stage"], rise["heldout"]) == ("x", 3, 20.0)
+    assert rise["distance"] == pytest.approx(-0.2) and back["changes"]["n"] == 3
+    assert back["changes"]["pearson"]["value"] == pytest.approx(-1.0)
+    assert shift["base"] == pytest.approx({"number_mass": 0.1, "nll": 0.2, "entropy": 1.0})
     assert shift["figures"]["number_mass"]["nll"]["pearson"]["value"] == pytest.approx(1.0)
     assert found["points"][0]["shift"]["captions/forced"]["number_mass"] == pytest.approx(0.1)
     share = {"early_attention": 0.0, "late_attention": 0.25, "early_mlp": 0.25, "late_mlp": 0.5}
     assert found["layers"][0]["folded"] == share
+
+
+def up_and_down(name: str, sign: float, wrong: bool = False) -> dict[str, Any]:
+    """A job that forgets, recovers, forgets, recovers; its shift moves along (or, where `wrong`, the other way)."""
+    course = [(0.30, 60.0), (0.25, 70.0), (0.40, 40.0), (0.35, 50.0)]
+    return job(name, [(0.1 + sign * ((0.5 - m) if wrong else m), score) for m, score in course])
+
+
+def verdicts(jobs: list[dict[str, Any]], number: int, figure: str) -> list[str]:
+    said = statements(connection(jobs, resamples=50))[number - 1]
+    return [one["verdict"] for one in said["evidence"] if one["figure"] == figure]
+
+
+def test_statements_are_as_sure_as_the_sweep_is_large() -> None:
+    six = [up_and_down(f"r{k}", 1 + k / 10) for k in range(6)]
+    assert verdicts(six, 1, "number_mass") == verdicts(six, 2, "number_mass") == ["holds here"]
+    # twelve rises, each with a smaller distance from the base, on whichever side of it
+    assert verdicts([up_and_down(f"r{k}", -1) for k in range(6)], 2, "number_mass") == ["holds here"]
+    against = [up_and_down(f"r{k}", 1, wrong=True) for k in range(6)]
+    assert (
+        verdicts(against, 1, "number_mass") == verdicts(against, 2, "number_mass") == ["does not hold here"]
+    )
+    assert verdicts(six[:3], 1, "number_mass") == ["a hint that it holds"]
+    assert verdicts(six[:2], 1, "number_mass") == ["not shown here"]  # no interval
+    few = statements(connection(six[:2], resamples=50))[1]["evidence"][0]
+    assert few["verdict"] == "not shown here" and "4 of 4 stages" in few["why"] and "too few" in few["why"]
+    told = [resampled({"jobs": n, "points": [{"recipe": "r0"}, {"recipe": "r1"}]}) for n in (2, 4, 12)]
+    assert "only 2 jobs" in told[0] and "of 2 recipes" in told[1]
+    assert ["hint" in text for text in told] == [False, True, False]
+
+
+def test_late_mlp_is_judged_per_recipe() -> None:
+    three = statements(connection([job("x", [(0.2, 80.0)] * 3), job("y", [(0.2, 80.0)])], resamples=10))[2]
+    assert [(one["recipe"], one["verdict"]) for one in three["evidence"]] == [
+        ("x", "holds here"),
+        ("y", "holds here"),
+    ]
+    other = job("z", [(0.2, 80.0)])
+    for reading in other["stages"][0]["probes"]["readings"][1:]:
+        reading["folded"] = {"attention": [0.0, 3.0], "mlp": [1.0, 2.0]}
+    (found,) = statements(connection([other], resamples=10))[2]["evidence"]
+    assert found["verdict"] == "does not hold here" and "0 of 1 stages" in found["why"]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def spec(**changes: Any) -> Spec:
         "forced_on": "reference",
         "token_sets": ("number",),
         "at_steps": (),
+        "at_tasks": None,
         "ask_at_steps": False,
         "retrain": False,
         "alarm": None,

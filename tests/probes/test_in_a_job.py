@@ -14,6 +14,7 @@ from lmm_forget import experiment, why
 from lmm_forget.config import compose, resolve
 from lmm_forget.errors import ConfigError
 from lmm_forget.progress import NullProgress
+from lmm_forget.store import Store, care
 
 SMALL = [
     "experiment=smoke",
@@ -122,6 +123,22 @@ def test_milestones_of_a_stage_from_the_store_are_missing_until_it_is_trained_ag
         assert stage["weights_hash"] == before["weights_hash"]
 
 
+def test_milestones_can_be_kept_to_some_skills_and_gc_keeps_what_the_job_rests_on(
+    plain: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    more = [*PROBE, "probe=output_shift", "probe.modes=[forced]", "probe.at_steps=[1]", "probe.retrain=true"]
+    found = carry_out(configure(plain[0], *more, "probe.at_tasks=[pathvqa]"), tmp_path / "job")
+    taught = {stage["task"]: stage["probes"] for stage in found["stages"]}
+    assert [m["step"] for m in taught["tiny_pathvqa"]["milestones"]] == [1]
+    assert taught["tiny_pixmocount"]["milestones"] == taught["tiny_pixmocount"]["missing_steps"] == []
+    rested = json.loads((tmp_path / "job" / "store.json").read_text())["probes"]
+    assert len(rested) == 1 + 3 + 1  # the base's states; looks at base and stages; the milestone
+    held = {item.key for item in care.items(Store(plain[0])) if item.kind == "probe"}
+    assert set(rested) <= held
+    spare = care.unused(Store(plain[0]), care.references(tmp_path)[0])
+    assert not set(rested) & {item.key for item in spare}
+
+
 def test_an_alarm_moves_weights_and_the_record_says_where(
     plain: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -148,9 +165,13 @@ def test_why_reads_a_sweep(probed: tuple[Path, dict[str, Any]], capsys: pytest.C
     assert "number_mass" in out and "late MLP" in out
     found = json.loads((folder / "connection.json").read_text())
     assert len(found["points"]) == 2 * 3 and found["jobs"] == 1
-    assert (folder / "connection.svg").exists() and "turned wrong" in (
-        folder / "turned_wrong.html"
-    ).read_text()
+    assert "Which of the three statements hold" in out and "too few" in out or "never rose" in out
+    assert [s["number"] for s in found["statements"]] == [1, 2, 3]
+    text = (folder / "why.md").read_text()
+    assert "pixmocount, step 1" in text and "No intervals" in text
+    for name in ("connection", "probe_shift", "probe_layers"):
+        assert all((folder / f"{name}.{kind}").stat().st_size > 1000 for kind in ("svg", "png"))
+    assert "turned wrong" in (folder / "turned_wrong.html").read_text()
     assert why.main([str(folder / "job"), "format=json"]) == 0
     assert json.loads(capsys.readouterr().out)["jobs"] == 1
     assert why.main([str(probed[0] / "nowhere")]) == 2
@@ -165,6 +186,7 @@ def test_why_reads_a_sweep(probed: tuple[Path, dict[str, Any]], capsys: pytest.C
         ("probe.token_sets=[numbers]", "number, letter"),
         ("probe.stop_when.number_mass=-1", "above 0"),
         ("probe.at_steps=[0]", "at least 1"),
+        ("probe.at_tasks=[textvqa]", "none of them is taught"),
         ("+probe.stop_when.number_mas=0.1", "did you mean number_mass"),
         ("+probe.at_step=[1]", "did you mean at_steps"),
     ],

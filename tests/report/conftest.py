@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmm_forget.metrics import TaskScores, figures, results_scores
+from lmm_forget.store.keys import digest
 
 TARGETS = ("tiny_cub200", "tiny_pixmocount", "tiny_pathvqa", "tiny_textvqa", "tiny_timeclock")
 SUITE = ("tiny_ai2d", "tiny_chartqa", "tiny_docvqa")
@@ -60,21 +61,22 @@ def make_results(
         }
 
     name = job or f"{recipe}-lr{learning_rate:g}-seed{seed}"
+    config = {
+        "model": {"name": "tiny_onevision"},
+        "recipe": {"name": recipe, "layers": layers},
+        "sequence": {"name": "paper", "tasks": [task.removeprefix("tiny_") for task in tasks]},
+        "suite": {"name": "paper", "tasks": [task.removeprefix("tiny_") for task in suite]},
+        "seed": seed,
+        "training": {
+            "learning_rate": learning_rate,
+            "learning_rate_source": "model",
+            "vision_learning_rate": 2e-6,
+        },
+    }
     return {
         "schema": 1,
-        "job": {"name": "demo", "job": name, "hash": "0" * 16},
-        "config": {
-            "model": {"name": "tiny_onevision"},
-            "recipe": {"name": recipe, "layers": layers},
-            "sequence": {"name": "paper", "tasks": [task.removeprefix("tiny_") for task in tasks]},
-            "suite": {"name": "paper", "tasks": [task.removeprefix("tiny_") for task in suite]},
-            "seed": seed,
-            "training": {
-                "learning_rate": learning_rate,
-                "learning_rate_source": "model",
-                "vision_learning_rate": 2e-6,
-            },
-        },
+        "job": {"name": "demo", "job": name, "hash": digest(config)},
+        "config": config,
         "plan": {
             "trainable": 884_736,
             "frozen": 2_600_000,

@@ -81,7 +81,6 @@ def choose(page: Browser, name: str, value: str) -> None:
 
 
 def test_samples_can_be_filtered(page: Browser, sweep: Path) -> None:
-    page.run("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
     page.wait("[...document.querySelectorAll('.card img')].every(image => image.complete)")
     first = cards(page)
     assert len(first) == 12 and all(card["drawn"] == 288 for card in first)  # 400 pixels wide, made smaller
@@ -152,7 +151,12 @@ def test_it_fits_a_phone(sweep: Path) -> None:
         assert browser.messages == []
 
 
-def test_it_prints(page: Browser, tmp_path: Path) -> None:
+def test_it_prints(page: Browser, sweep: Path, tmp_path: Path) -> None:
+    with Browser(718, 1000) as paper:  # the width between the margins of A4
+        paper.send("Emulation.setEmulatedMedia", media="print")
+        paper.open(sweep / "summary.html")
+        cut = "[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth).length"
+        assert paper.run(cut) == 0  # nothing a reader would have to scroll to
     page.pdf(tmp_path / "page.pdf")
     content = (tmp_path / "page.pdf").read_bytes()
     assert (

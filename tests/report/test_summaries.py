@@ -55,6 +55,7 @@ def test_summary_of_a_sweep_names_everything(make: Make, put: Put) -> None:
     drawn = {"heldout_per_stage", "learning_vs_forgetting", "stage_by_benchmark", "stage_by_task"}
     for kind in ("svg", "png"):
         assert {path.stem for path in root.glob(f"*.{kind}")} == drawn
+    assert set(re.findall(r"\]\((\w+)\.png\)", (root / "summary.md").read_text())) == drawn
 
 
 def test_page_stands_alone_and_is_well_formed(make: Make, put: Put) -> None:
@@ -139,6 +140,31 @@ def test_unusable_results_are_named_and_the_rest_goes_on(make: Make, put: Put, t
         job_summary(root / "broken")
 
 
+def test_one_configuration_in_two_folders_counts_once(make: Make, put: Put) -> None:
+    for seed in (0, 1):
+        put(f"sweep-{seed}", results=make(seed=seed))
+    root = put("again", results=make(seed=1))  # a single run of what a sweep did too
+    summary = summarize(root)
+    assert [job["job"] for job in summary["jobs"]] == ["again", "sweep-0"]
+    assert [entry["jobs"] for entry in summary["spread"]] == [2]
+    told = "sweep-1 is again once more (the same configuration): it counts once, as again."
+    for name in ("summary.html", "summary.md"):
+        assert told in (root / name).read_text()
+    other = make(seed=1)
+    other["figures"]["target_learning"]["value"] += 1.0
+    put("twin", results=other)
+    assert any("although their figures differ" in note for note in load_sweep(root).notes)
+    looked = make(seed=0)  # the same once more, looked into: that one counts
+    looked["config"]["probe"] = {"name": "both"}
+    put("z-probed", results=looked | {"probes": {}})
+    assert "sweep-0" not in load_sweep(root).results and "z-probed" in load_sweep(root).results
+    alarm = {"stop_when": {"kl": 1.0}, "on_alarm": "stop", "tasks": {}, "token_sets": [], "forced_on": "base"}
+    looked["config"]["probe"] = alarm | {"n": 8, "alarm_n": 8, "alarm_every": 10}
+    put("stopped", results=looked | {"probes": {}})  # an alarm that ends stages makes another setting
+    found = sweep_rows(load_sweep(root).results.values())
+    assert len({row.setting for row in found}) == 2
+
+
 def test_states_that_do_not_fit(put: Put) -> None:
     root = put("ended", status={"state": "done"})
     put("torn")
@@ -213,8 +239,8 @@ def test_many_orders_and_jobs_without_a_suite_can_be_drawn(make: Make, tmp_path:
 
 
 def test_a_job_is_named_by_its_folder(make: Make, put: Put) -> None:
-    for name in ("one", "two"):
-        result = make()
+    for seed, name in enumerate(("one", "two")):
+        result = make(seed=seed)
         del result["job"]["job"]
         root = put(name, results=result)
     assert [job["job"] for job in summarize(root)["jobs"]] == ["one", "two"]

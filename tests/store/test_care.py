@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from lmm_forget.files import file_checksum, sealed, write_atomic
 from lmm_forget.models.weights import tensor_hash
 from lmm_forget.store import Kept, Partial, Said, Store
 from lmm_forget.store.__main__ import main
+from lmm_forget.store.looks import save_states
 
 DELTA = {"w": torch.arange(1000.0)}
 
@@ -108,6 +110,52 @@ def test_cleaning_spares_what_a_job_refers_to_and_tries_first(
     left = json.loads(call(home, capsys, "ls", "format=json")[1])
     assert [i["key"] for i in left] == ["aaaa1", "cccc"]
     assert not draft.exists() and store.led_to("path") is None
+
+
+def test_what_probes_filed_is_listed_checked_and_cleaned(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(home / "multirun" / ".store")
+    folder = store.root / "probes"
+    for key in ("look1", "look2"):
+        rows = write_atomic(folder / f"{key}.parquet", f"rows of {key}" * 9)
+        found = {"readings": [{"prompts": "captions"}], "scores": None, "table": file_checksum(rows)}
+        write_atomic(folder / f"{key}.json", sealed(found))
+    write_atomic(folder / "rang.json", sealed({"alarm": {"figure": "kl"}}))
+    for key in ("base1", "base2"):
+        save_states(folder / f"{key}.safetensors", {"answers": ["a"]}, DELTA)
+    for name in ("half.parquet", ".look3.json.x1"):
+        (folder / name).write_text("left by a kill")
+    job = home / "multirun" / "demo" / "mlp" / "store.json"
+    job.parent.mkdir()
+    job.write_text(json.dumps({"store": "x", "stages": [], "models": [], "probes": ["look1", "base1"]}))
+    code, out, _ = call(home, capsys, "ls")
+    assert code == 0 and "5 probes" in out.splitlines()[-1]
+    assert "1 readings on captions" in out and "alarm: kl" in out and "states of the base" in out
+    code, out, _ = call(home, capsys, "verify")
+    assert code == 0 and "9 checked" in out and "all whole" in out
+    untouched = {path: path.read_bytes() for path in folder.iterdir()}
+    for name in ("look1.json", "look2.parquet", "base2.safetensors"):
+        content = bytearray((folder / name).read_bytes())
+        content[-9] ^= 1
+        (folder / name).write_bytes(content)
+    found = json.loads(call(home, capsys, "verify", "format=json")[1])["faults"]
+    assert [(f["kind"], f["key"]) for f in found] == [("probe", k) for k in ("base2", "look1", "look2")]
+    assert all("checksum" in f["reason"] for f in found)
+    for path, content in untouched.items():
+        path.write_bytes(content)
+    with store.claim("probe-look2"):  # somebody is at it: neither its rows nor anybody's drafts are touched
+        assert call(home, capsys, "rm", "look2")[0] == 2
+        assert call(home, capsys, "gc", "apply=true")[0] == 0
+        left = {path.name for path in folder.iterdir()}
+        assert left == {
+            *(f"look{n}{suffix}" for n in (1, 2) for suffix in (".json", ".parquet")),
+            "base1.safetensors",
+            "half.parquet",
+            ".look3.json.x1",
+        }
+    assert call(home, capsys, "gc", "apply=true")[0] == 0
+    assert {p.name for p in folder.iterdir()} == {"look1.json", "look1.parquet", "base1.safetensors"}
 
 
 def test_a_store_that_nobody_refers_to_is_not_emptied_by_accident(

@@ -1,7 +1,8 @@
 """Put on PYTHONPATH by tests of the launcher: jobs then find this experiment instead of one that trains.
 
 The seed says how a job ends, so that a grid over seeds shows every way a job can end. Torch is replaced too (its
-import would be most of such a job's time); what the job asked of it stands in torch.txt.
+import would be most of such a job's time); what the job asked of it stands in torch.txt. Jobs on several devices need
+the real one, to talk to each other: STAND_IN_TORCH=real.
 """
 
 import importlib.abc
@@ -15,11 +16,42 @@ import time
 from pathlib import Path
 
 CRASH, MISTAKE, SLEEP, KILLED = 13, 14, 15, 16
+RANK_1 = {21: CRASH, 22: MISTAKE, 23: KILLED}  # the same, but on rank 1 alone, after two of four steps
 
 
-def run(config, job_dir, progress):
+def run(config, job_dir, progress, ranks):
+    seed = config["seed"]
+    if ranks.size > 1:
+        (Path(job_dir) / f"rank{ranks.rank}.pid").write_text(str(os.getpid()))
+    if seed in RANK_1:
+        progress.phase("stage 1/1 teach", 4, "step")
+        for step in range(4):
+            if ranks.rank == 1 and step == 2:
+                time.sleep(2.5)  # so that rank 0's last heartbeat is seen
+                end(RANK_1[seed])
+            ranks.any(False)
+            progress.advance(1)
+    return alone(config, job_dir, progress, ranks) if ranks.first else wait(ranks)
+
+
+def wait(ranks):
+    ranks.any(False)
+
+
+def end(seed):
+    """End as a seed says."""
     from lmm_forget.errors import DataError
 
+    if seed == CRASH:
+        print("about to divide")
+        return 1 / 0
+    if seed == MISTAKE:
+        raise DataError("sample 17 has no image;\n  add the file or set data.on_bad_sample=skip")
+    if seed == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def alone(config, job_dir, progress, ranks):
     progress.phase("stage 1/1 teach", 4, "step")
     with open(Path(job_dir) / "starts.txt", "a") as file:
         print(os.getpid(), file=file)
@@ -27,19 +59,14 @@ def run(config, job_dir, progress):
     (Path(job_dir) / "environment.txt").write_text(
         "\n".join(f"{key}={value}" for key, value in os.environ.items())
     )
-    if config["seed"] == CRASH:
-        print("about to divide")
-        return 1 / 0
-    if config["seed"] == MISTAKE:
-        raise DataError("sample 17 has no image;\n  add the file or set data.on_bad_sample=skip")
-    if config["seed"] == KILLED:
-        os.kill(os.getpid(), signal.SIGKILL)
+    end(config["seed"])
     if config["seed"] == SLEEP:
         child = subprocess.Popen(["sleep", "300"])
         (Path(job_dir) / "children.txt").write_text(str(child.pid))
         time.sleep(300)
     for step in range(4):
         progress.advance(1, loss=1.0 / (step + 1))
+    ranks.any(False)
     estimate = {"value": -float(config["seed"]), "low": -1.0, "high": 0.0}
     figures = {name: dict(estimate) for name in ("target_learning", "target_forgetting", "target_overall")}
     parts = {"per_stage": [dict(estimate)], "worst": {**estimate, "stage": 1}}
@@ -75,9 +102,8 @@ ASKED = []
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
-        return (
-            importlib.machinery.ModuleSpec(name, self) if name in ("lmm_forget.experiment", "torch") else None
-        )
+        names = ["lmm_forget.experiment", *(["torch"] if os.environ.get("STAND_IN_TORCH") != "real" else [])]
+        return importlib.machinery.ModuleSpec(name, self) if name in names else None
 
     def exec_module(self, module):
         if module.__name__ == "torch":
@@ -87,7 +113,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.run = run
 
 
-if (
-    "lmm_forget.job" in sys.orig_argv
-):  # a job's process; the front door and the tests themselves keep what they have
+# A job's process, or the front door as one of several ranks; elsewhere everything stays what it is.
+if "lmm_forget.job" in sys.orig_argv or (
+    "lmm_forget.run" in sys.orig_argv and os.environ.get("WORLD_SIZE", "1") != "1"
+):
     sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,179 @@
+"""Reading ahead in worker processes changes nothing but who does the work."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+
+from lmm_forget.errors import DataError, LmmForgetError
+from lmm_forget.evaluation.ahead import Job, jobs, worked
+from lmm_forget.evaluation.ask import subset
+from lmm_forget.evaluation.preparing import encoded, looked_at
+from lmm_forget.evaluation.shared import Exam, examine
+from lmm_forget.models.loading import LMM
+from lmm_forget.progress import NullProgress
+from lmm_forget.store import Kept, Store
+from lmm_forget.tasks.base import Sample, Task
+from lmm_forget.tasks.published import HubTask
+from lmm_forget.tasks.scoring.exact import ExactMatch
+from tests.evaluation.questions import Questions, sample
+from tests.models.tiny import tiny_lmm
+from tests.tasks.published import png
+
+
+@pytest.fixture(scope="module")
+def onevision() -> LMM:
+    return tiny_lmm("llava_onevision")
+
+
+def published(folder: Path, *, streaming: bool, n: int = 23, bad: int | None = None) -> HubTask:
+    """Questions of different lengths in a parquet file, so that batches mix the order of the file."""
+    rows = [
+        {"q": f"How many {'red ' * (i * 7 % 5)}things?", "a": str(i), "pic": png(i) if i != bad else b"no"}
+        for i in range(n)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(str(folder / "rows.parquet"))
+    return HubTask(
+        name="mine",
+        role="held_out",
+        path=str(folder / "rows.parquet"),
+        splits={"test": "test"},
+        fields={"question": "q", "answer": "a", "image": "pic"},
+        streaming=streaming,
+        scorer=ExactMatch(),
+        max_new_tokens=2,
+    )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def everything(lmm: LMM, task: Task, samples: Sequence[Sample], workers: int) -> tuple[Any, list[Any]]:
+    looked = looked_at(lmm, task, samples, 4, workers)
+    batches = list(encoded(lmm, task, samples, looked[0], workers))
+    return looked, [
+        [list(places), ready.ids, {name: tensor.tolist() for name, tensor in ready.batch.items()}]
+        for places, ready in batches
+    ]
+
+
+def test_workers_read_the_same_in_the_same_order(onevision: LMM, tmp_path: Path) -> None:
+    (tmp_path / "stream").mkdir()
+    (tmp_path / "store").mkdir()
+    state = torch.random.get_rng_state()
+    found = {}
+    for name, task in (
+        ("drawn", Questions(23)),
+        ("stream", published(tmp_path / "stream", streaming=True)),
+        ("store", published(tmp_path / "store", streaming=False)),
+    ):
+        samples = subset(task.samples("test"), 21, task.name)
+        here, there = (everything(onevision, task, samples, workers) for workers in (0, 2))
+        assert here == there
+        assert [ids for _, ids, _ in here[1]] == [
+            tuple(here[0][2][place].id for place in batch) for batch in here[0][0]
+        ]
+        assert sorted(place for batch in here[0][0] for place in batch) == list(range(21))
+        found[name] = here
+    assert found["stream"] == found["store"], "a stream and a copy are asked the same"
+    assert found["store"][0][0] != [list(range(i, min(i + 4, 21))) for i in range(0, 21, 4)], "they are mixed"
+    assert torch.equal(torch.random.get_rng_state(), state), "nobody else's random numbers are used up"
+
+
+def test_a_stream_is_read_once_from_its_beginning_to_its_end(
+    onevision: LMM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmm_forget.evaluation.ask.WINDOW", 2)
+    task = published(tmp_path, streaming=True)
+    samples = task.samples("test")
+    looked = looked_at(onevision, task, samples, 4, 0)
+    assert any(list(batch) != sorted(batch) for batch in looked[0])
+    opened = []
+    rows = samples.table.rows  # type: ignore[union-attr]
+    monkeypatch.setattr(samples.table, "rows", lambda *given: opened.append(1) or rows(*given))  # type: ignore[union-attr]
+    left = [batch for i, batch in enumerate(looked[0]) if i != 1]  # as after a stop in the middle
+    assert [list(places) for places, _ in encoded(onevision, task, samples, left, 0)] == left
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_answers_do_not_depend_on_workers(onevision: LMM, tmp_path: Path, workers: int) -> None:
+    task = Questions(9)
+    alone, _ = examine(
+        onevision,
+        "model",
+        [Exam(task, task.made)],
+        Store(tmp_path / "alone"),
+        hardware={"eval_batch": 9},
+        progress=NullProgress(),
+        phase="",
+    )
+    hardware = {"eval_batch": 2, "workers": workers}
+    answers, asked = examine(
+        onevision,
+        "model",
+        [Exam(task, task.made)],
+        Store(tmp_path / "store"),
+        hardware=hardware,
+        progress=NullProgress(),
+        phase="",
+    )
+    assert asked == 9
+    assert [(a.sample_id, a.text) for a in answers["questions"]] == [
+        (a.sample_id, a.text) for a in alone["questions"]
+    ]
+
+
+def test_a_question_that_an_earlier_batch_asks_is_not_asked_again() -> None:
+    exam = Exam(Questions(4), [], batches=[[0, 1], [3, 2]], keys=["a", "b", "a", "c"])
+    said = Kept("yes", 1, 1.0)
+    assert exam.unasked({}) == [[0, 1], [3]]
+    assert exam.unasked({"b": said}) == [[0], [3]]
+    assert exam.unasked({"a": said, "b": said}) == [[3]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_cannot_be_read_is_one_line_when_its_turn_comes(
+    onevision: LMM, tmp_path: Path, workers: int, streaming: bool
+) -> None:
+    task = published(tmp_path, streaming=streaming, n=12, bad=9)
+    message = r"task mine: sample test-9: image cannot be read \(not an image file\)$"
+    with pytest.raises(DataError, match=f"^{message}"):
+        looked_at(onevision, task, task.samples("test"), 4, workers)
+    batches = [[3, 0], [8, 9], [1, 2]]
+    read = []
+    with pytest.raises(DataError, match=f"^{message}"):
+        for places, _ in encoded(onevision, task, task.samples("test"), batches, workers):
+            read.append(list(places))
+    assert read == [[3, 0]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_question_that_does_not_fit_is_named_by_a_worker_too(onevision: LMM, workers: int) -> None:
+    task = Questions(4)
+    task.made[2] = sample(2, "long " * 200)
+    with pytest.raises(DataError, match=r"^task questions: sample q2: [^\n]*512[^\n]*$"):
+        list(encoded(onevision, task, task.made, [[0, 1], [3, 2]], workers))
+
+
+def test_a_worker_that_is_killed_is_one_line() -> None:
+    def work(job: Job) -> int:
+        if job.places[0] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return job.places[0]
+
+    task = Questions(3)
+    with pytest.raises(
+        LmmForgetError, match=r"^task t: a process that reads samples was ended [^\n]*workers=0"
+    ):
+        list(worked(work, jobs(task, task.made, [[0], [1], [2]]), workers=1, what="task t"))

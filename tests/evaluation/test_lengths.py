@@ -1,0 +1,123 @@
+"""Tokens counted without decoding: who does not fit a model's context, and whose answer cannot be said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from lmm_forget.errors import DataError
+from lmm_forget.evaluation.lengths import Ruler, fit
+from lmm_forget.models.loading import LMM
+from lmm_forget.tasks.base import Sample
+from tests.evaluation.questions import SIZES, Questions, sample
+from tests.models.subjects import SUBJECTS, subject
+from tests.models.tiny import picture, tiny_lmm
+
+ODD = ((56, 56), (300, 40), (33, 90), (64, 64), (57, 112), (90, 33))
+
+
+@pytest.fixture(scope="module")
+def onevision() -> LMM:
+    return tiny_lmm("llava_onevision")
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_counts_are_those_of_encoding(name: str) -> None:
+    lmm = subject(name)
+    for counts in (True, False):
+        ruler = Ruler(lmm.family, lmm.processor)
+        if not counts:
+            ruler._said = lambda sizes: None  # type: ignore[method-assign]  # a processor that cannot say
+        for i, size in enumerate([*ODD, None]):
+            question, answer = "How many " + "red " * i + "things?\nA. one", "a" * (i + 1)
+            images = [] if size is None else [picture(*size)]
+            made = lmm.family.encode(lmm.processor, [question], [images], [answer])
+            assert (
+                ruler.prompt(question, tuple(p.size for p in images)) + ruler.answer(answer)
+                == made.lengths[0]
+            )
+
+
+def test_a_processor_that_counts_wrongly_is_not_believed(onevision: LMM) -> None:
+    ruler = Ruler(onevision.family, onevision.processor)
+    ruler._said = lambda sizes: sizes[0][0] if len(set(ruler._differences)) < 2 else None  # type: ignore[method-assign]
+    for size in ODD:
+        made = onevision.family.encode(onevision.processor, ["?"], [[picture(*size)]]).lengths[0]
+        assert ruler.prompt("?", (size,)) == made
+
+
+class Opened(Sequence[Sample]):
+    """Samples that can be glanced at, and remember which were decoded."""
+
+    def __init__(self, made: list[Sample]) -> None:
+        self.made, self.decoded = made, list[int]()
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.decoded.append(index)
+        return self.made[index]
+
+    def glance(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
+        return self.made[index], [image.size for image in self.made[index].images]
+
+
+def long_by(lmm: LMM, task: Questions, room: int, i: int) -> Sample:
+    """A sample whose prompt leaves exactly `room` tokens of the context."""
+    ruler = Ruler(lmm.family, lmm.processor)
+    for n in range(700):
+        made = sample(i, "x" * n)
+        length = ruler.prompt(task.question(made, training=False), (SIZES[i % len(SIZES)],))
+        if length + room == lmm.family.context:
+            return made
+    raise AssertionError("no such sample")
+
+
+def test_a_sample_is_refused_exactly_when_it_does_not_fit(onevision: LMM) -> None:
+    task = Questions(6)
+    samples = Opened(task.made)
+    assert fit(onevision, task, samples, taught=False).samples is samples
+    assert samples.decoded == [], "far from the limit nothing is decoded"
+    task.made[2] = long_by(onevision, task, task.max_new_tokens, 2)
+    assert fit(onevision, task, samples, taught=False).bad == {}
+    assert samples.decoded == [2]
+    task.made[4] = long_by(onevision, task, task.max_new_tokens - 1, 4)
+    with pytest.raises(
+        DataError, match=r"^task questions: 1 of 6 samples cannot be asked \(first: q4: 507 prompt tok"
+    ):
+        fit(onevision, task, samples, taught=False)
+    kept = fit(onevision, task, samples, taught=False, on_bad_sample="skip").samples
+    assert [one.id for one in kept] == ["q0", "q1", "q2", "q3", "q5"]
+    assert list(kept.skipped) == ["4"]  # type: ignore[attr-defined]
+
+
+def test_what_is_taught_has_to_fit_with_its_answer(onevision: LMM) -> None:
+    task = Questions(5)
+    ending = Ruler(onevision.family, onevision.processor).answer(task.made[0].answers[0])
+    task.train_suffix = task.eval_suffix
+    task.made[1] = long_by(onevision, task, ending, 1)
+    assert fit(onevision, task, task.made, taught=True).bad == {}
+    task.made[3] = long_by(onevision, task, ending - 1, 3)
+    with pytest.raises(
+        DataError, match=r"1 of 5 samples cannot be taught \(first: q3: prompt and answer have 513"
+    ):
+        fit(onevision, task, task.made, taught=True)
+    task.made[0] = sample(0, "What does <image> say?")
+    found = fit(onevision, task, task.made, taught=True, on_bad_sample="skip")
+    assert [one.id for one in found.samples] == ["q1", "q2", "q4"]
+    assert "reserved token <image>" in found.bad["0"]
+    task.made = [sample(0, "long " * 200)] * 2
+    with pytest.raises(DataError, match="2 of 2 samples cannot be taught .*: none is left"):
+        fit(onevision, task, task.made, taught=True, on_bad_sample="skip")
+
+
+def test_answers_that_cannot_be_said_are_found(onevision: LMM) -> None:
+    task = Questions(4, max_new_tokens=5)  # the tokenizer of these models has a token a letter
+    assert fit(onevision, task, task.made, taught=False).long_answers == [], "'bird' can be said"
+    taught = fit(onevision, task, task.made, taught=True).long_answers
+    assert taught == [f"q{i}, 6 tokens" for i in range(4)], "'a bird' is taught"
+    task.max_new_tokens = 3
+    assert fit(onevision, task, task.made, taught=False).long_answers[0] == "q0, 4 tokens"

@@ -1,0 +1,98 @@
+"""Which worker is to blame; whole jobs of several workers are in tests/launch/test_devices.py."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmm_forget.errors import LaunchError
+from lmm_forget.heartbeat import Bystander, correct_status, read_status
+from lmm_forget.workers import End, _conclude, blame, run_workers
+
+TEACHING = {"state": "running", "phase": "stage 2/5 teach", "done": 3, "total": 8, "unit": "step"}
+LOST = "RuntimeError: Connection closed by peer"
+DURING = " during stage 2/5 teach, step 3 of 8"
+
+
+def told(folder: Path, rank: int, error: str | None, when: float, **status: Any) -> None:
+    """Rank `rank` failed with `error`, or in rank 0's case is in the state that `status` says, at `when`."""
+    if rank == 0:
+        status = {**TEACHING, **status, **({"state": "failed", "error": error} if error else {})}
+        (folder / "status.json").write_text(json.dumps(status))
+    else:
+        Bystander(folder, rank).end("failed", error)
+    os.utime(folder / ("status.json" if rank == 0 else f"rank-{rank}.json"), (when, when))
+
+
+@pytest.mark.parametrize(
+    "words, ends, expected",
+    [
+        # rank 1's connections closed after its word was written
+        ({0: (LOST, 9.0), 1: ("no image", 8.0)}, [(0, 1, 9), (1, 2, 9)], (2, "rank 1 of 2 failed: no image")),
+        ({0: ("no image", 8.0), 1: (LOST, 9.0)}, [(0, 2, 9), (1, 1, 9)], (2, "no image")),
+        ({0: ("both", 9.0), 1: ("both", 8.0)}, [(1, 2, 9), (0, 2, 9)], (2, "both")),
+        ({0: (LOST, 9.0)}, [(0, 1, 9), (1, -9, 9)], (1, f"rank 1 of 2 was killed (SIGKILL){DURING}")),
+        ({0: (None, 9.0), 1: (LOST, 9.0)}, [(1, 1, 9), (0, -9, 9)], (1, "rank 0 of 2 was killed (SIGKILL)")),
+        # the agent had to kill rank 0, half a minute later
+        ({0: (None, 9.0), 1: ("boom", 8.0)}, [(1, 1, 9), (0, -9, 39)], (1, "rank 1 of 2 failed: boom")),
+        # a rank that aborts because its peer is gone is no cause
+        ({0: ("boom", 8.0)}, [(1, -6, 9), (0, 1, 9)], (1, "boom")),
+        ({0: (None, 8.0)}, [(1, -6, 9), (0, 143, 9)], (1, f"rank 1 of 2 ended by SIGABRT{DURING}")),
+        ({0: (None, 8.0)}, [(1, 3, 9), (0, 143, 9)], (1, f"rank 1 of 2 ended with exit code 3{DURING}")),
+    ],
+)
+def test_the_first_cause_is_told(
+    tmp_path: Path,
+    words: dict[int, tuple[str | None, float]],
+    ends: list[tuple[int, int, float]],
+    expected: tuple,
+) -> None:
+    for rank, (error, when) in words.items():
+        told(tmp_path, rank, error, when)
+    code = _conclude(tmp_path, 2, [End(*end) for end in ends])
+    status = read_status(tmp_path)
+    assert (code, status["state"]) == (expected[0], "failed")
+    assert status["error"].startswith(expected[1]) and "\n" not in status["error"]
+
+
+def test_a_rank_that_was_stopped_for_another_ones_failure_was_not_interrupted(tmp_path: Path) -> None:
+    told(tmp_path, 0, None, 9.0, state="interrupted")
+    told(tmp_path, 1, "boom", 8.0)
+    assert _conclude(tmp_path, 2, [End(1, 1, 9), End(0, 143, 9)]) == 1
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["error"]) == (
+        "failed",
+        "rank 1 of 2 failed: boom",
+    )
+
+
+@pytest.mark.parametrize(
+    "state, ends, code, after",
+    [
+        ("running", None, 143, "interrupted"),
+        ("interrupted", None, 143, "interrupted"),
+        ("interrupted", [(0, 143, 9), (1, 143, 9)], 143, "interrupted"),
+        ("done", None, 0, "done"),  # it had finished when it was asked to stop
+        ("failed", None, 1, "failed"),
+        ("done", [], 0, "done"),
+    ],
+)
+def test_being_asked_to_stop_is_no_failure(
+    tmp_path: Path, state: str, ends: list[tuple[int, int, float]] | None, code: int, after: str
+) -> None:
+    correct_status(tmp_path, state)
+    assert _conclude(tmp_path, 2, None if ends is None else [End(*end) for end in ends]) == code
+    assert read_status(tmp_path)["state"] == after
+
+
+def test_a_rank_that_died_before_any_word(tmp_path: Path) -> None:
+    end, cause = blame(tmp_path, [End(1, 1, 9), End(0, 143, 9)], {})
+    assert (end.rank, cause) == (1, "ended with exit code 1 and left no cause; its last lines are in the log")
+
+
+def test_other_machines_workers_are_not_started_from_here(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=r"hardware.nodes=2: .*slurm, or torchrun"):
+        run_workers(tmp_path / "job.yaml", {"hardware": {"nodes": 2, "devices": 1, "accelerator": "cpu"}})
