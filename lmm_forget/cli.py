@@ -13,6 +13,7 @@ COMMANDS = {
     "why": "how output shift and forgetting go together, and which questions turned wrong",
     "data": "look at a task's data, or fetch what it links to",
     "report": "draw a sweep's tables and pictures again",
+    "status": "what every job of a sweep is doing, wherever it runs",
     "store": "look into the archive of finished work, check it, clean it",
     "compare": "two jobs, two stages, or a job and its base, question by question",
     "dashboard": "build the W&B view of a project, and save it there",

@@ -173,8 +173,9 @@ def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None) 
         hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="run")(task)()
     except Planned:
         return 0
-    except Stopped:
-        print("lmm-forget: stopped; the same command goes on where it ended", file=sys.stderr)
+    except Stopped as stop:
+        told = str(stop) or "stopped; the same command goes on where it ended"
+        print(f"lmm-forget: {told}", file=sys.stderr)
         return 130
     finally:
         sys.argv = before
@@ -231,7 +232,15 @@ def _single(cfg: Any, args: argparse.Namespace) -> float | None:
         choices = swept([str(item) for item in whole.hydra.overrides.task], given)
         name = slug(choices, [str(key) for key in whole.hydra.runtime.choices]) or name
     job = make_job(config, name)
-    outcomes = run_jobs([job])
+    launcher = OmegaConf.to_container(whole.hydra.launcher, resolve=True)
+    assert isinstance(launcher, dict)
+    if str(launcher.pop("_target_")).endswith("SlurmLauncher"):
+        from lmm_forget.launch.slurm.settings import Settings
+        from lmm_forget.launch.slurm.watch import run_in_slurm
+
+        outcomes = run_in_slurm([job], Settings.read({str(key): value for key, value in launcher.items()}))
+    else:
+        outcomes = run_jobs([job])
     error = complain(outcomes)
     if error is not None:
         raise error

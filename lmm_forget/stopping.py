@@ -25,6 +25,8 @@ class Interrupted(BaseException):
 
 
 _asked = threading.Event()
+_by: int | None = None
+_limit = STOP_LIMIT
 _careful = 0
 _listening = False
 
@@ -37,6 +39,12 @@ def listen() -> None:
         signal.signal(number, _heard)
 
 
+def give(seconds: float) -> None:
+    """Set how long this process may take from a request to its end; whoever asks may know better than STOP_LIMIT."""
+    global _limit
+    _limit = seconds
+
+
 def listen_again() -> None:
     """Take the signals back from a library that installed handlers of its own; nothing if nobody listened before."""
     if _listening and threading.current_thread() is threading.main_thread():
@@ -44,10 +52,12 @@ def listen_again() -> None:
 
 
 def _heard(signum: int, frame: FrameType | None) -> None:
+    global _by
     if _asked.is_set():
         return
+    _by = signum
     _asked.set()
-    timer = threading.Timer(STOP_LIMIT, os._exit, args=(143,))
+    timer = threading.Timer(_limit, os._exit, args=(143,))
     timer.daemon = True
     timer.start()
     if not _careful:
@@ -57,6 +67,11 @@ def _heard(signum: int, frame: FrameType | None) -> None:
 def asked() -> bool:
     """Whether this process was asked to stop."""
     return _asked.is_set()
+
+
+def asked_by() -> int | None:
+    """The number of the signal that asked this process to stop."""
+    return _by
 
 
 def safe_point() -> None:

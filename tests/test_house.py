@@ -52,6 +52,7 @@ FLOORS = {
     "launch": 12,
     "run": 13,
     "plan": 13,
+    "status": 13,
     "compare": 13,
     "dashboard": 13,
     "export": 13,
@@ -320,6 +321,7 @@ def _loaded(module: str, *arguments: str, cwd: Path) -> set[str]:
     [
         "lmm_forget.run",
         "lmm_forget.plan",
+        "lmm_forget.status",
         "lmm_forget.compare",
         "lmm_forget.dashboard",
         "lmm_forget.export",

@@ -64,6 +64,7 @@ FIELDS: dict[str, tuple[Test, str]] = {
     "data.eval_samples": _limit,
     "data.validation": _flag,
     "sweep.plan": _flag,
+    "sweep.submit_only": _flag,
     "hardware.devices": _count,
     "hardware.nodes": _count,
     "hardware.micro_batch": (_or(_count[0], "auto"), "a whole number of at least 1, or auto"),

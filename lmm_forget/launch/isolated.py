@@ -67,18 +67,24 @@ class Isolated(Launcher):
                 flush=True,
             )
         jobs = [self._job([*overrides]) for overrides in job_overrides]
-        outcomes = run_jobs(jobs, self.grace)
+        outcomes = self.work(jobs)
         show_summary(jobs[0].folder.parent, [outcome for outcome in outcomes if not outcome.finished])
         error = complain(outcomes)
-        if (
-            error is not None
-            and self._config.hydra.sweeper.get("max_batch_size") is None
-            and _is_grid(self._config)
-        ):
+        if error is not None and self.one_batch:
             raise error
         return [
             _returned(outcome, overrides) for outcome, overrides in zip(outcomes, job_overrides, strict=True)
         ]
+
+    def work(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Bring these jobs to their end, wherever this launcher runs them; failures do not raise."""
+        return run_jobs(jobs, self.grace)
+
+    @property
+    def one_batch(self) -> bool:
+        """Whether the sweeper asks once and for all, and does nothing with what comes back."""
+        assert self._config is not None
+        return self._config.hydra.sweeper.get("max_batch_size") is None and _is_grid(self._config)
 
     def _job(self, overrides: list[str]) -> Job:
         """Compose one grid point, make it concrete, and name it after what the sweep varies."""

@@ -19,6 +19,8 @@ from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.files import write_atomic
 from lmm_forget.heartbeat import read_status
 from lmm_forget.job import read_config
+from lmm_forget.launch.slurm import queue
+from lmm_forget.launch.slurm.ticket import Ticket
 from lmm_forget.store.claims import Claims, Holder
 
 ROOT = Path("multirun")
@@ -137,7 +139,18 @@ def _begin_anew(job: Job, changed: Sequence[str]) -> None:
 
 
 def _refuse_running(job: Job) -> None:
-    """Two processes must not write one folder. What lives here is seen; elsewhere, heartbeats are waited for."""
+    """Two processes must not write one folder. What lives here is seen; elsewhere, heartbeats are waited for.
+
+    A job that waits in a queue has no process yet; its ticket says which one it will be.
+    """
+    ticket = Ticket.read(job.folder)
+    if ticket is not None and ticket.id and not ticket.ended and queue.available():
+        seen = queue.look([ticket.id]).get(ticket.id)
+        if seen is not None and not seen.ended:
+            raise LaunchError(
+                f"{job.name} is in Slurm's queue as job {ticket.id} ({seen.state.lower()}); wait for it or "
+                f"scancel {ticket.id}"
+            )
     status = read_status(job.folder)
     holder = Holder.read(status)
     if status.get("state") != "running" or holder is None:

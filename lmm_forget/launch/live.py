@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -77,6 +77,10 @@ class View:
         why = f": {outcome.cause}" if self._all > 1 else ""
         self._line(f"{count} {outcome.job.name}: {'finished' if outcome.finished else f'FAILED{why}'}")
 
+    def say(self, text: str) -> None:
+        """A line about the sweep as a whole."""
+        self._line(text)
+
     def tick(self) -> None:
         """Look at the status files, at most once a second."""
         if time.monotonic() < self._next:
@@ -109,7 +113,7 @@ class View:
         for name, status in list(states.items())[:MOST_ROWS]:
             done_units, total = status.get("done", 0), status.get("total", 0)
             bar = ProgressBar(total=total, completed=min(done_units, total), width=10) if total else ""
-            table.add_row(name, _phase(status), bar, _rate(status), time_left(status))
+            table.add_row(name, _phase(status), bar, rate(status), time_left(status))
         return table
 
     def _line(self, text: str) -> None:
@@ -137,9 +141,9 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _rate(status: dict[str, Any]) -> str:
+def rate(status: Mapping[str, Any]) -> str:
     """Units in a second, or seconds for one, the unit cut to what 80 columns have room for."""
-    rate, unit = status.get("rate"), str(status.get("unit", ""))[:5]
-    if not rate:
+    speed, unit = status.get("rate"), str(status.get("unit", ""))[:5]
+    if not speed:
         return ""
-    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit}"
+    return f"{speed:.1f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit}"

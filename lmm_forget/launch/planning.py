@@ -116,3 +116,9 @@ def wants_plan_only(config: Mapping[str, object]) -> bool:
     """Whether a job's configuration asks for the plan alone."""
     sweep = config.get("sweep")
     return isinstance(sweep, Mapping) and bool(sweep.get("plan"))
+
+
+def wants_submitting_only(config: Mapping[str, object]) -> bool:
+    """Whether a job's configuration asks to hand it to a scheduler and not to wait."""
+    sweep = config.get("sweep")
+    return isinstance(sweep, Mapping) and bool(sweep.get("submit_only"))

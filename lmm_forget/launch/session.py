@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from lmm_forget.errors import LaunchError
+from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.launch.jobs import Job, hold_folder, prepare
 from lmm_forget.launch.live import View
-from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only
+from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only, wants_submitting_only
 from lmm_forget.launch.processes import Outcome, Pool, side_by_side
 from lmm_forget.metrics.resolution import resolution
 
@@ -25,6 +25,8 @@ def run_jobs(jobs: Sequence[Job], grace: float = 15.0) -> list[Outcome]:
     Jobs that are finished already are not run again. Raises ConfigError or LaunchError before anything is started,
     Stopped after Ctrl-C or SIGTERM, Planned when only the plan was wanted.
     """
+    if wants_submitting_only(jobs[0].config):
+        raise ConfigError("sweep.submit_only=true hands jobs to a scheduler; add hydra/launcher=slurm")
     plan = SweepPlan([*{job.name: job for job in jobs}.values()])
     if wants_plan_only(jobs[0].config):
         print("\n".join([plan.line(), *plan.by_recipe()]))
@@ -48,15 +50,20 @@ def _run(
     grace: float,
 ) -> None:
     """Run what is waiting, with a view of it; fills `outcomes`."""
-    if len(waiting) + len(finished) > 1:
-        print(plan.line(), file=sys.stderr, flush=True)
-    for line in dict.fromkeys(filter(None, (resolution(job.config) for job in waiting))):
-        print(line, file=sys.stderr)
+    tell_before(plan, waiting)
     size, gpus = side_by_side([job.config for job in waiting])
     with View(waiting, finished) as view:
         for outcome in Pool(size, view, gpus, grace, plan.pick).run(waiting):
             outcomes[outcome.job.name] = outcome
     tell_notices([job for job in waiting if outcomes[job.name].finished])
+
+
+def tell_before(plan: SweepPlan, waiting: Sequence[Job]) -> None:
+    """Print what is about to be done, and what the suite can and cannot tell apart."""
+    if len(plan.jobs) > 1 and waiting:
+        print(plan.line(), file=sys.stderr, flush=True)
+    for line in dict.fromkeys(filter(None, (resolution(job.config) for job in waiting))):
+        print(line, file=sys.stderr)
 
 
 def tell_notices(jobs: Sequence[Job]) -> None:
