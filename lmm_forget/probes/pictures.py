@@ -12,13 +12,17 @@ if TYPE_CHECKING:
 
 
 def probe_pictures(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write shift_per_stage.svg and layers_per_stage.svg, as far as there are readings for them."""
+    """Write shift_per_stage and layers_per_stage, each .svg and .png, as far as there are readings for them."""
+    import matplotlib
+
     drawn = {"shift_per_stage": shift_per_stage(results), "layers_per_stage": layers_per_stage(results)}
     paths = []
     for name, figure in drawn.items():
         if figure is not None:
-            paths.append(folder / f"{name}.svg")
-            figure.savefig(paths[-1], metadata={"Date": None})
+            for kind, unstable in (("svg", "Date"), ("png", "Software")):
+                paths.append(folder / f"{name}.{kind}")
+                with matplotlib.rc_context({"svg.hashsalt": "lmm-forget"}):  # equal results give equal files
+                    figure.savefig(paths[-1], dpi=160, metadata={unstable: None})
     return paths
 
 
