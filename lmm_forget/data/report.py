@@ -93,7 +93,7 @@ def read_all(
 def summarise(task: Task, parts: Sequence[Seen], absent: Mapping[str, str]) -> dict[str, Any]:
     """The report, as JSON data; `problems` counts what should be looked at before the task is used."""
     duplicates = {f"{a.split}/{b.split}": _shared(a, b) for i, a in enumerate(parts) for b in parts[i + 1 :]}
-    report = {
+    report: dict[str, Any] = {
         "task": task.name,
         "role": task.role,
         "source": task.provenance(),
@@ -102,7 +102,10 @@ def summarise(task: Task, parts: Sequence[Seen], absent: Mapping[str, str]) -> d
         "duplicates": duplicates,
     }
     problems = sum(len(seen.unusable) + len(seen.unscored) + len(seen.too_long) for seen in parts)
-    report["problems"] = problems + sum(pair["same_pixels"] for pair in duplicates.values())
+    # A training set that was pointed at and cannot be read is no mere absence.
+    report["untaught"] = "train" in absent and getattr(task, "train_path", None) is not None
+    report["problems"] = problems + report["untaught"]
+    report["problems"] += sum(pair["same_pixels"] for pair in duplicates.values())
     return report
 
 

@@ -64,7 +64,8 @@ def show_check(report: Mapping[str, Any]) -> None:
                 style="red" if found["same_pixels"] else "",
             )
     for split, reason in report["absent"].items():
-        console.print(Text(f"no {split}: {reason}"), style="dim")
+        wrong = split == "train" and report["untaught"]
+        console.print(Text(f"no {split}: {reason}"), style="red" if wrong else "dim")
     if report.get("sheet"):
         console.print(Text(f"contact sheet: {report['sheet']}"))
 

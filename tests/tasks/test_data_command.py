@@ -40,6 +40,17 @@ def test_a_published_task_is_read_and_shown(tmp_path: Path, capsys: pytest.Captu
         assert len(picture.getcolors(1 << 20) or []) > 25, "the samples' colors and their text are on it"
 
 
+def test_a_training_folder_that_is_not_finished_is_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repo = published.write("pixmocount", tmp_path / "repo")
+    (tmp_path / "half" / "images").mkdir(parents=True)
+    arguments = ["task=pixmocount", f"task.path={repo}", "sheet=none"]
+    assert checked(capsys, *arguments)[0] == 0, "none was given: there is only nothing to teach"
+    code, report = checked(capsys, *arguments, f"task.train_path={tmp_path / 'half'}")
+    assert code == 1 and report["problems"] == 1 and "was not prepared" in report["absent"]["train"]
+
+
 def test_problems_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "conf" / "task"
     folder.mkdir(parents=True)

@@ -99,6 +99,8 @@ TABLE: list[tuple[str, tuple[str, ...], str, float, float]] = [
     ("paper.clock", ("03:45",), "The time shown is 3:45.", 1, 1),
     ("paper.clock", ("03:45",), "3:45 or 9:10", 0, 1),
     ("paper.clock", ("03:45",), "45", 0, 0),
+    ("paper.clock", ("03:45",), "3.45", 0, 0),  # dots are deleted first
+    ("paper.clock", ("03:45",), "3:45 p.m.", 1, 1),
     ("paper.clock", ("03:45",), "half past three", 0, 0),
     # PathVQA: overlaps that are called exact match, F1 and BLEU
     ("paper.pathvqa_exact_match", ("chronic liver inflammation",), "liver", 0, 1),
