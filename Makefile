@@ -28,8 +28,8 @@ help: ## this list
 demo: $(READY) ## five skills in sequence, three recipes, on the embedded model
 	$(PY) -m lmm_forget.run -m experiment=demo recipe=sa_proj,mlp_gateup,llm
 
-test: $(READY) ## the test suite
-	$(PY) -m pytest
+test: $(READY) ## the test suite, two files at a time
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(READY) ## ruff and mypy, changing nothing
 	$(PY) -m ruff check .

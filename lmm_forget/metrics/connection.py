@@ -89,6 +89,8 @@ def _drawn(
     at = np.stack(members)[picks].reshape(len(picks), -1)
     x, y = a[at], b[at]
     if both is _spearman:
+        from scipy import stats  # a second to import, needed only here
+
         x, y = stats.rankdata(x, axis=1), stats.rankdata(y, axis=1)
     varies = (np.ptp(x, axis=1) > 0) & (np.ptp(y, axis=1) > 0)
     x, y = (v[varies] - v[varies].mean(axis=1, keepdims=True) for v in (x, y))
