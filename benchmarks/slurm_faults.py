@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests import harness
-from tests.slurm.conftest import slurm
+from tests.slurm.cluster import slurm
 
 PEACE, FAILS, CANCELLED, SLOW = 0, 1, 2, 3
 GRID = [
