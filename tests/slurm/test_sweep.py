@@ -6,13 +6,15 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import harness
+from tests.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.timeout(1800)  # a real scheduler, whose limits are whole minutes
 PLAIN, CRASH, LONG, LONGER = 0, 13, 15, 16  # seeds that the stand-in understands
@@ -51,7 +53,37 @@ def states(cluster, folder: str) -> dict[str, str]:
     return {job["job"]: job["state"] for job in json.loads(shown.stdout)["jobs"]}
 
 
-def test_a_failure_a_cancelled_job_and_one_over_its_limit(cluster, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_machines(slurm_conf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Any]]:
+    """Real training, at work while the tests above wait for a limit: its job folders, in Slurm and not."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(train_and_stop, Cluster(tmp_path_factory.mktemp("two"), slurm_conf, stand_in=False))
+
+
+def train_and_stop(slurm: Cluster) -> tuple[Path, Path]:
+    """A run on two machines that is told to stop in the middle of training, and the same run on one, in peace."""
+    line = ["experiment=smoke", "suite.tasks=[ai2d]", "sequence=single", "sequence.task=cub200"]
+    line += ["hardware=ddp", "hardware.accelerator=cpu", "hardware.micro_batch=4", "training.max_steps=8"]
+    two = ["hardware.nodes=2", "hardware.devices=1", *SLURM, "hydra.launcher.partition=both"]
+    run = slurm.start("run", *line, *two, "name=two", "store=two")
+    job, here = (
+        slurm.folder / "multirun" / name / "sa_proj-single=tiny_cub200-seed0" for name in ("two", "one")
+    )
+
+    def teaching() -> str | None:
+        status = read(job / "status.json")
+        return read(job / "slurm.json").get("id") if "teach" in status.get("phase", "") else None
+
+    slurm.ask("scancel", "--signal=USR2", wait_for(teaching, "training", run, seconds=900))
+    _, err = run.communicate(timeout=900)
+    assert run.returncode == 0, err + (job / "job.log").read_text()[-2000:]
+    assert "put back into the queue" in (slurm.folder / read(job / "slurm.json")["output"]).read_text()
+    done = slurm.call("run", *line, "hardware.devices=2", "name=one", "store=one", timeout=900)
+    assert done.returncode == 0, done.stderr
+    return job, here
+
+
+def test_a_failure_a_cancelled_job_and_one_over_its_limit(two_machines, cluster, tmp_path: Path) -> None:
     slurm = cluster()
     line = ["-m", *TWO_TASKS, *SLURM, "name=ways", f"seed={PLAIN},{CRASH},{LONG},{LONGER}"]
     line += ["hydra.launcher.time=1", "hydra.launcher.signal=10"]
@@ -135,23 +167,6 @@ def test_submitted_without_waiting_watched_and_left_alone(cluster, tmp_path: Pat
     assert read(long / "place0.json")["RANK"] is None  # one device: an ordinary process
 
 
-def test_a_run_on_two_machines_goes_on_and_equals_one_on_one(cluster, tmp_path: Path) -> None:
-    slurm = cluster(stand_in=False)
-    line = ["experiment=smoke", "suite.tasks=[ai2d]", "sequence=single", "sequence.task=cub200"]
-    line += ["hardware=ddp", "hardware.accelerator=cpu", "hardware.micro_batch=4", "training.max_steps=8"]
-    two = ["hardware.nodes=2", "hardware.devices=1", *SLURM, "hydra.launcher.partition=both"]
-    run = slurm.start("run", *line, *two, "name=two", "store=two")
-    job = tmp_path / "multirun" / "two" / "sa_proj-single=tiny_cub200-seed0"
-
-    def teaching() -> str | None:
-        status = read(job / "status.json")
-        return read(job / "slurm.json").get("id") if "teach" in status.get("phase", "") else None
-
-    slurm_id = wait_for(teaching, "training", run)
-    slurm.ask("scancel", "--signal=USR2", slurm_id)
-    _, err = run.communicate(timeout=900)
-    assert run.returncode == 0, err + (job / "job.log").read_text()[-2000:]
-    assert "put back into the queue" in (tmp_path / read(job / "slurm.json")["output"]).read_text()
-    done = slurm.call("run", *line, "hardware.devices=2", "name=one", "store=one")
-    assert done.returncode == 0, done.stderr
-    assert harness.difference(job, tmp_path / "multirun" / "one" / job.name) is None
+def test_a_run_on_two_machines_goes_on_and_equals_one_on_one(two_machines) -> None:
+    job, here = two_machines.result(timeout=1700)
+    assert harness.difference(job, here) is None
