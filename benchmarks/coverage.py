@@ -1,6 +1,6 @@
 """How often a 95 % interval holds the truth where questions share images.
 
-    python benchmarks/coverage.py [--draws 2000] [--seeds 2024 0 1]
+    python benchmarks/coverage.py [--draws 2000] [--seeds 2024 0 1] [--images-only]
 
 Two models answer several questions about each image. The second forgets 15 % of what the first can do, an image mostly
 as a whole or not at all, which is as skewed as such data get. Every draw makes new images; the interval of
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import Sequence
 from unittest import mock
 
 import numpy as np
@@ -39,25 +40,32 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2024])
+    parser.add_argument(
+        "--images-only", action="store_true", help="leave out the unclustered interval (slow)"
+    )
     given = parser.parse_args()
+    units = ("image",) if given.images_only else ("image", "question")
     for seed in given.seeds:
         for images, questions in SIZES:
             started = time.monotonic()
             print(f"{images} images, {questions} questions about each, {given.draws} draws from seed {seed}:")
-            measure(np.random.default_rng(seed), images, questions, given.draws, given.resamples)
+            measure(np.random.default_rng(seed), images, questions, given.draws, given.resamples, units)
             print(f"  {time.monotonic() - started:.0f} s", flush=True)
         for name, forgotten in RUNS.items():
             print(f"a run, {BENCHMARKS} benchmarks of {IMAGES} images, {name}, seed {seed}:")
             measure_run(np.random.default_rng(seed), forgotten, given.draws // 2, given.resamples)
 
 
-def measure(rng: np.random.Generator, images: int, questions: int, draws: int, resamples: int) -> None:
+def measure(
+    rng: np.random.Generator, images: int, questions: int, draws: int, resamples: int, units: Sequence[str]
+) -> None:
     truth = -100 * RIGHT * FORGOTTEN
     held: Counter[str] = Counter()
     false_alarms: Counter[str] = Counter()
     for _ in range(draws):
         before, after, one, two, labels = draw(rng, images, questions)
-        for unit, clusters in (("image", labels), ("question", np.arange(len(labels)))):
+        for unit in units:
+            clusters = labels if unit == "image" else np.arange(len(labels))
             scores = TaskScores("task", np.stack([before, after]), clusters)
             found = compare_pair(scores, resamples=resamples)
             held[unit] += bool(found["low"] <= truth <= found["high"])

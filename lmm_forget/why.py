@@ -111,20 +111,22 @@ def turned_counts(folder: Path, jobs: Sequence[str]) -> list[dict[str, Any]]:
 
 def write_turned(folder: Path, jobs: Sequence[str], examples: int) -> None:
     """turned_wrong.md and turned_wrong.html: at most `examples` held-out questions per job, spread over its stages."""
+    from lmm_forget.report.rows import TINY
+
     parts, lines = [], ["# Held-out questions that turned wrong", ""]
     for job in jobs:
         chosen = _examples(_job_folder(folder, job), examples)
         lines += [
             f"## {job}",
             "",
-            "| after | benchmark | question | right answer | before | now | format |",
+            "| after teaching | benchmark | question | right answer | before | now | format now |",
             "|---|---|---|---|---|---|---|",
         ]
         body = []
         for row, picture in chosen:
             cells = [
-                row["taught"],
-                row["task"],
+                row["taught"].removeprefix(TINY),
+                row["task"].removeprefix(TINY),
                 row["question"],
                 row["reference"],
                 row["before"],
@@ -145,7 +147,16 @@ def write_turned(folder: Path, jobs: Sequence[str], examples: int) -> None:
         lines.append("")
         head = "".join(
             f"<th>{h}</th>"
-            for h in ("", "after", "benchmark", "question", "right answer", "before", "now", "format")
+            for h in (
+                "",
+                "after teaching",
+                "benchmark",
+                "question",
+                "right answer",
+                "before",
+                "now",
+                "format now",
+            )
         )
         parts.append(f"<h2>{html.escape(job)}</h2><table><tr>{head}</tr>{''.join(body)}</table>")
     page = (

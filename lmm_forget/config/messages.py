@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-_TELLING = ("model", "recipe", "sequence", "hardware", "logger")
+_TELLING = ("model", "recipe", "sequence", "hardware", "logger", "hydra/launcher")
 """Groups whose choices have fields of their own."""
 
 

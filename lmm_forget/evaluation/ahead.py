@@ -114,22 +114,26 @@ def worked(
         worker_init_fn=_quiet,
         generator=torch.Generator(),  # the global one must not notice
     )
-    results = iter(loader)
-    while True:
-        try:
-            found = next(results)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "worker" not in str(error):
-                raise
-            time.sleep(NOTICE)
-            safe_point()  # whoever stopped the worker has asked this process to stop, too
-            raise LmmForgetError(
-                f"{what}: a process that reads samples was ended ({cause(error)}); too little memory, or /dev/shm "
-                "too small? hardware.workers=0 reads without such processes"
-            ) from error
-        yield _good(found)
+    results: Any = iter(loader)
+    try:
+        while True:
+            try:
+                found = next(results)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "worker" not in str(error):
+                    raise
+                time.sleep(NOTICE)
+                safe_point()  # whoever stopped the worker has asked this process to stop, too
+                raise LmmForgetError(
+                    f"{what}: a process that reads samples was ended ({cause(error)}); too little memory, or "
+                    "/dev/shm too small? hardware.workers=0 reads without such processes"
+                ) from error
+            yield _good(found)
+    finally:
+        # At once: an iterator that lives on (in a traceback) would be copied into the next workers, and end there.
+        results._shutdown_workers()
 
 
 class _Work:

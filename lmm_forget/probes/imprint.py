@@ -66,7 +66,7 @@ class Imprint:
         try:
             plan, tensors = load_states(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise StoreError(f"{path} cannot be read ({error}); delete it to probe the base again") from None
+            raise StoreError(f"{path} is damaged: {error}") from None
         target = tensors.pop("target")
         return cls(plan["answers"], plan["first"], plan["deep"], target, tensors)
 

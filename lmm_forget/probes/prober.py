@@ -139,7 +139,9 @@ class Prober:
                 raise ValueError("its checksum does not match")
             table = pq.read_table(path)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise Damaged(self._store.set_aside(self._path(key, looks.NOTE), f"{path}: {error}")) from None
+            raise Damaged(
+                self._store.set_aside(self._path(key, looks.NOTE), f"{path} is damaged: {error}")
+            ) from None
         return Look(content["readings"], table, content["scores"])
 
     def file(self, key: str, look: Look) -> None:
@@ -168,7 +170,7 @@ class Prober:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise Damaged(self._store.set_aside(path, f"{path}: {error}")) from None
+            raise Damaged(self._store.set_aside(path, f"{path} is damaged: {error}")) from None
         self._refer(key)
         return content
 

@@ -50,10 +50,17 @@ def scatter(found: Found) -> Figure | None:
                     continue
                 colour, marker = look(recipes.index(point["recipe"]))
                 face = colour if point["step"] is None else "none"
-                style: dict[str, Any] = {"linestyle": "none", "markersize": 5, "markeredgecolor": colour}
-                lost = point["heldout"]
-                panel.plot([value], [lost], marker=marker, markerfacecolor=face, **style)
-                tip(panel, value, lost, f"{_model(point)}: shift {value:+.3g}, held-out {lost:+.1f}")
+                change = point["heldout"]
+                panel.plot(
+                    [value],
+                    [change],
+                    marker=marker,
+                    markersize=5,
+                    markerfacecolor=face,
+                    markeredgecolor=colour,
+                    linestyle="none",
+                )
+                tip(panel, value, change, f"{_model(point)}: shift {value:+.3g}, held-out {change:+.1f}")
             rho = shift["figures"][name]["heldout"]["spearman"]
             panel.set_title(f"{_where(shift)}\nSpearman {told(rho)}", fontsize=9, loc="left")
             panel.set_xlabel(_axis(name), fontsize=9)
@@ -208,8 +215,9 @@ def _legend(figure: Figure, recipes: Sequence[str], milestones: bool) -> None:
             Line2D([], [], color=colour, marker=marker, markersize=5, linestyle="none", label=recipe)
         )
     if milestones:
-        hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK, "linestyle": "none"}
-        handles.append(Line2D([], [], marker="o", markersize=5, label="hollow: within a stage", **hollow))
+        hollow = Line2D([], [], color=INK, marker="o", markersize=5, linestyle="none")
+        hollow.set(markerfacecolor="none", label="hollow: within a stage")
+        handles.append(hollow)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=9)
 
 

@@ -63,17 +63,23 @@ def differences(sweep: Sweep, settings: Sequence[Setting]) -> list[Difference]:
 
 def _difference(sweep: Sweep, best: Setting, other: Setting) -> Difference:
     if len(best.rows) == len(other.rows) == 1:
-        return Difference(other.name, *_by_question(sweep, best.first, other.first), "questions")
+        return _on_questions(sweep, other.name, best.first, other.first, "questions")
     pairs = [(a, b) for a in best.rows for b in other.rows if (a.seed, a.tasks) == (b.seed, b.tasks)]
     if len(pairs) == 1:
         basis = "questions" if pairs[0][0].seed is None else f"questions, seed {pairs[0][0].seed} of both"
-        return Difference(other.name, *_by_question(sweep, *pairs[0]), basis)
+        return _on_questions(sweep, other.name, *pairs[0], basis)
     if not pairs:
         return Difference(other.name, None, None, "no jobs of equal seed and order")
     learning, final = (
         _by_job([(a.figures[f], b.figures[f]) for a, b in pairs]) for f in ("learning", "final")
     )
     return Difference(other.name, learning, final, f"{len(pairs)} pairs of jobs")
+
+
+def _on_questions(sweep: Sweep, name: str, one: Row, two: Row, basis: str) -> Difference:
+    learning, final = _by_question(sweep, one, two)
+    alike = learning is not None or final is not None
+    return Difference(name, learning, final, basis if alike else "not the same questions or base")
 
 
 def _by_job(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any] | None:

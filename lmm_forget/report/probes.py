@@ -119,14 +119,15 @@ def _shift(results: Results, settings: Sequence[Setting], keys: Sequence[Key]) -
                 panel.plot(x, y, color=colour, linewidth=1.4, label=labels[place])
                 for stage in (True, False):  # full: after a stage; small and hollow: within one
                     some = [(when, value) for when, value, _ in line if (when == int(when)) == stage]
-                    style: dict[str, Any] = {
-                        "marker": marker,
-                        "linestyle": "none",
-                        "markersize": 4.5 if stage else 3,
-                    }
-                    face = colour if stage else "none"
-                    if some:
-                        panel.plot(*zip(*some, strict=True), color=colour, markerfacecolor=face, **style)
+                    panel.plot(
+                        [when for when, _ in some],
+                        [value for _, value in some],
+                        color=colour,
+                        marker=marker,
+                        markersize=4.5 if stage else 3,
+                        markerfacecolor=colour if stage else "none",
+                        linestyle="none",
+                    )
                 for when, value, said in line:
                     tip(panel, when, value, f"{setting.name} - {said}: {value:.3g}")
             name = next(

@@ -19,8 +19,9 @@ def shared_suite(sweep: Sweep) -> Sweep:
     """The sweep itself where all finished jobs held out the same; else a copy with held-out figures of the shared ones.
 
     They are computed anew from the jobs' answers; a job without readable answers has none. `notes` says what was left
-    out.
+    out, and which benchmarks were asked with different questions.
     """
+    sweep = _asked_alike(sweep)
     suites = {job: held_out_tasks(results) for job, results in sweep.results.items()}
     if len({frozenset(suite) for suite in suites.values()}) <= 1:
         return sweep
@@ -47,6 +48,23 @@ def shared_suite(sweep: Sweep) -> Sweep:
             "figures": {**found["figures"], "heldout_forgetting": held},
         }
     return replace(sweep, results=results, notes=notes)
+
+
+def _asked_alike(sweep: Sweep) -> Sweep:
+    """The sweep, with a note where jobs answered different questions of the same task."""
+    asked: dict[str, set[str]] = {}
+    for results in sweep.results.values():
+        for task, uses in (results.get("data") or {}).items():
+            if "asked" in uses:
+                asked.setdefault(task, set()).add(str(uses["asked"].get("fingerprint")))
+    apart = [task for task, fingerprints in asked.items() if len(fingerprints) > 1]
+    if not apart:
+        return sweep
+    named = ", ".join(apart[:3]) + (f" and {len(apart) - 3} more" if len(apart) > 3 else "")
+    told = (
+        f"The jobs were not asked the same questions of {named}: part of a difference may be the questions."
+    )
+    return replace(sweep, notes=[*sweep.notes, told])
 
 
 def _anew(sweep: Sweep, job: str, found: dict[str, Any], shared: list[str]) -> dict[str, Any]:

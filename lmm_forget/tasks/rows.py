@@ -147,6 +147,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def row_from(values: dict[str, Any], where: str, root: Path) -> Row:
     """A row from an object's `values` (see `KEYS`), its images below `root`. DataError with `where` for a bad one."""
+    at, where = where, _called(values, where)
     paths = [root / name for name in _texts(values, where, "image", "images", empty=True)]
     split = values.get("split")
     if split is not None and split not in SPLITS:
@@ -159,7 +160,7 @@ def row_from(values: dict[str, Any], where: str, root: Path) -> Row:
     image_id = values.get("image_id")
     return Row(
         id=text_of(_one(values, where, "id"), where, "id"),
-        where=where,
+        where=at,
         images=tuple(Path(os.path.abspath(p)) for p in paths),
         names=tuple(Path(os.path.relpath(p, root)).as_posix() for p in paths),
         image_id=None if image_id is None else text_of(image_id, where, "image_id"),
@@ -169,6 +170,13 @@ def row_from(values: dict[str, Any], where: str, root: Path) -> Row:
         split=split,
         meta={key: value for key, value in values.items() if key not in KEYS},
     )
+
+
+def _called(values: Mapping[str, Any], where: str) -> str:
+    """The place of a row as messages call it: with its id, if it has one."""
+    found = values.get("id")
+    usable = isinstance(found, str | int) and not isinstance(found, bool) and str(found).strip()
+    return f"{where} (id {str(found)[:60]})" if usable else where
 
 
 def _one(values: Mapping[str, Any], where: str, key: str) -> Any:
@@ -195,7 +203,7 @@ def _texts(
 
 def text_of(value: Any, where: str, key: str) -> str:
     """A value as a text that is not blank; numbers are written out. DataError with `where` and `key`."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:
         raise DataError(f"{where}: {key!r} is {json.dumps(value)[:40]}, not a text")
     text = str(value)
     if not text.strip():

@@ -96,8 +96,9 @@ def test_records_hold_what_was_seen(probed: tuple[Path, dict[str, Any]]) -> None
     forced = [r for r in rows if (r["stage"], r["step"], r["mode"]) == (1, None, "forced")]
     mean = sum(r["mass_mean:number"] for r in forced) / 6
     assert mean == pytest.approx(stage["probes"]["readings"][1]["mass"]["number"]["mean"])
-    assert (folder / "sweep" / "job" / "shift_per_stage.svg").stat().st_size > 1000
-    assert (folder / "sweep" / "job" / "layers_per_stage.svg").stat().st_size > 1000
+    for name in ("shift_per_stage", "layers_per_stage"):
+        for kind in ("svg", "png"):
+            assert (folder / "sweep" / "job" / f"{name}.{kind}").stat().st_size > 1000
 
 
 def test_a_second_job_looks_at_nothing_again(

@@ -177,7 +177,7 @@ def test_looks_are_filed_and_found_again(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     states = next(tmp_path.glob("probes/*.safetensors"))
     states.write_bytes(states.read_bytes()[:-20])
-    with pytest.raises(Damaged, match="cannot be read"):
+    with pytest.raises(Damaged, match="is damaged"):
         look(prober(tiny_lmm("llava_onevision"), tmp_path))
 
 

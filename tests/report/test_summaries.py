@@ -13,7 +13,10 @@ import pytest
 
 from lmm_forget.errors import DataError
 from lmm_forget.report import load_sweep, sweep_rows
+from lmm_forget.report.differences import differences
 from lmm_forget.report.figures import heldout_per_stage, job_figures, learning_vs_forgetting, sweep_figures
+from lmm_forget.report.settings import settings_of
+from lmm_forget.report.suites import shared_suite
 from lmm_forget.report.summary import job_summary, summarize
 
 Make = Callable[..., dict[str, Any]]
@@ -163,6 +166,23 @@ def test_one_configuration_in_two_folders_counts_once(make: Make, put: Put) -> N
     put("stopped", results=looked | {"probes": {}})  # an alarm that ends stages makes another setting
     found = sweep_rows(load_sweep(root).results.values())
     assert len({row.setting for row in found}) == 2
+
+
+def test_jobs_that_were_asked_different_questions_are_said(make: Make, put: Put) -> None:
+    for recipe, fingerprint in (("llm", "f00d"), ("sa_proj", "beef")):
+        asked = {"asked": {"split": "test", "samples": 40, "fingerprint": fingerprint}}
+        results = make(recipe) | {
+            "data": {"tiny_ai2d": asked, "tiny_docvqa": asked | {"asked": {"fingerprint": "x"}}}
+        }
+        for row in results["answers"]:
+            row["sample_id"] = f"{recipe}-{row['sample_id']}"
+        root = put(results=results)
+    sweep = shared_suite(load_sweep(root))
+    assert sweep.notes == [
+        "The jobs were not asked the same questions of tiny_ai2d: part of a difference may be the questions."
+    ]
+    (found,) = differences(sweep, settings_of(sweep_rows(sweep.results.values())))
+    assert (found.learning, found.final, found.basis) == (None, None, "not the same questions or base")
 
 
 def test_states_that_do_not_fit(put: Put) -> None:

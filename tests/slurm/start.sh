@@ -36,7 +36,11 @@ if missing; then
 fi
 
 export SLURM_CONF=$folder/slurm.conf
-answers() { timeout 10 sinfo --noheader --format=%T 2>/dev/null | grep -Eq '^(idle|mixed|allocated|completing)'; }
+lives() { [ -e "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }
+answers() {
+  lives "$folder/slurmctld.pid" &&
+    ! timeout 10 sinfo --noheader --Node --format=%T 2>/dev/null | grep -Evq '^(idle|mixed|allocated|completing)'
+}
 
 if ! answers; then
   "$(dirname "${BASH_SOURCE[0]}")/stop.sh" >/dev/null 2>&1 || true

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,13 @@ TWO_TASKS = ["hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.poll=0.5"]
 
 
-def wait_for(found: Callable[[], Any], what: str, seconds: float = 300) -> Any:
+def wait_for(
+    found: Callable[[], Any], what: str, command: subprocess.Popen[str] | None = None, seconds: float = 300
+) -> Any:
+    """What `found` returns once it is something, unless `command`, which is at work, ends before."""
     limit = time.monotonic() + seconds
     while not (value := found()):
+        assert command is None or command.poll() is None, command.communicate()
         assert time.monotonic() < limit, f"{what} did not happen"
         time.sleep(0.2)
     return value
@@ -49,11 +54,17 @@ def states(cluster, folder: str) -> dict[str, str]:
 def test_a_failure_a_cancelled_job_and_one_over_its_limit(cluster, tmp_path: Path) -> None:
     slurm = cluster()
     line = ["-m", *TWO_TASKS, *SLURM, "name=ways", f"seed={PLAIN},{CRASH},{LONG},{LONGER}"]
-    line += ["hydra.launcher.time=1", "hydra.launcher.signal=45"]
+    line += ["hydra.launcher.time=1", "hydra.launcher.signal=10"]
     sweep = tmp_path / "multirun" / "ways"
     plain, crash, long, longer = (sweep / f"seed={seed}" for seed in (PLAIN, CRASH, LONG, LONGER))
     first = slurm.start("run", *line)
-    slurm.ask("scancel", wait_for(lambda: at_work(longer), "a first step"))
+    slurm.ask("scancel", wait_for(lambda: at_work(longer), "a first step", first))
+    # Meanwhile the same jobs here; those that are long by themselves end with their second start.
+    for seed in (LONG, LONGER):
+        (tmp_path / "multirun" / "local" / f"seed={seed}").mkdir(parents=True)
+        (tmp_path / "multirun" / "local" / f"seed={seed}" / "starts0.txt").write_text("earlier\n")
+    local = slurm.call("run", "-m", "name=local", f"seed={PLAIN},{LONG},{LONGER}")
+    assert local.returncode == 0, local.stderr
     out, err = first.communicate(timeout=600)
     assert first.returncode == 1, err
     assert "submitted 4 jobs: Slurm" in err and "Traceback" not in out + err
@@ -85,8 +96,6 @@ def test_a_failure_a_cancelled_job_and_one_over_its_limit(cluster, tmp_path: Pat
         "seed=0": "done", "seed=13": "failed", "seed=15": "done", "seed=16": "done"
     }  # fmt: skip
 
-    local = slurm.call("run", "-m", "name=local", f"seed={PLAIN},{LONG},{LONGER}", "hardware.jobs=3")
-    assert local.returncode == 0, local.stderr
     there, here = (tmp_path / "multirun" / name / "summary.csv" for name in ("ways", "local"))
     assert there.read_text().splitlines() == here.read_text().splitlines()
 
@@ -138,8 +147,7 @@ def test_a_run_on_two_machines_goes_on_and_equals_one_on_one(cluster, tmp_path: 
         status = read(job / "status.json")
         return read(job / "slurm.json").get("id") if "teach" in status.get("phase", "") else None
 
-    slurm_id = wait_for(lambda: run.poll() is not None or teaching(), "training")
-    assert run.poll() is None, run.communicate()
+    slurm_id = wait_for(teaching, "training", run)
     slurm.ask("scancel", "--signal=USR2", slurm_id)
     _, err = run.communicate(timeout=900)
     assert run.returncode == 0, err + (job / "job.log").read_text()[-2000:]

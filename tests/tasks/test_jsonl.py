@@ -188,27 +188,37 @@ BROKEN = [
     ('"text"', "data.jsonl:2: a str, not an object"),
     (
         {"id": "b", "image": "a.png", "answer": "x"},
-        "data.jsonl:2: no 'question'; the line has 'id', 'image', 'answer'",
+        r"data.jsonl:2 \(id b\): no 'question'; the line has 'id', 'image', 'answer'",
     ),
     (
         {"id": "b", "image": "a.png", "question": "?"},
-        "data.jsonl:2: no 'answer' or 'answers'; the line has 'id'",
+        r"data.jsonl:2 \(id b\): no 'answer' or 'answers'; the line has 'id'",
     ),
-    ({"id": "b", "question": "?", "answer": "x"}, "data.jsonl:2: no 'image' or 'images'; the line has 'id'"),
+    (
+        {"id": "b", "question": "?", "answer": "x"},
+        r"data.jsonl:2 \(id b\): no 'image' or 'images'; the line has 'id'",
+    ),
     ({"image": "a.png", "question": "?", "answer": "x"}, "data.jsonl:2: no 'id'; the line has 'image'"),
     ({**GOOD, "id": "a"}, r"data.jsonl:2: id 'a' is used already, at \S*data.jsonl:1"),
-    ({**GOOD, "id": "b", "answers": ["x"]}, "data.jsonl:2: both 'answer' and 'answers'"),
+    ({**GOOD, "id": "b", "answers": ["x"]}, r"data.jsonl:2 \(id b\): both 'answer' and 'answers'"),
     (
         {"id": "b", "image": "a.png", "question": "?", "answers": []},
-        "data.jsonl:2: 'answers' is \\[\\], not a list",
+        r"data.jsonl:2 \(id b\): 'answers' is \[\], not a list",
     ),
-    ({**GOOD, "id": "b", "answer": None}, "data.jsonl:2: 'answer' is null, not a text"),
-    ({**GOOD, "id": "b", "answer": True}, "data.jsonl:2: 'answer' is true, not a text"),
-    ({**GOOD, "id": "b", "question": "  "}, "data.jsonl:2: 'question' is empty"),
-    ({**GOOD, "id": "b", "question": "\ud800"}, "data.jsonl:2: 'question' holds half of a surrogate pair"),
-    ({**GOOD, "id": "b", "split": "dev"}, "data.jsonl:2: split 'dev' is not one of train, validation, test"),
+    ({**GOOD, "id": "b", "answer": None}, r"data.jsonl:2 \(id b\): 'answer' is null, not a text"),
+    ({**GOOD, "id": "b", "answer": True}, r"data.jsonl:2 \(id b\): 'answer' is true, not a text"),
+    ({**GOOD, "id": "b", "answer": float("nan")}, r"data.jsonl:2 \(id b\): 'answer' is NaN, not a text"),
+    ({**GOOD, "id": "b", "question": "  "}, r"data.jsonl:2 \(id b\): 'question' is empty"),
+    (
+        {**GOOD, "id": "b", "question": "\ud800"},
+        r"data.jsonl:2 \(id b\): 'question' holds half of a surrogate pair",
+    ),
+    (
+        {**GOOD, "id": "b", "split": "dev"},
+        r"data.jsonl:2 \(id b\): split 'dev' is not one of train, validation, test",
+    ),
     ({**GOOD, "id": "b", "split": "test"}, "data.jsonl:1: no 'split', but .*data.jsonl:2 has one"),
-    ({**GOOD, "id": "b", "choices": ["x"]}, "data.jsonl:2: 1 choices; there can be 2 to 26"),
+    ({**GOOD, "id": "b", "choices": ["x"]}, r"data.jsonl:2 \(id b\): 1 choices; there can be 2 to 26"),
 ]
 
 

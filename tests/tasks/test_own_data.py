@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lmm_forget import experiment
+from lmm_forget.config import compose, resolve
 from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.progress import NullProgress
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
@@ -149,7 +153,12 @@ def test_csv_mistakes(tmp_path: Path) -> None:
     header = ["image", "question", "answer"]
     for head, line, options, message in (
         (header, ["pics/1.png", "What?"], {}, r"data.csv:2: 2 cells under 3 columns"),
-        (header, ["pics/1.png", "What?", ""], {}, r"data.csv:2: no 'answer' or 'answers'; the line has"),
+        (
+            header,
+            ["pics/1.png", "What?", ""],
+            {},
+            r"data.csv:2 \(id 2\): no 'answer' or 'answers'; the line has",
+        ),
         (["image", "image", "answer"], ["a", "b", "c"], {}, r"has an empty or a double name"),
         (
             header,
@@ -188,3 +197,65 @@ def test_one_file_is_taught_and_held_out_without_a_shared_picture(tmp_path: Path
         held.samples("train")
     with pytest.raises(ConfigError, match="held_out_fraction 1.0 must be from 0 to below 1"):
         JsonlTask(**{**both, "held_out_fraction": 1.0})
+
+
+def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Path) -> None:
+    """One picture gone, one sample beyond the context, answers longer than max_new_tokens: said before training."""
+    pictures(tmp_path, 12)
+    rows = [["id", "image", "question", "answer", "split"]]
+    rows += [
+        [f"{i}", f"pics/{i}.png", "What is it?", "blue", "train" if i < 8 else "test"] for i in range(12)
+    ]
+    rows[2][1], rows[3][2], rows[4][3], rows[10][3] = "pics/gone.png", "red " * 900, "blue " * 9, "red " * 9
+    with open(tmp_path / "mine.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    (tmp_path / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "conf" / "task" / "mine.yaml").write_text(
+        f"# Mine.\n_target_: lmm_forget.tasks.table.TableTask\nname: mine\nrole: target\n"
+        f"path: {tmp_path / 'mine.csv'}\nmax_new_tokens: 4\n"
+        "scorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatch}\n"
+    )
+    overrides = [
+        "experiment=smoke",
+        "sequence=single",
+        "sequence.task=mine",
+        "suite.tasks=[ai2d]",
+        "data.train_samples=null",
+    ]
+    overrides += [
+        "training.max_steps=1",
+        "training.global_batch=4",
+        "hardware.micro_batch=4",
+        "recipe=projector",
+    ]
+    overrides += ["data.eval_samples=null", f"store={tmp_path / 'store'}"]
+
+    def run(*more: str) -> dict[str, Any]:
+        config = resolve(compose([*overrides, *more], str(tmp_path / "conf")))
+        return experiment.run(config, tmp_path, NullProgress())
+
+    with pytest.raises(
+        DataError, match=r"1 of 12 samples cannot be used \(first: 1: image \S*gone.png is missing\)"
+    ):
+        run()
+    (tmp_path / "pics" / "gone.png").write_bytes(png(1))
+    with pytest.raises(
+        DataError,
+        match=r"task mine: 1 of 8 samples cannot be taught \(first: 2: prompt and answer have \d+ tokens, the model's "
+        r"context is \d+; [^\n]*; data.on_bad_sample=skip leaves them out",
+    ):
+        run()
+    assert not (tmp_path / "store").exists() or not list((tmp_path / "store").rglob("*.safetensors"))
+    (tmp_path / "pics" / "gone.png").unlink()
+    results = run("data.on_bad_sample=skip")
+    data = results["data"]["mine"]
+    assert (data["taught"]["samples"], data["taught"]["skipped"], data["taught"]["long_answers"]) == (6, 2, 1)
+    assert (data["asked"]["samples"], data["asked"]["skipped"], data["asked"]["long_answers"]) == (4, 0, 1)
+    left_out, long_taught, long_asked = results["job"]["notices"]
+    assert left_out.startswith("task mine: 2 samples are left out and not taught (first: 1: image ")
+    assert re.search(
+        r"1 of 6 answers that are taught are longer than max_new_tokens=4.*\(first: 3, \d+ tok", long_taught
+    )
+    assert re.search(
+        r"1 of 4 answers asked for are longer than max_new_tokens=4.*\(first: 9, \d+ tokens\)", long_asked
+    )

@@ -112,6 +112,22 @@ def test_batches_without_pictures_and_token_means(world, case, strategy):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_recomputed_activations_change_nothing(world, strategy):
+    plain = world[0][f"{FAMILIES[0]}/llm/fsdp-4"]
+    assert flat(world[0][f"checkpointing/{strategy}"]["loss"]) == pytest.approx(flat(plain["loss"]), rel=LOSS)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_stage_that_one_rank_was_asked_to_stop_goes_on_to_the_same_bytes(world, strategy):
+    """All ranks stop behind the same step; dropout draws go on on each of them."""
+    for one in world:
+        found = one[f"resumed/{strategy}"]
+        assert found["stopped"]
+        assert found["hashes"][0] == found["hashes"][1] == world[0][f"resumed/{strategy}"]["hashes"][0]
+        assert len(found["ids"][0][0]) == len(found["ids"][1][0]) // 3  # one step of three was left
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_adapters_are_merged_alike_on_all_ranks(world, strategy):
     several = world[0][f"lora/{strategy}"]
     assert several["hashes"] == world[1][f"lora/{strategy}"]["hashes"]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+from lmm_forget import stopping
 from lmm_forget.evaluation.shared import Exam, examine
 from lmm_forget.models.weights import model_hashes
 from lmm_forget.progress import NullProgress
@@ -25,11 +26,12 @@ from lmm_forget.ranks import ALONE, Place, Ranks, join
 from lmm_forget.recipes.method import build_method, parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import load_recipe
-from lmm_forget.store import Store
+from lmm_forget.store import Partial, Store
 from lmm_forget.training import batches
 from lmm_forget.training.batches import TrainItem
 from lmm_forget.training.determinism import derived_seed
 from lmm_forget.training.fit import fit
+from lmm_forget.training.resume import Resume
 from lmm_forget.training.sharded import Sharded
 from tests.evaluation.questions import Questions, sample
 from tests.models.subjects import subject
@@ -75,7 +77,7 @@ def stages(
     method, dtypes = more.get("method") or build_method(load_recipe(recipe)), parameter_dtypes(lmm.model)
     plan = method.planned(lmm.model, plan_for(lmm, recipe))
     found: dict[str, Any] = {"loss": [], "ids": [], "micro_batch": []}
-    for task in TASKS:
+    for task in more.get("tasks", TASKS):
         seen.ids, seen.shapes = [], {}
         method.prepare(lmm, plan, seed=derived_seed(0, task))
         result = fit(
@@ -84,10 +86,17 @@ def stages(
             method,
             more.get("items") or samples(GLOBAL_BATCH * 2),
             training={**TRAINING, "global_batch": GLOBAL_BATCH, "max_steps": 3, **more.get("training", {})},
-            hardware={**HARDWARE, "precision": "fp32", "micro_batch": micro_batch, "strategy": strategy},
+            hardware={
+                **HARDWARE,
+                "precision": "fp32",
+                "micro_batch": micro_batch,
+                "strategy": strategy,
+                **more.get("hardware", {}),
+            },
             seed=0,
             task=task,
             ranks=ranks,
+            resume=more.get("resume"),
         )
         delta = method.finish(lmm, plan, dtypes)
         found["loss"].append(result.loss)
@@ -135,6 +144,43 @@ class Short(Plain):
         if self.here and self.calls > 1 and len(labels) > 4:
             raise torch.OutOfMemoryError("injected")
         return super().loss(lmm, batch, labels)
+
+
+class Asked(Plain):
+    """Is asked to stop, on one rank only, while it is at its third micro-batch."""
+
+    def __init__(self, here: bool) -> None:
+        self.here, self.calls = here, 0
+
+    def loss(self, lmm: Any, batch: Any, labels: Any) -> Any:
+        self.calls += 1
+        if self.here and self.calls == 3:
+            stopping._asked.set()
+        return super().loss(lmm, batch, labels)
+
+
+def resumed(seen: Seen, ranks: Ranks, strategy: str, folder: Path) -> dict[str, Any]:
+    """A stage with dropout, stopped on the way and taken up again, beside one that was not."""
+
+    def stage(**more: Any) -> dict[str, Any]:
+        training = {"attention_dropout": 0.3}
+        return stages(
+            seen, ranks, FAMILIES[0], "llm", strategy, 4, tasks=TASKS[:1], training=training, **more
+        )
+
+    resume = Resume(Partial(Store(folder / f"resume-{strategy}"), "k"), 100)
+    stopped = False
+    try:
+        stage(resume=resume, method=Asked(ranks.rank == 1))
+    except stopping.Interrupted:
+        stopped = True
+    stopping._asked.clear()
+    found, whole = stage(resume=resume), stage()
+    return {
+        "stopped": stopped,
+        "hashes": [found["hashes"], whole["hashes"]],
+        "ids": [found["ids"], whole["ids"]],
+    }
 
 
 class Drawing(Plain):
@@ -185,6 +231,11 @@ def cases(ranks: Ranks, seen: Seen, folder: Path) -> dict[str, Callable[[], Any]
         found[f"lora/{name}"] = lambda w=who, s=strategy: stages(
             seen, w, first, "lora", s, 4, dtype=torch.bfloat16
         )
+        found[f"checkpointing/{name}"] = lambda w=who, s=strategy: stages(
+            seen, w, first, "llm", s, 4, hardware={"activation_checkpointing": True}
+        )
+        if who is ranks:
+            found[f"resumed/{name}"] = lambda s=strategy: resumed(seen, ranks, s, folder)
     for name, who in (("alone", ALONE), ("two", ranks)):
         found[f"asked/{name}"] = lambda w=who: {
             size: asked(subject(first), w, folder, int(size)) for size in ("1", "2", "64")

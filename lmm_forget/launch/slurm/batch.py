@@ -23,7 +23,7 @@ from pathlib import Path
 from lmm_forget.errors import LmmForgetError
 from lmm_forget.heartbeat import close_status, correct_status, read_status
 from lmm_forget.launch.slurm import queue
-from lmm_forget.launch.slurm.task import STOPPED
+from lmm_forget.launch.slurm.task import STOPPED, own_id
 from lmm_forget.launch.slurm.ticket import Submission
 
 PORTS = range(20000, 32768)
@@ -82,11 +82,12 @@ def end(submission: Submission, code: int, env: Mapping[str, str]) -> int:
     folder = submission.job(env.get("SLURM_ARRAY_TASK_ID")).parent
     if code == 0 or (folder / "results.json").exists():
         return 0
-    if code not in (NOTICED, STOPPED):
-        correct_status(folder, "failed", first_failure(folder) or ended_by(code))
+    failure = first_failure(folder)
+    if code not in (NOTICED, STOPPED) or (code == STOPPED and failure):  # srun ends the others with SIGTERM
+        correct_status(folder, "failed", failure or ended_by(code))
         return code
     close_status(folder, "interrupted")
-    slurm_id = env["SLURM_JOB_ID"]
+    slurm_id = own_id(env)  # not SLURM_JOB_ID: one job of an array has the number of the whole array
     known = queue.fields(slurm_id)
     if known.get("JobState") != "RUNNING" or (code == STOPPED and not _preempted(known)):
         return STOPPED

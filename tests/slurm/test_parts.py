@@ -1,0 +1,194 @@
+"""What needs no Slurm: settings, places, tickets, how an end is judged, and the status of any sweep."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from lmm_forget import status
+from lmm_forget.config import conf_dir
+from lmm_forget.errors import ConfigError, LaunchError
+from lmm_forget.launch.jobs import Job
+from lmm_forget.launch.slurm import batch, queue, task
+from lmm_forget.launch.slurm.settings import Settings
+from lmm_forget.launch.slurm.ticket import Submission, Ticket
+from lmm_forget.launch.slurm.watch import conclude
+
+HARDWARE = {"accelerator": "gpu", "devices": 8, "nodes": 2, "threads": 4, "workers": 2}
+
+
+def test_every_field_of_the_yaml_reaches_the_batch_script(tmp_path: Path) -> None:
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    given = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra/launcher/slurm.yaml"))
+    assert isinstance(given, dict) and str(given.pop("_target_")).endswith("SlurmLauncher")
+    assert Settings.read(given) == Settings()  # the YAML's defaults are the class's
+    more = {"time": "1-06", "account": "lab", "mem": "200G", "constraint": "h100", "qos": "long"}
+    settings = Settings.read({**given, **more, "partition": 7, "extra": {"mail-type": "END"}, "signal": 300})
+    text = _make_sbatch_string(command="x", folder=tmp_path, **settings.parameters(HARDWARE, "demo"))
+    asked = dict(re.findall(r"#SBATCH --([a-z-]+)=?(.*)", text))
+    wanted = {
+        "nodes": "2",
+        "ntasks-per-node": "8",
+        "gpus-per-node": "8",
+        "cpus-per-task": "6",
+        "time": "1-06",
+    }
+    wanted |= {"account": "lab", "mem": "200G", "constraint": "h100", "qos": "long", "partition": "7"}
+    wanted |= {"mail-type": "END", "signal": "USR2@300", "requeue": "", "job-name": "demo"}
+    assert {key: asked.get(key) for key in wanted} == wanted and "wckey" not in asked
+    assert "--kill-on-bad-exit=1 --wait=0 --cpus-per-task=6" in text
+    by_hand = Settings.read({**given, "gres": "gpu:h100:8"}).parameters(HARDWARE, "demo")
+    assert by_hand["gres"] == "gpu:h100:8" and by_hand["gpus_per_node"] is None
+    assert Settings().parameters({**HARDWARE, "accelerator": "cpu"}, "demo")["gpus_per_node"] is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("time", "soon", "time=soon cannot be used; it must be minutes"),
+        ("signal", 0, "signal=0 cannot be used"),
+        ("gpus_per_node", -1, "gpus_per_node=-1 cannot be used"),
+        ("setup", "module load", "setup=module load cannot be used; it must be a list"),
+        ("max_requeue", 1, "no hydra.launcher.max_requeue.*did you mean max_requeues"),
+    ],
+)
+def test_settings_that_cannot_be_used(field: str, value: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Settings.read({field: value})
+
+
+def test_slurms_variables_become_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert task.worker_variables({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == {}
+    env = {"SLURM_NTASKS": "5", "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2"}
+    env |= {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "MASTER_ADDR": "n1", "MASTER_PORT": "20005"}
+    assert task.worker_variables(env) == {
+        "RANK": "4", "WORLD_SIZE": "5", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "n1", "MASTER_PORT": "20005",
+    }  # fmt: skip
+    with pytest.raises(LaunchError, match="5 tasks but their place cannot be read: KeyError.'MASTER_PORT'"):
+        task.worker_variables({key: value for key, value in env.items() if key != "MASTER_PORT"})
+    assert task.own_id({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}) == "7_2"
+    assert task.own_id({"SLURM_JOB_ID": "9"}) == "9"
+
+
+def test_ranks_meet_where_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "localhost,node[1-3]")
+    assert batch.meeting_host({"SLURM_JOB_NODELIST": "localhost,node[1-3]"}) == "localhost"
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "no.such.node.invalid,node2")
+    assert batch.meeting_host({"SLURM_JOB_NODELIST": "x"}) == socket.gethostname()
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "no.such.node.invalid")
+    assert batch.meeting_host({"SLURM_JOB_NODELIST": "x"}) == "127.0.0.1"  # alone on its node
+    first, second = (batch.meeting_port({"SLURM_JOB_ID": number}) for number in ("4711", "4712"))
+    assert first != second
+    with closing(socket.socket()) as taken:
+        taken.bind(("", first))
+        taken.listen()
+        assert batch.meeting_port({"SLURM_JOB_ID": "4711"}) not in (first,)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "multirun" / "x"
+
+
+def make(sweep: Path, name: str, ticket: Ticket | None = None, **said: Any) -> Job:
+    folder = sweep / name
+    folder.mkdir(parents=True)
+    config = {"hardware": {}, "tasks": {}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(config))
+    if said:
+        (folder / "status.json").write_text(json.dumps(said))
+    if ticket is not None:
+        ticket.write(folder)
+    return Job(name, folder, config)
+
+
+def test_only_a_notice_puts_a_job_back(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    known = {"JobState": "RUNNING", "PreemptTime": "None"}
+    monkeypatch.setattr(queue, "fields", lambda one: dict(known))
+    monkeypatch.setattr(queue, "requeue", asked.append)
+    job = make(sweep, "a", state="running")
+    noticed, stopped = 128 + signal.SIGUSR2, 128 + signal.SIGTERM
+    sent = Submission("s", str(sweep), [str(job.file)], max_requeues=2, signal=60)
+    env = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "0"}
+    assert batch.end(sent, noticed, env) == stopped and asked == ["9_0"]
+    assert json.loads((job.folder / "status.json").read_text())["state"] == "interrupted"
+    batch.end(sent, noticed, {**env, "SLURM_RESTART_COUNT": "2"})  # often enough
+    batch.end(sent, stopped, env)  # a signal of somebody's
+    assert asked == ["9_0"]
+    known["PreemptTime"] = "2026-01-01T00:00:00"
+    batch.end(sent, stopped, env)  # a pre-emption's grace period
+    assert asked == ["9_0", "9_0"]
+    known["JobState"] = "CANCELLED"
+    batch.end(sent, noticed, env)
+    (job.folder / "rank-1.json").write_text('{"state": "failed", "error": "no memory"}')
+    assert batch.end(sent, stopped, env) == stopped  # srun stopped the others
+    assert json.loads((job.folder / "status.json").read_text())["error"] == "rank 1 failed: no memory"
+    (job.folder / "results.json").write_text("{}")
+    assert batch.end(sent, noticed, env) == 0  # it came at the very end
+    assert asked == ["9_0", "9_0"]
+
+
+@pytest.mark.parametrize(
+    ("slurm", "said", "cause", "state"),
+    [
+        ("FAILED", {"state": "failed", "error": "no image"}, "no image", "failed"),
+        ("CANCELLED", {"state": "running"}, "it was cancelled", "interrupted"),
+        ("NODE_FAIL", {"state": "running"}, "its node failed", "interrupted"),
+        ("TIMEOUT", {"state": "running"}, "its time limit came before it had saved", "interrupted"),
+        ("OUT_OF_MEMORY", {"state": "failed", "error": "lost rank 1"}, "it needed more memory", "failed"),
+        (None, {"state": "running"}, "its Slurm job ended without results", "failed"),
+        ("FAILED", {}, "its Slurm job ended without results", None),
+    ],
+)
+def test_how_an_end_is_judged(
+    sweep: Path, slurm: str | None, said: dict, cause: str, state: str | None
+) -> None:
+    job = make(sweep, "a", Ticket("s", "9"), **said)
+    outcome = conclude(job, queue.Seen("9", slurm) if slurm else None)
+    assert not outcome.finished and str(outcome.cause).startswith(cause)
+    path = job.folder / "status.json"
+    assert (json.loads(path.read_text())["state"] if path.exists() else None) == state
+    (job.folder / "results.json").write_text("{}")
+    assert conclude(job, queue.Seen("9", "TIMEOUT")).finished  # results are results
+
+
+def test_status_of_a_sweep_that_never_saw_slurm(
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(sweep, "done")
+    (sweep / "done" / "results.json").write_text("{}")
+    make(sweep, "new")
+    make(sweep, "bad", state="failed", error="no image")
+    make(sweep, "gone", state="running", updated="2020-01-01T00:00:00+00:00")
+    (sweep / "bad" / "job.log").write_text("no image\n")
+    assert status.main(["multirun/x", "format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {job["job"]: job["state"] for job in found["jobs"]} == {
+        "bad": "failed", "done": "done", "gone": "lost", "new": "waiting"
+    }  # fmt: skip
+    assert found["slurm"] is None and found["jobs"][0]["error"] == "no image"
+    assert found["jobs"][0]["log"] == "multirun/x/bad/job.log"
+    assert status.main(["multirun/x"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 waiting, 1 done, 1 failed, 1 lost" in shown and "multirun/x/bad/job.log" in shown
+
+    make(sweep, "queued", Ticket("s", "9_1"))
+    monkeypatch.setattr(queue, "look", lambda ids: {"9_1": queue.Seen("9_1", "PENDING", "Priority")})
+    status.main(["multirun/x/queued", "format=json"])
+    (one,) = json.loads(capsys.readouterr().out)["jobs"]
+    assert (one["state"], one["slurm_id"], one["reason"]) == ("queued", "9_1", "Priority")
+    assert status.main(["multirun/nothing"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
