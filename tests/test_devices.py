@@ -94,11 +94,11 @@ def test_a_job_that_fails_and_a_rank_that_is_killed_change_no_other_result(tmp_p
 
     (alone / "once").touch()
     code, text = command(alone, *SMALL, "recipe=none", KILL_ONCE=str(alone / "once"))
-    job = alone / "multirun/smoke/none-single-seed0"
+    job = alone / "multirun/smoke/none-single=tiny_cub200-seed0"
     status = json.loads((job / "status.json").read_text())
     assert code == 1 and status["state"] == "failed", text
     assert text.splitlines()[-1].startswith(
-        "lmm-forget: error: none-single-seed0: rank 1 of 2 was killed (SIGKILL)"
+        "lmm-forget: error: none-single=tiny_cub200-seed0: rank 1 of 2 was killed (SIGKILL)"
     )
     assert "during stage 1 of 1: teach tiny_cub200" in status["error"] and not (job / "results.json").exists()
     assert len(list((alone / "multirun/.store/partial").glob("*"))) == 1  # something to go on from
