@@ -15,6 +15,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 NOT_COMPARED = (
     "hardware.devices",
     "hardware.nodes",
+    "hardware.strategy",
     "hardware.micro_batch",
     "hardware.workers",
     "hardware.threads",
