@@ -61,9 +61,9 @@ def test_wheel_carries_data_beside_the_modules(wheel: zipfile.ZipFile) -> None:
     assert not [path for path in data if path.relative_to(ROOT).as_posix() not in names]
 
 
-def test_wheel_has_the_launcher_plugin_in_a_namespace(wheel: zipfile.ZipFile) -> None:
-    plugins = [name for name in wheel.namelist() if name.startswith("hydra_plugins/")]
-    assert plugins == ["hydra_plugins/lmm_forget_isolated_launcher.py"]
+def test_wheel_has_the_launcher_plugins_in_a_namespace(wheel: zipfile.ZipFile) -> None:
+    plugins = sorted(name for name in wheel.namelist() if name.startswith("hydra_plugins/"))
+    assert plugins == [f"hydra_plugins/lmm_forget_{name}_launcher.py" for name in ("isolated", "slurm")]
 
 
 def test_wheel_has_nothing_else_at_its_top(wheel: zipfile.ZipFile) -> None:
@@ -73,7 +73,9 @@ def test_wheel_has_nothing_else_at_its_top(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_stays_small(wheel: zipfile.ZipFile) -> None:
-    assert sum(info.compress_size for info in wheel.infolist()) < 40_000_000
+    assert (
+        sum(info.compress_size for info in wheel.infolist()) < 55_000_000
+    )  # 45 of them are the weights of three tiny models
 
 
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:

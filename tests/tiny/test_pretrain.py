@@ -91,6 +91,7 @@ def arguments(folder: Path, steps: int, family: str) -> argparse.Namespace:
         seed=3,
         workers=1,
         fit_tokenizer=False,
+        more=0,
         run=str(folder / "run"),
         out=str(folder / "out"),
     )
@@ -125,6 +126,20 @@ def test_the_run_that_made_the_shipped_base_still_starts_as_it_did(tmp_path: Pat
     args.batch, args.seed = 8, 0
     run = pretrain.Pretraining(args, 0)
     assert [run.one_step(), run.one_step()] == pytest.approx([7.0018, 6.9466], abs=2e-3)
+
+
+def test_more_steps_are_a_cycle_of_their_own(tmp_path: Path) -> None:
+    """The rate rises and falls once more behind the whole run, and the mixture is the last one."""
+    args = arguments(tmp_path, 60, "next")
+    args.more = 40
+    run = pretrain.Pretraining(args, 0)
+    rates = []
+    for step in range(100):
+        run.step = step
+        rates.append(run.rate())
+    assert max(rates[60:]) == pytest.approx(0.4e-3, rel=0.05) and rates[59] < 0.1e-3 and rates[99] < 0.02e-3
+    assert run.batches.phase(59) is pretrain.PHASES[-1] and run.batches.phase(60) is pretrain.LAST
+    assert not set(pretrain.LAST.mixture) & set(world.SKILLS)
 
 
 def test_unknown_family_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from tests.models.tiny import FAMILIES
 from tests.training.world import GLOBAL_BATCH, RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all cases of both processes
 LOSS = 1e-5
 """Relative difference of an fp32 loss that another order of additions may make over two stages of three steps."""
 
@@ -44,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for rank in range(2)
     ]
     try:
-        codes = [process.wait(timeout=280) for process in processes]
+        codes = [process.wait(timeout=800) for process in processes]
     finally:
         for process in processes:
             process.kill()

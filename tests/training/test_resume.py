@@ -158,7 +158,7 @@ class asking_after:
 @pytest.fixture(autouse=True)
 def no_sudden_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The timer that ends a process which does not stop must not end the tests."""
-    monkeypatch.setattr(stopping, "STOP_LIMIT", 10**6)
+    monkeypatch.setattr(stopping, "_limit", 10**6)
     yield
 
 
