@@ -25,7 +25,7 @@ from lmm_forget.launch.live import rate, time_left
 from lmm_forget.launch.planning import SweepPlan
 from lmm_forget.launch.slurm import queue
 from lmm_forget.launch.slurm.ticket import Ticket
-from lmm_forget.report.load import is_job
+from lmm_forget.report.load import job_folders
 from lmm_forget.store.claims import Holder
 
 HELP = """usage: python -m lmm_forget.status FOLDER [format=table|json]
@@ -78,15 +78,9 @@ def _read(words: Sequence[str]) -> tuple[Path, str]:
 def status_of(folder: Path) -> dict[str, Any]:
     """`folder`, `counts` by state, `slurm` (null, or why its queue cannot be seen) and one entry per job in `jobs`.
 
-    Raises ConfigError where there is no job.
+    Raises DataError where there is no job.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
-    folders = [folder] if is_job(folder) else sorted(path for path in folder.iterdir() if is_job(path))
-    if not folders:
-        raise ConfigError(
-            f"{folder}: holds no job, expected folders with job.yaml, status.json or results.json"
-        )
+    folders = job_folders(folder)
     tickets = {path: Ticket.read(path) for path in folders}
     seen, trouble = _look(tickets.values())
     jobs = [_job(path, tickets[path], seen) for path in folders]

@@ -68,13 +68,7 @@ def load_sweep(folder: Path) -> Sweep:
     A folder counts as a job if it holds results.json, status.json or job.yaml; of folders with one configuration the
     first counts, and `notes` names the others. Raises DataError if there is none.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
-    folders = [folder] if is_job(folder) else sorted(path for path in folder.iterdir() if is_job(path))
-    if not folders:
-        raise DataError(
-            f"{folder}: holds no job, expected folders with job.yaml, status.json or results.json"
-        )
+    folders = job_folders(folder)
     finished: dict[str, dict[str, Any]] = {}
     unfinished: list[Unfinished] = []
     for job in folders:
@@ -142,6 +136,18 @@ def is_job(path: Path) -> bool:
     return path.is_dir() and any(
         (path / name).exists() for name in ("results.json", "status.json", "job.yaml")
     )
+
+
+def job_folders(folder: Path) -> list[Path]:
+    """The jobs of a sweep's folder by name, or the folder itself if it is a job's. Raises DataError if there is none."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
+    folders = [folder] if is_job(folder) else sorted(path for path in folder.iterdir() if is_job(path))
+    if not folders:
+        raise DataError(
+            f"{folder}: holds no job, expected folders with job.yaml, status.json or results.json"
+        )
+    return folders
 
 
 def _state(job: Path) -> Unfinished:
