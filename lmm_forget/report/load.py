@@ -139,7 +139,7 @@ def is_job(path: Path) -> bool:
 
 
 def job_folders(folder: Path) -> list[Path]:
-    """The jobs of a sweep's folder by name, or the folder itself if it is a job's. Raises DataError if there is none."""
+    """The jobs of a sweep's folder, or the folder itself if it is a job's. Raises DataError if there is none."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
     folders = [folder] if is_job(folder) else sorted(path for path in folder.iterdir() if is_job(path))
