@@ -18,15 +18,13 @@ from lmm_forget.files import write_atomic
 from lmm_forget.metrics.summary import results_scores
 from lmm_forget.progress import NullProgress, Progress
 from lmm_forget.ranks import ALONE, Ranks
-from lmm_forget.recipes.method import Method, parameter_dtypes
+from lmm_forget.recipes.method import Method, delta_of, parameter_dtypes
 from lmm_forget.store import Partial, Store, answering_key, path_keys, stage_key
 from lmm_forget.store.care import REFERENCES
 from lmm_forget.store.keys import digest
 from lmm_forget.training.lessons import Lessons
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lmm_forget.models.loading import LMM
     from lmm_forget.probes.prober import Look, Prober
     from lmm_forget.probes.watch import StageProbes, Watch
@@ -308,15 +306,17 @@ def _train(
     )
     if watch is not None:
         ranks.on_first(watch.close)
-    delta = ground.method.finish(lmm, ground.plan, dtypes)
+    delta = ground.method.finish(lmm, ground.plan, dtypes, keep=ranks.first)
     moved = ranks.on_first(lambda: {name: tensor_hash(tensor) for name, tensor in delta.items()})
     ground.hashes.update(moved)
+    filed = list(moved)
     if config["snapshot"] == "full":
-        delta = _everything(lmm.model)
+        filed = [name for name, _ in lmm.model.named_parameters()]
+        delta = delta_of(lmm.model, filed) if ranks.first else {}
     record = {
         **about,
         "weights_hash": ground.weights,
-        "tensors": {name: ground.hashes[name] for name in delta},
+        "tensors": {name: ground.hashes[name] for name in filed},
         "steps": fitted.steps,
         "loss": fitted.loss,
         "samples": fitted.samples,
@@ -335,11 +335,6 @@ def _train(
 
     effort = {"trained": True, "resumed_at": fitted.resumed, "exact": fitted.exact}
     return ranks.on_first(file), effort
-
-
-def _everything(model: Any) -> dict[str, Tensor]:
-    """Every parameter on the CPU, sharing no memory: what a full snapshot holds."""
-    return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in model.named_parameters()}
 
 
 def _bytes_needed(ground: Ground) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.recipes.method import check_compat, to_base, to_masters
+from lmm_forget.recipes.method import check_compat, delta_of, to_base, to_masters
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import Rule, RuleReport
 
@@ -112,7 +112,9 @@ class LoRA(Plain):
         for p in whole:
             p.requires_grad_(True)
 
-    def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    def finish(
+        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep: bool = True
+    ) -> dict[str, Tensor]:
         """Merge in fp32, round once to the base dtype, and take every trace of the adapters out of the model."""
         if self._tuner is None:
             raise PlanError(f"recipe {plan.recipe}: finish() without prepare()")
@@ -124,8 +126,7 @@ class LoRA(Plain):
         vars(lmm.model).pop("peft_config", None)
         self._tuner = None
         to_base(lmm.model, base_dtypes)
-        parameters = dict(lmm.model.named_parameters())
-        return {name: parameters[name].detach().to("cpu", copy=True).contiguous() for name in plan.trainable}
+        return delta_of(lmm.model, plan.trainable) if keep else {}
 
     def _config(self, layers: Mapping[str, nn.Linear]) -> LoraConfig:
         from peft import LoraConfig

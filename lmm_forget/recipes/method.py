@@ -54,12 +54,15 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    def finish(
+        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep: bool = True
+    ) -> dict[str, Tensor]:
         """Turn `lmm.model` into the stage model and return the stage's delta.
 
         Afterwards every tensor is back in the base checkpoint's dtype (`base_dtypes`: parameter name to
         dtype, taken before `prepare`) and nothing requires a gradient. The delta maps planned names to their
-        new values on the CPU, in the base dtype, sharing no memory with the model.
+        new values on the CPU, in the base dtype, sharing no memory with the model. Without `keep` (ranks that file
+        nothing) it is left empty.
         """
 
     def held(self) -> Iterable[Tensor]:
@@ -133,3 +136,9 @@ def to_base(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
         p.requires_grad_(False)
         if p.dtype != dtypes[name]:
             p.data = p.data.to(dtypes[name])
+
+
+def delta_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Copies of the named parameters on the CPU, sharing no memory with `model`."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().to("cpu", copy=True).contiguous() for name in names}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmm_forget.models.family import IGNORE
-from lmm_forget.recipes.method import Method, to_base, to_masters
+from lmm_forget.recipes.method import Method, delta_of, to_base, to_masters
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
@@ -31,11 +31,12 @@ class Plain(Method):
         """Mean token cross-entropy of each sample, [B]; see `Method.loss`."""
         return sample_means(token_losses(lmm.model, batch, labels), labels)
 
-    def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    def finish(
+        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep: bool = True
+    ) -> dict[str, Tensor]:
         """Round the masters to the base dtype and return all planned tensors as the delta."""
         to_base(lmm.model, base_dtypes)
-        parameters = dict(lmm.model.named_parameters())
-        return {name: parameters[name].detach().to("cpu", copy=True).contiguous() for name in plan.trainable}
+        return delta_of(lmm.model, plan.trainable) if keep else {}
 
 
 def token_losses(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:

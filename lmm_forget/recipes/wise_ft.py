@@ -58,7 +58,9 @@ class WiseFT(Plain):
             self._previous = {n: parameters[n].detach().to("cpu", copy=True) for n in plan.trainable}
         super().prepare(lmm, plan, seed)
 
-    def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    def finish(
+        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep: bool = True
+    ) -> dict[str, Tensor]:
         """Average the masters with what was kept, round to the base dtype, return all planned tensors."""
         if self._previous.keys() != set(plan.trainable):
             raise PlanError(f"recipe {plan.recipe}: finish() without prepare()")
@@ -68,7 +70,8 @@ class WiseFT(Plain):
             tuned, dtype = parameters[name].detach(), base_dtypes[name]
             average = self._average(self._previous.pop(name).to(tuned.device), tuned, dtype)
             parameters[name].data = average
-            delta[name] = average.to("cpu", copy=True).contiguous()
+            if keep:
+                delta[name] = average.to("cpu", copy=True).contiguous()
         to_base(lmm.model, base_dtypes)
         return delta
 

@@ -61,7 +61,7 @@ def largest_that_fits(
             ranks=ranks,
         )
     finally:
-        method.finish(lmm, plan, dtypes)
+        method.finish(lmm, plan, dtypes, keep=False)
         with torch.no_grad():
             for name, p in lmm.model.named_parameters():
                 if name in before:

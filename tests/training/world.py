@@ -98,7 +98,7 @@ def stages(
             ranks=ranks,
             resume=more.get("resume"),
         )
-        delta = method.finish(lmm, plan, dtypes)
+        delta = method.finish(lmm, plan, dtypes, keep=ranks.first)
         found["loss"].append(result.loss)
         found["ids"].append(list(seen.ids))
         found["micro_batch"].append(result.micro_batch)
