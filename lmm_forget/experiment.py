@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.ground import lay_ground
+from lmm_forget.ground import lay_ground, settle_micro_batch
 from lmm_forget.measured import measured_base, measured_stage
 from lmm_forget.progress import Progress
 from lmm_forget.ranks import ALONE, Ranks
@@ -32,7 +32,7 @@ def run(
 
     repairs: list[str] = []
     # First, so that whatever goes wrong is seen there too.
-    tracker = open_tracker(config, job_dir) if ranks.first else Null()
+    tracker = ranks.only_first(lambda: open_tracker(config, job_dir)) or Null()
     try:
         while True:
             try:
@@ -64,6 +64,7 @@ def _corridor(
 ) -> dict[str, Any] | None:
     started = time.monotonic()
     ground = ranks.together(lambda: lay_ground(config, job_dir, progress, repairs, tracker, ranks))
+    settle_micro_batch(ground)
     base, asked = ask_all(ground, "base: ask everything")
     base_hash, base_seconds = ground.weights, time.monotonic() - started
     base_look = look(ground, "base: probe")

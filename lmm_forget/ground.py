@@ -103,18 +103,21 @@ def lay_ground(
         ranks=ranks,
     )
     _measure(ground, notice)
-    if part == "auto":
-        ground.config = {**config, "hardware": {**hardware, "micro_batch": _micro_batch(ground)}}
     ground.prober = _prober(ground)
     return ground
 
 
-def _micro_batch(ground: Ground) -> int:
-    """What `hardware.micro_batch=auto` means here: on a GPU the largest that fits, measured once per kind of job.
+def settle_micro_batch(ground: Ground) -> None:
+    """Make a number of `hardware.micro_batch=auto`: on a GPU the largest that fits, measured once per kind of job.
 
-    On a CPU, where running out of memory ends the process, and with fsdp, where a rank that runs out leaves the others
-    waiting, it is the model's own value.
+    (Elsewhere the configuration was resolved to the model's own.) All ranks must call it, with the ground laid.
     """
+    hardware = ground.config["hardware"]
+    if hardware["micro_batch"] == "auto":
+        ground.config = {**ground.config, "hardware": {**hardware, "micro_batch": _micro_batch(ground)}}
+
+
+def _micro_batch(ground: Ground) -> int:
     import json
 
     import torch
@@ -125,9 +128,8 @@ def _micro_batch(ground: Ground) -> int:
 
     config, ranks = ground.config, ground.ranks
     hardware, training = config["hardware"], config["training"]
-    if hardware["accelerator"] != "gpu" or hardware["strategy"] == "fsdp":
-        return int(config["model"]["micro_batch"])
     about = {
+        "schema": 2,
         "device": torch.cuda.get_device_name(),
         "memory": torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory,
         "model": {name: ground.lmm.spec.get(name) for name in ("name", "dtype", "attention", "image")},

@@ -127,6 +127,14 @@ def _work(path: Path, config: dict[str, Any], place: Place | None) -> int:
             status.end("interrupted")
             return 143
         except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+                line = (
+                    "out of memory outside of a step's forward and backward pass: what is trained does not fit this "
+                    f"device with its optimizer state ({_first_line(error)}); use hardware=fsdp with more devices, or "
+                    "a recipe that moves less (python -m lmm_forget.plan)"
+                )
+                status.end("failed", line)
+                return _complain(LmmForgetError(line))
             status.end("failed", f"{type(error).__name__}: {_first_line(error)}")
             who = f"rank {place.rank} of {place.size}: " if place else ""
             print(f"{who}{traceback.format_exc()}", file=sys.stderr, end="", flush=True)

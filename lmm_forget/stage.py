@@ -132,7 +132,7 @@ def run_stage(ground: Ground, index: int, task: str) -> Taught:
         return Taught(index, task, record, answers, effort)
     after = look(ground, f"{label}: probe")
     effort["probe"] = time.monotonic() - taught - asking
-    seen = None if after is None else watch.seen(after, record["steps"])
+    seen = ground.ranks.only_first(lambda: None if after is None else watch.seen(after, record["steps"]))
     return Taught(index, task, record, answers, effort, seen)
 
 
@@ -185,7 +185,7 @@ def _teach(ground: Ground, task: str, phase: str) -> tuple[Mapping[str, Any], di
     )
     ground.refer("stages", key)
     store, ranks = ground.store, ground.ranks
-    watch = _watch(ground, key, task)
+    watch = ranks.together(lambda: _watch(ground, key, task))
 
     def finished() -> tuple[Mapping[str, Any] | None, bool]:
         """The stage's record, and whether it is wanted again all the same."""

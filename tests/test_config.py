@@ -135,6 +135,10 @@ def test_hardware() -> None:
         0,
     )
     assert sharded["micro_batch"] == config()["hardware"]["micro_batch"]  # on a CPU the model's own
+    assert (
+        config("hardware=fsdp", "hardware.micro_batch=auto")["hardware"]["micro_batch"]
+        == sharded["micro_batch"]
+    )
     several = config("hardware=ddp", "hardware.devices=8", "hardware.micro_batch=auto")["hardware"]
     assert (several["devices"], several["threads"], several["micro_batch"]) == (8, 4, "auto")
     assert config("hardware.devices=2")["hardware"]["strategy"] == "auto"

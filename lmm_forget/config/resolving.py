@@ -143,10 +143,13 @@ def _settle_hardware(config: dict[str, Any], micro_batch: Any) -> None:
     hardware = config["hardware"]
     if hardware["attention"] is not None:
         config["model"]["attention"], hardware["attention"] = hardware["attention"], None
-    if hardware["accelerator"] == "cpu" and hardware["micro_batch"] == "auto":
+    # On a CPU running out of memory ends the process; under fsdp a rank that runs out leaves the others waiting.
+    measured = hardware["accelerator"] == "gpu" and hardware["strategy"] != "fsdp"
+    if hardware["micro_batch"] == "auto" and not measured:
         if not micro_batch:
             raise ConfigError(
-                "hardware.micro_batch=auto: the model suggests none, and on a CPU none is measured; set a number"
+                "hardware.micro_batch=auto: the model suggests none, and on a CPU or with fsdp none is measured; "
+                "set a number"
             )
         hardware["micro_batch"] = int(micro_batch)
 

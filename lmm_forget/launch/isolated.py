@@ -43,7 +43,7 @@ class Isolated(Launcher):
     `grace` is how many seconds a stopped job gets before it is killed.
     """
 
-    def __init__(self, grace: float = 15.0) -> None:
+    def __init__(self, grace: float = 80.0) -> None:
         self.grace = float(grace)
         self._config: DictConfig | None = None
         self._context: HydraContext | None = None

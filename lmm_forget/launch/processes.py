@@ -19,6 +19,7 @@ from lmm_forget.errors import ConfigError
 from lmm_forget.heartbeat import close_status, read_status
 from lmm_forget.job import thread_environment
 from lmm_forget.launch.jobs import Job
+from lmm_forget.workers import SHUTDOWN
 
 PR_SET_PDEATHSIG = 1
 POLL = 0.2
@@ -152,7 +153,7 @@ class Pool:
     size: int
     watcher: Watcher
     gpus: list[str] = field(default_factory=list)
-    grace: float = 15.0
+    grace: float = SHUTDOWN + 5.0
     pick: Callable[[Sequence[Job], Sequence[Job]], int] = lambda waiting, running: 0
     _children: list[_Child] = field(default_factory=list)
     _signals: int = 0

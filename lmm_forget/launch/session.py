@@ -13,13 +13,14 @@ from lmm_forget.launch.live import View
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only, wants_submitting_only
 from lmm_forget.launch.processes import Outcome, Pool, side_by_side
 from lmm_forget.metrics.resolution import resolution
+from lmm_forget.workers import SHUTDOWN
 
 
 class JobsFailed(LaunchError):
     """Jobs were started and at least one of them has no result."""
 
 
-def run_jobs(jobs: Sequence[Job], grace: float = 15.0) -> list[Outcome]:
+def run_jobs(jobs: Sequence[Job], grace: float = SHUTDOWN + 5.0) -> list[Outcome]:
     """Bring every job to its end and return an outcome for each, in the order given; failures do not raise.
 
     Jobs that are finished already are not run again. Raises ConfigError or LaunchError before anything is started,

@@ -33,9 +33,9 @@ def largest_that_fits(
 ) -> int:
     """The micro-batch that a step on the longest samples of all `tasks` ends with, beginning with the whole share.
 
-    One optimizer step is taken with everything a stage has (masters, moments, gradients); where it runs out of memory
-    the micro-batch is halved, as in training. Afterwards the model is what it was, bit for bit. Raises LmmForgetError
-    where a single sample does not fit.
+    Two optimizer steps are taken, the second with everything a stage has (masters, moments, gradients); where one runs
+    out of memory the micro-batch is halved, as in training. Afterwards the model is what it was, bit for bit. Raises
+    LmmForgetError where a single sample does not fit.
     """
     batch = int(training["global_batch"])
     share = max(1, batch // ranks.size)
@@ -53,7 +53,10 @@ def largest_that_fits(
             plan,
             method,
             items,
-            training={**training, "max_steps": 1},
+            training={
+                **training,
+                "max_steps": 2,
+            },  # moments exist from the first step on: the second has them all
             hardware={**hardware, "micro_batch": share, "workers": 0},
             seed=0,
             task="micro-batch",

@@ -88,7 +88,8 @@ def fit(
     Everything random is seeded from (`seed`, `task`), so nothing depends on what ran before. A
     `hardware.micro_batch` above a rank's share of the global batch counts as that share. `phase` is the name shown to
     people (default: "teach <task>"). With `resume` a saved state is taken up where there is one (with its
-    micro-batch), and states are saved on the way. The model stays on its device, in eval mode and with its masters:
+    micro-batch if that is the smaller one), and states are saved on the way. The model stays on its device, in eval
+    mode and with its masters:
     `method.finish` comes next.
 
     `after_step(finished steps)` may look at the model, which it sees as a stage model (see `undisturbed`), and
@@ -119,7 +120,13 @@ def fit(
     done = saved.step if saved else 0
     share = max(1, opt.global_batch // ranks.size)
     micro_batch = min(int(hardware.get("micro_batch") or share), share)
-    micro_batch = saved.micro_batch if saved else micro_batch
+    if saved is not None and saved.layout == layout(ranks.size):
+        micro_batch = min(
+            micro_batch, saved.micro_batch
+        )  # a step may have run out of memory with a larger one
+    exact = saved is None or (
+        saved.exact and saved.layout == layout(ranks.size) and saved.micro_batch == micro_batch
+    )
     stage_seed = derived_seed(seed, task)
     tower_moves = any(
         p.requires_grad
@@ -176,6 +183,8 @@ def fit(
                 resume=resume,
                 saved=saved,
                 micro_batch=micro_batch,
+                exact=exact,
+                seed=stage_seed,
                 ranks=ranks,
                 shard=shard,
                 compiled=bool(hardware.get("compile")),
@@ -206,7 +215,7 @@ def fit(
         dropped=len(samples) % opt.global_batch,
         seconds=time.perf_counter() - began,
         resumed=done or None,
-        exact=saved is None or saved.layout == layout(ranks.size),
+        exact=exact,
         stopped=stopped,
     )
 

@@ -20,7 +20,7 @@ from lmm_forget.models.family import IGNORE
 from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.stopping import Interrupted, asked, listen_again
 from lmm_forget.training.batches import MicroBatch, checked, smaller
-from lmm_forget.training.determinism import generators, put_back, seed_everything
+from lmm_forget.training.determinism import derived_seed, generators, put_back, seed_everything
 from lmm_forget.training.gradients import average
 from lmm_forget.training.optimization import (
     Optimization,
@@ -80,6 +80,8 @@ class StageModule(pl.LightningModule):
         resume: Resume | None = None,
         saved: Saved | None = None,
         micro_batch: int = 0,
+        exact: bool = True,
+        seed: int = 0,
         ranks: Ranks = ALONE,
         shard: bool = False,
         compiled: bool = False,
@@ -98,7 +100,7 @@ class StageModule(pl.LightningModule):
         self._resume, self._saved, self._ranks, self._shard = resume, saved, ranks, shard
         self._compiled = compiled
         self._after_step, self.stopped = after_step, cast(int | None, None)
-        self.micro_batch, self.repeat = micro_batch, False
+        self.micro_batch, self.repeat, self._exact, self._seed = micro_batch, False, exact, seed
         self.losses: list[float] = list(saved.losses) if saved else []
         self._tower = tower_names(cast(nn.Module, lmm.model), lmm.components)
         layers = {id(layer) for layer in lmm.components.parts.language_layers}
@@ -157,8 +159,8 @@ class StageModule(pl.LightningModule):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """The model of the stage as it is now, unsharded, for the block; all ranks must enter it."""
-        with self._sharded.filled() if self._sharded else nullcontext():
+        """The stage model as it would be now, unsharded, for the block; all ranks must enter it."""
+        with self._sharded.filled(self._checkpoint()) if self._sharded else nullcontext():
             yield
 
     def hand_back(self) -> None:
@@ -166,9 +168,11 @@ class StageModule(pl.LightningModule):
         for path in self._blocks:
             cast(nn.Module, self._lmm.model).get_submodule(path)._compiled_call_impl = None
         if self._sharded is not None:
-            only_rounded = self._method.rounds
-            dtypes = {info.name: info.dtype for info in self._lmm.components} if only_rounded else None
-            self._sharded.fill(dtypes)
+            self._sharded.fill(self._checkpoint() if self._method.rounds else None)
+
+    def _checkpoint(self) -> dict[str, torch.dtype]:
+        """The dtype of every parameter in the checkpoint, by name."""
+        return {info.name: info.dtype for info in self._lmm.components}
 
     def training_step(self, found: Any, batch_idx: int) -> None:
         """Add one micro-batch's gradient; after the last one of its global batch, take the optimizer step."""
@@ -290,6 +294,7 @@ class StageModule(pl.LightningModule):
                 file=sys.stderr,
                 flush=True,
             )
+        self._exact = False
         self.micro_batch, self._restore = less, lambda: put_back(begun)
         self._loss, self._tokens, self._begun, self._ran_out = None, 0, None, False
         self.repeat = self.trainer.should_stop = True
@@ -306,6 +311,7 @@ class StageModule(pl.LightningModule):
                 "losses": self.losses,
                 "micro_batch": self.micro_batch,
                 "layout": layout(self._ranks.size),
+                "exact": self._exact,
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "random": self._ranks.gather(random_states()),
             }
@@ -321,4 +327,5 @@ class StageModule(pl.LightningModule):
         if len(self._saved.random) == self._ranks.size:
             restore_random_states(self._saved.random[self._ranks.rank])
         else:
-            seed_everything(self._saved.step * self._ranks.size + self._ranks.rank)
+            ranks = self._ranks
+            seed_everything(derived_seed(self._seed, "resumed", self._saved.step, ranks.size, ranks.rank))

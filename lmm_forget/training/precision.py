@@ -105,7 +105,7 @@ def _shadow(module: nn.Module, masters: Sequence[str], dtype: torch.dtype) -> It
             running.__dict__.pop(name, None)
 
     yield module.register_forward_pre_hook(show)
-    yield module.register_forward_hook(hide, always_call=True)
+    yield module.register_forward_hook(hide)
 
 
 def _enters_stream(module: nn.Module) -> bool:
@@ -153,6 +153,14 @@ class Compute:
         model, dtype = self._model, torch.bfloat16
         return [*cast_embeddings(model, dtype), *cast_masters(model, self._checkpoint, dtype)]
 
+    def _lift(self) -> None:
+        """Take the casts away, with what a forward pass that failed half-way left in front of its parameters."""
+        for hook in self._hooks:
+            hook.remove()
+        for module in self._model.modules():
+            for name in module._parameters:
+                module.__dict__.pop(name, None)
+
     def _convert(self, only: torch.dtype | None, wanted: torch.dtype) -> None:
         for name, p in self._model.named_parameters():
             if p.dtype != wanted and (only is None or p.dtype == only):
@@ -162,8 +170,7 @@ class Compute:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._lift()
         parameters = dict(self._model.named_parameters())
         for name, dtype in self._undo.items():
             parameters[name].grad = None
@@ -178,8 +185,7 @@ class Compute:
         """
         kept: list[tuple[nn.Parameter, Tensor]] = []
         casting = bool(self._hooks)
-        for hook in self._hooks:
-            hook.remove()
+        self._lift()
         try:
             for name, p in self._model.named_parameters():
                 wanted = self._undo.get(name, self._checkpoint.get(name, p.dtype))

@@ -39,7 +39,10 @@ class Resume:
 
 @dataclass(frozen=True)
 class Saved:
-    """A state that was found: the optimizer steps it holds, their losses, and how they were computed."""
+    """A state that was found: the optimizer steps it holds, their losses, and how they were computed.
+
+    `exact`: nothing on the way to it cost the promise of equal bytes.
+    """
 
     step: int
     losses: list[float]
@@ -48,6 +51,7 @@ class Saved:
     tensors: dict[str, Tensor]
     random: list[dict[str, Any]]
     extra: dict[str, Any]
+    exact: bool = True
 
     @classmethod
     def of(cls, found: tuple[dict[str, Tensor], dict[str, Any]]) -> Saved:
@@ -62,6 +66,7 @@ class Saved:
                 tensors=tensors,
                 random=[dict(one) for one in state["random"]],
                 extra=dict(state.get("extra") or {}),
+                exact=bool(state.get("exact", True)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(

@@ -80,9 +80,9 @@ class Sharded:
             p.data = whole.to((rounded or {}).get(name, whole.dtype))
 
     @contextmanager
-    def filled(self) -> Iterator[None]:
-        """The model with its trainable tensors, for the block; all ranks must enter it."""
-        self.fill()
+    def filled(self, rounded: dict[str, torch.dtype] | None = None) -> Iterator[None]:
+        """The model with its trainable tensors (see `fill`), for the block; all ranks must enter it."""
+        self.fill(rounded)
         try:
             yield
         finally:

@@ -21,12 +21,13 @@ from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 class Cramped(Plain):
     """Has room for `most` samples at a time."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.tried = most, []
+    def __init__(self, most: int, later: int | None = None) -> None:
+        self.most, self.later, self.tried = most, later, []
 
     def loss(self, lmm: Any, batch: Any, labels: Any) -> Any:
         self.tried.append(len(labels))
-        if len(labels) > self.most:
+        stepped = sum(self.tried[:-1]) >= 8  # the first step is over: the optimizer's moments exist
+        if len(labels) > (self.later if stepped and self.later else self.most):
             raise torch.OutOfMemoryError("injected")
         return super().loss(lmm, batch, labels)
 
@@ -48,6 +49,11 @@ def test_the_largest_that_fits_is_found_and_the_model_is_untouched(most, right):
     assert found == right
     assert method.tried[0] == 8 and set(method.tried[1:]) <= {8, 4, 2, 1}
     assert before == after
+
+
+def test_the_optimizer_s_moments_count():
+    """They come into being in the first step: a micro-batch that fits without them may not fit the second."""
+    assert measure(Cramped(100, later=4))[0] == 4
 
 
 def test_adapters_leave_no_trace_either():
