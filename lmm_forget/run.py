@@ -84,10 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _main(given)
     except LmmForgetError as error:
         from lmm_forget.launch.session import JobsFailed
-        from lmm_forget.launch.torchrun import speaks
+        from lmm_forget.launch.torchrun import let_the_first_speak
 
-        if speaks(os.environ):
-            print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        let_the_first_speak(os.environ)
+        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, JobsFailed) else 2
     except KeyboardInterrupt:
         return 130

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -22,6 +23,8 @@ from lmm_forget.ranks import Place
 
 RUN, FINISHED, REFUSED = b"run", b"finished", b"refused"
 """What rank 0 tells the others when it has looked at the job's folder."""
+PATIENCE = 10.0
+"""Seconds that other ranks of a machine leave to the first one to say what is wrong."""
 
 
 def world_overrides(place: Place, given: Sequence[str]) -> list[str]:
@@ -98,6 +101,11 @@ def _meeting_point() -> Any:
     return PrefixStore("lmm_forget.run", store)
 
 
-def speaks(env: Mapping[str, str]) -> bool:
-    """Whether a process that is none, or the first, of its machine's ranks: one line per machine is enough."""
-    return env.get("LOCAL_RANK", "0") in ("", "0") or env.get("WORLD_SIZE", "1") in ("", "1")
+def let_the_first_speak(env: Mapping[str, str]) -> None:
+    """In a rank that is not the first of its machine: wait for that one to say what is wrong, which ends all of them.
+
+    One line per machine is enough; only where the first has nothing to say does this one come to say it.
+    """
+    several = env.get("WORLD_SIZE", "1") not in ("", "1")
+    if several and env.get("LOCAL_RANK", "0") not in ("", "0"):
+        time.sleep(PATIENCE)
