@@ -91,7 +91,7 @@ class Ruler:
         count = getattr(self.processor, "_get_num_multimodal_tokens", None)
         try:
             found: Any = count(image_sizes=[(h, w) for w, h in sizes])["num_image_tokens"]  # type: ignore[misc]
-        except Exception:
+        except Exception:  # a private method that some processors lack, or that refuses: encoding then counts
             return None
         return sum(found) - len(sizes)
 
