@@ -7,6 +7,9 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from lmm_forget.command import complain
+from lmm_forget.errors import ConfigError
+
 COMMANDS = {
     "run": "teach a sequence of skills, as one job or as a sweep (-m)",
     "plan": "which parameters a recipe moves, without loading weights",
@@ -37,10 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        print(
-            f"lmm-forget: error: no command {command!r}; there are: {', '.join(COMMANDS)}{hint}",
-            file=sys.stderr,
-        )
+        complain(ConfigError(f"no command {command!r}; there are: {', '.join(COMMANDS)}{hint}"))
         return 2
     before = sys.argv
     sys.argv = [f"lmm-forget {command}", *rest]

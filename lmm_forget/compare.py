@@ -16,14 +16,14 @@ from typing import Any
 
 from rich.console import Console
 
-from lmm_forget.errors import ConfigError, DataError, LmmForgetError
+from lmm_forget.command import run_command, take_format
+from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.report.conditions import Condition
 from lmm_forget.report.load import is_job
 from lmm_forget.report.pair_table import show
 from lmm_forget.report.pairs import SCHEMA, compare_places
 from lmm_forget.report.places import Place, place, split_stage
 
-FORMATS = ("table", "json")
 EXAMPLES = """\
 examples:
   python -m lmm_forget.compare multirun/demo/llm multirun/demo/sa_proj
@@ -40,6 +40,10 @@ exit codes: 0 compared, 1 a --fail-if condition holds, 2 a mistake in what was a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare what `argv` (default: the command line) names; returns the exit code, 1 where a condition holds."""
+    return run_command(_compare, argv)
+
+
+def _compare(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lmm_forget.compare",
         description=(__doc__ or "").split("\n", 1)[1].strip(),
@@ -56,16 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="CONDITION",
         help="exit with 1 where it holds; may be given several times",
     )
-    given = parser.parse_intermixed_args(argv)
-    try:
-        form, words = _take_format(given.places)
-        conditions = [Condition.parse(text) for text in given.fail_if]
-        pairs, notes = pairs_of(words)
-        found = [compare_places(first, second) for first, second in pairs]
-        verdicts = [[condition.judge(each) for condition in conditions] for each in found]
-    except LmmForgetError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    given = parser.parse_intermixed_args(arguments)
+    form, words = take_format(given.places)
+    conditions = [Condition.parse(text) for text in given.fail_if]
+    pairs, notes = pairs_of(words)
+    found = [compare_places(first, second) for first, second in pairs]
+    verdicts = [[condition.judge(each) for condition in conditions] for each in found]
     for each, judged in zip(found, verdicts, strict=True):
         each["conditions"] = judged
     if form == "json":
@@ -133,18 +133,6 @@ def _jobs(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     return {path.parent.name: path.parent for path in sorted(folder.glob("*/results.json"))}
-
-
-def _take_format(words: Sequence[str]) -> tuple[str, list[str]]:
-    form, rest = FORMATS[0], []
-    for word in words:
-        if word.startswith("format="):
-            form = word.partition("=")[2]
-        else:
-            rest.append(word)
-    if form not in FORMATS:
-        raise ConfigError(f"format={form} does not exist, expected format=table or format=json")
-    return form, rest
 
 
 def _json(words: Sequence[str], found: Sequence[dict[str, Any]], notes: Sequence[str]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.command import run_command, take_format, take_options
+from lmm_forget.errors import ConfigError
 from lmm_forget.report.dashboard import Wanted, as_json, build, save
 
-FORMATS = ("view", "json")
-OWN = ("entity", "project", "title", "sweep", "view", "format")
+OWN = ("entity", "project", "title", "sweep", "view")
 EXAMPLES = """\
   entity=…   the user or team, project=… the project that the runs are in (default: lmm-forget)
   title=…    the view's name, sweep=… only the runs of this sweep, view=URL replaces a saved view
@@ -27,6 +27,10 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the view that `argv` (default: the command line) asks for; returns the exit code (2 for a bad request)."""
+    return run_command(_dashboard, argv)
+
+
+def _dashboard(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lmm_forget.dashboard",
         description="Build the saved W&B view of a project: figures of merit, stages, benchmarks, probes, runs.",
@@ -37,24 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config-dir", metavar="DIR", help="a folder with groups of your own (task/mine.yaml)"
     )
-    given = parser.parse_args(argv)
-    try:
-        own = {
-            key: value for key, _, value in (word.partition("=") for word in given.overrides) if key in OWN
-        }
-        rest = [word for word in given.overrides if word.partition("=")[0] not in OWN]
-        form = own.get("format", FORMATS[0])
-        if form not in FORMATS:
-            raise ConfigError(f"format={form} is not known; choose one of: {', '.join(FORMATS)}")
-        view = build(wanted(own, rest, given.config_dir))
-        if form == "json":
-            print(json.dumps(as_json(view), indent=1, sort_keys=True))
-        else:
-            print(save(view, own.get("view")))
-    except LmmForgetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    given = parser.parse_args(arguments)
+    form, rest = take_format(given.overrides, ("view", "json"))
+    own, overrides = take_options(rest, OWN)
+    view = build(wanted(own, overrides, given.config_dir))
+    if form == "json":
+        print(json.dumps(as_json(view), indent=1, sort_keys=True))
+    else:
+        print(save(view, own.get("view")))
 
 
 def wanted(own: dict[str, str], overrides: Sequence[str], config_dir: str | None = None) -> Wanted:

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from lmm_forget.command import complain
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
 from lmm_forget.files import write_atomic
 from lmm_forget.heartbeat import Bystander, StatusFile, correct_status
@@ -163,8 +164,7 @@ def _run(
 
 
 def _complain(error: LmmForgetError, place: Place | None = None) -> int:
-    who = f"rank {place.rank}" if place and place.rank else "error"
-    print(f"lmm-forget: {who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    complain(error, f"rank {place.rank}" if place and place.rank else "error")
     return 2
 
 

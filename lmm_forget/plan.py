@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.command import run_command, take_format
+from lmm_forget.errors import ConfigError
 
 if TYPE_CHECKING:
     from lmm_forget.recipes.selection import TunePlan
 
-FORMATS = ("table", "json")
 EXAMPLES = """\
 examples:
   python -m lmm_forget.plan model=llava_onevision_7b recipe=sa_proj
@@ -26,6 +25,10 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan that `argv` (default: the command line) asks for; returns the exit code (2 for a bad request)."""
+    return run_command(_plan, argv)
+
+
+def _plan(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lmm_forget.plan",
         description="Show which tensors a recipe moves in a model, a stage's delta, and what training needs.",
@@ -41,19 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config-dir", metavar="DIR", help="a folder with groups of your own (recipe/mine.yaml)"
     )
-    given = parser.parse_args(argv)
-    try:
-        form, overrides = _take_format(given.overrides)
-        spec, recipe = _choices(overrides, given.config_dir)
-        plan = plan_for(spec, recipe)
-    except LmmForgetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = parser.parse_args(arguments)
+    form, overrides = take_format(given.overrides)
+    spec, recipe = _choices(overrides, given.config_dir)
+    plan = plan_for(spec, recipe)
     if form == "json":
         print(json.dumps({"model": spec.get("name"), **plan.to_json()}, indent=2))
     else:
         _show(str(spec.get("name")), plan)
-    return 0
 
 
 def plan_for(spec: dict[str, Any], recipe: dict[str, Any]) -> TunePlan:
@@ -73,19 +71,6 @@ def plan_for(spec: dict[str, Any], recipe: dict[str, Any]) -> TunePlan:
     model = skeleton_for(spec)
     plan = make_plan(family_for(model).components(model), str(recipe.get("name")), rules)
     return method.planned(model, plan)
-
-
-def _take_format(overrides: Sequence[str]) -> tuple[str, list[str]]:
-    form, rest = FORMATS[0], []
-    for item in overrides:
-        key, _, value = item.partition("=")
-        if key == "format":
-            form = value
-        else:
-            rest.append(item)
-    if form not in FORMATS:
-        raise ConfigError(f"format={form} is not known; choose one of: {', '.join(FORMATS)}")
-    return form, rest
 
 
 def _choices(overrides: Sequence[str], config_dir: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -192,5 +177,4 @@ def _millions(count: int) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends quietly
     sys.exit(main())

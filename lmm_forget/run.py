@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lmm_forget.command import complain, reader_left
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
 from lmm_forget.ranks import Place
 
@@ -87,12 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from lmm_forget.launch.torchrun import let_the_first_speak
 
         let_the_first_speak(os.environ)
-        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        complain(error)
         return 1 if isinstance(error, JobsFailed) else 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        reader_left()
         return 0
 
 

@@ -17,7 +17,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.command import one_folder, run_command, take_format
+from lmm_forget.errors import LmmForgetError
 from lmm_forget.heartbeat import read_status
 from lmm_forget.job import read_config
 from lmm_forget.launch.jobs import Job
@@ -46,33 +47,16 @@ STOPPED_BY_SLURM = ("CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(words):
-        print(HELP, end="")
-        return 0
-    try:
-        folder, shape = _read(words)
-        found = status_of(folder)
-    except LmmForgetError as error:
-        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    if shape == "json":
+    return run_command(_status, arguments, HELP)
+
+
+def _status(words: Sequence[str]) -> None:
+    form, rest = take_format(words)
+    found = status_of(one_folder(rest, "status"))
+    if form == "json":
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _show(found, Console(highlight=False))
-    return 0
-
-
-def _read(words: Sequence[str]) -> tuple[Path, str]:
-    folders = [word for word in words if not word.startswith("format=")]
-    shape = next((word.partition("=")[2] for word in words if word.startswith("format=")), "table")
-    if len(folders) != 1:
-        raise ConfigError(
-            f"found {len(folders)} folders, expected one: python -m lmm_forget.status multirun/<name>"
-        )
-    if shape not in ("table", "json"):
-        raise ConfigError(f"format={shape} does not exist, expected format=table or format=json")
-    return Path(folders[0]), shape
 
 
 def status_of(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmm_forget.command import one_folder, run_command, take_format, take_options
 from lmm_forget.errors import ConfigError, DataError, LmmForgetError
 
 HELP = """usage: python -m lmm_forget.why FOLDER [format=table|json] [examples=12]
@@ -25,20 +26,15 @@ and prints a short form (format=json: all of connection.json).
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(words):
-        print(HELP, end="")
-        return 0
-    try:
-        _why(words)
-    except LmmForgetError as error:
-        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(_why, arguments, HELP)
 
 
 def _why(words: Sequence[str]) -> None:
-    folder, form, examples = _asked(words)
+    form, rest = take_format(words)
+    options, rest = take_options(rest, ("examples",))
+    folder, examples = one_folder(rest, "why"), options.get("examples", "12")
+    if not examples.isdigit():
+        raise ConfigError(f"examples={examples} cannot be used; it must be a whole number")
     from lmm_forget.files import write_atomic
     from lmm_forget.metrics.connection import connection
     from lmm_forget.metrics.statements import statements
@@ -59,30 +55,11 @@ def _why(words: Sequence[str]) -> None:
     write_atomic(folder / "connection.json", text)
     write_atomic(folder / "why.md", document(sweep.name, found, said, turned))
     draw(jobs, found, folder)
-    write_turned(folder, list(jobs), examples)
+    write_turned(folder, list(jobs), int(examples))
     if form == "json":
         print(text, end="")
     else:
         _show(found, said, turned)
-
-
-def _asked(words: Sequence[str]) -> tuple[Path, str, int]:
-    options = dict(
-        word.split("=", 1)
-        for word in words
-        if word.split("=", 1)[0] in ("format", "examples") and "=" in word
-    )
-    folders = [word for word in words if word.partition("=")[0] not in options]
-    form, examples = options.get("format", "table"), options.get("examples", "12")
-    if len(folders) != 1:
-        raise ConfigError(
-            f"found {len(folders)} folders, expected one: python -m lmm_forget.why multirun/<name>"
-        )
-    if form not in ("table", "json"):
-        raise ConfigError(f"format={form} is not known; choose one of: table, json")
-    if not examples.isdigit():
-        raise ConfigError(f"examples={examples} cannot be used; it must be a whole number")
-    return Path(folders[0]), form, int(examples)
 
 
 def turned_counts(folder: Path, jobs: Sequence[str]) -> list[dict[str, Any]]:

@@ -121,7 +121,7 @@ def test_a_bad_request_is_one_line_and_exit_code_2(
     assert main(argv) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
-    assert said.err.startswith("error: ") and message in said.err
+    assert said.err.startswith("lmm-forget: error: ") and message in said.err
 
 
 def test_names_are_collapsed_by_layer_and_parent() -> None:

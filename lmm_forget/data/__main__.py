@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.errors import ConfigError, DataError, LmmForgetError
+from lmm_forget.command import run_command, take_format
+from lmm_forget.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from lmm_forget.tasks.base import Task
 
-FORMATS = ("table", "json")
 EXAMPLES = """\
 check    read all of a task: counts, answers, unusable samples, pictures in both train and test, samples that do not
          fit a model's context; writes a contact sheet. Exit code 1 when something should be looked at.
@@ -39,7 +38,7 @@ examples:
   python -m lmm_forget.data prepare task=pixmocount out=data/pixmocount
 """
 OPTIONS = {
-    "check": ("task", "model", "samples", "sheet", "format"),
+    "check": ("task", "model", "samples", "sheet"),
     "prepare": (
         "task",
         "out",
@@ -50,13 +49,16 @@ OPTIONS = {
         "timeout",
         "samples",
         "retry_gone",
-        "format",
     ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what `argv` (default: the command line) asks; returns the exit code: 0, 1 (problems found) or 2."""
+    return run_command(_data, argv)
+
+
+def _data(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lmm_forget.data",
         description="Look at a task's data, or fetch what it links to, before anything is trained.",
@@ -68,19 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config-dir", metavar="DIR", help="a folder with task YAMLs of your own (DIR/task/mine.yaml)"
     )
-    given = parser.parse_intermixed_args(argv)
-    try:
-        options, changes = _sorted(given.choices, given.action)
-        task = _task(options, changes, given.config_dir)
-        if given.action == "prepare":
-            return _prepare(task, options)
-        return _check(task, options, changes, given.config_dir)
-    except LmmForgetError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    given = parser.parse_intermixed_args(arguments)
+    form, choices = take_format(given.choices)
+    options, changes = _sorted(choices, given.action)
+    task = _task(options, changes, given.config_dir)
+    if given.action == "prepare":
+        return _prepare(task, options, form)
+    return _check(task, options, changes, given.config_dir, form)
 
 
 def _sorted(choices: Sequence[str], action: str) -> tuple[dict[str, str], list[str]]:
@@ -98,14 +94,12 @@ def _sorted(choices: Sequence[str], action: str) -> tuple[dict[str, str], list[s
         elif key in OPTIONS[action]:
             options[key] = value
         else:
-            known = OPTIONS[action]
+            known = (*OPTIONS[action], "format")
             raise ConfigError(
                 f"{action} has no option {key!r}; it has {', '.join(known)}{closest(key, known)}"
             )
     if "task" not in options:
         raise ConfigError(f"{action} needs task=NAME")
-    if options.get("format", FORMATS[0]) not in FORMATS:
-        raise ConfigError(f"format={options['format']} is not known; choose one of: {', '.join(FORMATS)}")
     return options, changes
 
 
@@ -134,7 +128,9 @@ def _task(options: Mapping[str, str], changes: Sequence[str], config_dir: str | 
         raise ConfigError(one_line(error)) from error
 
 
-def _check(task: Task, options: Mapping[str, str], changes: Sequence[str], config_dir: str | None) -> int:
+def _check(
+    task: Task, options: Mapping[str, str], changes: Sequence[str], config_dir: str | None, form: str
+) -> int:
     from lmm_forget.data.report import read_all, summarise
     from lmm_forget.data.sheet import contact_sheet
 
@@ -155,7 +151,7 @@ def _check(task: Task, options: Mapping[str, str], changes: Sequence[str], confi
     report["sheet"] = None
     if sheet != "none":
         report["sheet"] = str(contact_sheet(task, {part.split: part.shown for part in parts}, Path(sheet)))
-    if options.get("format") == "json":
+    if form == "json":
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         from lmm_forget.data.show import show_check
@@ -164,7 +160,7 @@ def _check(task: Task, options: Mapping[str, str], changes: Sequence[str], confi
     return 1 if report["problems"] else 0
 
 
-def _prepare(task: Task, options: Mapping[str, str]) -> int:
+def _prepare(task: Task, options: Mapping[str, str], form: str) -> int:
     from lmm_forget.data.prepare import prepare
 
     if "out" not in options:
@@ -185,7 +181,7 @@ def _prepare(task: Task, options: Mapping[str, str]) -> int:
             start=advance.start,
             advance=lambda _: advance(1),
         )
-    if options.get("format") == "json":
+    if form == "json":
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         from lmm_forget.data.show import show_prepared
@@ -251,5 +247,4 @@ class _progress:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends quietly
     sys.exit(main())

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.command import run_command, take_format
+from lmm_forget.errors import ConfigError
 
 HELP = """usage: python -m lmm_forget.export run=JOB out=FOLDER [stage=last] [store=FOLDER] [base=FOLDER] [format=json]
 
@@ -29,16 +30,7 @@ KEYS = ("run", "out", "stage", "store", "base", "format")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(words):
-        print(HELP, end="")
-        return 0
-    try:
-        _export(_options(words))
-    except LmmForgetError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(_export, arguments, HELP)
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
@@ -53,16 +45,16 @@ def _options(words: Sequence[str]) -> dict[str, str]:
     for key, example in (("run", "multirun/<name>/<job>"), ("out", "FOLDER")):
         if key not in options:
             raise ConfigError(f"{key}= is missing; write {key}={example}")
-    if options.setdefault("format", "text") not in ("text", "json"):
-        raise ConfigError(f"format={options['format']} does not exist; choose one of: text, json")
     return options
 
 
-def _export(options: dict[str, str]) -> None:
+def _export(words: Sequence[str]) -> None:
     from lmm_forget.export.folder import export, refuse_existing
     from lmm_forget.export.job import find_stage
 
-    text, out = options["format"] == "text", Path(options["out"])
+    form, rest = take_format(words, ("text", "json"))
+    options = _options(rest)
+    text, out = form == "text", Path(options["out"])
     refuse_existing(out)
     stage = find_stage(options["run"], options.get("stage", "last"), options.get("store"))
     done = export(

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.errors import ConfigError, LmmForgetError, StoreError
+from lmm_forget.command import run_command, take_format
+from lmm_forget.errors import ConfigError, StoreError
 from lmm_forget.store import care
 from lmm_forget.store.archive import Store, size
 from lmm_forget.store.keys import explain
@@ -33,36 +34,28 @@ examples:
   python -m lmm_forget.store gc apply=true
 """
 COUNTED = ("stage", "probe")
-OPTIONS = {"store": "multirun/.store", "format": "table", "runs": "", "apply": "false"}
+OPTIONS = {"store": "multirun/.store", "runs": "", "apply": "false"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, 1 (verify found damage), 2 (a mistake, told in one line on stderr)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or {"-h", "--help"} & set(words):
-        print(HELP, end="")
-        return 0 if words else 2
-    try:
-        return _run(words)
-    except LmmForgetError as error:
-        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        return 0
+    return run_command(_run, arguments, HELP)
 
 
 def _run(words: Sequence[str]) -> int:
-    options, plain = dict(OPTIONS), []
+    if not words:
+        print(HELP, end="")
+        return 2
+    form, words = take_format(words)
+    options, plain = {**OPTIONS, "format": form}, []
     for word in words:
         name, equals, value = word.partition("=")
         if equals and name in OPTIONS:
             options[name] = value
         elif equals:
-            raise ConfigError(f"there is no option {name}; there are: {', '.join(OPTIONS)}")
+            raise ConfigError(f"there is no option {name}; there are: {', '.join(options)}")
         else:
             plain.append(word)
-    if options["format"] not in ("table", "json"):
-        raise ConfigError(f"format={options['format']}: choose table or json")
     command, keys = (plain[0], plain[1:]) if plain else ("", [])
     known: Mapping[str, Callable[[Store, list[str], Mapping[str, str]], int]] = {
         "ls": _ls,

@@ -164,7 +164,7 @@ def test_the_card_says_what_was_done(exported: dict[str, Exported]) -> None:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(list(arguments)) == 2
     said = capsys.readouterr()
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert said.err.startswith("lmm-forget: error: ") and said.err.count("\n") == 1
     return said.err
 
 

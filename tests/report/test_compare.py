@@ -206,7 +206,7 @@ def test_two_sweeps_job_by_job(
         (["{root}/half"], "has no results.json, expected a finished job"),
         (["{root}/bare"], "no such file, expected the answers of a finished job"),
         (["{root}/aged"], "answers of version 0, this version reads 1"),
-        (["{root}/job", "format=pdf"], "format=pdf does not exist"),
+        (["{root}/job", "format=pdf"], "format=pdf is not known; choose one of: table, json"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -59,7 +59,7 @@ def test_every_benchmark_has_a_panel_and_the_rest_is_there(capsys: pytest.Captur
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
     assert dashboard.main(words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ") and said in line
+    assert line.startswith("lmm-forget: error: ") and said in line
 
 
 def test_saving_makes_a_view_and_replaces_one(
@@ -96,7 +96,7 @@ def test_saving_makes_a_view_and_replaces_one(
             capsys.readouterr()
             .err.strip()
             .splitlines()[-1]
-            .startswith("error: the dashboard could not be saved")
+            .startswith("lmm-forget: error: the dashboard could not be saved")
         )
     finally:
         wandb.teardown()

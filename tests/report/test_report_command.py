@@ -29,9 +29,9 @@ def test_command_prints_the_table_or_json(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "error: nowhere: no such folder"),
-        ([], "error: found 0 folders, expected one"),
-        (["nowhere", "format=pdf"], "error: format=pdf does not exist, expected format=table or format=json"),
+        (["nowhere"], "lmm-forget: error: nowhere: no such folder"),
+        ([], "lmm-forget: error: found 0 folders, expected one"),
+        (["nowhere", "format=pdf"], "lmm-forget: error: format=pdf is not known; choose one of: table, json"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

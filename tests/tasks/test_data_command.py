@@ -144,7 +144,7 @@ def test_bad_requests_are_one_line(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     assert main(["check", *arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1 and error.startswith("error: ")
+    assert message in error and error.count("\n") == 1 and error.startswith("lmm-forget: error: ")
 
 
 def test_answer_formats_and_looks() -> None:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lmm_forget.command import complain
 from lmm_forget.errors import LmmForgetError
 from lmm_forget.heartbeat import close_status, correct_status, read_status
 from lmm_forget.launch.slurm import queue
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.chdir(submission.cwd)
         return end(submission, int(given[2]), os.environ)
     except (LmmForgetError, OSError) as error:
-        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        complain(error)
         return int(given[2]) or 2
 
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lmm_forget.command import complain
 from lmm_forget.errors import LaunchError, LmmForgetError
 from lmm_forget.heartbeat import correct_status
 from lmm_forget.launch.processes import DISTRIBUTED, DISTRIBUTED_PREFIXES
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         worker = worker_variables(os.environ)
         told = _nothing_to_do(job.parent, submission, slurm_id, first=rank == 0)
     except (LmmForgetError, OSError) as error:
-        print(f"lmm-forget: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        complain(error)
         return 2
     if told is not None:
         print(told, flush=True)
