@@ -187,7 +187,7 @@ def test_bad_requests_are_one_line(
     assert "has no config.json" in refused(capsys, run, out, f"base={tmp_path / 'gone'}")
     assert "cannot read 'stages=1'" in refused(capsys, run, out, "stages=1")
     assert "out= is missing" in refused(capsys, run)
-    assert "format=yaml does not exist" in refused(capsys, run, out, "format=yaml")
+    assert "format=yaml is not known; choose one of: text, json" in refused(capsys, run, out, "format=yaml")
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".new*"))
 
 

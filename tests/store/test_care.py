@@ -186,7 +186,7 @@ def test_removing_takes_keys_and_spares_what_is_in_work(
         (["explain", "aaaa"], "explain needs 2 keys"),
         (["show", "zz"], "nothing in "),
         (["show", "aa"], "2 things in "),
-        (["ls", "format=xml"], "format=xml: choose table or json"),
+        (["ls", "format=xml"], "format=xml is not known; choose one of: table, json"),
         (["ls", "colour=red"], "there is no option colour"),
         (["gc", "apply=yes"], "apply=yes: true or false"),
         (["gc", "runs=nowhere"], "runs=nowhere is not a folder"),
