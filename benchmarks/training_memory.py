@@ -1,6 +1,6 @@
 """Planned training memory against what is really kept, on a random LLaVA-OneVision of about 100 M parameters.
 
-    python benchmarks/training_memory.py                        # sa_proj, mlp_gateup, llm, lora, wise_ft
+    python benchmarks/training_memory.py                        # sa_proj, mlp_gateup, llm, lora, lwf, wise_ft
     python benchmarks/training_memory.py recipes=llm steps=5
 
 Every recipe gets a process of its own: a bf16 base, fp32 masters, bf16 autocast, a few optimizer steps on the CPU.
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-RECIPES = "sa_proj,mlp_gateup,llm,lora,wise_ft"
+RECIPES = "sa_proj,mlp_gateup,llm,lora,lwf,wise_ft"
 TEXT = {
     "hidden_size": 640,
     "intermediate_size": 1792,

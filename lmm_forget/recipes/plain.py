@@ -47,13 +47,25 @@ def token_losses(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor
     """
     targets = labels[:, 1:]
     wanted = targets != IGNORE
+    flat = F.cross_entropy(logits_at(model, batch, taught(labels)).float(), targets[wanted], reduction="none")
+    return flat.new_zeros(targets.shape).masked_scatter(wanted, flat)
+
+
+def taught(labels: Tensor) -> Tensor:
+    """Where the next token is a labelled one: what is predicted there is taught. [B, T], the last column never."""
+    where = torch.zeros_like(labels, dtype=torch.bool)
+    where[:, :-1] = labels[:, 1:] != IGNORE
+    return where
+
+
+def logits_at(model: Any, batch: dict[str, Tensor], where: Tensor) -> Tensor:
+    """The logits at the positions that `where` [B, T] chooses, sample by sample: [positions, vocabulary]."""
     if answer_rows_suffice(model):
         hidden = model.model(**batch, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[:, :-1][wanted])
-    else:
-        logits = model(**batch, use_cache=False).logits[:, :-1][wanted]
-    flat = F.cross_entropy(logits.float(), targets[wanted], reduction="none")
-    return flat.new_zeros(targets.shape).masked_scatter(wanted, flat)
+        rows: Tensor = model.lm_head(hidden[where])
+        return rows
+    whole: Tensor = model(**batch, use_cache=False).logits
+    return whole[where]
 
 
 def sample_means(losses: Tensor, labels: Tensor) -> Tensor:

@@ -118,8 +118,10 @@ class StageModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Cut what is trained over the ranks and compile decoder layers, once for all fits of this module."""
         if self._shard and self._sharded is None:
-            device = next(self._lmm.model.parameters()).device.type
-            mesh = self._ranks.mesh(device)["data_parallel"]
+            device = self.trainer.strategy.root_device
+            # Lightning moves what is trained; the stage's own model, which probes and teachers run, goes along.
+            cast(nn.Module, self._lmm.model).to(device)
+            mesh = self._ranks.mesh(device.type)["data_parallel"]
             self._sharded = Sharded(self._lmm, self._method, mesh)
             self.lesson = self._sharded.lesson
         if self._compiled:

@@ -16,7 +16,7 @@ from tests.training.test_resume import Dying, Killed
 LONGER = {**TRAINING, "learning_rate": 1e-2, "epochs": 3}
 
 
-@pytest.mark.parametrize("recipe", ["lora", "wise_ft"])
+@pytest.mark.parametrize("recipe", ["lora", "lwf", "wise_ft"])
 def test_a_resumed_stage_is_the_uninterrupted_one_to_the_bit(recipe: str, tmp_path: Path) -> None:
     once, plan, straight, _ = teach(recipe, dtype=torch.bfloat16, training=LONGER)
     wanted = model_hashes(once.model)

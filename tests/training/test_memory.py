@@ -13,7 +13,7 @@ from tests.models.tiny import tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
 
-@pytest.mark.parametrize("recipe", ["sa_proj", "mlp_gateup", "llm", "full", "lora", "wise_ft"])
+@pytest.mark.parametrize("recipe", ["sa_proj", "mlp_gateup", "llm", "full", "lora", "lwf", "wise_ft"])
 def test_planned_state_bytes_are_the_real_ones(recipe: str) -> None:
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16, hidden_size=64, intermediate_size=160)
     method = build_method(load_recipe(recipe))

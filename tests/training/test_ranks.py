@@ -137,6 +137,17 @@ def test_adapters_are_merged_alike_on_all_ranks(world, strategy):
     assert several["loss"][1][-1] < several["loss"][0][0]
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_teacher_of_a_stage_is_the_same_on_all_ranks(world, strategy):
+    """It is asked whole, also where its student is cut, and is the model of the stage before in the second stage."""
+    alone, several = world[0]["lwf/alone"], world[0][f"lwf/{strategy}"]
+    assert several["hashes"] == world[1][f"lwf/{strategy}"]["hashes"]
+    assert flat(several["loss"]) == pytest.approx(flat(alone["loss"]), rel=LOSS)
+    without = world[0]["lwf/without"]  # the same tensors without a teacher: equal up to the first step
+    assert without["loss"][0][0] == pytest.approx(alone["loss"][0][0], rel=LOSS)
+    assert without["loss"][1][-1] != pytest.approx(alone["loss"][1][-1], rel=10 * LOSS)
+
+
 @pytest.mark.parametrize("size", ["1", "2", "64"])
 def test_seven_questions_get_the_answers_of_one_process(world, size):
     """Unequal shares, very different lengths, batches without a picture on one rank: no hang, no copy, no gap."""

@@ -231,11 +231,17 @@ def cases(ranks: Ranks, seen: Seen, folder: Path) -> dict[str, Callable[[], Any]
         found[f"lora/{name}"] = lambda w=who, s=strategy: stages(
             seen, w, first, "lora", s, 4, dtype=torch.bfloat16
         )
+        found[f"lwf/{name}"] = lambda w=who, s=strategy: stages(
+            seen, w, first, "lwf", s, 4, training={"learning_rate": 1e-2}
+        )
         found[f"checkpointing/{name}"] = lambda w=who, s=strategy: stages(
             seen, w, first, "llm", s, 4, hardware={"activation_checkpointing": True}
         )
         if who is ranks:
             found[f"resumed/{name}"] = lambda s=strategy: resumed(seen, ranks, s, folder)
+    found["lwf/without"] = lambda: stages(
+        seen, ALONE, first, "mlp", "auto", 4, training={"learning_rate": 1e-2}
+    )
     for name, who in (("alone", ALONE), ("two", ranks)):
         found[f"asked/{name}"] = lambda w=who: {
             size: asked(subject(first), w, folder, int(size)) for size in ("1", "2", "64")
