@@ -22,7 +22,7 @@ from lmm_forget.errors import LmmForgetError
 from lmm_forget.heartbeat import read_status
 from lmm_forget.job import read_config
 from lmm_forget.launch.jobs import Job
-from lmm_forget.launch.live import rate, time_left
+from lmm_forget.launch.live import time_left
 from lmm_forget.launch.planning import SweepPlan
 from lmm_forget.launch.slurm import queue
 from lmm_forget.launch.slurm.ticket import Ticket
@@ -39,6 +39,8 @@ on where it ended), failed, lost (it says running, but nobody can see it run)
 
 exit codes: 0 shown, 2 there is no such folder or no job in it
 """
+NAME_WIDTH = 32
+"""Characters of a job's name that stay on one line whatever the terminal's width."""
 STATES = ("running", "queued", "waiting", "done", "interrupted", "failed", "lost")
 SILENT = 120.0
 """Seconds without a heartbeat after which a job on another machine is called lost; clocks may differ a little."""
@@ -171,18 +173,17 @@ def _show(found: Mapping[str, Any], console: Console) -> None:
         markup=False,
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("job", overflow="fold")
-    table.add_column("state")
-    table.add_column("stages", justify="right")
-    table.add_column("what", overflow="fold", ratio=2)
-    table.add_column("rate", justify="right", no_wrap=True)
-    table.add_column("left", justify="right", no_wrap=True)
+    widest = max(len(job["job"]) for job in found["jobs"])
+    table.add_column("job", overflow="fold", min_width=min(widest, NAME_WIDTH))
+    table.add_column("state", no_wrap=True)
+    table.add_column("stages", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold")
     slurm = any(job["slurm_id"] for job in found["jobs"])
     if slurm:
         table.add_column("Slurm", no_wrap=True)
     for job in found["jobs"]:
         stages = "" if job["stages"] is None else f"{job['stages'] - job['stages_left']}/{job['stages']}"
-        row = [job["job"], job["state"], stages, _what(job), rate(job), job["time_left"] or ""]
+        row = [job["job"], job["state"], stages, _what(job)]
         table.add_row(*row, *([job["slurm_id"] or ""] if slurm else []))
     console.print(table)
     for job in found["jobs"]:
@@ -194,11 +195,20 @@ def _show(found: Mapping[str, Any], console: Console) -> None:
 
 def _what(job: Mapping[str, Any]) -> str:
     if job["state"] == "running":
-        units = f" ({job['done']}/{job['total']} {job['unit']}s)" if (job["total"] or 0) > 1 else ""
-        return f"{job['phase']}{units}"
+        units = f"{job['done']}/{job['total']} {job['unit']}s" if (job["total"] or 0) > 1 else ""
+        left = f"{job['time_left']} left" if job["time_left"] else ""
+        return ", ".join(word for word in (job["phase"], units, _pace(job), left) if word)
     if job["state"] == "queued":
         return " ".join(str(item) for item in (str(job["slurm_state"]).lower(), job["reason"]) if item)
     return str(job["error"] or "")
+
+
+def _pace(job: Mapping[str, Any]) -> str:
+    """How many of the units just named are done in a second, or how long one takes."""
+    speed = job["rate"]
+    if not speed:
+        return ""
+    return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
 
 
 if __name__ == "__main__":
