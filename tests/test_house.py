@@ -28,6 +28,7 @@ FLOORS = {
     "files": 0,
     "progress": 0,
     "stopping": 0,
+    "building": 1,
     "command": 1,
     "ranks": 1,
     "tiny": 1,  # renderers and weights that tasks and models hand out; its commands stand at the top

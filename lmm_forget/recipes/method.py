@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lmm_forget.errors import ConfigError, LmmForgetError, PlanError
+from lmm_forget.building import build
+from lmm_forget.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
@@ -72,25 +73,8 @@ class Method(ABC):
 
 def build_method(recipe: Mapping[str, Any]) -> Method:
     """The method of a recipe node (plain tuning if it names none). Raises ConfigError for settings it does not take."""
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    node = dict(recipe.get("method") or {"_target_": "lmm_forget.recipes.plain.Plain"})
-    try:
-        method = instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, LmmForgetError):
-                raise cause from None
-            deepest, cause = cause, cause.__cause__
-        reason = " ".join(str(deepest).split())
-        raise ConfigError(f"recipe {recipe.get('name')}: its method cannot be built: {reason}") from error
-    if not isinstance(method, Method):
-        raise ConfigError(
-            f"recipe {recipe.get('name')}: method._target_ {node.get('_target_')} is not a Method"
-        )
-    return method
+    node = recipe.get("method") or {"_target_": "lmm_forget.recipes.plain.Plain"}
+    return build(node, Method, f"recipe {recipe.get('name')}: its method", ConfigError)  # type: ignore[type-abstract]
 
 
 def check_compat(method: str, compat: Collection[str], known: Collection[str]) -> frozenset[str]:

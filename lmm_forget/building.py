@@ -1,0 +1,36 @@
+"""From a configuration node with a `_target_` to the object it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from lmm_forget.errors import LmmForgetError
+
+T = TypeVar("T")
+
+
+def build(
+    node: Mapping[str, Any], kind: type[T], what: str, error: type[LmmForgetError], convert: str = "all"
+) -> T:
+    """What hydra makes of `node`, which must be a `kind`.
+
+    Errors of this package come out as they are; every other one as `error`, one line that begins with `what` and ends
+    with the cause at the bottom (a misspelt argument, a module that is not there).
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        made = instantiate(dict(node), _convert_=convert)
+    except InstantiationException as problem:
+        cause: BaseException | None = problem
+        while cause is not None:
+            if isinstance(cause, LmmForgetError):
+                raise cause from None
+            deepest, cause = cause, cause.__cause__
+        reason = " ".join(str(deepest).split())
+        raise error(f"{what}: cannot be built from its YAML: {reason}") from problem
+    if not isinstance(made, kind):
+        raise error(f"{what}: _target_ {node.get('_target_')} is not a {kind.__name__}")
+    return made
