@@ -89,6 +89,9 @@ def run(path: Path, config: dict[str, Any]) -> int:
         if place is None or place.rank == 0:
             correct_status(path.parent, "failed", " ".join(str(error).split()))
         return _complain(error, place)
+    except (Interrupted, KeyboardInterrupt):  # before anything was begun
+        correct_status(path.parent, "interrupted")
+        return 143
     return _work(path, config, place)
 
 
@@ -154,6 +157,7 @@ def _run(
     from lmm_forget.ranks import join
     from lmm_forget.store.keys import digest
 
+    _refuse_without_gpu(config["hardware"], place)
     torch.set_num_threads(config["hardware"]["threads"])
     torch.use_deterministic_algorithms(True, warn_only=True)  # some operations have no deterministic form
     ranks = join(place, config["hardware"]["accelerator"])
@@ -161,6 +165,23 @@ def _run(
     results = experiment.run(config, folder, status, ranks)
     ranks.leave()
     return results
+
+
+def _refuse_without_gpu(hardware: Mapping[str, Any], place: Place | None) -> None:
+    """Raise LaunchError, before data and models are read, where torch cannot use the GPU this process is to have."""
+    import torch
+
+    if hardware["accelerator"] != "gpu":
+        return
+    wanted = place.local_rank + 1 if place else 1
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < wanted:
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise LaunchError(
+            f"hardware.accelerator=gpu, but torch can use {found} GPUs here and needs {wanted} (torch "
+            f"{torch.__version__} is built {built}; is the driver too old, or CUDA_VISIBLE_DEVICES wrong?); "
+            "use hardware=cpu"
+        )
 
 
 def _complain(error: LmmForgetError, place: Place | None = None) -> int:

@@ -19,6 +19,7 @@ from lmm_forget.metrics.summary import results_scores
 from lmm_forget.progress import NullProgress, Progress
 from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.recipes.method import Method, delta_of, parameter_dtypes
+from lmm_forget.stopping import at_safe_points, safe_point
 from lmm_forget.store import Partial, Store, answering_key, path_keys, stage_key
 from lmm_forget.store.care import REFERENCES
 from lmm_forget.store.keys import digest
@@ -276,7 +277,19 @@ def _scores_now(ground: Ground) -> dict[str, Any]:
 def _train(
     ground: Ground, key: str, about: Mapping[str, Any], phase: str, watch: Watch | None = None
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Train and file the stage; the model is the stage model afterwards."""
+    """Train and file the stage; the model is the stage model afterwards.
+
+    A request to stop waits for the next step's state or, behind the last step, for the record.
+    """
+    with at_safe_points():
+        trained = _train_and_file(ground, key, about, phase, watch)
+    safe_point()
+    return trained
+
+
+def _train_and_file(
+    ground: Ground, key: str, about: Mapping[str, Any], phase: str, watch: Watch | None
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
     from lmm_forget.models.weights import tensor_hash
     from lmm_forget.training.determinism import derived_seed
     from lmm_forget.training.fit import fit

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lmm_forget import job
 from lmm_forget.errors import LaunchError
 from lmm_forget.heartbeat import Bystander, correct_status, read_status
+from lmm_forget.stopping import SIGNALS, Interrupted
 from lmm_forget.workers import End, _conclude, blame, run_workers
 
 TEACHING = {"state": "running", "phase": "stage 2/5 teach", "done": 3, "total": 8, "unit": "step"}
@@ -91,6 +95,39 @@ def test_being_asked_to_stop_is_no_failure(
 def test_a_rank_that_died_before_any_word(tmp_path: Path) -> None:
     end, cause = blame(tmp_path, [End(1, 1, 9), End(0, 143, 9)], {})
     assert (end.rank, cause) == (1, "ended with exit code 1 and left no cause; its last lines are in the log")
+
+
+@pytest.mark.parametrize("asked", [Interrupted(), KeyboardInterrupt()])
+def test_being_asked_to_stop_before_any_worker_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: BaseException
+) -> None:
+    """Importing torch to count GPUs takes seconds, in which Ctrl-C may come."""
+
+    def counting(devices: int) -> None:
+        raise asked
+
+    monkeypatch.setattr("lmm_forget.workers._enough_gpus", counting)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    hardware = {"nodes": 1, "devices": 2, "accelerator": "gpu", "threads": 1}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        assert job.run(tmp_path / "job.yaml", {"hardware": hardware}) == 143
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        monkeypatch.setattr("lmm_forget.stopping._listening", False)
+    assert read_status(tmp_path)["state"] == "interrupted"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_torch_cannot_use_is_said_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(LaunchError, match=r"torch can use 0 GPUs here and needs 1 .*use hardware=cpu"):
+        job._refuse_without_gpu({"accelerator": "gpu"}, None)
+    job._refuse_without_gpu({"accelerator": "cpu"}, None)
 
 
 def test_other_machines_workers_are_not_started_from_here(tmp_path: Path) -> None:

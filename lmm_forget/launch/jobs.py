@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
@@ -26,6 +27,7 @@ from lmm_forget.store.claims import Claims, Holder
 ROOT = Path("multirun")
 CLAIM = ".claim"
 """Held by the command that runs a job, in the job's folder."""
+POLL = 0.1
 STALE = 15.0
 """Seconds without a heartbeat, watched, after which a job that ran on another machine counts as dead."""
 
@@ -115,14 +117,69 @@ def prepare(
     return waiting, finished
 
 
-def hold_folder(job: Job, until: ExitStack) -> None:
-    """Keep other commands out of a job's folder until `until` closes. Raises LaunchError if one is in it."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    claims = Claims(job.folder, beat=None)  # no thread in a process that forks
-    if not until.enter_context(claims.claim(CLAIM, wait=False)) and not until.enter_context(
-        claims.claim(CLAIM, wait=False)
-    ):  # the first attempt may only have taken a dead command's claim away
-        raise LaunchError(f"{job.name} is run already by {claims.holder(CLAIM)}; wait for it or stop it")
+class Folders:
+    """The job folders that one command keeps others out of, until the block ends.
+
+    A command on another machine or in another container cannot be seen: it counts as alive while its claims change, so
+    `refresh` has to be called now and then. It writes from the calling thread, since this process forks.
+    """
+
+    def __init__(self, stale: float = STALE) -> None:
+        """`stale` is in seconds: how long a command that cannot be seen may be silent while we watch it."""
+        self._stale = stale
+        self._held = ExitStack()
+        self._claims: list[Claims] = []
+        self._gone: set[str] = set()
+        self._next = 0.0
+
+    def __enter__(self) -> Folders:
+        """Nothing is held yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Let others in."""
+        self._held.close()
+
+    def hold(self, job: Job) -> None:
+        """Take a job's folder; waits `stale` seconds, once, for a command that cannot be seen and says nothing.
+
+        Raises LaunchError if another command is in it.
+        """
+        job.folder.mkdir(parents=True, exist_ok=True)
+        holder = Claims(job.folder, beat=None).holder(CLAIM)
+        claims = Claims(job.folder, beat=None, silence=0 if holder in self._gone else self._stale)
+        limit = time.monotonic() + self._stale + 1
+        waited = False
+        while not self._take(claims):
+            # None also where the attempt has just taken a dead command's claim away.
+            alive = claims.alive(CLAIM)
+            if alive or time.monotonic() > limit:
+                raise LaunchError(
+                    f"{job.name} is run already by {claims.holder(CLAIM)}; wait for it or stop it"
+                )
+            if alive is None and claims.holder(CLAIM) and not waited and holder not in self._gone:
+                waited = True
+                print(f"{job.name}: watching whether {holder} still runs it", file=sys.stderr, flush=True)
+            self.refresh()
+            time.sleep(POLL)
+        if waited and holder:
+            self._gone.add(holder)
+        self._claims.append(claims)
+
+    def _take(self, claims: Claims) -> bool:
+        attempt = claims.claim(CLAIM, wait=False)
+        held = attempt.__enter__()
+        self._held.push(attempt)
+        return held
+
+    def refresh(self) -> None:
+        """Show other machines that this command is alive; cheap enough for a loop."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._stale / 4
+            for claims in self._claims:
+                claims.refresh()
 
 
 def _begin_anew(job: Job, changed: Sequence[str]) -> None:

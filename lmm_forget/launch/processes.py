@@ -146,8 +146,8 @@ class Pool:
 
     A job has as many as its `hardware.devices`; one that wants more than are free waits for them, and so do those
     behind it. `grace` is how many seconds a stopped child gets to save before its process group is killed.
-    `pick(waiting, running)` says which of the waiting jobs is started next. Must be used from the main thread: a child
-    is told to end when the thread that started it dies.
+    `pick(waiting, running)` says which of the waiting jobs is started next; `alive` is called all the time. Must be
+    used from the main thread: a child is told to end when the thread that started it dies.
     """
 
     size: int
@@ -155,6 +155,7 @@ class Pool:
     gpus: list[str] = field(default_factory=list)
     grace: float = SHUTDOWN + 5.0
     pick: Callable[[Sequence[Job], Sequence[Job]], int] = lambda waiting, running: 0
+    alive: Callable[[], None] = lambda: None
     _children: list[_Child] = field(default_factory=list)
     _signals: int = 0
     _next: Job | None = None
@@ -177,6 +178,7 @@ class Pool:
                     outcome = outcomes[child.job.name] = self._outcome(child)
                     self.watcher.ended(outcome)
                 self.watcher.tick()
+                self.alive()
                 if self._signals:
                     raise Stopped
         finally:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from lmm_forget.errors import ConfigError, LaunchError
-from lmm_forget.launch.jobs import Job, hold_folder, prepare
+from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.live import View
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only, wants_submitting_only
 from lmm_forget.launch.processes import Outcome, Pool, side_by_side
@@ -32,14 +31,14 @@ def run_jobs(jobs: Sequence[Job], grace: float = SHUTDOWN + 5.0) -> list[Outcome
     if wants_plan_only(jobs[0].config):
         print("\n".join([plan.line(), *plan.by_recipe()]))
         raise Planned
-    with ExitStack() as folders:
-        waiting, finished = prepare(jobs, lambda job: hold_folder(job, folders))
+    with Folders() as folders:
+        waiting, finished = prepare(jobs, folders.hold)
         outcomes = {job.name: Outcome(job, finished=True) for job in finished}
         if not waiting:
             done = f"all {len(finished)} jobs are" if len(finished) > 1 else f"{finished[0].name} is"
             print(f"{done} finished already; nothing to run", file=sys.stderr)
         else:
-            _run(plan, waiting, finished, outcomes, grace)
+            _run(plan, waiting, finished, outcomes, grace, folders)
     return [outcomes[job.name] for job in jobs]
 
 
@@ -49,12 +48,13 @@ def _run(
     finished: Sequence[Job],
     outcomes: dict[str, Outcome],
     grace: float,
+    folders: Folders,
 ) -> None:
     """Run what is waiting, with a view of it; fills `outcomes`."""
     tell_before(plan, waiting)
     size, gpus = side_by_side([job.config for job in waiting])
     with View(waiting, finished) as view:
-        for outcome in Pool(size, view, gpus, grace, plan.pick).run(waiting):
+        for outcome in Pool(size, view, gpus, grace, plan.pick, folders.refresh).run(waiting):
             outcomes[outcome.job.name] = outcome
     tell_notices([job for job in waiting if outcomes[job.name].finished])
 

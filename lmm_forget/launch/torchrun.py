@@ -10,12 +10,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from lmm_forget import job as one_job
 from lmm_forget.errors import LaunchError, LmmForgetError
-from lmm_forget.launch.jobs import Job, hold_folder, prepare
+from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only
 from lmm_forget.launch.session import show_summary, tell_notices
 from lmm_forget.metrics.resolution import resolution
@@ -62,7 +61,7 @@ def run_as_rank(job: Job, place: Place) -> int:
         raise Planned
     # Before torch is imported, which reads them.
     os.environ.update(one_job.thread_environment(job.config["hardware"]["threads"]))
-    with ExitStack() as until:
+    with Folders() as until:
         # The store has to live until the job has joined it: without torchrun's own, rank 0 is its server.
         store = _meeting_point()
         word = _prepare(job, until, store) if place.rank == 0 else bytes(store.get("word"))
@@ -75,10 +74,10 @@ def run_as_rank(job: Job, place: Place) -> int:
     return {0: 0, 143: 130}.get(code, 1)
 
 
-def _prepare(job: Job, until: ExitStack, store: Any) -> bytes:
+def _prepare(job: Job, until: Folders, store: Any) -> bytes:
     """Claim and write the job's folder, and tell the other ranks how that went."""
     try:
-        waiting, _ = prepare([job], lambda one: hold_folder(one, until))
+        waiting, _ = prepare([job], until.hold)
     except LmmForgetError:
         store.set("word", REFUSED)
         raise

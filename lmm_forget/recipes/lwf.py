@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lmm_forget.errors import ConfigError, PlanError
 from lmm_forget.models.family import IGNORE
-from lmm_forget.recipes.method import check_compat
+from lmm_forget.recipes.method import cast_where_used, check_compat
 from lmm_forget.recipes.plain import Plain, logits_at, sample_means, taught
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class LwF(Plain):
         self.compat = check_compat("LwF", compat, COMPAT)
         self._before: dict[str, Tensor] = {}
         self._teacher: Any = None
+        self._cast: frozenset[str] = frozenset()
 
     def planned(self, model: nn.Module, plan: TunePlan) -> TunePlan:
         """The rules' plan, with the memory that the teacher's tensors take."""
@@ -63,7 +64,7 @@ class LwF(Plain):
             self._before = {name: parameters[name].detach().clone() for name in plan.trainable}
         super().prepare(lmm, plan, seed)
         # The model itself, also where a sharded copy of it is trained: that one exists in parts.
-        self._teacher = lmm.model
+        self._teacher, self._cast = lmm.model, cast_where_used(lmm.model)
 
     def loss(self, lmm: LMM, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
         """Mean over each sample's taught tokens of both losses, [B]; see `Method.loss`."""
@@ -120,8 +121,8 @@ class LwF(Plain):
             for name, before in self._before.items():
                 p = parameters[name]
                 self._before[name] = before = before.to(p.device)
-                wide = p.dtype if not torch.is_autocast_enabled(p.device.type) else _mixable(before.dtype)
-                p.data = before.to(wide)
+                as_kept = name in self._cast and torch.is_autocast_enabled(p.device.type)
+                p.data = before if as_kept else before.to(p.dtype)
             model.eval()
             yield
         finally:
@@ -163,8 +164,3 @@ def _row_means(values: Tensor, where: Tensor) -> Tensor:
     """Mean of `values`, one for each True of `where` [B, T], over each row: [B]; 0 for a row without any."""
     sums = values.new_zeros(where.shape).masked_scatter(where, values).sum(dim=1)
     return sums / where.sum(dim=1).clamp(min=1)
-
-
-def _mixable(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that autocast's own can be mixed with: fp16 is widened, as everywhere in a stage (`Compute`)."""
-    return torch.float32 if dtype == torch.float16 else dtype

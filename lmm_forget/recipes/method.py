@@ -66,6 +66,13 @@ class Method(ABC):
         nothing) it is left empty.
         """
 
+    def stage_tensor(self, name: str, master: Tensor, dtype: torch.dtype) -> Tensor:
+        """What `finish` would make of a trained tensor if the stage ended now, in `dtype`; `master` stays as it is.
+
+        This is what milestones and alarms look at in the middle of a stage.
+        """
+        return master.to(dtype)
+
     def held(self) -> Iterable[Tensor]:
         """Tensors that the method keeps during a stage beside the training states; `TunePlan.held_bytes` plans them."""
         return ()
@@ -84,6 +91,23 @@ def check_compat(method: str, compat: Collection[str], known: Collection[str]) -
         if name not in known:
             raise ConfigError(f"recipe.method.compat: {method} has no {name!r}; there is: {', '.join(known)}")
     return frozenset(names)
+
+
+def cast_where_used(model: nn.Module) -> frozenset[str]:
+    """Names of parameters that a forward pass under autocast casts by itself, whatever dtype they are kept in.
+
+    The weights and biases of linear layers, by autocast; the tables of embeddings, whose output is cast. Convolutions
+    are not among them, nor embeddings of a class of their own: vision towers read their weight's dtype to cast pictures
+    before autocast sees them, and Gemma's embeddings scale in it.
+    """
+    known = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.Embedding)
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            owners.setdefault(id(p), []).append(module)
+    return frozenset(
+        name for name, p in model.named_parameters() if all(type(owner) in known for owner in owners[id(p)])
+    )
 
 
 def parameter_dtypes(model: nn.Module) -> dict[str, torch.dtype]:

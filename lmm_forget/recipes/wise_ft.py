@@ -75,6 +75,10 @@ class WiseFT(Plain):
         to_base(lmm.model, base_dtypes)
         return delta
 
+    def stage_tensor(self, name: str, master: Tensor, dtype: torch.dtype) -> Tensor:
+        """The average as it would be now."""
+        return self._average(self._previous[name].to(master.device), master.detach(), dtype)
+
     def held(self) -> Iterable[Tensor]:
         """The previous stage's tensors."""
         return self._previous.values()

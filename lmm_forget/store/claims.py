@@ -66,7 +66,8 @@ class Holder:
 class Claims:
     """The claims of one store, in a folder.
 
-    `beat` and `silence` are in seconds; without a `beat` there is no thread, and no sign of life for other machines.
+    `beat` and `silence` are in seconds; without a `beat` there is no thread, and other machines see a sign of life only
+    when `refresh` is called.
     """
 
     def __init__(self, folder: Path, *, beat: float | None = BEAT, silence: float = SILENCE) -> None:
@@ -74,6 +75,7 @@ class Claims:
         self._held: dict[Path, str] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._count = 0
         # What was last seen of others' claims, and since when (monotonic): content -> first seen.
         self._seen: dict[Path, tuple[str, float]] = {}
 
@@ -104,11 +106,14 @@ class Claims:
         found = _read(self.folder / f"{name}.json")
         return None if found is None else f"process {found.get('pid')} on {found.get('host')}"
 
+    def alive(self, name: str) -> bool | None:
+        """Whether whoever holds the claim lives; None if that cannot be seen from here, or nobody holds it."""
+        holder = Holder.read(_read(self.folder / f"{name}.json"))
+        return None if holder is None else holder.alive()
+
     def live(self, name: str) -> bool:
         """Whether somebody holds the claim and is not known to be dead."""
-        found = _read(self.folder / f"{name}.json")
-        holder = None if found is None else Holder.read(found)
-        return found is not None and (holder is None or holder.alive() is not False)
+        return (self.folder / f"{name}.json").exists() and self.alive(name) is not False
 
     def anybody(self) -> bool:
         """Whether anybody who is not known to be dead holds any claim."""
@@ -162,18 +167,25 @@ class Claims:
             self._thread.start()
 
     def _beating(self, beat: float) -> None:
-        count = 0
         while True:
             time.sleep(beat)
-            count += 1
             with self._lock:
                 if not self._held:
                     self._thread = None
                     return
-                for path, nonce in self._held.items():
-                    with suppress(OSError):  # a vanished store is noticed by whoever writes results
-                        if _nonce(path) == nonce:
-                            write_atomic(path, _text(nonce, count), durable=False)
+                self._show_life()
+
+    def refresh(self) -> None:
+        """One sign of life in every claim that is held: for those who have no `beat`."""
+        with self._lock:
+            self._show_life()
+
+    def _show_life(self) -> None:
+        self._count += 1
+        for path, nonce in self._held.items():
+            with suppress(OSError):  # a vanished store is noticed by whoever writes results
+                if _nonce(path) == nonce:
+                    write_atomic(path, _text(nonce, self._count), durable=False)
 
 
 def _take_away(path: Path, judged: str) -> None:

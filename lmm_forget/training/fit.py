@@ -120,13 +120,12 @@ def fit(
     done = saved.step if saved else 0
     share = max(1, opt.global_batch // ranks.size)
     micro_batch = min(int(hardware.get("micro_batch") or share), share)
-    if saved is not None and saved.layout == layout(ranks.size):
+    here = layout(ranks.size, next(lmm.model.parameters()).device.type)
+    if saved is not None and saved.layout == here:
         micro_batch = min(
             micro_batch, saved.micro_batch
         )  # a step may have run out of memory with a larger one
-    exact = saved is None or (
-        saved.exact and saved.layout == layout(ranks.size) and saved.micro_batch == micro_batch
-    )
+    exact = saved is None or (saved.exact and saved.layout == here and saved.micro_batch == micro_batch)
     stage_seed = derived_seed(seed, task)
     tower_moves = any(
         p.requires_grad
@@ -191,9 +190,13 @@ def fit(
                 after_step=after_step,
             )
             try:
+                module.look_first()
                 # Nothing is left to do when only the record was missing; a fit that ran out of memory goes on in a
                 # new one.
-                while (data := batches(module.micro_batch, len(module.losses))) is not None:
+                while module.stopped is None:
+                    data = batches(module.micro_batch, len(module.losses))
+                    if data is None:
+                        break
                     module.repeat = False
                     with at_safe_points() if resume else nullcontext():
                         _trainer(hardware, ranks).fit(module, data)
@@ -202,7 +205,7 @@ def fit(
                 module.hand_back()
             finally:
                 cast(nn.Module, lmm.model).to(home)
-    losses, micro_batch, stopped = module.losses, module.micro_batch, module.stopped
+    losses, micro_batch, stopped, exact = module.losses, module.micro_batch, module.stopped, module.exact
     del module  # it refers to the optimizer's states
     gc.collect()
     used = len(losses) * opt.global_batch

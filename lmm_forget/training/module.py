@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
@@ -57,6 +58,14 @@ class AfterStep(Protocol):
         """Look; True ends the stage."""
 
 
+class Look(Enum):
+    """What came of looking at a model in the middle of its training."""
+
+    GOES_ON = "the stage goes on"
+    ENDS_THE_STAGE = "it ends here"
+    STOPPED_SHORT = "the process was asked to stop meanwhile"
+
+
 class StageModule(pl.LightningModule):
     """Trains everything in `lmm.model` that requires a gradient, through `method.loss`.
 
@@ -92,7 +101,7 @@ class StageModule(pl.LightningModule):
         With `resume` the state is saved as it says and when the process is asked to stop;
         `saved` is the state to go on from (its masters are in the model already). `shard` cuts what is trained over
         the ranks. `repeat` says, after a fit that ended early, that a step ran out of memory and is to be taken again
-        with the smaller `micro_batch`.
+        with the smaller `micro_batch`. `exact` is whether nothing has cost the promise of equal bytes so far.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -100,8 +109,9 @@ class StageModule(pl.LightningModule):
         self._resume, self._saved, self._ranks, self._shard = resume, saved, ranks, shard
         self._compiled = compiled
         self._after_step, self.stopped = after_step, cast(int | None, None)
-        self.micro_batch, self.repeat, self._exact, self._seed = micro_batch, False, exact, seed
+        self.micro_batch, self.repeat, self.exact, self._seed = micro_batch, False, exact, seed
         self.losses: list[float] = list(saved.losses) if saved else []
+        self._dtypes = {info.name: info.dtype for info in lmm.components}
         self._tower = tower_names(cast(nn.Module, lmm.model), lmm.components)
         layers = {id(layer) for layer in lmm.components.parts.language_layers}
         self._blocks = [path for path, m in cast(nn.Module, lmm.model).named_modules() if id(m) in layers]
@@ -161,8 +171,13 @@ class StageModule(pl.LightningModule):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """The stage model as it would be now, unsharded, for the block; all ranks must enter it."""
-        with self._sharded.filled(self._checkpoint()) if self._sharded else nullcontext():
+        """The stage model as it would be now, in eval mode, for the block; all ranks must enter it."""
+        model = cast(nn.Module, self._lmm.model)
+        method = self._method.stage_tensor
+        with (
+            self._sharded.filled(self._stage_tensor) if self._sharded else nullcontext(),
+            undisturbed(model, self._compute, None if self._sharded else method),
+        ):
             yield
 
     def hand_back(self) -> None:
@@ -170,11 +185,11 @@ class StageModule(pl.LightningModule):
         for path in self._blocks:
             cast(nn.Module, self._lmm.model).get_submodule(path)._compiled_call_impl = None
         if self._sharded is not None:
-            self._sharded.fill(self._checkpoint() if self._method.rounds else None)
+            self._sharded.fill(self._stage_tensor if self._method.rounds else None)
 
-    def _checkpoint(self) -> dict[str, torch.dtype]:
-        """The dtype of every parameter in the checkpoint, by name."""
-        return {info.name: info.dtype for info in self._lmm.components}
+    def _stage_tensor(self, name: str, master: Tensor) -> Tensor:
+        """What the method makes of a master, in the checkpoint's dtype (adapters are in none and keep theirs)."""
+        return self._method.stage_tensor(name, master, self._dtypes.get(name, master.dtype))
 
     def training_step(self, found: Any, batch_idx: int) -> None:
         """Add one micro-batch's gradient; after the last one of its global batch, take the optimizer step."""
@@ -258,23 +273,39 @@ class StageModule(pl.LightningModule):
         self._loss, self._tokens, self._begun, self._since = None, 0, None, now
         self.losses.append(loss)
         self._on_step(step, figures)
-        stop = self._looked(step + 1)
+        if stopping:  # there may be no time to look: whoever goes on from this state looks first
+            self._stop_here(step + 1, optimizer)
+        look = self._looked(step + 1)
         self._since = time.perf_counter()  # what was done on hearing of the step is no training time
-        if stop:  # no state is saved here: a stage that goes on from one must come by this step to stop again
+        if look is Look.STOPPED_SHORT:
+            self._stop_here(step + 1, optimizer)
+        if (
+            look is Look.ENDS_THE_STAGE
+        ):  # no state is saved here: a stage that goes on from one must stop again
             self.stopped = step + 1
             self.trainer.should_stop = True
-            return
-        self._save_where_due(step + 1, optimizer, bool(stopping))
+        elif self._resume is not None and (step + 1) % self._resume.every == 0 and step + 1 < self._opt.steps:
+            self._save(step + 1, optimizer)
 
-    def _looked(self, done: int) -> bool:
-        """Let `after_step` look, on the first rank; whether it ends the stage."""
+    def look_first(self) -> None:
+        """Look at the state that training goes on from: whoever saved it may have had no time to. Before any fit."""
+        look = self._looked(len(self.losses)) if self._saved is not None else Look.GOES_ON
+        if look is Look.STOPPED_SHORT:
+            raise Interrupted
+        if look is Look.ENDS_THE_STAGE:
+            self.stopped = len(self.losses)
+
+    def _looked(self, done: int) -> Look:
+        """Let `after_step` look, on the first rank; all ranks hear what came of it."""
         watch = self._after_step
         if watch is None or not watch.wants(done):
-            return False
+            return Look.GOES_ON
 
-        def look() -> bool:
-            with undisturbed(cast(nn.Module, self._lmm.model), self._compute):
-                return watch(done)
+        def look() -> Look:
+            try:
+                return Look.ENDS_THE_STAGE if watch(done) else Look.GOES_ON
+            except Interrupted:  # asked to stop while it looked: all ranks have to save first
+                return Look.STOPPED_SHORT
 
         with self.whole():
             return self._ranks.on_first(look)
@@ -296,7 +327,7 @@ class StageModule(pl.LightningModule):
                 file=sys.stderr,
                 flush=True,
             )
-        self._exact = False
+        self.exact = False
         self.micro_batch, self._restore = less, lambda: put_back(begun)
         self._loss, self._tokens, self._begun, self._ran_out = None, 0, None, False
         self.repeat = self.trainer.should_stop = True
@@ -304,24 +335,26 @@ class StageModule(pl.LightningModule):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _save_where_due(self, done: int, optimizer: Any, stopping: bool) -> None:
-        """Keep the state after `done` steps every so often and when the process must stop; stop there if asked."""
-        if self._resume is None:
-            return
-        if stopping or (done % self._resume.every == 0 and done < self._opt.steps):
-            state = {
-                "losses": self.losses,
-                "micro_batch": self.micro_batch,
-                "layout": layout(self._ranks.size),
-                "exact": self._exact,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "random": self._ranks.gather(random_states()),
-            }
-            tensors = capture(self.lesson.model, optimizer.optimizer, keep=self._ranks.first)
-            safe = self._resume.safe
-            self._ranks.on_first(lambda: safe.save(done, tensors, state))
-        if stopping:
-            raise Interrupted
+    def _stop_here(self, done: int, optimizer: Any) -> NoReturn:
+        """Keep the state after `done` steps and end the process's work."""
+        if self._resume is not None:
+            self._save(done, optimizer)
+        raise Interrupted
+
+    def _save(self, done: int, optimizer: Any) -> None:
+        """Keep the state after `done` steps; all ranks must call it."""
+        assert self._resume is not None
+        state = {
+            "losses": self.losses,
+            "micro_batch": self.micro_batch,
+            "layout": layout(self._ranks.size, next(self._lmm.model.parameters()).device.type),
+            "exact": self.exact,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "random": self._ranks.gather(random_states()),
+        }
+        tensors = capture(self.lesson.model, optimizer.optimizer, keep=self._ranks.first)
+        safe = self._resume.safe
+        self._ranks.on_first(lambda: safe.save(done, tensors, state))
 
     def _saved_generators(self) -> None:
         """Random numbers go on where the state was saved; with another number of ranks they begin anew."""

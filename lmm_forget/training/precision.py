@@ -9,7 +9,7 @@ the forward pass in bf16 too, since their fp32 masters would widen whatever they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.recipes.method import to_base, to_masters
+from lmm_forget.recipes.method import cast_where_used, to_base, to_masters
 
 __all__ = ["PRECISIONS", "Compute", "cast_embeddings", "refuse_pure_bf16", "to_base", "to_masters"]
 
+StageTensor = Callable[[str, Tensor, torch.dtype], Tensor]
+"""See `Method.stage_tensor`."""
 PRECISIONS = ("bf16", "fp32", "bf16-true")
 """Values of `hardware.precision`: bf16 autocast over fp32 masters, everything fp32, everything bf16."""
 
@@ -119,7 +121,8 @@ class Compute:
     """The compute precision of one stage, in force between `__enter__` and `__exit__`.
 
     - `bf16`: forward passes run under bf16 autocast; trainable tensors are the fp32 masters they are. Frozen fp16
-      tensors are widened to fp32 for the stage (exactly), because autocast cannot mix the two half formats.
+      tensors that autocast does not cast itself (norms, convolutions: a thousandth of a model) are widened to fp32 for
+      the stage (exactly), because the two half formats cannot be mixed.
     - `fp32`: no autocast; frozen tensors of a bf16 or fp16 checkpoint are widened to fp32 for the stage
       (exactly) and narrowed again afterwards, so they come back bit for bit.
     - `bf16-true`: no masters; allowed for bf16 checkpoints only, because other frozen tensors would lose
@@ -143,7 +146,7 @@ class Compute:
 
     def __enter__(self) -> Compute:
         if self._precision == "bf16":
-            self._convert(torch.float16, torch.float32)
+            self._convert(torch.float16, torch.float32, cast_where_used(self._model))
             self._hooks = self._casts()
         else:
             self._convert(None, torch.float32 if self._precision == "fp32" else torch.bfloat16)
@@ -161,9 +164,11 @@ class Compute:
             for name in module._parameters:
                 module.__dict__.pop(name, None)
 
-    def _convert(self, only: torch.dtype | None, wanted: torch.dtype) -> None:
+    def _convert(
+        self, only: torch.dtype | None, wanted: torch.dtype, but: frozenset[str] = frozenset()
+    ) -> None:
         for name, p in self._model.named_parameters():
-            if p.dtype != wanted and (only is None or p.dtype == only):
+            if name not in but and p.dtype != wanted and (only is None or p.dtype == only):
                 self._undo[name] = p.dtype
                 p.grad, p.data = None, p.data.to(wanted)
 
@@ -178,20 +183,25 @@ class Compute:
         self._hooks, self._undo = [], {}
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, stage_tensor: StageTensor | None = None) -> Iterator[None]:
         """Every parameter in the checkpoint's dtype and no casts, for the block: the stage model as it would be now.
 
-        Masters are rounded aside, not moved: afterwards the parameters hold the same tensors as before.
+        `stage_tensor(name, master, dtype)` is what the method makes of a master (None: the trainable tensors of the
+        model are those of the stage model already). Masters stay aside, not moved: afterwards the parameters hold the
+        same tensors as before.
         """
+        stage_tensor = stage_tensor or _rounded
         kept: list[tuple[nn.Parameter, Tensor]] = []
         casting = bool(self._hooks)
         self._lift()
         try:
             for name, p in self._model.named_parameters():
                 wanted = self._undo.get(name, self._checkpoint.get(name, p.dtype))
-                if p.dtype != wanted:
-                    kept.append((p, p.data))
-                    p.data = p.data.to(wanted)
+                data = p.data
+                shown = (stage_tensor if p.requires_grad else _rounded)(name, data, wanted)
+                if shown is not data:
+                    kept.append((p, data))
+                    p.data = shown
             with torch.autocast(self._device_type, enabled=False):
                 yield
         finally:
@@ -205,3 +215,7 @@ class Compute:
         if self._precision == "bf16":
             return torch.autocast(self._device_type, dtype=torch.bfloat16)
         return nullcontext()
+
+
+def _rounded(_name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype)

@@ -50,7 +50,6 @@ class Saved:
     layout: dict[str, Any]
     tensors: dict[str, Tensor]
     random: list[dict[str, Any]]
-    extra: dict[str, Any]
     exact: bool = True
 
     @classmethod
@@ -65,7 +64,6 @@ class Saved:
                 layout=dict(state["layout"]),
                 tensors=tensors,
                 random=[dict(one) for one in state["random"]],
-                extra=dict(state.get("extra") or {}),
                 exact=bool(state.get("exact", True)),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -74,14 +72,20 @@ class Saved:
             ) from error
 
 
-def layout(world_size: int) -> dict[str, Any]:
-    """What byte equality is promised within: the same threads, world size, torch build and processor type."""
-    return {
+def layout(world_size: int, device_type: str = "cpu") -> dict[str, Any]:
+    """What byte equality is promised within: the same threads, world size, torch build and processor type.
+
+    On GPUs also their model and how many a process sees, since it is their generators that are put back.
+    """
+    found: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "world_size": world_size,
         "torch": str(torch.__version__),
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
+    if device_type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(), "gpus_seen": torch.cuda.device_count()}
+    return found
 
 
 def capture(model: nn.Module, optimizer: Optimizer, keep: bool = True) -> dict[str, Tensor]:

@@ -7,13 +7,12 @@ copy of its modules is trained that shares all frozen tensors with it, so that o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -48,6 +47,7 @@ class Sharded:
     def __init__(self, lmm: LMM, method: Method, mesh: DeviceMesh) -> None:
         model = cast(nn.Module, lmm.model)
         self._own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._masters = {name: p.dtype for name, p in self._own.items()}
         frozen = {p for p in model.parameters() if not p.requires_grad}
         parts = lmm.components.parts
         blocks = {id(block) for block in chain(parts.language_layers, parts.tower_layers)}
@@ -69,25 +69,25 @@ class Sharded:
         """The sharded copy; names of its parameters are those of the model."""
         return self.lesson.model
 
-    def fill(self, rounded: dict[str, torch.dtype] | None = None) -> None:
+    def fill(self, made: Callable[[str, Tensor], Tensor] | None = None) -> None:
         """Give the model its trainable tensors whole, put together one by one; all ranks must call it.
 
-        `rounded` names a dtype for tensors that are wanted in no more than that.
+        `made(name, master)` is what is wanted of each of them (None: the master itself).
         """
         parts = dict(self.model.named_parameters())
         for name, p in self._own.items():
             whole = full(parts[name])
-            p.data = whole.to((rounded or {}).get(name, whole.dtype))
+            p.data = whole if made is None else made(name, whole)
 
     @contextmanager
-    def filled(self, rounded: dict[str, torch.dtype] | None = None) -> Iterator[None]:
+    def filled(self, made: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
         """The model with its trainable tensors (see `fill`), for the block; all ranks must enter it."""
-        self.fill(rounded)
+        self.fill(made)
         try:
             yield
         finally:
             self._empty()
 
     def _empty(self) -> None:
-        for p in self._own.values():
-            p.data = p.data.new_empty(0)
+        for name, p in self._own.items():
+            p.data = p.data.new_empty(0, dtype=self._masters[name])

@@ -10,20 +10,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from lmm_forget.training.precision import Compute
+from lmm_forget.training.precision import Compute, StageTensor
 
 
 @contextmanager
-def undisturbed(model: nn.Module, compute: Compute) -> Iterator[None]:
+def undisturbed(
+    model: nn.Module, compute: Compute, stage_tensor: StageTensor | None = None
+) -> Iterator[None]:
     """Show `model` as the stage model it would be now: eval mode, the checkpoint's dtypes, no autocast.
 
+    `stage_tensor` is the method's (`Compute.paused`).
     Afterwards every random generator, every module's mode, every master and every cast is what it was, bit for
     bit, so that training goes on as if nobody had looked.
     """
     modes = {module: module.training for module in model.modules()}
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), compute.paused():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), compute.paused(stage_tensor):
         model.eval()
         try:
             yield

@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from lmm_forget.errors import ConfigError, LaunchError
-from lmm_forget.launch.jobs import Job, hold_folder, prepare
+from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.processes import Pool, _Child, child_environment, side_by_side, visible_gpus
 from lmm_forget.store.claims import Holder
 
@@ -53,20 +53,63 @@ def test_an_unfinished_job_of_another_configuration_is_begun_anew(
 
 
 def test_one_command_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
-    with ExitStack() as first:
-        prepare([job(tmp_path / "a")], lambda one: hold_folder(one, first))
+    with Folders() as first:
+        prepare([job(tmp_path / "a")], first.hold)
         with (
-            ExitStack() as second,
+            Folders() as second,
             pytest.raises(LaunchError, match=f"a is run already by process {os.getpid()}"),
         ):
-            prepare([job(tmp_path / "a")], lambda one: hold_folder(one, second))
-    with ExitStack() as third:
-        prepare([job(tmp_path / "a")], lambda one: hold_folder(one, third))
+            prepare([job(tmp_path / "a")], second.hold)
+    with Folders() as third:
+        prepare([job(tmp_path / "a")], third.hold)
     (tmp_path / "a/.claim.json").write_text(
         json.dumps({**asdict(replace(Holder.me(), start="1")), "nonce": "n"})
     )
-    with ExitStack() as fourth:  # the command before was killed
-        prepare([job(tmp_path / "a")], lambda one: hold_folder(one, fourth))
+    with Folders() as fourth:  # the command before was killed
+        prepare([job(tmp_path / "a")], fourth.hold)
+
+
+def test_a_command_on_another_machine_is_watched_before_its_folders_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its claims change as long as it lives; one that is silent is watched once, not once for every folder."""
+    elsewhere = {**asdict(replace(Holder.me(), host="login1", boot="x", pid=7)), "nonce": "n"}
+    jobs = [job(tmp_path / name) for name in ("a", "b")]
+
+    def claim(beat: int) -> None:
+        for one in jobs:
+            one.folder.mkdir(exist_ok=True)
+            (one.folder / ".claim.json").write_text(json.dumps({**elsewhere, "beat": beat}))
+
+    claim(0)
+    ended = threading.Event()
+
+    def live() -> None:
+        beat = 0
+        while not ended.wait(0.1):
+            claim(beat := beat + 1)
+
+    other = threading.Thread(target=live)
+    other.start()
+    try:
+        with (
+            Folders(stale=1.0) as folders,
+            pytest.raises(LaunchError, match="a is run already by process 7 on login1"),
+        ):
+            prepare(jobs, folders.hold)
+    finally:
+        ended.set()
+        other.join()
+    capsys.readouterr()
+    began = time.monotonic()
+    with Folders(stale=1.0) as folders:
+        assert len(prepare(jobs, folders.hold)[0]) == 2
+        assert capsys.readouterr().err == "a: watching whether process 7 on login1 still runs it\n"
+        assert time.monotonic() - began >= 1.0
+        before = (tmp_path / "a/.claim.json").read_text()
+        time.sleep(0.3)  # signs of life are a quarter of `stale` apart
+        folders.refresh()
+        assert (tmp_path / "a/.claim.json").read_text() != before  # what other machines wait for
 
 
 def test_two_grid_points_of_one_name_must_be_the_same(tmp_path: Path) -> None:

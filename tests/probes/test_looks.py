@@ -18,6 +18,9 @@ from lmm_forget.probes.prober import Look, Prober, spaced
 from lmm_forget.probes.token_sets import find_sets
 from lmm_forget.probes.watch import Watch
 from lmm_forget.progress import NullProgress
+from lmm_forget.recipes.lwf import LwF
+from lmm_forget.recipes.method import Method
+from lmm_forget.recipes.wise_ft import WiseFT
 from lmm_forget.store import Damaged
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.probes.looking import ANSWERS, alarm, prober, prompts, weights
@@ -216,14 +219,16 @@ def test_a_watched_stage_gives_the_same_weights(family: str, recipe: str, tmp_pa
     assert 0 < kls[0] < kls[1]
 
 
-def follow(one: Prober, watch: Watch, recipe: str, family: str, **more: Any) -> LMM:
+def follow(
+    one: Prober, watch: Watch, recipe: str, family: str, method: Method | None = None, **more: Any
+) -> LMM:
     """Teach the prober's own model, watched."""
     from lmm_forget.recipes.method import parameter_dtypes
     from lmm_forget.recipes.plain import Plain
     from lmm_forget.training.fit import fit
     from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
-    lmm, method = one.lmm, Plain()
+    lmm, method = one.lmm, method or Plain()
     plan, dtypes = plan_for(lmm, recipe), parameter_dtypes(lmm.model)
     method.prepare(lmm, plan)
     training = {**TRAINING, **more}
@@ -252,6 +257,18 @@ def test_milestones_of_a_half_precision_base_are_those_of_its_stage_model(tmp_pa
     follow(one, watch, "llm", "llava_onevision")
     found = watch.seen(look(one), 3)
     assert found.milestones[3].readings == found.after.readings
+
+
+@pytest.mark.parametrize("method", [WiseFT(alpha=0.5), LwF(weight=2.0)])
+def test_milestones_of_another_method_are_those_of_its_stage_model(method: Method, tmp_path: Path) -> None:
+    """What WiSE-FT leaves is an average; milestones show it, not the tuned weights. LwF's teacher is not disturbed."""
+    one = prober(tiny_lmm("llava_onevision"), tmp_path, "mlp", at_steps=(2, 3))
+    look(one)
+    watch = Watch(one, "key", "lesson", lambda: {}, "")
+    follow(one, watch, "mlp", "llava_onevision", method=method, learning_rate=1e-2)
+    found = watch.seen(look(one), 3)
+    assert found.milestones[3].readings == found.after.readings
+    assert found.milestones[2].readings != found.after.readings
 
 
 def test_the_alarm_ends_the_stage_and_says_where(tmp_path: Path) -> None:

@@ -115,6 +115,28 @@ def make(sweep: Path, name: str, ticket: Ticket | None = None, **said: Any) -> J
     return Job(name, folder, config)
 
 
+def test_a_rank_whose_peer_ended_has_nothing_to_say(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited in a collective call that failed; SIGTERM from srun came meanwhile. The cause is the other rank's."""
+    one = make(sweep, "a", state="failed", error="no image")
+    sent = Submission("s", str(sweep), [str(one.file)], max_requeues=2, signal=60)
+
+    def lost(arguments: Any) -> int:
+        (one.folder / "rank-1.json").write_text(json.dumps({"state": "failed", "error": "Connection closed"}))
+        return 1
+
+    monkeypatch.setattr("lmm_forget.job.main", lost)
+    monkeypatch.setattr("lmm_forget.stopping.asked", lambda: True)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        assert task._run(one.file, 1, sent) == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert json.loads((one.folder / "status.json").read_text())["error"] == "no image"
+    assert batch.end(sent, 2, {"SLURM_JOB_ID": "9"}) == 2
+    assert json.loads((one.folder / "status.json").read_text())["error"] == "no image"
+
+
 def test_only_a_notice_puts_a_job_back(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     known = {"JobState": "RUNNING", "PreemptTime": "None"}

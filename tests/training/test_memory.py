@@ -30,6 +30,19 @@ def test_planned_state_bytes_are_the_real_ones(recipe: str) -> None:
     assert real.held == plan.held_bytes
 
 
+@pytest.mark.parametrize("recipe", ["sa_proj", "lwf"])
+def test_frozen_half_precision_stays_what_it_is(recipe: str) -> None:
+    """What autocast casts by itself is not widened for a stage; norms and convolutions are, and they are few."""
+    lmm = tiny_lmm("llava_onevision", dtype=torch.float16, hidden_size=256, intermediate_size=512)
+    method = build_method(load_recipe(recipe))
+    plan = method.planned(lmm.model, plan_for(lmm, recipe))
+    method.prepare(lmm, plan)
+    with watch_states(lmm.model, method) as found:
+        fit(lmm, plan, method, samples(4), training=TRAINING, hardware=HARDWARE, seed=0, task="x")
+    assert found[-1].total == pytest.approx(plan.state_bytes, rel=0.01)
+    assert {p.dtype for p in lmm.model.parameters() if not p.requires_grad} == {torch.float16}
+
+
 def test_a_shared_storage_counts_once() -> None:
     model = torch.nn.Linear(4, 4, bias=False)
     twin = torch.nn.Linear(4, 4, bias=False)

@@ -12,6 +12,7 @@ from lmm_forget.models.weights import model_hashes
 from lmm_forget.recipes.method import parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.training.precision import Compute, refuse_pure_bf16
+from tests.models.subjects import SUBJECTS, subject
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 from tests.training.lesson import TRAINING, plan_for, teach
 
@@ -49,6 +50,21 @@ def test_every_recipe_starts_from_the_base_logits_bit_for_bit(family, dtype, rec
     Plain().prepare(lmm, plan_for(lmm, recipe))
     with torch.no_grad(), Compute(lmm.model, "bf16", "cpu", {}) as compute, compute.autocast():
         assert torch.equal(lmm.model(**batch_of(lmm)).logits, base_logits(family, dtype))
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_half_precision_base_computes_what_it_would_if_all_of_it_were_widened(name):
+    """So that nothing has to be widened that autocast casts anyway."""
+    lmm, wide = subject(name, torch.float16), subject(name, torch.float16)
+    wide.model.float()
+    found = []
+    for one in (lmm, wide):
+        with torch.no_grad(), Compute(one.model, "bf16", "cpu", {}) as compute, compute.autocast():
+            found.append(one.model(**batch_of(one)).logits)
+            kept = sum(p.numel() for p in one.model.parameters() if p.dtype == torch.float16)
+            whole = sum(p.numel() for p in one.model.parameters())
+        assert (kept > 0.4 * whole) == (one is lmm)
+    assert torch.equal(*found)
 
 
 def test_without_the_cast_the_llm_recipe_would_start_elsewhere():

@@ -107,7 +107,9 @@ def test_another_layout_resumes_and_says_that_bytes_may_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = states.layout
-    monkeypatch.setattr("lmm_forget.training.module.layout", lambda world: {**layout(world), "world_size": 2})
+    monkeypatch.setattr(
+        "lmm_forget.training.module.layout", lambda *given: {**layout(*given), "world_size": 2}
+    )
     _, fitted = interrupted(tmp_path)
     assert fitted.resumed == 4 and not fitted.exact
 
@@ -173,6 +175,73 @@ def test_a_request_to_stop_is_honoured_after_the_whole_step(
     assert found is not None and found[1]["step"] == 5
     hashes, fitted = run(partial)
     assert fitted.resumed == 5 and hashes == uninterrupted[0]
+
+
+class Looking:
+    """Wants to look after step 2 and notes when it did; is asked to stop while it looks, the first time, if `late`."""
+
+    def __init__(self, seen: list[int], late: bool = False) -> None:
+        self.seen, self.late = seen, late
+
+    def wants(self, step: int) -> bool:
+        return step == 2
+
+    def __call__(self, step: int) -> bool:
+        if self.late:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise Interrupted  # what a question does that notices
+        self.seen.append(step)
+        return False
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_look_that_had_no_time_is_made_up_for(
+    tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], late: bool
+) -> None:
+    """Asked to stop in the step before a look, or while it looks: the step is kept, and whoever goes on looks first."""
+    partial, seen = Partial(Store(tmp_path), "k"), []
+    with asking_after(1000 if late else 2), pytest.raises(Interrupted):
+        run(partial, every=1000, after_step=Looking(seen, late))
+    found = partial.load()
+    assert found is not None and found[1]["step"] == 2 and not seen
+    hashes, fitted = run(partial, after_step=Looking(seen))
+    assert seen == [2] and fitted.resumed == 2
+    assert hashes == uninterrupted[0]
+
+
+def test_a_look_can_end_a_stage_that_was_stopped_before_it(tmp_path: Path) -> None:
+    class Ending(Looking):
+        def __call__(self, step: int) -> bool:
+            super().__call__(step)
+            return True
+
+    partial = Partial(Store(tmp_path), "k")
+    with asking_after(2), pytest.raises(Interrupted):
+        run(partial, every=1000, after_step=Ending([]))
+    hashes, fitted = run(partial, after_step=Ending([]))
+    assert (fitted.stopped, fitted.steps) == (2, 2)
+    straight, once = run(Partial(Store(tmp_path), "other"), every=1000, after_step=Ending([]))
+    assert once.stopped == 2 and straight == hashes
+
+
+def test_a_step_that_was_taken_again_in_less_memory_costs_the_promise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Micro-batches add up in another order: the record says so, as a saved state does."""
+    from lmm_forget.recipes.plain import Plain
+
+    loss, failed = Plain.loss, []
+
+    def cramped(method: Any, lmm: Any, batch: Any, labels: Any) -> Any:
+        if len(labels) > 2 and not failed:
+            failed.append(1)
+            raise torch.OutOfMemoryError("injected")
+        return loss(method, lmm, batch, labels)
+
+    monkeypatch.setattr(Plain, "loss", cramped)
+    fitted = teach("sa_proj", training=TRAINING, hardware={**HARDWARE, "micro_batch": 4})[2]
+    assert failed and fitted.micro_batch == 2 and not fitted.exact
+    assert teach("sa_proj", training=TRAINING, hardware={**HARDWARE, "micro_batch": 4})[2].exact
 
 
 def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lmm_forget.command import complain
 from lmm_forget.errors import LaunchError, LmmForgetError
-from lmm_forget.heartbeat import correct_status
+from lmm_forget.heartbeat import correct_status, rank_failure
 from lmm_forget.launch.processes import DISTRIBUTED, DISTRIBUTED_PREFIXES
 from lmm_forget.launch.slurm.ticket import Submission, Ticket
 
@@ -131,8 +131,12 @@ def _run(job: Path, rank: int, submission: Submission) -> int:
     for number in stopping.SIGNALS:  # whatever comes now is too late, and would make a failure of the end
         signal.signal(number, signal.SIG_IGN)
     if code == 1 and stopping.asked():
-        # Another rank stopped at once while this one waited for it inside a collective call.
-        correct_status(job.parent, "interrupted")
+        # Another rank stopped, or failed, while this one waited for it inside a collective call: what that one has
+        # to say counts.
+        if rank:
+            rank_failure(job.parent, rank).unlink(missing_ok=True)
+        else:
+            correct_status(job.parent, "interrupted")
         code = STOPPED
     if code != STOPPED:
         return code

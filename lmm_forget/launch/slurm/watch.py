@@ -6,13 +6,12 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
 from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.heartbeat import close_status, read_status
-from lmm_forget.launch.jobs import Job, hold_folder, prepare
+from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.live import View
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only, wants_submitting_only
 from lmm_forget.launch.processes import Outcome, Stopped
@@ -59,10 +58,8 @@ def run_in_slurm(jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
             "hydra/launcher=slurm: there is no squeue here; start it on a machine of the cluster"
         )
     ids = queued(plan.jobs)
-    with ExitStack() as folders:
-        waiting, finished = prepare(
-            [job for job in plan.jobs if job.name not in ids], lambda job: hold_folder(job, folders)
-        )
+    with Folders() as folders:
+        waiting, finished = prepare([job for job in plan.jobs if job.name not in ids], folders.hold)
         tell_before(plan, waiting)
         if ids:
             print(f"{_many(len(ids))} in Slurm's queue already", file=sys.stderr)
