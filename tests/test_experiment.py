@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lmm_forget import experiment
+from lmm_forget import experiment, stopping
 from lmm_forget.config import compose, resolve
 from lmm_forget.errors import ConfigError, StoreError
 from lmm_forget.models.loading import load
 from lmm_forget.models.weights import model_hashes, tensor_hash, weights_hash
 from lmm_forget.progress import NullProgress
+from lmm_forget.recipes.plain import Plain
 from lmm_forget.store import Store
 
 SMALL = [
@@ -257,6 +260,34 @@ def test_a_store_that_cannot_be_written_is_enough_when_everything_is_there(
     monkeypatch.setattr(Store, "writing", refuse)
     again = experiment.run(copy.deepcopy(config), tmp_path, NullProgress())
     assert timeless(again) == timeless(results)
+
+
+def test_a_stage_behind_its_last_step_is_filed_before_the_job_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request to stop that comes while tensors are rounded, hashed and written costs nothing that was trained."""
+    config = configure(tmp_path / "store", "recipe=sa_proj", "sequence=single", "sequence.task=cub200")
+    finish, handlers = Plain.finish, {number: signal.getsignal(number) for number in stopping.SIGNALS}
+
+    def interrupted(*given: Any, **more: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(*given, **more)
+
+    monkeypatch.setattr(stopping, "_limit", 10**6)  # the timer behind a request must not end the tests
+    monkeypatch.setattr(Plain, "finish", interrupted)
+    stopping.listen()
+    try:
+        with pytest.raises(stopping.Interrupted):
+            experiment.run(copy.deepcopy(config), tmp_path, NullProgress())
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        stopping._asked.clear()
+        stopping._listening = False
+    monkeypatch.undo()
+    again = Listening()
+    experiment.run(copy.deepcopy(config), tmp_path, again)
+    assert again.steps() == 0 and again.questions() > 0
 
 
 def test_a_disk_without_room_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
