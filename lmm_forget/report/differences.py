@@ -1,4 +1,4 @@
-"""Is one setting better than another? Paired differences to the one that forgot least."""
+"""Is one setting better than another? Paired differences to the one of its model that forgot least."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lmm_forget.metrics import TaskScores, compare_mean, holm, task_scores_from_
 from lmm_forget.report.answers import Columns, read_answers, scoring_of
 from lmm_forget.report.load import Sweep
 from lmm_forget.report.rows import Row, held_out_tasks
-from lmm_forget.report.settings import Setting, over_jobs
+from lmm_forget.report.settings import Setting, by_model, over_jobs
 
 MOST = 24
 """Settings up to which differences are taken."""
@@ -26,13 +26,15 @@ Answers = Mapping[tuple[int, str], Columns]
 class Difference:
     """One setting minus the reference, in points: {value, low, high, p_value, p_holm} or None where it has no sense.
 
-    `basis` says what was paired: "questions" of two jobs, or "jobs" of equal seed and order.
+    `against` is the reference's name. `basis` says what was paired: "questions" of two jobs, or "jobs" of equal seed
+    and order.
     """
 
     name: str
     learning: Mapping[str, Any] | None
     final: Mapping[str, Any] | None
     basis: str
+    against: str
 
 
 def reference(settings: Sequence[Setting]) -> Setting | None:
@@ -42,16 +44,21 @@ def reference(settings: Sequence[Setting]) -> Setting | None:
 
 
 def differences(sweep: Sweep, settings: Sequence[Setting]) -> list[Difference]:
-    """Every other setting against `reference`; empty without one, or with more than `MOST` settings.
+    """Every other setting against the `reference` of its model; empty with more than `MOST` settings.
 
     Single jobs are paired question by question (bootstrap over images, swap test), settings of several jobs by equal
     seed and order (Student's t over the pairs; the questions of the pair where there is a single one). P-values are
     Holm-corrected over the settings, for each figure.
     """
-    best = reference(settings)
-    if best is None or len(settings) > MOST:
+    if len(settings) > MOST:
         return []
-    found = [_difference(sweep, best, other) for other in settings if other is not best]
+    found = [
+        _difference(sweep, best, other)
+        for group in by_model(settings)
+        if (best := reference(group)) is not None
+        for other in group
+        if other is not best
+    ]
     for figure in ("learning", "final"):
         entries = [
             entry for each in found if (entry := getattr(each, figure)) and entry["p_value"] is not None
@@ -63,23 +70,26 @@ def differences(sweep: Sweep, settings: Sequence[Setting]) -> list[Difference]:
 
 def _difference(sweep: Sweep, best: Setting, other: Setting) -> Difference:
     if len(best.rows) == len(other.rows) == 1:
-        return _on_questions(sweep, other.name, best.first, other.first, "questions")
+        return _on_questions(sweep, (other, best), (best.first, other.first), "questions")
     pairs = [(a, b) for a in best.rows for b in other.rows if (a.seed, a.tasks) == (b.seed, b.tasks)]
     if len(pairs) == 1:
         basis = "questions" if pairs[0][0].seed is None else f"questions, seed {pairs[0][0].seed} of both"
-        return _on_questions(sweep, other.name, *pairs[0], basis)
+        return _on_questions(sweep, (other, best), pairs[0], basis)
     if not pairs:
-        return Difference(other.name, None, None, "no jobs of equal seed and order")
+        return Difference(other.name, None, None, "no jobs of equal seed and order", best.name)
     learning, final = (
         _by_job([(a.figures[f], b.figures[f]) for a, b in pairs]) for f in ("learning", "final")
     )
-    return Difference(other.name, learning, final, f"{len(pairs)} pairs of jobs")
+    return Difference(other.name, learning, final, f"{len(pairs)} pairs of jobs", best.name)
 
 
-def _on_questions(sweep: Sweep, name: str, one: Row, two: Row, basis: str) -> Difference:
-    learning, final = _by_question(sweep, one, two)
+def _on_questions(sweep: Sweep, of: tuple[Setting, Setting], pair: tuple[Row, Row], basis: str) -> Difference:
+    """`of`: the setting and its reference; `pair`: the jobs of reference and setting."""
+    learning, final = _by_question(sweep, *pair)
     alike = learning is not None or final is not None
-    return Difference(name, learning, final, basis if alike else "not the same questions or base")
+    setting, best = of
+    told = basis if alike else "not the same questions or base"
+    return Difference(setting.name, learning, final, told, best.name)
 
 
 def _by_job(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from lmm_forget.files import write_atomic
 from lmm_forget.report.rows import TINY, Row, points, rate, sweep_rows
-from lmm_forget.report.settings import Setting, settings_of
+from lmm_forget.report.settings import Setting, by_model, settings_of
 from lmm_forget.report.verdict import front
 
 # Middle tones that keep their contrast on white and on a dark page; markers tell the lines apart as well.
@@ -24,6 +24,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", ":", "-.")  # tells the learning rates of one recipe apart
 _BESIDE = ((6, 5), (6, -12), (-25, -12), (-25, 5))  # where a point's learning rate stands
 FRONT = "best trade-offs"
+SIZE = (5.4, 3.8)
+"""Inches of a picture with one panel."""
 INK = "#5b6168"  # replaced by the page's own colour where a picture is set into HTML
 STYLE = {
     "font.family": ["DejaVu Sans"],
@@ -64,58 +66,63 @@ def sweep_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
 def heldout_per_stage(rows: Sequence[Row]) -> Figure:
     """Held-out mean at the base and after each stage, a line per setting, with the interval of each change.
 
-    Jobs that differ in seed or order alone are thin lines behind their mean.
+    Jobs that differ in seed or order alone are thin lines behind their mean. A panel for each model.
     """
-    settings = settings_of(rows)
+    groups = by_model(settings_of(rows))
+    labels = _labels(groups)
+    title = "Held-out mean per stage (bars: 95 % interval of the change)"
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes(
-            "held-out mean (points)", "Held-out mean per stage (bars: 95 % interval of the change)"
-        )
-        labels = list(dict.fromkeys(setting.first.label for setting in settings))
-        seen: list[str] = []
-        for setting in settings:
-            base = setting.heldout_base
-            if base is None:
-                continue
-            colour, marker = look(labels.index(setting.first.label))
-            dashes = _DASHES[seen.count(setting.first.label) % len(_DASHES)]
-            seen.append(setting.first.label)
-            several = len(setting.rows) > 1
-            for row in setting.rows if several else ():
-                if row.heldout_base is not None:
-                    line = [
-                        row.heldout_base,
-                        *(row.heldout_base + (s["value"] or 0) for s in row.heldout_per_stage),
-                    ]
-                    axes.plot(range(len(line)), line, color=colour, linewidth=0.5, alpha=0.35)
-            changes: list[Mapping[str, Any]] = [
-                {"value": 0.0, "low": None, "high": None},
-                *(stage for stage in setting.heldout_per_stage if stage["value"] is not None),
-            ]
-            means = [base + change["value"] for change in changes]
-            bars = [_arms(change) for change in changes]
-            axes.errorbar(
-                range(len(means)),
-                means,
-                yerr=[[low for low, _ in bars], [high for _, high in bars]],
-                label=setting.name,
-                linestyle=dashes,
-                color=colour,
-                marker=marker,
-                elinewidth=0.7,
-                linewidth=1.6,
-                markersize=4,
-            )
-            for stage, (mean, change) in enumerate(zip(means, changes, strict=True)):
-                when = f"after {stage}: {setting.stages[stage - 1]}" if stage else "base"
-                told = f", {told_change(change)} since the base" if stage else ""
-                tip(axes, stage, mean, f"{setting.name} - {when}: {mean:.1f}{told}")
-        orders = {setting.tasks for setting in settings}
-        stages = max((len(setting.stages) for setting in settings), default=0)
-        same = len(orders) == 1 and None not in orders
-        _stage_ticks(axes, settings[0].stages if same else [f"stage {s}" for s in range(1, stages + 1)])
-        legend(axes)
+        figure, panels = new_panels(groups, "held-out mean (points)", title)
+        for axes, settings in zip(panels, groups, strict=True):
+            _stage_lines(axes, settings, labels)
+        legend(panels)
     return figure
+
+
+def _stage_lines(axes: Axes, settings: Sequence[Setting], labels: Sequence[str]) -> None:
+    """One model's settings, coloured by their place in `labels`."""
+    seen: list[str] = []
+    for setting in settings:
+        base = setting.heldout_base
+        if base is None:
+            continue
+        colour, marker = look(labels.index(setting.first.within))
+        dashes = _DASHES[seen.count(setting.first.within) % len(_DASHES)]
+        seen.append(setting.first.within)
+        several = len(setting.rows) > 1
+        for row in setting.rows if several else ():
+            if row.heldout_base is not None:
+                line = [
+                    row.heldout_base,
+                    *(row.heldout_base + (s["value"] or 0) for s in row.heldout_per_stage),
+                ]
+                axes.plot(range(len(line)), line, color=colour, linewidth=0.5, alpha=0.35)
+        changes: list[Mapping[str, Any]] = [
+            {"value": 0.0, "low": None, "high": None},
+            *(stage for stage in setting.heldout_per_stage if stage["value"] is not None),
+        ]
+        means = [base + change["value"] for change in changes]
+        bars = [_arms(change) for change in changes]
+        axes.errorbar(
+            range(len(means)),
+            means,
+            yerr=[[low for low, _ in bars], [high for _, high in bars]],
+            label=setting.within,
+            linestyle=dashes,
+            color=colour,
+            marker=marker,
+            elinewidth=0.7,
+            linewidth=1.6,
+            markersize=4,
+        )
+        for stage, (mean, change) in enumerate(zip(means, changes, strict=True)):
+            when = f"after {stage}: {setting.stages[stage - 1]}" if stage else "base"
+            told = f", {told_change(change)} since the base" if stage else ""
+            tip(axes, stage, mean, f"{setting.name} - {when}: {mean:.1f}{told}")
+    orders = {setting.tasks for setting in settings}
+    stages = max((len(setting.stages) for setting in settings), default=0)
+    same = len(orders) == 1 and None not in orders
+    _stage_ticks(axes, settings[0].stages if same else [f"stage {s}" for s in range(1, stages + 1)])
 
 
 def targets_per_stage(results: Mapping[str, Any]) -> Figure:
@@ -164,31 +171,42 @@ def learning_vs_forgetting(rows: Sequence[Row]) -> Figure:
     """Target learning against final held-out forgetting, a point per setting with both intervals.
 
     A line joins the learning rates of one recipe; the dashed one joins the settings that no other beats in both.
-    Jobs that differ in seed or order alone are small points around their mean.
+    Jobs that differ in seed or order alone are small points around their mean. A panel for each model.
     """
-    settings = settings_of(rows)
+    groups = by_model(settings_of(rows))
+    labels = _labels(groups)
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_axes("held-out forgetting, final (points)", "What was learned, and what it cost")
-        axes.set_xlabel("target learning (points)")
-        axes.axhline(0, color=INK, linewidth=0.6, alpha=0.6)
-        lines: dict[str, list[Setting]] = {}
-        for setting in settings:
-            if (
-                setting.figures["final"]["value"] is not None
-                and setting.figures["learning"]["value"] is not None
-            ):
-                lines.setdefault(setting.first.label, []).append(setting)
-        for place, (label, line) in enumerate(lines.items()):
-            colour, marker = look(place)
-            _frontier(
-                axes, sorted(line, key=lambda s: _rate(s.first)), colour, marker, label, _BESIDE[place % 4]
-            )
-        best = front([setting for line in lines.values() for setting in line])
-        if len(best) > 1:
-            x, y = ([s.figures[name]["value"] for s in best] for name in ("learning", "final"))
-            axes.plot(x, y, color=INK, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, label=FRONT)
-        legend(axes)
+        figure, panels = new_panels(
+            groups, "held-out forgetting, final (points)", "What was learned, and what it cost"
+        )
+        for axes, settings in zip(panels, groups, strict=True):
+            axes.set_xlabel("target learning (points)")
+            axes.axhline(0, color=INK, linewidth=0.6, alpha=0.6)
+            _trade_offs(axes, settings, labels)
+        legend(panels)
     return figure
+
+
+def _trade_offs(axes: Axes, settings: Sequence[Setting], labels: Sequence[str]) -> None:
+    """One model's settings, coloured by their place in `labels`."""
+    lines: dict[str, list[Setting]] = {}
+    for setting in settings:
+        if setting.figures["final"]["value"] is not None and setting.figures["learning"]["value"] is not None:
+            lines.setdefault(setting.first.within, []).append(setting)
+    for label, line in lines.items():
+        place = labels.index(label)
+        colour, marker = look(place)
+        ordered = sorted(line, key=lambda s: _rate(s.first))
+        _frontier(axes, ordered, colour, marker, label, _BESIDE[place % 4])
+    best = front([setting for line in lines.values() for setting in line])
+    if len(best) > 1:
+        x, y = ([s.figures[name]["value"] for s in best] for name in ("learning", "final"))
+        axes.plot(x, y, color=INK, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, label=FRONT)
+
+
+def _labels(groups: Sequence[Sequence[Setting]]) -> list[str]:
+    """What has a colour of its own: recipes, and what tells their settings apart within a model."""
+    return list(dict.fromkeys(setting.first.within for group in groups for setting in group))
 
 
 def save(figure: Figure, stem: Path, document: str | None = None) -> list[Path]:
@@ -237,12 +255,34 @@ def told_change(estimate: Mapping[str, Any]) -> str:
 
 def new_axes(ylabel: str, title: str) -> tuple[Figure, Axes]:
     """One picture of the usual size, with its axis and title."""
-    figure = Figure(figsize=(5.4, 3.8), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(axis="y", color=INK, alpha=0.18, linewidth=0.6)
     return figure, axes
+
+
+def new_panels(groups: Sequence[Sequence[Setting]], ylabel: str, title: str) -> tuple[Figure, list[Axes]]:
+    """A picture of the usual size, or panels of one scale beside each other, each named by its model."""
+    if len(groups) < 2:
+        figure, axes = new_axes(ylabel, title)
+        return figure, [axes]
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = Figure(figsize=(3.5 * columns, 3.4 * lines + 0.6), layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for spare in panels[len(groups) :]:
+        spare.remove()
+    for place, (axes, group) in enumerate(zip(panels, groups, strict=False)):
+        axes.set_title(str(group[0].first.model), fontsize=10, loc="left")
+        axes.grid(axis="y", color=INK, alpha=0.18, linewidth=0.6)
+        axes.tick_params(labelbottom=True)
+        if place % columns == 0:
+            axes.set_ylabel(ylabel)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left", color=INK)
+    return figure, panels[: len(groups)]
 
 
 def _frontier(
@@ -319,12 +359,20 @@ def _stage_ticks(axes: Axes, stages: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor")
 
 
-def legend(axes: Axes) -> None:
-    """A legend under the picture, where it hides no point."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles and isinstance(axes.figure, Figure):
-        order = sorted(range(len(labels)), key=lambda i: labels[i] == FRONT)
-        handles, labels = [handles[i] for i in order], [labels[i] for i in order]
-        longest = max(map(len, labels))
-        columns = max(1, min(4, 60 // (longest + 6)))
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+def legend(panels: Axes | Sequence[Axes]) -> None:
+    """A legend under the picture, where it hides no point; what several panels share stands there once."""
+    found: dict[str, Any] = {}
+    for axes in [panels] if isinstance(panels, Axes) else panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+        figure = axes.figure
+    if not found or not isinstance(figure, Figure):
+        return
+    labels = sorted(found, key=lambda label: label == FRONT)
+    width = 60 * figure.get_size_inches()[0] / SIZE[0]  # characters that fit beside each other
+    columns = max(1, min(4, int(width // (max(map(len, labels)) + 6))))
+    lines = -(-len(labels) // columns)
+    if lines > 4:  # room that the legend takes is not the picture's to give
+        figure.set_figheight(figure.get_figheight() + 0.2 * (lines - 4))
+    handles = [found[label] for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))

@@ -33,7 +33,7 @@ def markdown(
 
     `pictures` are the names of the .png files beside it, without their ending.
     """
-    lines = [f"# {summary['name']}", "", f"**{summary['question']}** {summary['answer']}", ""]
+    lines = [f"# {summary['name']}", "", f"**{summary['question']}** {_lines(summary['answer'])}", ""]
     if unfinished:
         lines += [f"{missing_line(len(rows), unfinished)}; they are listed below and in no mean.", ""]
     if settings:
@@ -180,6 +180,12 @@ def _texts(setting: Setting) -> list[str]:
         spread = "" if estimate["sd"] is None else f" (sd {estimate['sd']:.1f})"
         cells.append(told(figure, estimate) + spread)
     return cells
+
+
+def _lines(text: str) -> str:
+    """Several lines as a Markdown list, one as it is."""
+    lines = text.split("\n")
+    return text if len(lines) == 1 else "\n" + "\n".join(f"\n- {line}" for line in lines)
 
 
 def _md_row(cells: Sequence[str]) -> str:

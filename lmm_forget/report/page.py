@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from lmm_forget.report.differences import MOST, Difference, reference
+from lmm_forget.report.differences import MOST, Difference
 from lmm_forget.report.figures import inline, svg, targets_per_stage, told_change
 from lmm_forget.report.formats import choice_texts, jobs_text, missing_line, skill
 from lmm_forget.report.load import Sweep
@@ -28,7 +28,7 @@ from lmm_forget.report.rows import (
     points,
 )
 from lmm_forget.report.samples import Browser
-from lmm_forget.report.settings import Setting
+from lmm_forget.report.settings import Setting, by_model
 from lmm_forget.report.table import interval
 from lmm_forget.report.verdict import front
 
@@ -65,7 +65,7 @@ def page(
 ) -> str:
     """The whole document. `figures` are SVG documents by name; those that `DESCRIBED` names are shown."""
     drawn = {name: inline(figures[name], text, name) for name, text in DESCRIBED.items() if name in figures}
-    best = reference(settings) if compared else None
+    groups = by_model(settings)
     return (
         _environment()
         .get_template("summary.html.j2")
@@ -73,7 +73,7 @@ def page(
             summary=summary,
             style=_source("summary.css"),
             script=_source("summary.js"),
-            settings=[_setting(setting, settings) for setting in settings],
+            settings=[_setting(setting, group) for group in groups for setting in group],
             headings=FIGURES,
             explained=EXPLAINED,
             several=any(len(setting.rows) > 1 for setting in settings),
@@ -81,8 +81,8 @@ def page(
             unfinished=sweep.unfinished,
             missing=missing_line(len(rows), sweep.unfinished) if sweep.unfinished else "",
             orphans=_orphans(sweep, settings),
-            reference=best.name if best else None,
-            compared=[_compared(each) for each in compared],
+            compared=_by_reference(compared),
+            panels=len(groups),
             by_question=any(each.basis.startswith("questions") for each in compared),
             most=MOST,
             pictures=drawn,
@@ -123,7 +123,8 @@ def _json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _setting(setting: Setting, settings: Sequence[Setting]) -> dict[str, Any]:
+def _setting(setting: Setting, group: Sequence[Setting]) -> dict[str, Any]:
+    """A row of the table; `group` are all settings of its model."""
     parameters, rates = choice_texts(setting.first)
     figures = []
     for figure in FIGURES:
@@ -147,7 +148,7 @@ def _setting(setting: Setting, settings: Sequence[Setting]) -> dict[str, Any]:
         "rates": rates,
         "jobs": jobs_text(setting),
         "missing": [f"{job.job} ({job.state})" for job in setting.missing],
-        "best": len(settings) > 1 and setting in front(settings),
+        "best": len(group) > 1 and setting in front(group),
         "figures": figures,
     }
 
@@ -171,6 +172,14 @@ def _job(row: Row) -> dict[str, Any]:
 def _orphans(sweep: Sweep, settings: Sequence[Setting]) -> int:
     """Jobs without results of settings that have no result at all."""
     return len(sweep.unfinished) - sum(len(setting.missing) for setting in settings)
+
+
+def _by_reference(compared: Sequence[Difference]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The differences to each reference, in the order of references."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in compared:
+        found.setdefault(each.against, []).append(_compared(each))
+    return list(found.items())
 
 
 def _compared(each: Difference) -> dict[str, Any]:

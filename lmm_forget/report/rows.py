@@ -55,10 +55,16 @@ class Row:
     cost: Mapping[str, float | None]
     setting: str
     extra: tuple[str, ...] = ()
+    named_model: str | None = None
 
     @property
     def label(self) -> str:
-        """Recipe, with its layer range where it has one, and what else tells its setting from others."""
+        """`within`, with the model where the sweep has several."""
+        return self.within if self.named_model is None else f"{self.within}, {self.named_model}"
+
+    @property
+    def within(self) -> str:
+        """Recipe, with its layer range where it has one, and what else tells its setting from others of the model."""
         name = self.recipe if self.layers == "all" else f"{self.recipe} {self.layers}"
         return ", ".join((name, *self.extra))
 
@@ -72,11 +78,14 @@ class Row:
 
 
 def sweep_rows(results: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Rows of finished jobs, by recipe (in the order they come), then learning rate, then job name."""
+    """Rows of finished jobs, by model and recipe (in the order they come), then learning rate, then job name."""
     found = list(results)
     rows = _told_apart([_row(result) for result in found], found)
-    first = {label: place for place, label in reversed(list(enumerate(row.label for row in rows)))}
-    return sorted(rows, key=lambda row: (first[row.label], _shown_rate(row), row.job))
+    models = list(dict.fromkeys(row.model for row in rows))
+    labels = list(dict.fromkeys(row.within for row in rows))
+    return sorted(
+        rows, key=lambda row: (models.index(row.model), labels.index(row.within), _shown_rate(row), row.job)
+    )
 
 
 def choices(config: Mapping[str, Any], taught: Iterable[str]) -> dict[str, Any]:
@@ -212,9 +221,7 @@ def _told_apart(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> li
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, row in enumerate(rows):
         groups.setdefault((row.model, row.label, row.rates), []).append(place)
-    extra: dict[int, list[str]] = {
-        place: [str(row.model)] if several_models else [] for place, row in enumerate(rows)
-    }
+    extra: dict[int, list[str]] = {place: [] for place in range(len(rows))}
     for places in groups.values():
         if len({rows[place].setting for place in places}) == 1:
             continue
@@ -229,7 +236,10 @@ def _told_apart(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> li
         for place in places:
             known = [name for name in differ if leaves[place].get(name) is not None]
             extra[place] += [_short(name, leaves[place][name]) for name in known[:3]]
-    return [replace(row, extra=tuple(extra[place])) for place, row in enumerate(rows)]
+    return [
+        replace(row, extra=tuple(extra[place]), named_model=str(row.model) if several_models else None)
+        for place, row in enumerate(rows)
+    ]
 
 
 def _short(name: str, value: Any) -> str:

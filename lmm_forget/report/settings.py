@@ -18,12 +18,14 @@ from lmm_forget.report.rows import FIGURES, Row, choices
 class Setting:
     """One recipe at one learning rate, with all its seeds and orders.
 
+    `name` tells it from all others of the sweep, `within` from the others of its model.
     `figures` maps a figure to {value, low, high, over, jobs, sd, min, max}: of a single job its own interval, over
     "questions"; of several the mean and Student's 95 % interval over "jobs". `heldout_per_stage` holds the same for
     the held-out change after each stage, where all jobs have as many. `missing` are its jobs without results.
     """
 
     name: str
+    within: str
     rows: tuple[Row, ...]
     missing: tuple[Unfinished, ...]
     figures: Mapping[str, Mapping[str, Any]]
@@ -65,7 +67,8 @@ def settings_of(rows: Sequence[Row], unfinished: Sequence[Unfinished] = ()) -> l
         rates.setdefault(row.label, set()).add(row.rates)
     found = []
     for key, group in groups.items():
-        label = group[0].label
+        first = group[0]
+        rate = "" if len(rates[first.label]) == 1 else f" {first.rates}"
         stages = {len(row.heldout_per_stage) for row in group}
         per_stage = (
             tuple(over_jobs([row.heldout_per_stage[stage] for row in group]) for stage in range(stages.pop()))
@@ -74,7 +77,8 @@ def settings_of(rows: Sequence[Row], unfinished: Sequence[Unfinished] = ()) -> l
         )
         found.append(
             Setting(
-                name=label if len(rates[label]) == 1 else f"{label} {group[0].rates}",
+                name=first.label + rate,
+                within=first.within + rate,
                 rows=tuple(group),
                 missing=tuple(missing.get(key, ())),
                 figures={figure: over_jobs([row.figures[figure] for row in group]) for figure in FIGURES},
@@ -82,6 +86,14 @@ def settings_of(rows: Sequence[Row], unfinished: Sequence[Unfinished] = ()) -> l
             )
         )
     return found
+
+
+def by_model(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """The settings of each model, in their order: what was learned and lost is compared within a model only."""
+    groups: dict[str | None, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.first.model, []).append(setting)
+    return list(groups.values())
 
 
 def over_jobs(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lmm_forget.report.differences import Difference
 from lmm_forget.report.rows import points
-from lmm_forget.report.settings import Setting
+from lmm_forget.report.settings import Setting, by_model
 
 
 def question(settings: Sequence[Setting]) -> str:
     """What this sweep can answer."""
     skills = max((len(setting.stages) for setting in settings), default=0)
     taught = f"{skills} skills one after another" if skills > 1 else "a new skill"
-    recipes = {setting.first.label for setting in settings}
+    recipes = {setting.first.within for setting in settings}
     if len(settings) == 1:
         return f"What did {settings[0].name} learn when taught {taught}, and what did the model forget?"
     if len(recipes) == 1:
-        return f"At which learning rate does {settings[0].first.label} learn {taught} without forgetting?"
-    return f"Which recipe learns {taught} without forgetting what the model knew?"
+        return f"At which learning rate does {settings[0].first.within} learn {taught} without forgetting?"
+    knew = "what the model knew" if len(by_model(settings)) == 1 else "what each model knew"
+    return f"Which recipe learns {taught} without forgetting {knew}?"
 
 
 def answer(settings: Sequence[Setting], compared: Sequence[Difference] = ()) -> str:
-    """The answer in a line or two; `compared` are the differences to the setting that forgot least.
+    """The answer in a line or two, one such for each model; `compared` are the differences to what forgot least.
 
     A setting counts as having learned or forgotten where its interval excludes zero, or that of each of its jobs does
     on the same side (two seeds give no interval worth the name); and as having learned more than another where the
     interval of their difference excludes zero.
     """
+    groups = by_model(settings)
+    if len(groups) < 2:
+        return _answer(settings, compared)
+    lines = []
+    for group in groups:
+        short = {setting.name: setting.within for setting in group}
+        inside = [replace(each, name=short[each.name]) for each in compared if each.name in short]
+        told = _answer([replace(setting, name=setting.within) for setting in group], inside)
+        lines.append(f"{group[0].first.model}: {told}")
+    return "\n".join(lines)
+
+
+def _answer(settings: Sequence[Setting], compared: Sequence[Difference]) -> str:
     known = [s for s in settings if s.figures["learning"]["value"] is not None]
     if not known:
         return "No job has finished yet."
@@ -64,7 +79,7 @@ def answer(settings: Sequence[Setting], compared: Sequence[Difference] = ()) -> 
 
 
 def front(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings that no other beats in both learning and held-out forgetting, by learning."""
+    """The settings of one model that no other beats in both learning and held-out forgetting, by learning."""
     known = [
         s
         for s in settings
