@@ -21,6 +21,8 @@ def build(
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    if not isinstance(node, Mapping):
+        raise error(f"{what}: {node!r} is not of the form {{_target_: …}}")
     try:
         made = instantiate(dict(node), _convert_=convert)
     except InstantiationException as problem:
@@ -29,6 +31,9 @@ def build(
             if isinstance(cause, LmmForgetError):
                 raise cause from None
             deepest, cause = cause, cause.__cause__
+        target = node.get("_target_")
+        if "Error locating target" in str(problem):
+            raise error(f"{what}: there is no _target_ {target}") from problem
         reason = " ".join(str(deepest).split())
         raise error(f"{what}: cannot be built from its YAML: {reason}") from problem
     if not isinstance(made, kind):

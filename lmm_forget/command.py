@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from lmm_forget.errors import ConfigError, LmmForgetError
 
@@ -30,15 +32,32 @@ def run_command(act: Act, arguments: Sequence[str] | None, help_text: str | None
     except LmmForgetError as error:
         complain(error)
         return 2
-    except KeyboardInterrupt:
-        print("lmm-forget: stopped", file=sys.stderr, flush=True)
-        return 130
     except BrokenPipeError:
         reader_left()
         return 0
+    except OSError as error:  # a folder that cannot be read or written, a full disk
+        complain(told(error))
+        return 2
+    except KeyboardInterrupt:
+        print("lmm-forget: stopped", file=sys.stderr, flush=True)
+        return 130
 
 
-def complain(error: BaseException, who: str = "error") -> None:
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are this package's: one line, raised as ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print with its usage."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def told(error: OSError) -> str:
+    """`multirun/x: Permission denied`."""
+    name = error.filename2 or error.filename
+    return f"{name}: {error.strerror}" if name and error.strerror else str(error)
+
+
+def complain(error: BaseException | str, who: str = "error") -> None:
     """Print an error as the one line on stderr that scripts and people look for."""
     print(f"lmm-forget: {who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
@@ -77,7 +96,10 @@ def take_format(words: Sequence[str], known: Sequence[str] = FORMATS) -> tuple[s
 
 
 def one_folder(words: Sequence[str], command: str) -> Path:
-    """The only word of `words`, as a folder's path. Raises ConfigError unless there is one word."""
+    """The only word of `words`, as a folder's path. Raises ConfigError for options, and unless there is one word."""
+    for word in words:
+        if word.startswith("-") or ("=" in word and not Path(word).exists() and "/" not in word):
+            raise ConfigError(f"there is no option {word}; see python -m lmm_forget.{command} --help")
     if len(words) != 1:
         raise ConfigError(
             f"found {len(words)} folders, expected one: python -m lmm_forget.{command} multirun/<name>"

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lmm_forget.command import run_command, take_format
+from lmm_forget.command import Parser, run_command, take_format
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.report.conditions import Condition
 from lmm_forget.report.load import is_job
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lmm_forget.compare",
         description=(__doc__ or "").split("\n", 1)[1].strip(),
         epilog=EXAMPLES,
@@ -64,6 +64,8 @@ def _compare(arguments: Sequence[str]) -> int:
     form, words = take_format(given.places)
     conditions = [Condition.parse(text) for text in given.fail_if]
     pairs, notes = pairs_of(words)
+    if conditions and notes:
+        raise DataError(f"{notes[0]}; a --fail-if condition holds for all jobs or cannot be checked")
     found = [compare_places(first, second) for first, second in pairs]
     verdicts = [[condition.judge(each) for condition in conditions] for each in found]
     for each, judged in zip(found, verdicts, strict=True):

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from lmm_forget.command import run_command, take_format, take_options
+from lmm_forget.command import Parser, run_command, take_format, take_options
 from lmm_forget.errors import ConfigError
 from lmm_forget.report.dashboard import Wanted, as_json, build, save
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dashboard(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lmm_forget.dashboard",
         description="Build the saved W&B view of a project: figures of merit, stages, benchmarks, probes, runs.",
         epilog=EXAMPLES,

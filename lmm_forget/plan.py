@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.command import run_command, take_format
+from lmm_forget.command import Parser, run_command, take_format
 from lmm_forget.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lmm_forget.plan",
         description="Show which tensors a recipe moves in a model, a stage's delta, and what training needs.",
         epilog=EXAMPLES,

@@ -14,9 +14,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-from lmm_forget.command import complain, reader_left
+from lmm_forget.command import complain, reader_left, told
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
 from lmm_forget.ranks import Place
 
@@ -95,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         reader_left()
         return 0
+    except OSError as error:  # a folder that cannot be read or written, a full disk
+        complain(told(error))
+        return 2
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
@@ -119,6 +123,7 @@ def _main(given: list[str]) -> int:
     from yaml import YAMLError
 
     from lmm_forget.config import one_line
+    from lmm_forget.config.overrides import checked
 
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign,assignment]
@@ -129,6 +134,8 @@ def _main(given: list[str]) -> int:
     shows = bool(args.cfg or args.info or args.shell_completion or args.hydra_help)
     if args.multirun and (shows or args.run):
         raise ConfigError("-m starts a sweep; leave it out to look at one configuration")
+    if args.experimental_rerun:
+        raise ConfigError("--experimental-rerun is not supported; a job is run again from its job.yaml")
     if args.resolve and not args.cfg:
         raise ConfigError("--resolve belongs to --cfg job")
     place = None
@@ -139,10 +146,22 @@ def _main(given: list[str]) -> int:
         from lmm_forget.launch.torchrun import world_overrides
 
         given = [*given, *world_overrides(place, args.overrides)]
+    kept = checked(args.overrides, [Path(args.config_dir)] if args.config_dir else [])
+    given = [word for word in given if word in kept or word not in args.overrides]
     try:
-        return _hydra(given, args, place)
+        with TemporaryDirectory() as scratch:
+            if _only_plans(
+                args
+            ):  # Hydra writes the sweep's grid before anybody knows whether it is to be run
+                given = [*given, f"hydra.sweep.dir={scratch}"]
+            return _hydra(given, args, place)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(one_line(error, args.overrides, args.config_dir)) from error
+
+
+def _only_plans(args: argparse.Namespace) -> bool:
+    said = {word.lstrip("+").partition("=")[0]: word.partition("=")[2].lower() for word in args.overrides}
+    return args.multirun and said.get("sweep.plan") == "true" and "hydra.sweep.dir" not in said
 
 
 def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None) -> int:
@@ -219,6 +238,14 @@ def _single(cfg: Any, args: argparse.Namespace) -> float | None:
     whole = _with_hydra(cfg)
     config = resolve(whole)
     name = single_name(config)
+    grid = OmegaConf.to_container(whole.hydra.sweeper.get("params") or OmegaConf.create({}))
+    if grid and whole.hydra.mode == RunMode.RUN:
+        what = ", ".join(map(str, grid))
+        print(
+            f"lmm-forget: note: experiment={whole.hydra.runtime.choices.experiment} is a sweep over {what}; this is "
+            "one job of it, add -m for all",
+            file=sys.stderr,
+        )
     if (
         whole.hydra.mode == RunMode.MULTIRUN
         and config["hardware"]["devices"] * config["hardware"]["nodes"] > 1

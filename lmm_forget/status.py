@@ -126,7 +126,8 @@ def _state(
 ) -> tuple[str, str | None]:
     """A job's state and the line that explains it. Results are results; then the queue; then the job's own word."""
     if (folder / "results.json").exists():
-        return "done", None
+        broken = _unreadable(folder / "results.json")
+        return ("failed", broken) if broken else ("done", None)
     said, error = str(status.get("state") or ""), status.get("error")
     if there is not None and not there.ended:
         return ("running" if there.running and said == "running" else "queued"), None
@@ -140,6 +141,15 @@ def _state(
     if ended == "OUT_OF_MEMORY" or (ended == "FAILED" and not said):
         return "failed", f"Slurm: {ended.lower().replace('_', ' ')}"
     return (said, error) if said else ("waiting", None)
+
+
+def _unreadable(path: Path) -> str | None:
+    """Why a results.json is none; None where it is JSON (the report looks closer)."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{path} is damaged ({' '.join(str(error).split())}); delete it and run the same command again"
+    return None
 
 
 def _alive(status: Mapping[str, Any]) -> bool:

@@ -39,27 +39,39 @@ def _why(words: Sequence[str]) -> None:
     from lmm_forget.metrics.connection import connection
     from lmm_forget.metrics.statements import statements
     from lmm_forget.report.connection import document
-    from lmm_forget.report.load import load_sweep
+    from lmm_forget.report.load import load_sweep, refuse_unreadable
 
     sweep = load_sweep(folder)
+    refuse_unreadable(sweep)
     jobs = {name: result for name, result in sweep.results.items() if "probes" in result}
+    missing = [f"{job.job} ({job.state})" for job in sweep.unfinished]
+    missing += [f"{name} (without probes)" for name in sweep.results if name not in jobs]
+    for name, result in jobs.items():
+        bare = [stage["task"] for stage in result["stages"] if "probes" not in stage]
+        if bare:
+            raise DataError(f"{folder}: {name} has no probes of the stage that taught {bare[0]}")
     if not jobs:
         raise DataError(
             f"{folder}: no finished job has probes; run them with probe=output_shift or probe=both"
         )
     found = connection(list(jobs.values()))
     said = statements(found)
-    whole = {**found, "statements": said}
+    whole = {**found, "statements": said, "left_out": missing}
+    note = f"Left out: {', '.join(missing)}." if missing else ""
     text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n"
     turned = turned_counts(folder, list(jobs))
     write_atomic(folder / "connection.json", text)
-    write_atomic(folder / "why.md", document(sweep.name, found, said, turned))
+    about = document(sweep.name, found, said, turned)
+    title, _, body = about.partition("\n\n")
+    write_atomic(folder / "why.md", f"{title}\n\n{note}\n\n{body}" if note else about)
     draw(jobs, found, folder)
     write_turned(folder, list(jobs), int(examples))
     if form == "json":
         print(text, end="")
     else:
         _show(found, said, turned)
+    if note:
+        print(f"lmm-forget: note: {note[0].lower()}{note[1:]}", file=sys.stderr)
 
 
 def turned_counts(folder: Path, jobs: Sequence[str]) -> list[dict[str, Any]]:
@@ -155,7 +167,14 @@ def _examples(job: Path, limit: int) -> list[tuple[dict[str, Any], str | None]]:
         set(results["config"]["suite"]["tasks"]),
         {s["index"]: s["task"] for s in results["stages"]},
     )
-    rows = [row for row in pq.read_table(job / "turned_wrong.parquet").to_pylist() if row["task"] in suite]
+    try:
+        table = pq.read_table(job / "turned_wrong.parquet")
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        line = " ".join(str(error).split())[:120]
+        raise DataError(
+            f"{job / 'turned_wrong.parquet'}: cannot be read ({line}); run the job again"
+        ) from None
+    rows = [row for row in table.to_pylist() if row["task"] in suite]
     by_place: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: (r["said"] == r["kind_before"], r["sample_id"])):
         by_place.setdefault((row["stage"], row["said"]), []).append({**row, "taught": stages[row["stage"]]})

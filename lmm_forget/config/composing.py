@@ -58,8 +58,10 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     from yaml import YAMLError
 
     from lmm_forget.config.messages import one_line
+    from lmm_forget.config.overrides import checked
 
     register_resolvers()
+    overrides = checked(overrides, [] if config_dir is None else [Path(config_dir)])
     own = list(overrides)
     if config_dir is not None:
         folder = Path(config_dir).resolve()

@@ -83,6 +83,15 @@ def _unknown_key(key: str, overrides: Sequence[str], config_dir: str | Path | No
         parent, _, last = parent.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
     known = [str(name) for name in node if name != "hydra"] if isinstance(node, DictConfig) else []
+    if parent == "tasks":
+        return f"there is no {key!r} yet; a change to a task is added: +{key}=…"
+    if known == ["name"] and isinstance(node, DictConfig):
+        from lmm_forget.config.composing import choices
+
+        others = [
+            name for name in choices(parent, [Path(config_dir)] if config_dir else []) if name != node.name
+        ]
+        return f"there is no {key!r}; {parent}={node.name} has no settings; choose another: {listing(others)}"
     where = parent or "the configuration"
     return f"there is no {key!r}; {where} has: {listing(known)}{closest(last, known)}"
 

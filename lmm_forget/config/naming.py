@@ -84,6 +84,8 @@ def check_name(name: Any) -> str:
         raise ConfigError(
             f"name={name!r} cannot be a folder; use letters, digits and . _ - = +, starting with a letter or digit"
         )
+    if len(name) > 200:
+        raise ConfigError(f"name={name[:20]}… has {len(name)} characters; a folder's name may have 200")
     return name
 
 

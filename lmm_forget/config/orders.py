@@ -15,11 +15,13 @@ def arrange(sequence: Mapping[str, Any]) -> list[str]:
     A node with `task` teaches that one; one with `order` permutes its `tasks`; any other teaches `tasks` as listed
     (a name may stand there twice: it is taught twice). Raises ConfigError.
     """
-    tasks = [str(name) for name in sequence.get("tasks") or []]
+    tasks = listed("sequence.tasks", sequence.get("tasks"))
     if "task" in sequence:
-        if not isinstance(sequence.get("task"), str):
+        task = sequence.get("task")
+        if not isinstance(task, str):
+            what = "is empty" if task is None else f"={task} is no name"
             raise ConfigError(
-                "sequence.task is empty; name the one skill to teach, e.g. sequence=single sequence.task=timeclock"
+                f"sequence.task {what}; name the one skill to teach, e.g. sequence=single sequence.task=timeclock"
             )
         return [str(sequence["task"])]
     if not tasks:
@@ -34,6 +36,15 @@ def arrange(sequence: Mapping[str, Any]) -> list[str]:
     raise ConfigError(
         f"sequence.order={order} cannot be read; give a permutation index or a list of positions or names"
     )
+
+
+def listed(key: str, names: Any) -> list[str]:
+    """A list of names. Raises ConfigError for anything else: a single name would be taken apart into letters."""
+    if names is None:
+        return []
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"{key}={names} must be a list: {key}=[{names}]")
+    return [str(name) for name in names]
 
 
 def permutation(n: int, index: int) -> list[int]:

@@ -14,7 +14,7 @@ from lmm_forget.config.checks import GROUPS, check
 from lmm_forget.config.composing import register_resolvers, search_path
 from lmm_forget.config.messages import one_line
 from lmm_forget.config.naming import check_name
-from lmm_forget.config.orders import arrange
+from lmm_forget.config.orders import arrange, listed
 from lmm_forget.config.probing import check_probe, find_prompts
 from lmm_forget.config.tasks import TaskFile, TaskFiles, check_roles
 from lmm_forget.errors import ConfigError
@@ -75,7 +75,7 @@ def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str
 
 
 def _suite(suite: Any) -> list[str]:
-    names = list(suite.get("tasks") or [])
+    names = listed("suite.tasks", suite.get("tasks"))
     if not names:
         raise ConfigError("suite.tasks is empty; forgetting needs at least one held-out benchmark")
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -97,6 +97,10 @@ def _cut_down(suite: Any, asked: Sequence[TaskFile]) -> None:
     )
     if odd:
         raise ConfigError(f"suite.subset.{odd[0]} is unknown; it has: {', '.join(known)}")
+    for key, least in (("samples", 1), ("seed", 0)):
+        value = subset.get(key, 0 if key == "seed" else None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"suite.subset.{key}={value} must be a whole number of at least {least}")
     for task in asked:
         groups = subset.get("by") or {}
         task.node.subset = {

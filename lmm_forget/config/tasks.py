@@ -75,6 +75,8 @@ class TaskFiles:
         Raises ConfigError if a change names a task that is neither taught nor asked, or if two files claim one name.
         """
         changes = run.get("tasks") or OmegaConf.create({})
+        if not isinstance(changes, DictConfig):
+            raise ConfigError(f"tasks={changes} must be keys and values, as in +tasks.ai2d.max_new_tokens=4")
         nodes: dict[str, DictConfig] = {}
         paths: dict[str, Path] = {}
         for task in tasks:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.command import run_command, take_format
+from lmm_forget.command import Parser, run_command, take_format
 from lmm_forget.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _data(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lmm_forget.data",
         description="Look at a task's data, or fetch what it links to, before anything is trained.",
         epilog=EXAMPLES,
@@ -135,6 +136,9 @@ def _check(
     from lmm_forget.data.sheet import contact_sheet
 
     limit = _whole(options, "samples", None)
+    sheet = options.get("sheet", f"{task.name}.png")
+    if sheet != "none":
+        _refuse_sheet(Path(sheet))
     measure, context = None, 0
     if "model" in options:
         from lmm_forget.data.context import measure_for
@@ -147,7 +151,6 @@ def _check(
     report = summarise(task, parts, absent)
     if measure is not None:
         report["context"] = {"model": options["model"], "tokens": context}
-    sheet = options.get("sheet", f"{task.name}.png")
     report["sheet"] = None
     if sheet != "none":
         report["sheet"] = str(contact_sheet(task, {part.split: part.shown for part in parts}, Path(sheet)))
@@ -158,6 +161,19 @@ def _check(
 
         show_check(report)
     return 1 if report["problems"] else 0
+
+
+def _refuse_sheet(path: Path) -> None:
+    """Raise ConfigError, before anything is read, where no contact sheet can be written."""
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ConfigError(f"sheet={path} must be a file that ends in .png, or none")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if (
+        not there.is_dir()
+        or not os.access(there, os.W_OK)
+        or (path.exists() and not os.access(path, os.W_OK))
+    ):
+        raise ConfigError(f"sheet={path} cannot be written; name another file, or sheet=none")
 
 
 def _prepare(task: Task, options: Mapping[str, str], form: str) -> int:

@@ -31,12 +31,14 @@ def export(
 
     refuse_existing(out)
     stage.sources()  # what is missing is said before anything is loaded
-    say("load the base")
-    lmm = stage_model(stage, base, say)
+    if base is not None and not (Path(base) / "config.json").is_file():
+        raise ConfigError(f"base={base} has no config.json; name the folder of the base model")
     draft = out.with_name(f".{out.name}.{os.getpid()}")
-    say(f"write {out}")
     try:
-        draft.mkdir(parents=True)
+        draft.mkdir(parents=True)  # so is a folder that cannot be written
+        say("load the base")
+        lmm = stage_model(stage, base, say)
+        say(f"write {out}")
         lmm.model.save_pretrained(draft, max_shard_size=SHARD)
         lmm.processor.save_pretrained(draft)
         (draft / "README.md").write_text(model_card(stage), encoding="utf-8")

@@ -60,6 +60,8 @@ class Isolated(Launcher):
         """
         setup_globals()
         assert self._config is not None and self._context is not None
+        if not job_overrides:
+            raise ConfigError("the sweep has no grid point: one of its choices is empty")
         if len(job_overrides) > 20:
             print(
                 f"checking {len(job_overrides)} grid points before the first one starts",

@@ -54,7 +54,9 @@ class SweepPlan:
         return True
 
     def counts(self) -> dict[str, int]:
-        """`jobs`, `stages` (each job's own), `different`, `in_store`, `to_train`, `bases`."""
+        """`jobs`, `stages` (each job's own), `different`, `in_store`, `to_train`; of jobs that are not `finished`:
+        `bases`, and models to `ask`.
+        """
         different = self.different()
         there = {
             (str(self._stores[job.name].root), path)
@@ -62,7 +64,9 @@ class SweepPlan:
             for path in self.paths[job.name]
             if self.done(job, path)
         }
-        bases = {(job.config["store"], str(job.config["model"])) for job in self.jobs}
+        open_jobs = [job for job in self.jobs if not (job.folder / "results.json").exists()]
+        bases = {(job.config["store"], str(job.config["model"])) for job in open_jobs}
+        ask = {(str(self._stores[job.name].root), path) for job in open_jobs for path in self.paths[job.name]}
         return {
             "jobs": len(self.jobs),
             "stages": self.stages(),
@@ -70,16 +74,21 @@ class SweepPlan:
             "in_store": len(there),
             "to_train": len(different) - len(there),
             "bases": len(bases),
+            "ask": len(bases) + len(ask),
+            "finished": len(self.jobs) - len(open_jobs),
         }
 
     def line(self) -> str:
         """The plan in one line."""
         n = self.counts()
+        asked = f"{_many(n['ask'], 'model')} to ask"
+        if n["ask"]:
+            asked += f" ({_many(n['bases'], 'base')} among them), every question once"
+        finished = f"; {_many(n['finished'], 'job')} finished already" if n["finished"] else ""
         shared = f" ({n['stages']} if nothing were shared)" if n["stages"] > n["different"] else ""
         return (
             f"plan: {_many(n['jobs'], 'job')}, {_many(n['different'], 'stage')}{shared}: {n['in_store']} in the "
-            f"store, {n['to_train']} to train; {_many(n['bases'] + n['different'], 'model')} to ask "
-            f"({_many(n['bases'], 'base')} among them), every question once"
+            f"store, {n['to_train']} to train; {asked}{finished}"
         )
 
     def by_recipe(self) -> list[str]:

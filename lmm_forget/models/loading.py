@@ -63,7 +63,10 @@ def load(spec: Mapping[str, Any]) -> LMM:
     with readable(spec, source, "processor"):
         processor = AutoProcessor.from_pretrained(source, **common)
     check_processor(family, config, processor, source)
-    _apply_image_budget(family, config, processor, spec.get("image") or {})
+    budget = spec.get("image") or {}
+    if not isinstance(budget, Mapping):
+        raise ConfigError(f"model.image={budget} must be keys and values, as in model.image.max_tiles=4")
+    _apply_image_budget(family, config, processor, budget)
     with readable(spec, source, "model"), no_load_report():
         model, info = family.hf_class.from_pretrained(
             source,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.recipes.method import check_compat, delta_of, to_base, to_masters
+from lmm_forget.recipes.method import check_compat, delta_of, is_number, to_base, to_masters
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import Rule, RuleReport
 
@@ -47,11 +47,11 @@ class LoRA(Plain):
         self, rank: int = 256, alpha: float = 32, dropout: float = 0.05, compat: Collection[str] = ()
     ) -> None:
         """Raises ConfigError for settings that cannot be used."""
-        if int(rank) != rank or rank < 1:
+        if not is_number(rank) or int(rank) != rank or rank < 1:
             raise ConfigError(f"recipe.method.rank={rank}: must be a whole number of at least 1")
-        if not alpha > 0:
+        if not is_number(alpha) or not alpha > 0:
             raise ConfigError(f"recipe.method.alpha={alpha}: must be above 0")
-        if not 0 <= dropout < 1:
+        if not is_number(dropout) or not 0 <= dropout < 1:
             raise ConfigError(f"recipe.method.dropout={dropout}: must be from 0 to below 1")
         self.rank, self.alpha, self.dropout = int(rank), float(alpha), float(dropout)
         self.compat = check_compat("LoRA", compat, COMPAT)

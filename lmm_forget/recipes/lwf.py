@@ -7,7 +7,7 @@ teacher is the model at the beginning of the stage; nothing of an older skill is
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -18,21 +18,24 @@ from torch import Tensor, nn
 
 from lmm_forget.errors import ConfigError, PlanError
 from lmm_forget.models.family import IGNORE
-from lmm_forget.recipes.method import cast_where_used, check_compat
+from lmm_forget.recipes.method import cast_where_used, is_number
 from lmm_forget.recipes.plain import Plain, logits_at, sample_means, taught
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
     from lmm_forget.recipes.selection import TunePlan
 
-COMPAT = ("positions",)
-"""What can be had as the paper's public code does it: `positions`, of the whole sequence instead of the answer's."""
+POSITIONS = ("sequence", "answer")
+"""Where the student is held: at positions spread over picture, prompt and answer, or where tokens are taught."""
 MOST_POSITIONS = 1000
 SHARE = 0.2
 
 
 class LwF(Plain):
-    """Plain tuning with a second loss: the teacher's distribution over the vocabulary at every taught position.
+    """Plain tuning with a second loss: the teacher's distribution over the vocabulary at some positions.
+
+    `positions="sequence"` is what the paper's public code computes (`spread`), `"answer"` what it asks its model for
+    and never gets.
 
     The teacher is no second model. The planned tensors of the stage's beginning are kept in their dtype and put in
     place of the masters for a pass without gradients, before the student's own; so the teacher computes exactly as the
@@ -41,14 +44,18 @@ class LwF(Plain):
 
     only_selects = False
 
-    def __init__(self, weight: float = 1.0, temperature: float = 2.0, compat: Collection[str] = ()) -> None:
+    def __init__(self, weight: float = 1.0, temperature: float = 2.0, positions: str = "sequence") -> None:
         """Raises ConfigError for settings that cannot be used."""
-        if not 0 <= weight < float("inf"):
+        if not is_number(weight) or not 0 <= weight < float("inf"):
             raise ConfigError(f"recipe.method.weight={weight}: must be 0 or above (0 is plain tuning)")
-        if not 0 < temperature < float("inf"):
+        if not is_number(temperature) or not 0 < temperature < float("inf"):
             raise ConfigError(f"recipe.method.temperature={temperature}: must be above 0")
         self.weight, self.temperature = float(weight), float(temperature)
-        self.compat = check_compat("LwF", compat, COMPAT)
+        if positions not in POSITIONS:
+            raise ConfigError(
+                f"recipe.method.positions={positions} is not known; choose one of: {', '.join(POSITIONS)}"
+            )
+        self.positions = positions
         self._before: dict[str, Tensor] = {}
         self._teacher: Any = None
         self._cast: frozenset[str] = frozenset()
@@ -67,13 +74,13 @@ class LwF(Plain):
         self._teacher, self._cast = lmm.model, cast_where_used(lmm.model)
 
     def loss(self, lmm: LMM, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Mean over each sample's taught tokens of both losses, [B]; see `Method.loss`."""
+        """Mean over each sample's taught tokens, plus that of the second loss over its positions, [B]."""
         if not self.weight:
             return super().loss(lmm, batch, labels)
         if self._teacher is None:
             raise PlanError("LwF: loss() without prepare()")
         learnt = taught(labels)
-        held = spread(batch["attention_mask"]) if "positions" in self.compat else learnt
+        held = learnt if self.positions == "answer" else spread(batch["attention_mask"])
         wanted = self._said_before(batch, held)
         either = learnt | held
         logits = logits_at(lmm.model, batch, either).float()

@@ -147,7 +147,11 @@ def rules_from_config(recipe: Mapping[str, Any]) -> list[Rule]:
     a rule that has layers.
     """
     name = str(recipe.get("name"))
-    nodes = list(recipe.get("rules") or [])
+    nodes = recipe.get("rules") or []
+    if isinstance(nodes, str | Mapping) or not isinstance(nodes, Sequence):
+        raise PlanError(
+            f"recipe {name}: rules={nodes!r} must be a list of {{component, sublayers?, layers?}}"
+        )
     layers = canonical(recipe.get("layers"))
     for node in nodes:
         if (
@@ -158,6 +162,9 @@ def rules_from_config(recipe: Mapping[str, Any]) -> list[Rule]:
             raise PlanError(
                 f"recipe {name}: rule {node!r} is not of the form {{component, sublayers?, layers?}}"
             )
+        chosen = node.get("sublayers")
+        if isinstance(chosen, str) or not isinstance(chosen, Sequence | None):
+            raise PlanError(f"recipe {name}: sublayers={chosen} must be a list: sublayers: [{chosen}]")
     present = {str(node["component"]) for node in nodes}
     layered = next((c for c in ("language", "vision") if c in present), None)
     if layers != "all" and layered is None:

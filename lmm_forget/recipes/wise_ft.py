@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.recipes.method import check_compat, to_base
+from lmm_forget.recipes.method import check_compat, is_number, to_base
 from lmm_forget.recipes.plain import Plain
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class WiseFT(Plain):
 
     def __init__(self, alpha: float = 0.1, compat: Collection[str] = ()) -> None:
         """Raises ConfigError for settings that cannot be used."""
-        if not 0 <= alpha <= 1:
+        if not is_number(alpha) or not 0 <= alpha <= 1:
             raise ConfigError(
                 f"recipe.method.alpha={alpha}: is the share of the previous stage's model, from 0 to 1"
             )

@@ -57,9 +57,59 @@ def load_results(path: Path) -> dict[str, Any]:
     missing = [key for key in _NEEDED if key not in results]
     if missing:
         raise DataError(f"{path}: has no {', '.join(missing)}, expected {', '.join(_NEEDED)}")
+    broken = _broken(results)
+    if broken:
+        raise DataError(f"{path}: {broken}; delete it and run the same command again")
     # a job's name is its folder's: the record need not repeat it
     results["job"] = {**results["job"], "job": path.resolve().parent.name}
     return results
+
+
+def _broken(results: Mapping[str, Any]) -> str | None:
+    """What of a record cannot be read as what it is; None where all of it can."""
+    for key in ("job", "config", "plan", "base", "figures"):
+        if not isinstance(results[key], Mapping):
+            return f"{key} is {_kind(results[key])}, expected keys and values"
+    if not isinstance(results["config"].get("recipe"), Mapping) or "name" not in results["config"]["recipe"]:
+        return "config has no recipe with a name"
+    stages = results["stages"]
+    if not isinstance(stages, list) or not stages:
+        return f"stages is {_kind(stages)}, expected a list of stages"
+    base = results["base"].get("scores")
+    if not isinstance(base, Mapping) or not base:
+        return "base has no scores"
+    for place, stage in enumerate(stages, start=1):
+        if not isinstance(stage, Mapping) or not isinstance(stage.get("task"), str):
+            return f"stage {place} has no task"
+        scores = stage.get("scores")
+        lacking = [task for task in base if not isinstance(scores, Mapping) or task not in scores]
+        if lacking:
+            return f"stage {place} has no score of {lacking[0]}"
+    for where, scores in (("base", base), *((f"stage {i}", s["scores"]) for i, s in enumerate(stages, 1))):
+        for task, score in scores.items():
+            if not isinstance(score, Mapping) or not _number(score.get("value")):
+                return f"{where}: the score of {task} is {_kind(score)}, expected a number under value"
+    figures = results["figures"]
+    for name in ("target_learning", "target_forgetting", "heldout_forgetting"):
+        if not isinstance(figures.get(name), Mapping) or not {"value", "low", "high"} <= figures[name].keys():
+            return f"figures has no whole {name}"
+    held = figures["heldout_forgetting"]
+    per_stage = held.get("per_stage")
+    if not isinstance(per_stage, list) or len(per_stage) not in (0, len(stages)):
+        return f"figures: heldout_forgetting.per_stage does not have {len(stages)} entries"
+    if per_stage == [] and held["value"] is not None:
+        return "figures: heldout_forgetting.per_stage is empty"
+    if not all(isinstance(held.get(name), Mapping) for name in ("worst", "recovery")):
+        return "figures: heldout_forgetting has no worst or recovery"
+    return None
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"{type(value).__name__} {value!r}"[:60]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def load_sweep(folder: Path) -> Sweep:
@@ -148,6 +198,13 @@ def job_folders(folder: Path) -> list[Path]:
             f"{folder}: holds no job, expected folders with job.yaml, status.json or results.json"
         )
     return folders
+
+
+def refuse_unreadable(sweep: Sweep) -> None:
+    """Raise DataError where no job has results that can be read and some job's cannot: there is nothing to show."""
+    unreadable = [job for job in sweep.unfinished if job.state == "unreadable"]
+    if unreadable and not sweep.results:
+        raise DataError(unreadable[0].error or f"{unreadable[0].job} cannot be read")
 
 
 def _state(job: Path) -> Unfinished:

@@ -55,6 +55,14 @@ def split_stage(word: str) -> tuple[Path, str | None]:
     return Path(folder), stage
 
 
+def _no_job(folder: Path) -> str:
+    """Why a folder without results is no job; where it is a sweep, which jobs it has."""
+    jobs = sorted(path.parent.name for path in folder.glob("*/results.json"))
+    if not jobs:
+        return f"{folder}: holds no job, expected a folder with results.json"
+    return f"{folder} is a sweep, name one of its finished jobs: {', '.join(jobs)}"
+
+
 def place(folder: Path, stage: str | None) -> Place:
     """A job folder at `base`, `last` (the default) or the stage of that number.
 
@@ -66,9 +74,7 @@ def place(folder: Path, stage: str | None) -> Place:
         raise DataError(f"{folder}: no such folder, expected multirun/<name>/<job>")
     if not (folder / "results.json").exists():
         raise DataError(
-            f"{folder}: has no results.json, expected a finished job"
-            if is_job(folder)
-            else f"{folder}: holds no job, expected a folder with results.json"
+            f"{folder}: has no results.json, expected a finished job" if is_job(folder) else _no_job(folder)
         )
     results = load_results(folder / "results.json")
     here = Place(folder, len(results["stages"]), results)

@@ -14,7 +14,7 @@ from lmm_forget.files import write_atomic
 from lmm_forget.report.differences import Difference, differences
 from lmm_forget.report.figures import heldout_per_stage, job_figures, learning_vs_forgetting, save, svg
 from lmm_forget.report.formats import latex, markdown, table_csv
-from lmm_forget.report.load import SCHEMA, Sweep, load_results, load_sweep
+from lmm_forget.report.load import SCHEMA, Sweep, load_results, load_sweep, refuse_unreadable
 from lmm_forget.report.matrices import held_out_changes, picture, scores
 from lmm_forget.report.page import page
 from lmm_forget.report.probes import probe_figures
@@ -31,7 +31,9 @@ def summarize(folder: Path) -> dict[str, Any]:
     Returns what summary.json holds. Jobs without results are named with their state and error, and are in no mean.
     Raises DataError if the folder holds no job.
     """
-    sweep = shared_suite(load_sweep(folder))
+    sweep = load_sweep(folder)
+    refuse_unreadable(sweep)
+    sweep = shared_suite(sweep)
     rows = sweep_rows(sweep.results.values())
     settings = settings_of(rows, sweep.unfinished)
     compared = differences(sweep, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,8 @@ HELP = """usage: python -m lmm_forget.store COMMAND [KEY ...] [store=FOLDER] [fo
   show KEY               one stage's record; answers: how many
   explain A B            which ingredient makes two stages different
   verify [KEY ...]       read every byte again and compare it with its checksums; exit code 1 if anything is damaged
-  gc [runs=FOLDER]       what no job folder below FOLDER refers to (default: the folder that holds the store);
-                         apply=true removes it
+  gc [runs=FOLDER ...]   what no job folder refers to that lies below the folder that holds the store, or below one of
+                         these; apply=true removes it
   rm KEY ...             remove these; a stage that is needed again is computed again
 
 A KEY is the beginning of what `ls` lists. The store is multirun/.store unless store=FOLDER says otherwise.
@@ -34,6 +35,8 @@ examples:
   python -m lmm_forget.store gc apply=true
 """
 COUNTED = ("stage", "probe")
+TAKES_NO_KEY = ("ls", "gc")
+ONLY_FOR = {"runs": "gc", "apply": "gc"}
 OPTIONS = {"store": "multirun/.store", "runs": "", "apply": "false"}
 
 
@@ -48,9 +51,12 @@ def _run(words: Sequence[str]) -> int:
         return 2
     form, words = take_format(words)
     options, plain = {**OPTIONS, "format": form}, []
+    runs: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")
-        if equals and name in OPTIONS:
+        if equals and name == "runs":
+            runs.append(value)
+        elif equals and name in OPTIONS:
             options[name] = value
         elif equals:
             raise ConfigError(f"there is no option {name}; there are: {', '.join(options)}")
@@ -65,6 +71,12 @@ def _run(words: Sequence[str]) -> int:
         "gc": _gc,
         "rm": _rm,
     }
+    options["runs"] = os.pathsep.join(runs)
+    for name, where in ONLY_FOR.items():
+        if command in known and options[name] != OPTIONS[name] and command != where:
+            raise ConfigError(f"{name}= belongs to {where}, not to {command}")
+    if command in TAKES_NO_KEY and keys:
+        raise ConfigError(f"{command} takes no key; found {keys[0]}")
     if command not in known:
         raise ConfigError(f"there is no command {command!r}; choose one of: {', '.join(known)}")
     return known[command](Store(options["store"]), keys, options)
@@ -94,7 +106,7 @@ def _show(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
         item = care.find(store, key)
         content: dict[str, Any] = _plain(item)
         if item.kind == "stage":
-            record = store.read_record(item.key)
+            record = _record(store, item)
             tensors = record.pop("tensors")
             content |= {**record, "tensors": len(tensors)}
         print(json.dumps(content, indent=1, sort_keys=True))
@@ -103,7 +115,7 @@ def _show(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
 
 def _explain(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
     _given(keys, "explain", 2)
-    one, other = (store.read_record(care.find(store, key, ("stage",)).key) for key in keys[:2])
+    one, other = (_record(store, care.find(store, key, ("stage",))) for key in keys[:2])
     differing = explain(one["ingredients"], other["ingredients"])
     if options["format"] == "json":
         print(json.dumps([{"ingredient": n, "a": a, "b": b} for n, a, b in differing], indent=1))
@@ -145,13 +157,15 @@ def _gc(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
     if options["apply"] not in ("true", "false"):
         raise ConfigError(f"apply={options['apply']}: true or false")
     care.items(store)  # is there a store at all?
-    runs = Path(options["runs"] or store.root.absolute().parent)
-    if not runs.is_dir():
-        raise ConfigError(f"runs={runs} is not a folder; name the one that holds the job folders")
-    kept, jobs = care.references(runs)
-    if apply and not jobs and not options["runs"]:
+    named = [Path(text) for text in options["runs"].split(os.pathsep) if text]
+    for folder in named:
+        if not folder.is_dir():
+            raise ConfigError(f"runs={folder} is not a folder; name one that holds job folders")
+    beside = store.root.absolute().parent
+    kept, jobs = care.references([beside, *named])
+    if apply and not jobs and not named:
         raise StoreError(
-            f"no job folder below {runs} refers to anything; if that is right, say so with runs={runs}"
+            f"no job folder below {beside} refers to anything; if that is right, say so with runs={beside}"
         )
     spare = care.unused(store, kept)
     remains = list(care.drafts(store))
@@ -168,7 +182,8 @@ def _gc(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
         print(f"{item.kind:<8} {item.key[:12]:<12} {size(item.size):>10}  {item.about}")
     done = "removed" if apply else "would be removed; apply=true does it"
     print(
-        f"{jobs} job folders below {runs} keep {len(kept)} things; {len(spare)} others, {size(total)}, {done}"
+        f"{jobs} job folders below {', '.join(map(str, [beside, *named]))} keep {len(kept)} things; {len(spare)} "
+        f"others, {size(total)}, {done}"
     )
     return 0
 
@@ -182,6 +197,16 @@ def _rm(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
         care.remove(store, item)
         print(f"removed {item.kind} {item.key}, {size(item.size)}")
     return 0
+
+
+def _record(store: Store, item: care.Item) -> dict[str, Any]:
+    """A stage's record. Raises StoreError, and leaves it where it is, if it is damaged."""
+    try:
+        return store.read_record(item.key)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"stage {item.key}: its record is damaged ({error}); whoever needs it computes it again"
+        ) from None
 
 
 def _given(keys: list[str], command: str, least: int) -> list[str]:

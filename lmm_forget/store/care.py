@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,9 @@ def find(store: Store, key: str, kinds: tuple[str, ...] = KINDS) -> Item:
     matching = [item for item in items(store) if item.kind in kinds and item.key.startswith(key)]
     if len(matching) == 2 and {item.kind for item in matching} == {"stage", "partial"}:
         matching = [item for item in matching if item.kind == "stage"]
+    others = [item.kind for item in items(store) if item.key.startswith(key)]
+    if not matching and others:
+        raise StoreError(f"{key} is of kind {others[0]}; expected {' or '.join(kinds)}")
     if len(matching) != 1:
         what = "nothing" if not matching else f"{len(matching)} things"
         raise StoreError(
@@ -96,16 +99,24 @@ def verify(store: Store, item: Item) -> Fault | None:
     return None
 
 
-def references(runs: Path) -> tuple[set[str], int]:
-    """(keys that the job folders below `runs` refer to, number of those folders)."""
+def references(runs: Iterable[Path]) -> tuple[set[str], int]:
+    """(keys that the job folders below `runs` refer to, number of those folders).
+
+    Raises StoreError for a file that should say so and does not: what it kept cannot be told from what nobody needs.
+    """
     keys: set[str] = set()
-    count = 0
-    for path in sorted(runs.rglob(REFERENCES)):
-        with suppress(OSError, ValueError):
+    paths = sorted({path.resolve() for folder in runs for path in folder.rglob(REFERENCES)})
+    for path in paths:
+        try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            keys.update(content["stages"], content["models"], content.get("probes", ()))
-            count += 1
-    return keys, count
+            found = [content["stages"], content["models"], content.get("probes", [])]
+            keys.update(*(map(str, each) for each in found))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{path} does not say what its job rests on ({type(error).__name__}); run that job's command again, or "
+                "delete its folder"
+            ) from None
+    return keys, len(paths)
 
 
 def unused(store: Store, kept: set[str]) -> list[Item]:

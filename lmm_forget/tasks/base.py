@@ -67,6 +67,8 @@ class Task(ABC):
             raise ConfigError(
                 f"task {name}: train_prompt={train_prompt} is not known; choose one of: {', '.join(TRAIN_PROMPTS)}"
             )
+        if not callable(scorer):
+            raise ConfigError(f"task {name}: scorer={scorer!r} is not of the form {{_target_: …}}")
         self.name = name
         self.role = role
         self.max_new_tokens = max_new_tokens

@@ -72,6 +72,10 @@ class JsonlTask(Task):
         if not 0 <= held_out_fraction < 1:
             raise ConfigError(f"task {name}: held_out_fraction {held_out_fraction} must be from 0 to below 1")
         self.held_out_fraction = held_out_fraction
+        if not isinstance(path, str | Mapping):
+            raise ConfigError(
+                f"task {name}: path={path} must be a file, or files by split: {{train: …, test: …}}"
+            )
         self.path = path
         self.images_root = images_root
         self.validation_fraction = validation_fraction

@@ -70,6 +70,9 @@ class TinyTask(Task):
                 f"task {name}: no renderer '{renderer}'; the tiny world has {', '.join(world.RENDERERS)}"
             )
         self.renderer = renderer
+        for key, size in (("n_train", n_train), ("n_validation", n_validation), ("n_test", n_test)):
+            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+                raise DataError(f"task {name}: {key}={size} must be a whole number of at least 0")
         self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
 
     def samples(self, split: str) -> Sequence[Sample]:

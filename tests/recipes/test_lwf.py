@@ -107,7 +107,9 @@ def test_a_large_weight_holds_the_answers_to_what_they_were() -> None:
     drift = []
     for weight in (0.0, 1.0, 30.0):
         training = {"max_steps": 60, "learning_rate": 1e-2}
-        lmm, losses = lesson(LwF(weight=weight), dtype=torch.float32, precision="fp32", training=training)
+        lmm, losses = lesson(
+            LwF(weight=weight, positions="answer"), dtype=torch.float32, precision="fp32", training=training
+        )
         assert losses[-1] < losses[0]
         with torch.no_grad():
             after = logits_at(lmm.model, ask.batch, where)
@@ -165,10 +167,10 @@ def test_the_second_loss_by_hand() -> None:
     assert divergence(teacher, teacher, 2.0).item() == 0
 
 
-@pytest.mark.parametrize("compat", [[], ["positions"]])
-def test_a_sample_is_worth_the_same_in_any_batch(compat: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("positions", ["answer", "sequence"])
+def test_a_sample_is_worth_the_same_in_any_batch(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding, other samples and the way rows of logits are chosen change no sample's loss."""
-    lmm, method = tiny_lmm("llava_onevision", dtype=torch.float32), LwF(compat=compat)
+    lmm, method = tiny_lmm("llava_onevision", dtype=torch.float32), LwF(positions=positions)
     plan, items = plan_for(lmm, "lwf"), samples(4)
     method.prepare(lmm, plan)
     with torch.no_grad():
@@ -183,7 +185,7 @@ def test_a_sample_is_worth_the_same_in_any_batch(compat: list[str], monkeypatch:
     assert method.loss(lmm, ask.batch, ask.labels).tolist() == pytest.approx(whole, rel=1e-5)
     with torch.no_grad():  # both losses are there, each with its own weight
         alone = Plain().loss(lmm, ask.batch, ask.labels)
-        twice = LwF(weight=2.0, compat=compat)
+        twice = LwF(weight=2.0, positions=positions)
         twice._before, twice._teacher = method._before, method._teacher
         second = (twice.loss(lmm, ask.batch, ask.labels) - alone).tolist()
     assert [w - a for w, a in zip(whole, alone.tolist(), strict=True)] == pytest.approx(
@@ -237,7 +239,8 @@ def test_a_loss_without_a_teacher_is_refused() -> None:
         ({"weight": -1}, "weight=-1: must be 0 or above"),
         ({"weight": float("inf")}, "weight=inf"),
         ({"temperature": 0}, "temperature=0: must be above 0"),
-        ({"compat": ["x"]}, "there is: positions"),
+        ({"positions": "x"}, "positions=x is not known; choose one of: sequence, answer"),
+        ({"weight": "much"}, "weight=much: must be 0 or above"),
     ],
 )
 def test_settings_that_cannot_be_used_are_one_line(settings: dict[str, Any], message: str) -> None:
@@ -249,7 +252,8 @@ def test_settings_that_cannot_be_used_are_one_line(settings: dict[str, Any], mes
 
 def test_the_recipe_has_the_settings_of_the_papers_script() -> None:
     method = build_method(load_recipe("lwf"))
-    assert isinstance(method, LwF) and (method.weight, method.temperature) == (1.0, 2.0) and not method.compat
+    assert isinstance(method, LwF) and method.positions == "sequence"
+    assert (method.weight, method.temperature) == (1.0, 2.0)
 
 
 def test_rows_of_logits_are_those_of_the_whole() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,11 +187,19 @@ def test_two_sweeps_job_by_job(
     root.rename(other)
     for name in ("llm", "vision"):
         root = put(name, results=make(name, loss=0.2))
-    found = compared(capsys, other, root, "--fail-if", "heldout < -5", code=1)
+    found = compared(capsys, other, root)
     assert [(c["first"]["name"], c["second"]["name"]) for c in found["comparisons"]] == [
         ("later/llm", "demo/llm")
     ]
     assert any("has finished sa_proj: left out" in note for note in found["notes"])
+    # A gate must not open because a candidate has no result.
+    assert main([str(other), str(root), "--fail-if", "heldout < -5"]) == 2
+    assert "cannot be checked" in capsys.readouterr().err
+    shutil.rmtree(other / "sa_proj")
+    shutil.rmtree(root / "vision")
+    compared(capsys, other, root, "--fail-if", "heldout < -5", code=1)
+    assert main([str(other)]) == 2
+    assert "is a sweep, name one of its finished jobs: llm" in capsys.readouterr().err
     assert main([str(other), str(root / "llm")]) == 2
     assert "is a sweep and the other is not" in capsys.readouterr().err
 

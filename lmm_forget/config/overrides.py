@@ -1,0 +1,58 @@
+"""What a command line may say, checked before Hydra reads it: Hydra answers some mistakes with a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmm_forget.config.checks import GROUPS
+from lmm_forget.config.messages import listing
+from lmm_forget.config.naming import check_name
+from lmm_forget.errors import ConfigError
+
+_SWEEPS = (",", "range(", "choice(", "interval(", "glob(", "${")
+
+
+def checked(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
+    """The overrides as Hydra may have them; `folders` are the user's own, whose choices are listed too.
+
+    Raises ConfigError for a group that is deleted, given no choice or several in brackets, and for a bad name.
+    """
+    kept = []
+    for word in overrides:
+        key, equals, value = word.lstrip("+~").partition("=")
+        if word.startswith("~") and key in GROUPS:
+            raise ConfigError(f"{word}: a run needs a {key}; choose one of: {_known(key, folders)}")
+        if equals and key == "experiment" and value == "null":
+            continue  # what run.yaml says anyway
+        if equals and key in (*GROUPS, "experiment"):
+            _check_choice(key, value, folders)
+        if equals and key == "name" and not any(sign in value for sign in _SWEEPS):
+            check_name(value.strip("'\""))
+        kept.append(word)
+    return kept
+
+
+def _check_choice(group: str, value: str, folders: Sequence[Path]) -> None:
+    found = _read(value)
+    if isinstance(found, list):
+        listed = ",".join(map(str, found))
+        raise ConfigError(f"{group}={value}: a run has one {group}; -m {group}={listed} makes a job of each")
+    if not isinstance(found, str):
+        raise ConfigError(f"{group}={value} is no choice; choose one of: {_known(group, folders)}")
+
+
+def _known(group: str, folders: Sequence[Path]) -> str:
+    from lmm_forget.config.composing import choices
+
+    return listing(choices(group, folders))
+
+
+def _read(value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
