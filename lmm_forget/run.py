@@ -186,6 +186,9 @@ def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None) 
         except LmmForgetError as error:
             failures.append(error)
             return None
+        except OSError as error:
+            failures.append(LaunchError(told(error)))
+            return None
 
     before = sys.argv
     sys.argv = [before[0], *given]
@@ -194,8 +197,8 @@ def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None) 
     except Planned:
         return 0
     except Stopped as stop:
-        told = str(stop) or "stopped; the same command goes on where it ended"
-        print(f"lmm-forget: {told}", file=sys.stderr)
+        line = str(stop) or "stopped; the same command goes on where it ended"
+        print(f"lmm-forget: {line}", file=sys.stderr)
         return 130
     finally:
         sys.argv = before

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lmm_forget.errors import LaunchError
 from lmm_forget.launch.torchrun import world_overrides
 from lmm_forget.ranks import Place
-from lmm_forget.run import options_first
+from lmm_forget.run import main, options_first
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,6 +100,56 @@ def test_a_wrong_choice_is_one_line_and_exit_code_2(
     assert done.stderr.startswith("lmm-forget: error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
     assert not list(tmp_path.glob("multirun/*/*/job.yaml"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["training=null"], "training=null is no choice; choose one of: default"),
+        (["recipe=3"], "recipe=3 is no choice; choose one of: full"),
+        (["recipe=[sa_proj,llm]"], "a run has one recipe; -m recipe=sa_proj,llm makes a job of each"),
+        (["~recipe"], "~recipe: a run needs a recipe; choose one of: full"),
+        (["name=../x"], "name='../x' cannot be a folder"),
+        (["name=ünï"], "name='ünï' cannot be a folder"),
+        (["name=" + "x" * 300], "has 300 characters; a folder's name may have 200"),
+        (["tasks=3"], "tasks=3 must be keys and values"),
+        (["tasks.ai2d.path=x"], "a change to a task is added: +tasks.ai2d.path=…"),
+        (["probe.n=3"], "probe=none has no settings; choose another: both"),
+        (["sequence.tasks=cub200"], "sequence.tasks=cub200 must be a list: sequence.tasks=[cub200]"),
+        (["sequence=single", "sequence.task=3"], "sequence.task=3 is no name"),
+        (["+suite.subset.samples=0"], "suite.subset.samples=0 must be a whole number of at least 1"),
+        (["-m", "seed=range(0,0)"], "the sweep has no grid point"),
+        (["--experimental-rerun", "x.pickle"], "--experimental-rerun is not supported"),
+    ],
+)
+def test_what_hydra_would_answer_with_a_traceback(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("lmm-forget: error: ") and said.count("\n") == 1
+    assert message in said
+    assert not list(tmp_path.rglob("*")) or arguments[0] == "-m"  # nothing is left where nothing was begun
+
+
+def test_a_plan_leaves_nothing_behind(tmp_path: Path) -> None:
+    done = call("run", "-m", "recipe=llm,mlp", "sweep.plan=true", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("plan: 2 jobs, 10 stages: 0 in the store")
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_sweep_started_as_one_job_says_so(tmp_path: Path) -> None:
+    done = call("run", "experiment=lr_grid", "sweep.plan=true", cwd=tmp_path)
+    assert done.returncode == 0 and "plan: 1 job" in done.stdout
+    assert "experiment=lr_grid is a sweep over recipe, training.learning_rate" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "multirun").write_text("a file")
+    done = call("run", "experiment=smoke", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "multirun" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_what_torchrun_cannot_start_is_refused(tmp_path: Path) -> None:

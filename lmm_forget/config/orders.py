@@ -19,9 +19,9 @@ def arrange(sequence: Mapping[str, Any]) -> list[str]:
     if "task" in sequence:
         task = sequence.get("task")
         if not isinstance(task, str):
-            what = "is empty" if task is None else f"={task} is no name"
+            what = " is empty" if task is None else f"={task} is no name"
             raise ConfigError(
-                f"sequence.task {what}; name the one skill to teach, e.g. sequence=single sequence.task=timeclock"
+                f"sequence.task{what}; name the one skill to teach, e.g. sequence=single sequence.task=timeclock"
             )
         return [str(sequence["task"])]
     if not tasks:

@@ -167,12 +167,12 @@ def _refuse_sheet(path: Path) -> None:
     """Raise ConfigError, before anything is read, where no contact sheet can be written."""
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ConfigError(f"sheet={path} must be a file that ends in .png, or none")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if (
-        not there.is_dir()
-        or not os.access(there, os.W_OK)
-        or (path.exists() and not os.access(path, os.W_OK))
-    ):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        usable = os.access(path if path.exists() else path.parent, os.W_OK)
+    except OSError:
+        usable = False
+    if not usable:
         raise ConfigError(f"sheet={path} cannot be written; name another file, or sheet=none")
 
 

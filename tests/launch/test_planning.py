@@ -37,6 +37,8 @@ def test_all_orders_of_four_skills_are_sixty_four_stages_per_recipe(tmp_path: Pa
         "in_store": 0,
         "to_train": 128,
         "bases": 1,
+        "ask": 129,
+        "finished": 0,
     }
     assert plan.line().startswith(
         "plan: 48 jobs, 128 stages (192 if nothing were shared): 0 in the store, 128 to"

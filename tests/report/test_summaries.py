@@ -202,6 +202,41 @@ def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
         summarize(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda r: r.update(stages=[]), "stages is list []"),
+        (lambda r: r["stages"][1].update(scores={}), "stage 2 has no score of"),
+        (lambda r: r.update(config={}), "config has no recipe"),
+        (lambda r: r.update(plan=None), "plan is null"),
+        (lambda r: r.update(base=3), "base is int 3"),
+        (
+            lambda r: next(iter(r["base"]["scores"].values())).update(value="x"),
+            "expected a number under value",
+        ),
+        (lambda r: r["figures"]["heldout_forgetting"].update(per_stage=[]), "per_stage is empty"),
+        (lambda r: r["figures"].pop("target_learning"), "figures has no whole target_learning"),
+    ],
+)
+def test_one_record_that_lacks_something_does_not_take_the_page_down(
+    spoil: Any, words: str, make: Make, put: Put, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lmm_forget.report.__main__ import main
+
+    broken = make("llm")
+    root = put("broken", results=broken)
+    put("good", results=make("sa_proj"))
+    results = json.loads((root / "broken" / "results.json").read_text())
+    spoil(results)
+    (root / "broken" / "results.json").write_text(json.dumps(results))
+    summary = summarize(root)
+    (job,) = summary["unfinished"]
+    assert (job["job"], job["state"]) == ("broken", "unreadable") and words in job["error"]
+    assert [entry["job"] for entry in summary["jobs"]] == ["good"]
+    assert main([str(root / "broken")]) == 2  # alone, there is nothing to show
+    assert words in capsys.readouterr().err and not (root / "broken" / "summary.html").exists()
+
+
 def lines_of(figure: Any) -> list[Any]:
     return [container.lines[0] for container in figure.axes[0].containers]
 

@@ -167,6 +167,37 @@ def test_a_store_that_nobody_refers_to_is_not_emptied_by_accident(
     assert call(home, capsys, "gc", "apply=true", f"runs={home}")[0] == 0
 
 
+def test_job_folders_elsewhere_are_named_beside_those_at_home(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, key in (("one", "aabb2"), ("two", "mmmm")):
+        (home / name / "job").mkdir(parents=True)
+        refers = {"store": "x", "stages": [key], "models": [key]}
+        (home / name / "job" / "store.json").write_text(json.dumps(refers))
+    code, out, _ = call(home, capsys, "gc", "apply=true", f"runs={home / 'one'}", f"runs={home / 'two'}")
+    assert code == 0 and "3 job folders below" in out and "; 0 others" in out
+    kept = {item["key"] for item in json.loads(call(home, capsys, "ls", "format=json")[1])}
+    assert kept == {"aaaa1", "aabb2", "mmmm", "cccc"}
+
+
+@pytest.mark.parametrize("content", ['{"store": "x", "sta', "{}", "[]", '{"stages": 3, "models": []}'])
+def test_nothing_is_removed_while_a_job_does_not_say_what_it_needs(
+    content: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = home / "multirun" / "demo" / "llm" / "store.json"
+    path.write_text(content)
+    code, _, err = call(home, capsys, "gc", "apply=true")
+    assert code == 2 and str(path) in err and err.count("\n") == 1
+    assert len(json.loads(call(home, capsys, "ls", "format=json")[1])) == 4
+
+
+def test_a_damaged_record_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (Store(home / "multirun" / ".store").folder("aaaa1") / "record.json").write_text("{")
+    for words in (("show", "aaaa"), ("explain", "aaaa", "aabb")):
+        code, _, err = call(home, capsys, *words)
+        assert code == 2 and "stage aaaa1: its record is damaged" in err and err.count("\n") == 1
+
+
 def test_removing_takes_keys_and_spares_what_is_in_work(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +221,9 @@ def test_removing_takes_keys_and_spares_what_is_in_work(
         (["ls", "colour=red"], "there is no option colour"),
         (["gc", "apply=yes"], "apply=yes: true or false"),
         (["gc", "runs=nowhere"], "runs=nowhere is not a folder"),
+        (["gc", "aaaa"], "gc takes no key; found aaaa"),
+        (["ls", "apply=true"], "apply= belongs to gc, not to ls"),
+        (["explain", "aaaa", "mmmm"], "mmmm is of kind answers; expected stage"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -126,6 +126,9 @@ def test_samples_longer_than_the_context_are_counted(
         (["task=blip_captions"], "task blip_captions: path is not set; give task.path=…"),
         (["task=ai2d", "samples=0"], "samples=0 must be a whole number of at least 1"),
         (["task=ai2d", "format=xml"], "format=xml is not known; choose one of: table, json"),
+        (["task=tiny_ai2d", "sheet=notes.md"], "sheet=notes.md must be a file that ends in .png, or none"),
+        (["task=tiny_ai2d", "sheet=/proc/x/y.png"], "sheet=/proc/x/y.png cannot be written"),
+        (["task=tiny_ai2d", "task.n_test=-1"], "n_test=-1 must be a whole number"),
         (
             ["task=ai2d", "shet=x"],
             "check has no option 'shet'; it has task, model, samples, sheet, format; did you",
