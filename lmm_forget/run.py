@@ -149,12 +149,10 @@ def _main(given: list[str]) -> int:
     kept = checked(args.overrides, [Path(args.config_dir)] if args.config_dir else [])
     given = [word for word in given if word in kept or word not in args.overrides]
     try:
-        with TemporaryDirectory() as scratch:
-            if _only_plans(
-                args
-            ):  # Hydra writes the sweep's grid before anybody knows whether it is to be run
-                given = [*given, f"hydra.sweep.dir={scratch}"]
+        if not _only_plans(args):
             return _hydra(given, args, place)
+        with TemporaryDirectory() as scratch:  # Hydra writes down a sweep's grid before it is known to be run
+            return _hydra([*given, f"hydra.sweep.dir={scratch}"], args, place)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(one_line(error, args.overrides, args.config_dir)) from error
 
