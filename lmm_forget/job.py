@@ -141,7 +141,10 @@ def _work(path: Path, config: dict[str, Any], place: Place | None) -> int:
                 return _complain(LmmForgetError(line))
             status.end("failed", f"{type(error).__name__}: {_first_line(error)}")
             who = f"rank {place.rank} of {place.size}: " if place else ""
-            print(f"{who}{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
+            if place and _peer_gone(error):  # the cause, and its traceback if it has one, is another rank's
+                print(f"{who}lost its connection ({_first_line(error)[:80]})", file=sys.stderr, flush=True)
+            else:
+                print(f"{who}{traceback.format_exc()}", file=sys.stderr, end="", flush=True)
             return 1
         status.end("done")
     return 0
@@ -187,6 +190,12 @@ def _refuse_without_gpu(hardware: Mapping[str, Any], place: Place | None) -> Non
 def _complain(error: LmmForgetError, place: Place | None = None) -> int:
     complain(error, f"rank {place.rank}" if place and place.rank else "error")
     return 2
+
+
+def _peer_gone(error: BaseException) -> bool:
+    """Whether a collective call failed because the process at its other end is gone."""
+    words = ("connection closed by peer", "connection reset by peer", "socket closed", "remote process exit")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def _first_line(error: BaseException) -> str:

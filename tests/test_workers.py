@@ -130,6 +130,24 @@ def test_a_gpu_that_torch_cannot_use_is_said_before_anything_is_read(
     job._refuse_without_gpu({"accelerator": "cpu"}, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        ("[/pytorch/third_party/gloo/…/pair.cc:534] Connection closed by peer [127.0.0.1]:41", True),
+        ("[…] Read error [127.0.0.1]:41: Connection reset by peer", True),
+        (
+            "ncclRemoteError: A call failed, maybe through a network error or a remote process exiting early",
+            True,
+        ),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_a_lost_connection_is_no_cause(text: str, gone: bool) -> None:
+    """Its traceback would stand in the log beside the one that matters."""
+    assert job._peer_gone(RuntimeError(text)) is gone
+    assert not job._peer_gone(ValueError(text))
+
+
 def test_other_machines_workers_are_not_started_from_here(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"hardware.nodes=2: .*slurm, or torchrun"):
         run_workers(tmp_path / "job.yaml", {"hardware": {"nodes": 2, "devices": 1, "accelerator": "cpu"}})
