@@ -119,6 +119,7 @@ def test_a_wrong_choice_is_one_line_and_exit_code_2(
         (["sequence=single", "sequence.task=3"], "sequence.task=3 is no name"),
         (["+suite.subset.samples=0"], "suite.subset.samples=0 must be a whole number of at least 1"),
         (["-m", "seed=range(0,0)"], "the sweep has no grid point"),
+        (["-m", "experiment=demo,why"], "experiment=demo is a sweep itself, over recipe"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun is not supported"),
     ],
 )

@@ -97,6 +97,12 @@ class Isolated(Launcher):
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{' '.join(overrides)}: {one_line(error, overrides)}") from error
         choices = swept(overrides, given_overrides(self._config))
+        grid = composed.hydra.sweeper.get("params")
+        if "experiment" in choices and grid:
+            raise ConfigError(
+                f"experiment={choices['experiment']} is a sweep itself, over {', '.join(map(str, grid))}; start each such "
+                "experiment with a command of its own"
+            )
         if "name" in choices:
             raise ConfigError(
                 "name cannot be varied by a sweep; it is the folder that holds all of the sweep's jobs"
