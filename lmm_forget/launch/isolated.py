@@ -99,9 +99,10 @@ class Isolated(Launcher):
         choices = swept(overrides, given_overrides(self._config))
         grid = composed.hydra.sweeper.get("params")
         if "experiment" in choices and grid:
+            over = ", ".join(map(str, grid))
             raise ConfigError(
-                f"experiment={choices['experiment']} is a sweep itself, over {', '.join(map(str, grid))}; start each such "
-                "experiment with a command of its own"
+                f"experiment={choices['experiment']} is a sweep itself, over {over}; start each such experiment with a "
+                "command of its own"
             )
         if "name" in choices:
             raise ConfigError(
