@@ -101,6 +101,9 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Measure each recipe in a process of its own and print a Markdown table; exit 1 beyond 1 %."""
     given = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    odd = [w for w in sys.argv[1:] if w != "--here" and w.partition("=")[0] not in ("recipes", "steps")]
+    if odd:
+        sys.exit(f"{odd[0]}: not known; write recipes=llm,lora or steps=5")
     recipes, steps = given.get("recipes", RECIPES).split(","), int(given.get("steps", "3"))
     if "--here" in sys.argv:
         print("\n" + json.dumps(measure(recipes[0], steps)))
