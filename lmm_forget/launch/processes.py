@@ -276,7 +276,7 @@ def _signal_group(child: _Child, number: int) -> None:
 
 def _ended_by(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "its process was killed (out of memory?)"
+        return "its process was killed (out of memory?); the same command goes on from the last saved state"
     if code < 0:
         return f"its process ended by {signal.Signals(-code).name}"
     if code in (143, 130):

@@ -63,6 +63,10 @@ def tell_before(plan: SweepPlan, waiting: Sequence[Job]) -> None:
     """Print what is about to be done, and what the suite can and cannot tell apart."""
     if len(plan.jobs) > 1 and waiting:
         print(plan.line(), file=sys.stderr, flush=True)
+        where = waiting[0].folder.parent
+        print(
+            f"python -m lmm_forget.status {where} shows how far it is, also from elsewhere", file=sys.stderr
+        )
     for line in dict.fromkeys(filter(None, (resolution(job.config) for job in waiting))):
         print(line, file=sys.stderr)
 

@@ -152,7 +152,7 @@ def fit(
         made = loader(lmm, samples, order, workers=workers, seed=stage_seed, always_a_picture=whole)
         return made if order else None
 
-    progress.phase(phase or f"teach {task}", steps, "step")
+    progress.phase((phase or f"teach {task}") + (f" from step {done}" if done else ""), steps, "step")
     if done:
         progress.advance(done)
 

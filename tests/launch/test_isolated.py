@@ -61,7 +61,10 @@ def test_failures_are_named_and_only_what_is_missing_runs_again(command, tmp_pat
     assert (
         "seed=14 failed: sample 17 has no image; add the file or set data.on_bad_sample=skip" in first.stderr
     )
-    assert "seed=16 failed: its process was killed (out of memory?)" in first.stderr
+    assert (
+        "seed=16 failed: its process was killed (out of memory?); the same command goes on from"
+        in first.stderr
+    )
     assert "summary: multirun/ways/summary.html" in first.stdout
     assert {seed: status(folder / f"seed={seed}")["state"] for seed in (0, CRASH, MISTAKE, KILLED)} == {
         0: "done", CRASH: "failed", MISTAKE: "failed", KILLED: "failed"

@@ -77,6 +77,18 @@ def test_resumed_is_uninterrupted_to_the_bit(
     assert (uninterrupted[1].resumed, uninterrupted[1].exact) == (None, True)
 
 
+def test_a_resume_says_where_it_goes_on(tmp_path: Path) -> None:
+    from lmm_forget.progress import NullProgress
+
+    class Hearing(NullProgress):
+        def phase(self, name: str, total: int, unit: str) -> None:
+            said.append(name)
+
+    said: list[str] = []
+    interrupted(tmp_path, progress=Hearing())
+    assert said == ["teach lesson", "teach lesson from step 4"]
+
+
 def test_without_the_random_states_it_is_not(
     tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
