@@ -10,6 +10,11 @@ from lmm_forget.errors import LmmForgetError
 T = TypeVar("T")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a setting is a number; what a YAML holds may be anything, and True is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def build(
     node: Mapping[str, Any], kind: type[T], what: str, error: type[LmmForgetError], convert: str = "all"
 ) -> T:

@@ -18,8 +18,9 @@ FORMATS = ("table", "json")
 def run_command(act: Act, arguments: Sequence[str] | None, help_text: str | None = None) -> int:
     """Do what `arguments` (None: the command line's) ask `act` for; returns the exit code.
 
-    `act` returns 0 or None when all is well, and its own code otherwise. 2: a mistake, told in one line on stderr;
-    130: stopped by Ctrl-C. Where `help_text` is given, `-h` and `--help` print it and `act` is not called.
+    `act` returns 0 or None when all is well, and its own code otherwise. An LmmForgetError is told in one line on
+    stderr and ends with its `exit_code`, an OSError with 2; Ctrl-C with 130. Where `help_text` is given, `-h` and
+    `--help` print it and `act` is not called.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -31,7 +32,7 @@ def run_command(act: Act, arguments: Sequence[str] | None, help_text: str | None
         return code
     except LmmForgetError as error:
         complain(error)
-        return 2
+        return error.exit_code
     except BrokenPipeError:
         reader_left()
         return 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class LmmForgetError(Exception):
     """Root of every error that is the input's or the environment's fault, shown as one line without a traceback."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class ConfigError(LmmForgetError):

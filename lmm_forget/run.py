@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-from lmm_forget.command import complain, reader_left, told
+from lmm_forget.command import run_command, told
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
 from lmm_forget.ranks import Place
 
@@ -82,23 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 1 (a job failed), 2 (nothing was started) or 130 (stopped)."""
     given = options_first(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole; we make one line of them
-    try:
-        return _main(given)
-    except LmmForgetError as error:
-        from lmm_forget.launch.session import JobsFailed
-        from lmm_forget.launch.torchrun import let_the_first_speak
-
-        let_the_first_speak(os.environ)
-        complain(error)
-        return 1 if isinstance(error, JobsFailed) else 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        reader_left()
-        return 0
-    except OSError as error:  # a folder that cannot be read or written, a full disk
-        complain(told(error))
-        return 2
+    return run_command(_main, given)
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
@@ -117,6 +101,16 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 
 
 def _main(given: list[str]) -> int:
+    try:
+        return _run(given)
+    except LmmForgetError:
+        from lmm_forget.launch.torchrun import let_the_first_speak
+
+        let_the_first_speak(os.environ)
+        raise
+
+
+def _run(given: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -146,8 +140,7 @@ def _main(given: list[str]) -> int:
         from lmm_forget.launch.torchrun import world_overrides
 
         given = [*given, *world_overrides(place, args.overrides)]
-    kept = checked(args.overrides, [Path(args.config_dir)] if args.config_dir else [])
-    given = [word for word in given if word in kept or word not in args.overrides]
+    given = checked(given, [Path(args.config_dir)] if args.config_dir else [])
     try:
         if not _only_plans(args):
             return _hydra(given, args, place)

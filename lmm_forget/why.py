@@ -57,21 +57,18 @@ def _why(words: Sequence[str]) -> None:
     found = connection(list(jobs.values()))
     said = statements(found)
     whole = {**found, "statements": said, "left_out": missing}
-    note = f"Left out: {', '.join(missing)}." if missing else ""
     text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n"
     turned = turned_counts(folder, list(jobs))
+    write_turned(folder, list(jobs), int(examples))  # first: what it reads may be damaged
     write_atomic(folder / "connection.json", text)
-    about = document(sweep.name, found, said, turned)
-    title, _, body = about.partition("\n\n")
-    write_atomic(folder / "why.md", f"{title}\n\n{note}\n\n{body}" if note else about)
+    write_atomic(folder / "why.md", document(sweep.name, found, said, turned, missing))
     draw(jobs, found, folder)
-    write_turned(folder, list(jobs), int(examples))
     if form == "json":
         print(text, end="")
     else:
         _show(found, said, turned)
-    if note:
-        print(f"lmm-forget: note: {note[0].lower()}{note[1:]}", file=sys.stderr)
+    if missing:
+        print(f"lmm-forget: note: left out: {', '.join(missing)}", file=sys.stderr)
 
 
 def turned_counts(folder: Path, jobs: Sequence[str]) -> list[dict[str, Any]]:

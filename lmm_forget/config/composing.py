@@ -61,8 +61,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     from lmm_forget.config.overrides import checked
 
     register_resolvers()
-    overrides = checked(overrides, [] if config_dir is None else [Path(config_dir)])
-    own = list(overrides)
+    own = checked(overrides, [] if config_dir is None else [Path(config_dir)])
     if config_dir is not None:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():

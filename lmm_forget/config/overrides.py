@@ -17,7 +17,7 @@ _SWEEPS = (",", "range(", "choice(", "interval(", "glob(", "${")
 
 
 def checked(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
-    """The overrides as Hydra may have them; `folders` are the user's own, whose choices are listed too.
+    """A command line's words as Hydra may have them; `folders` are the user's own, whose choices are listed too.
 
     Raises ConfigError for a group that is deleted, given no choice or several in brackets, and for a bad name.
     """

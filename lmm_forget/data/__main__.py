@@ -76,7 +76,11 @@ def _data(arguments: Sequence[str]) -> int:
     options, changes = _sorted(choices, given.action)
     task = _task(options, changes, given.config_dir)
     if given.action == "prepare":
-        return _prepare(task, options, form)
+        try:
+            return _prepare(task, options, form)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on where this one stopped", file=sys.stderr)
+            return 130
     return _check(task, options, changes, given.config_dir, form)
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmm_forget.command import run_command, take_format
+from lmm_forget.command import run_command, take_format, take_options
 from lmm_forget.errors import ConfigError
 
 HELP = """usage: python -m lmm_forget.export run=JOB out=FOLDER [stage=last] [store=FOLDER] [base=FOLDER] [format=json]
@@ -34,14 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key not in KEYS or not equals or not value:
-            raise ConfigError(f"cannot read {word!r}; write key=value with one of: {', '.join(KEYS)}")
-        if key in options:
-            raise ConfigError(f"{key} is given twice")
-        options[key] = value
+    options, odd = take_options(words, KEYS)
+    odd += [f"{key}=" for key, value in options.items() if not value]
+    if odd:
+        raise ConfigError(f"cannot read {odd[0]!r}; write key=value with one of: {', '.join(KEYS)}")
     for key, example in (("run", "multirun/<name>/<job>"), ("out", "FOLDER")):
         if key not in options:
             raise ConfigError(f"{key}= is missing; write {key}={example}")

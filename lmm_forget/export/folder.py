@@ -27,8 +27,6 @@ def export(
     `say` hears of each step. Returns what was written: folder, stage, task, weights_hash, dtype, bytes, files. Raises
     ConfigError when `out` exists or the base cannot be loaded or is another one, StoreError for deltas that do not fit.
     """
-    from safetensors import SafetensorError
-
     refuse_existing(out)
     stage.sources()  # what is missing is said before anything is loaded
     if base is not None and not (Path(base) / "config.json").is_file():
@@ -36,9 +34,31 @@ def export(
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         draft.mkdir(parents=True)  # so is a folder that cannot be written
+    except OSError as error:
+        raise ConfigError(f"out={out} cannot be written: {error.strerror or error}") from None
+    try:
         say("load the base")
         lmm = stage_model(stage, base, say)
         say(f"write {out}")
+        files = _write(stage, lmm, draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return {
+        "out": str(out),
+        "stage": stage.index,
+        "task": stage.entry["task"],
+        "weights_hash": stage.entry["weights_hash"],
+        "dtype": str(lmm.model.dtype).removeprefix("torch."),
+        "bytes": sum(path.stat().st_size for path in files),
+        "files": [str(path.relative_to(out)) for path in files],
+    }
+
+
+def _write(stage: ExportedStage, lmm: LMM, draft: Path, out: Path) -> list[Path]:
+    """Write everything into `draft` and let it become `out`; returns the files. Raises ConfigError."""
+    from safetensors import SafetensorError
+
+    try:
         lmm.model.save_pretrained(draft, max_shard_size=SHARD)
         lmm.processor.save_pretrained(draft)
         (draft / "README.md").write_text(model_card(stage), encoding="utf-8")
@@ -51,18 +71,7 @@ def export(
         raise ConfigError(
             f"out={out} cannot be written: {getattr(error, 'strerror', None) or error}"
         ) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    files = [out / path.relative_to(draft) for path in files]
-    return {
-        "out": str(out),
-        "stage": stage.index,
-        "task": stage.entry["task"],
-        "weights_hash": stage.entry["weights_hash"],
-        "dtype": str(lmm.model.dtype).removeprefix("torch."),
-        "bytes": sum(path.stat().st_size for path in files),
-        "files": [str(path.relative_to(out)) for path in files],
-    }
+    return [out / path.relative_to(draft) for path in files]
 
 
 def refuse_existing(out: Path) -> None:

@@ -22,12 +22,13 @@ from lmm_forget.heartbeat import read_status
 from lmm_forget.job import read_config
 from lmm_forget.launch.slurm import queue
 from lmm_forget.launch.slurm.ticket import Ticket
-from lmm_forget.store.claims import Claims, Holder
+from lmm_forget.store.claims import BEAT, Claims, Holder
 
 ROOT = Path("multirun")
 CLAIM = ".claim"
 """Held by the command that runs a job, in the job's folder."""
 POLL = 0.1
+"""Seconds between two looks at a folder that another command may be in."""
 STALE = 15.0
 """Seconds without a heartbeat, watched, after which a job that ran on another machine counts as dead."""
 
@@ -120,13 +121,13 @@ def prepare(
 class Folders:
     """The job folders that one command keeps others out of, until the block ends.
 
-    A command on another machine or in another container cannot be seen: it counts as alive while its claims change, so
-    `refresh` has to be called now and then. It writes from the calling thread, since this process forks.
+    A command on another machine or in another container cannot be seen: it counts as alive while its claims change. A
+    thread changes them every `beat` seconds; with None, in a process that forks, `refresh` has to be called instead.
     """
 
-    def __init__(self, stale: float = STALE) -> None:
+    def __init__(self, stale: float = STALE, beat: float | None = BEAT) -> None:
         """`stale` is in seconds: how long a command that cannot be seen may be silent while we watch it."""
-        self._stale = stale
+        self._stale, self._beat = stale, beat
         self._held = ExitStack()
         self._claims: list[Claims] = []
         self._gone: set[str] = set()
@@ -148,8 +149,9 @@ class Folders:
         Raises LaunchError if another command is in it.
         """
         job.folder.mkdir(parents=True, exist_ok=True)
+        self.refresh()  # of the folders before this one
         holder = Claims(job.folder, beat=None).holder(CLAIM)
-        claims = Claims(job.folder, beat=None, silence=0 if holder in self._gone else self._stale)
+        claims = Claims(job.folder, beat=self._beat, silence=0 if holder in self._gone else self._stale)
         limit = time.monotonic() + self._stale + 1
         waited = False
         while not self._take(claims):

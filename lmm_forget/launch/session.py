@@ -18,6 +18,8 @@ from lmm_forget.workers import SHUTDOWN
 class JobsFailed(LaunchError):
     """Jobs were started and at least one of them has no result."""
 
+    exit_code = 1
+
 
 def run_jobs(jobs: Sequence[Job], grace: float = SHUTDOWN + 5.0) -> list[Outcome]:
     """Bring every job to its end and return an outcome for each, in the order given; failures do not raise.
@@ -31,7 +33,7 @@ def run_jobs(jobs: Sequence[Job], grace: float = SHUTDOWN + 5.0) -> list[Outcome
     if wants_plan_only(jobs[0].config):
         print("\n".join([plan.line(), *plan.by_recipe()]))
         raise Planned
-    with Folders() as folders:
+    with Folders(beat=None) as folders:  # the pool forks: it refreshes them itself
         waiting, finished = prepare(jobs, folders.hold)
         outcomes = {job.name: Outcome(job, finished=True) for job in finished}
         if not waiting:
@@ -52,6 +54,11 @@ def _run(
 ) -> None:
     """Run what is waiting, with a view of it; fills `outcomes`."""
     tell_before(plan, waiting)
+    if len(plan.jobs) > 1:
+        where = waiting[0].folder.parent
+        print(
+            f"python -m lmm_forget.status {where} shows how far it is, also from elsewhere", file=sys.stderr
+        )
     size, gpus = side_by_side([job.config for job in waiting])
     with View(waiting, finished) as view:
         for outcome in Pool(size, view, gpus, grace, plan.pick, folders.refresh).run(waiting):
@@ -63,10 +70,6 @@ def tell_before(plan: SweepPlan, waiting: Sequence[Job]) -> None:
     """Print what is about to be done, and what the suite can and cannot tell apart."""
     if len(plan.jobs) > 1 and waiting:
         print(plan.line(), file=sys.stderr, flush=True)
-        where = waiting[0].folder.parent
-        print(
-            f"python -m lmm_forget.status {where} shows how far it is, also from elsewhere", file=sys.stderr
-        )
     for line in dict.fromkeys(filter(None, (resolution(job.config) for job in waiting))):
         print(line, file=sys.stderr)
 

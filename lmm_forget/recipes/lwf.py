@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmm_forget.building import is_number
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.models.family import IGNORE
-from lmm_forget.recipes.method import cast_where_used, is_number
-from lmm_forget.recipes.plain import Plain, logits_at, sample_means, taught
+from lmm_forget.recipes.method import cast_where_used
+from lmm_forget.recipes.plain import Plain, answer_losses, logits_at, sample_means, taught
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
@@ -84,13 +84,8 @@ class LwF(Plain):
         wanted = self._said_before(batch, held)
         either = learnt | held
         logits = logits_at(lmm.model, batch, either).float()
-        losses = F.cross_entropy(
-            logits[learnt[either]], labels[:, 1:][labels[:, 1:] != IGNORE], reduction="none"
-        )
         drift = divergence(wanted.float(), logits[held[either]], self.temperature)
-        new = sample_means(
-            losses.new_zeros(labels[:, 1:].shape).masked_scatter(learnt[:, :-1], losses), labels
-        )
+        new = sample_means(answer_losses(logits[learnt[either]], labels), labels)
         return new + self.weight * _row_means(drift, held)
 
     def finish(

@@ -84,11 +84,6 @@ def build_method(recipe: Mapping[str, Any]) -> Method:
     return build(node, Method, f"recipe {recipe.get('name')}: its method", ConfigError)  # type: ignore[type-abstract]
 
 
-def is_number(value: Any) -> bool:
-    """Whether a setting is a number; what a YAML holds may be anything."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def check_compat(method: str, compat: Collection[str], known: Collection[str]) -> frozenset[str]:
     """The names in `compat` (behaviour of the paper's public code asked for). Raises ConfigError for unknown ones."""
     names = [compat] if isinstance(compat, str) else list(compat)

@@ -45,9 +45,14 @@ def token_losses(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor
     Logits are computed for labelled positions only (a vocabulary of 150k makes the others the largest tensor
     of a step); models whose class adds something behind its `lm_head` go through their own forward instead.
     """
+    return answer_losses(logits_at(model, batch, taught(labels)), labels)
+
+
+def answer_losses(rows: Tensor, labels: Tensor) -> Tensor:
+    """The same of the logits at taught positions, [positions, vocabulary]."""
     targets = labels[:, 1:]
     wanted = targets != IGNORE
-    flat = F.cross_entropy(logits_at(model, batch, taught(labels)).float(), targets[wanted], reduction="none")
+    flat = F.cross_entropy(rows.float(), targets[wanted], reduction="none")
     return flat.new_zeros(targets.shape).masked_scatter(wanted, flat)
 
 

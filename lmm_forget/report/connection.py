@@ -71,8 +71,13 @@ def scatter(found: Found) -> Figure | None:
     return figure
 
 
-def document(name: str, found: Found, said: Sequence[Found], turned: Sequence[Found]) -> str:
-    """Everything as Markdown: verdicts, course of the shift, correlations, recoveries, layers, what is said instead."""
+def document(
+    name: str, found: Found, said: Sequence[Found], turned: Sequence[Found], left_out: Sequence[str] = ()
+) -> str:
+    """Everything as Markdown: verdicts, course of the shift, correlations, recoveries, layers, what is said instead.
+
+    `left_out` names jobs that are in none of it.
+    """
     points = found["points"]
     recipes = list(dict.fromkeys(point["recipe"] for point in points))
     seeds = sorted({str(point["seed"]) for point in points})
@@ -82,6 +87,7 @@ def document(name: str, found: Found, said: Sequence[Found], turned: Sequence[Fo
         f"{found['jobs']} jobs: recipes {', '.join(recipes)}; seeds {', '.join(seeds)}. A shift is the difference "
         "from the base: masses as shares of probability, kl and nll in nats; held-out changes in points.",
         "",
+        *([f"Left out: {', '.join(left_out)}.", ""] if left_out else []),
         *verdicts(found, said),
         *_courses(found, recipes),
     ]

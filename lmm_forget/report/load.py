@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lmm_forget.building import is_number
 from lmm_forget.errors import DataError
 from lmm_forget.store.keys import digest, stop_view
 
@@ -87,7 +88,7 @@ def _broken(results: Mapping[str, Any]) -> str | None:
             return f"stage {place} has no score of {lacking[0]}"
     for where, scores in (("base", base), *((f"stage {i}", s["scores"]) for i, s in enumerate(stages, 1))):
         for task, score in scores.items():
-            if not isinstance(score, Mapping) or not _number(score.get("value")):
+            if not isinstance(score, Mapping) or not is_number(score.get("value")):
                 return f"{where}: the score of {task} is {_kind(score)}, expected a number under value"
     figures = results["figures"]
     for name in ("target_learning", "target_forgetting", "heldout_forgetting"):
@@ -106,10 +107,6 @@ def _broken(results: Mapping[str, Any]) -> str | None:
 
 def _kind(value: Any) -> str:
     return "null" if value is None else f"{type(value).__name__} {value!r}"[:60]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def load_sweep(folder: Path) -> Sweep:

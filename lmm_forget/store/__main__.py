@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ examples:
 COUNTED = ("stage", "probe")
 TAKES_NO_KEY = ("ls", "gc")
 ONLY_FOR = {"runs": "gc", "apply": "gc"}
-OPTIONS = {"store": "multirun/.store", "runs": "", "apply": "false"}
+OPTIONS = {"store": "multirun/.store", "runs": (), "apply": "false"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,12 +49,12 @@ def _run(words: Sequence[str]) -> int:
         print(HELP, end="")
         return 2
     form, words = take_format(words)
-    options, plain = {**OPTIONS, "format": form}, []
-    runs: list[str] = []
+    options: dict[str, Any] = {**OPTIONS, "format": form}
+    plain: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")
         if equals and name == "runs":
-            runs.append(value)
+            options["runs"] = (*options["runs"], value)
         elif equals and name in OPTIONS:
             options[name] = value
         elif equals:
@@ -63,7 +62,7 @@ def _run(words: Sequence[str]) -> int:
         else:
             plain.append(word)
     command, keys = (plain[0], plain[1:]) if plain else ("", [])
-    known: Mapping[str, Callable[[Store, list[str], Mapping[str, str]], int]] = {
+    known: Mapping[str, Callable[[Store, list[str], Mapping[str, Any]], int]] = {
         "ls": _ls,
         "show": _show,
         "explain": _explain,
@@ -71,7 +70,6 @@ def _run(words: Sequence[str]) -> int:
         "gc": _gc,
         "rm": _rm,
     }
-    options["runs"] = os.pathsep.join(runs)
     for name, where in ONLY_FOR.items():
         if command in known and options[name] != OPTIONS[name] and command != where:
             raise ConfigError(f"{name}= belongs to {where}, not to {command}")
@@ -82,7 +80,7 @@ def _run(words: Sequence[str]) -> int:
     return known[command](Store(options["store"]), keys, options)
 
 
-def _ls(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+def _ls(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
     found = care.items(store)
     if options["format"] == "json":
         print(json.dumps([{**_plain(item)} for item in found], indent=1))
@@ -101,7 +99,7 @@ def _ls(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
     return 0
 
 
-def _show(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+def _show(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
     for key in _given(keys, "show", 1):
         item = care.find(store, key)
         content: dict[str, Any] = _plain(item)
@@ -113,7 +111,7 @@ def _show(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
     return 0
 
 
-def _explain(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+def _explain(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
     _given(keys, "explain", 2)
     one, other = (_record(store, care.find(store, key, ("stage",))) for key in keys[:2])
     differing = explain(one["ingredients"], other["ingredients"])
@@ -128,7 +126,7 @@ def _explain(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
     return 0
 
 
-def _verify(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+def _verify(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
     found = [care.find(store, key) for key in keys] if keys else care.items(store)
     checked = [item for item in found if item.kind != "damaged"]
     faults = [fault for item in checked if (fault := care.verify(store, item)) is not None]
@@ -152,12 +150,12 @@ def _verify(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
     return 1 if faults else 0
 
 
-def _gc(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+def _gc(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
     apply = options["apply"] == "true"
     if options["apply"] not in ("true", "false"):
         raise ConfigError(f"apply={options['apply']}: true or false")
     care.items(store)  # is there a store at all?
-    named = [Path(text) for text in options["runs"].split(os.pathsep) if text]
+    named = [Path(text) for text in options["runs"]]
     for folder in named:
         if not folder.is_dir():
             raise ConfigError(f"runs={folder} is not a folder; name one that holds job folders")
@@ -188,7 +186,7 @@ def _gc(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
     return 0
 
 
-def _rm(store: Store, keys: list[str], options: Mapping[str, str]) -> int:
+def _rm(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
     found = [care.find(store, key) for key in _given(keys, "rm", 1)]
     for item in found:
         if (who := care.worker(store, item)) is not None:

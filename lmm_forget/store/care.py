@@ -61,12 +61,12 @@ def items(store: Store) -> list[Item]:
 
 def find(store: Store, key: str, kinds: tuple[str, ...] = KINDS) -> Item:
     """The one item whose key begins with `key`. Raises StoreError for none or several."""
-    matching = [item for item in items(store) if item.kind in kinds and item.key.startswith(key)]
+    named = [item for item in items(store) if item.key.startswith(key)]
+    matching = [item for item in named if item.kind in kinds]
     if len(matching) == 2 and {item.kind for item in matching} == {"stage", "partial"}:
         matching = [item for item in matching if item.kind == "stage"]
-    others = [item.kind for item in items(store) if item.key.startswith(key)]
-    if not matching and others:
-        raise StoreError(f"{key} is of kind {others[0]}; expected {' or '.join(kinds)}")
+    if named and not matching:
+        raise StoreError(f"{key} is of kind {named[0].kind}; expected {' or '.join(kinds)}")
     if len(matching) != 1:
         what = "nothing" if not matching else f"{len(matching)} things"
         raise StoreError(

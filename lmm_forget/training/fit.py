@@ -193,10 +193,10 @@ def fit(
                 module.look_first()
                 # Nothing is left to do when only the record was missing; a fit that ran out of memory goes on in a
                 # new one.
-                while module.stopped is None:
-                    data = batches(module.micro_batch, len(module.losses))
-                    if data is None:
-                        break
+                while (
+                    module.stopped is None
+                    and (data := batches(module.micro_batch, len(module.losses))) is not None
+                ):
                     module.repeat = False
                     with at_safe_points() if resume else nullcontext():
                         _trainer(hardware, ranks).fit(module, data)

@@ -173,10 +173,12 @@ class StageModule(pl.LightningModule):
     def whole(self) -> Iterator[None]:
         """The stage model as it would be now, in eval mode, for the block; all ranks must enter it."""
         model = cast(nn.Module, self._lmm.model)
-        method = self._method.stage_tensor
+        shown = (
+            None if self._sharded else self._method.stage_tensor
+        )  # what is put together is made on the way
         with (
             self._sharded.filled(self._stage_tensor) if self._sharded else nullcontext(),
-            undisturbed(model, self._compute, None if self._sharded else method),
+            undisturbed(model, self._compute, shown),
         ):
             yield
 
@@ -279,9 +281,8 @@ class StageModule(pl.LightningModule):
         self._since = time.perf_counter()  # what was done on hearing of the step is no training time
         if look is Look.STOPPED_SHORT:
             self._stop_here(step + 1, optimizer)
-        if (
-            look is Look.ENDS_THE_STAGE
-        ):  # no state is saved here: a stage that goes on from one must stop again
+        if look is Look.ENDS_THE_STAGE:
+            # No state is saved here: a stage that goes on from one must stop again.
             self.stopped = step + 1
             self.trainer.should_stop = True
         elif self._resume is not None and (step + 1) % self._resume.every == 0 and step + 1 < self._opt.steps:

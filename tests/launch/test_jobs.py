@@ -102,7 +102,7 @@ def test_a_command_on_another_machine_is_watched_before_its_folders_are_taken(
         other.join()
     capsys.readouterr()
     began = time.monotonic()
-    with Folders(stale=1.0) as folders:
+    with Folders(stale=1.0, beat=None) as folders:
         assert len(prepare(jobs, folders.hold)[0]) == 2
         assert capsys.readouterr().err == "a: watching whether process 7 on login1 still runs it\n"
         assert time.monotonic() - began >= 1.0

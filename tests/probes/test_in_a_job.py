@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,26 @@ def test_why_reads_a_sweep(probed: tuple[Path, dict[str, Any]], capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["jobs"] == 1
     assert why.main([str(probed[0] / "nowhere")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_why_names_what_it_left_out_and_what_it_cannot_read(
+    probed: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(probed[0] / "sweep", folder)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "results.json").write_text("{")
+    assert why.main([str(folder)]) == 0
+    assert "left out: broken (unreadable)" in capsys.readouterr().err
+    assert "Left out: broken (unreadable)." in (folder / "why.md").read_text()
+    assert json.loads((folder / "connection.json").read_text())["left_out"] == ["broken (unreadable)"]
+    (torn,) = folder.glob("*/turned_wrong.parquet")
+    torn.write_bytes(torn.read_bytes()[:50])
+    before = (folder / "why.md").read_text()
+    assert why.main([str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "turned_wrong.parquet: cannot be read" in said and said.count("\n") == 1
+    assert (folder / "why.md").read_text() == before
 
 
 @pytest.mark.parametrize(

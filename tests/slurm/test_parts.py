@@ -204,6 +204,10 @@ def test_status_of_a_sweep_that_never_saw_slurm(
     }  # fmt: skip
     assert found["slurm"] is None and found["jobs"][0]["error"] == "no image"
     assert found["jobs"][0]["log"] == "multirun/x/bad/job.log"
+    (sweep / "done" / "results.json").write_text("{")  # a disk that was full, once
+    torn = status.status_of(sweep / "done")["jobs"][0]
+    assert torn["state"] == "failed" and "results.json is damaged" in torn["error"]
+    (sweep / "done" / "results.json").write_text("{}")
     assert status.main(["multirun/x"]) == 0
     shown = capsys.readouterr().out
     assert "1 waiting, 1 done, 1 failed, 1 lost" in shown and "multirun/x/bad/job.log" in shown
