@@ -5,23 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lmm_forget.models.loading import LMM
 from lmm_forget.recipes.method import build_method
-from lmm_forget.recipes.selection import load_recipe
+from lmm_forget.recipes.selection import TunePlan, load_recipe
 from lmm_forget.training.fit import fit
-from lmm_forget.training.memory import state_bytes, watch_states
+from lmm_forget.training.memory import StateBytes, state_bytes, watch_states
 from tests.models.tiny import tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
 
-@pytest.mark.parametrize("recipe", ["sa_proj", "mlp_gateup", "llm", "full", "lora", "lwf", "wise_ft"])
-def test_planned_state_bytes_are_the_real_ones(recipe: str) -> None:
-    lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16, hidden_size=64, intermediate_size=160)
+def stage(recipe: str, dtype: torch.dtype, **sizes: int) -> tuple[LMM, TunePlan, list[StateBytes]]:
+    """A tiny model taught with `recipe`: the model (not finished), its plan, and what was there after each step."""
+    lmm = tiny_lmm("llava_onevision", dtype=dtype, **sizes)
     method = build_method(load_recipe(recipe))
     plan = method.planned(lmm.model, plan_for(lmm, recipe))
     method.prepare(lmm, plan)
     with watch_states(lmm.model, method) as found:
         fit(lmm, plan, method, samples(8), training=TRAINING, hardware=HARDWARE, seed=0, task="x")
     assert len(found) == 2
+    return lmm, plan, found
+
+
+@pytest.mark.parametrize("recipe", ["sa_proj", "mlp_gateup", "llm", "full", "lora", "lwf", "wise_ft"])
+def test_planned_state_bytes_are_the_real_ones(recipe: str) -> None:
+    _, plan, found = stage(recipe, torch.bfloat16, hidden_size=64, intermediate_size=160)
     real = found[-1]
     assert real.total == pytest.approx(plan.state_bytes, rel=0.01)
     trained = plan.counts["trainable"]
@@ -33,12 +40,7 @@ def test_planned_state_bytes_are_the_real_ones(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", ["sa_proj", "lwf"])
 def test_frozen_half_precision_stays_what_it_is(recipe: str) -> None:
     """What autocast casts by itself is not widened for a stage; norms and convolutions are, and they are few."""
-    lmm = tiny_lmm("llava_onevision", dtype=torch.float16, hidden_size=256, intermediate_size=512)
-    method = build_method(load_recipe(recipe))
-    plan = method.planned(lmm.model, plan_for(lmm, recipe))
-    method.prepare(lmm, plan)
-    with watch_states(lmm.model, method) as found:
-        fit(lmm, plan, method, samples(4), training=TRAINING, hardware=HARDWARE, seed=0, task="x")
+    lmm, plan, found = stage(recipe, torch.float16, hidden_size=256, intermediate_size=512)
     assert found[-1].total == pytest.approx(plan.state_bytes, rel=0.01)
     assert {p.dtype for p in lmm.model.parameters() if not p.requires_grad} == {torch.float16}
 
