@@ -49,7 +49,8 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
-    from lmm_forget.models.loading import assemble, packaged_folder
+    from lmm_forget.models.folders import packaged_folder
+    from lmm_forget.models.loading import assemble
     from lmm_forget.recipes.method import build_method
     from lmm_forget.recipes.selection import load_recipe, make_plan, rules_from_config
     from lmm_forget.tiny.world import draw

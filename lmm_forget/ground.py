@@ -31,13 +31,14 @@ def lay_ground(
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
     from lmm_forget.evaluation.ask import subset
     from lmm_forget.evaluation.shared import Exam, require_compat
-    from lmm_forget.models.fingerprint import processor_fingerprint
+    from lmm_forget.models.fingerprint import model_fingerprints
     from lmm_forget.models.loading import load
     from lmm_forget.models.weights import model_hashes
     from lmm_forget.recipes.method import build_method
     from lmm_forget.recipes.selection import make_plan, rules_from_config
     from lmm_forget.results import versions
     from lmm_forget.store import Store
+    from lmm_forget.store.inputs import InputReader
     from lmm_forget.tasks.loading import build_task
     from lmm_forget.training.batches import accumulation
     from lmm_forget.training.fit import total_steps
@@ -53,7 +54,8 @@ def lay_ground(
     share, part = max(1, batch // ranks.size), hardware["micro_batch"]
     accumulation(batch, 1 if part == "auto" else min(int(part), share), ranks.size)
     progress.phase("read data", len(config["tasks"]), "task")
-    lessons, exams = {}, []
+    lessons: dict[str, Lessons] = {}
+    exams: list[Exam] = []
     for name, node in config["tasks"].items():
         task = build_task(node)
         if name in config["sequence"]["tasks"]:
@@ -66,6 +68,9 @@ def lay_ground(
 
     if data["scoring"] == "compat":
         require_compat(exams)
+
+    opened = {exam.task.name: exam.task for exam in exams}
+    inputs = ranks.only_first(lambda: InputReader().read(config, opened)[0]) or {}
 
     progress.phase("load model", 1, "model")
     lmm = load(config["model"])
@@ -96,8 +101,9 @@ def lay_ground(
         store=Store(config["store"], note),
         progress=progress,
         logger=tracker,
-        processor=processor_fingerprint(lmm.processor),
+        fingerprints=model_fingerprints(lmm.model, lmm.processor, lmm.end_token_ids),
         versions=versions(),
+        inputs=inputs,
         hashes=model_hashes(lmm.model),
         notices=notices,
         ranks=ranks,
@@ -129,10 +135,11 @@ def _micro_batch(ground: Ground) -> int:
     config, ranks = ground.config, ground.ranks
     hardware, training = config["hardware"], config["training"]
     about = {
-        "schema": 2,
+        "schema": 3,
         "device": torch.cuda.get_device_name(),
         "memory": torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory,
-        "model": {name: ground.lmm.spec.get(name) for name in ("name", "dtype", "attention", "image")},
+        "model": {name: ground.lmm.spec.get(name) for name in ("dtype", "attention", "image")},
+        "loaded": dict(ground.fingerprints),
         "plan": digest(list(ground.plan.trainable)),
         "recipe": config["recipe"],
         "hardware": {name: hardware[name] for name in ("precision", "activation_checkpointing", "compile")},
@@ -216,7 +223,7 @@ def _prober(ground: Ground) -> Prober | None:
     from lmm_forget.probes.prober import Prober, spaced
     from lmm_forget.probes.spec import Spec
     from lmm_forget.probes.token_sets import find_sets
-    from lmm_forget.store.keys import minor
+    from lmm_forget.store.keys import LIBRARIES, minor
     from lmm_forget.tasks.loading import build_task
 
     config, lmm = ground.config, ground.lmm
@@ -235,9 +242,9 @@ def _prober(ground: Ground) -> Prober | None:
     }
     elsewhere = [one.task.target(one.samples[i]) for one in prompts for i in range(len(one.samples))]
     identity = {
-        "processor": ground.processor,
+        "loaded": dict(ground.fingerprints),
         "model": {name: lmm.spec.get(name) for name in ("dtype", "attention", "image")},
-        "versions": {name: minor(ground.versions[name]) for name in ("torch", "transformers")},
+        "versions": {name: minor(ground.versions[name]) for name in LIBRARIES},
     }
     return Prober(
         spec,

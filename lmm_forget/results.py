@@ -100,6 +100,7 @@ def assemble(
         "plan": ground.plan.to_json(),
         "base": {
             "weights_hash": base_hash,
+            "fingerprints": dict(ground.fingerprints),
             "scores": {task: score(answers, scoring) for task, answers in base.items()},
         },
         "stages": [_stage(stage, changes, scoring) for stage in stages],
@@ -109,6 +110,7 @@ def assemble(
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
         "data": _data(ground, stages),
+        "inputs": dict(ground.inputs),
         "versions": {**ground.versions, **git_state(), **_data_sources(ground)},
     }
     if base_look is not None and ground.prober is not None:
@@ -178,13 +180,19 @@ def write_tables(
 
 
 def _data(ground: Ground, stages: Sequence[Taught]) -> dict[str, Any]:
-    """Which samples were asked and taught, by task: split, number, a fingerprint, and what was left out."""
+    """Which samples were asked and taught, by task: split, number, fingerprints, and what was left out.
+
+    Of what was asked, `fingerprint` covers the questions as the model reads them, `references` the right answers.
+    """
     found: dict[str, Any] = {}
     for exam in ground.exams:
         about: dict[str, Any] = {
             "split": exam.split,
             "samples": len(exam.samples),
             "fingerprint": digest(exam.keys),
+            "references": digest(
+                [[one.id, one.image_id, list(one.answers), one.choices] for one in exam.light]
+            ),
         }
         found[exam.task.name] = {"asked": {**about, **ground.sifted.get((exam.task.name, "asked"), {})}}
     for stage in stages:

@@ -22,6 +22,8 @@ from lmm_forget.recipes.method import Method, delta_of, parameter_dtypes
 from lmm_forget.stopping import at_safe_points, safe_point
 from lmm_forget.store import Partial, Store, answering_key, path_keys, stage_key
 from lmm_forget.store.care import REFERENCES
+from lmm_forget.store.code import user_code
+from lmm_forget.store.inputs import training_inputs
 from lmm_forget.store.keys import digest
 from lmm_forget.training.lessons import Lessons
 
@@ -52,8 +54,11 @@ class Ground:
     store: Store
     progress: Progress
     logger: Tracker | None
-    processor: str
+    fingerprints: Mapping[str, str]
+    """What the loaded model is beside its weights, by part; see `models.fingerprint`."""
     versions: Mapping[str, str]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the files and the code that the job reads (first rank only); see `store.inputs`."""
     hashes: dict[str, str] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
     references: dict[str, list[str]] = field(
@@ -71,6 +76,10 @@ class Ground:
         from lmm_forget.models.weights import weights_hash
 
         return weights_hash(self.hashes)
+
+    def answering_key(self, weights: str) -> str:
+        """Key of everything about asking this job's model with the given `weights_hash` but the question itself."""
+        return answering_key(weights, model=self.fingerprints, spec=self.lmm.spec, versions=self.versions)
 
     def adopt(self, record: Mapping[str, Any]) -> None:
         """Take over a recorded stage; its tensors are read when they are needed."""
@@ -124,7 +133,7 @@ def run_stage(ground: Ground, index: int, task: str) -> Taught:
     started = time.monotonic()
     label = f"stage {index} of {len(ground.config['sequence']['tasks'])}"
     record, effort, watch = _teach(ground, task, f"{label}: teach {task}")
-    ground.ranks.on_first(lambda: ground.store.leads_to(path_keys(ground.config)[index - 1], record["key"]))
+    ground.ranks.on_first(lambda: _remember_path(ground, index, record["key"]))
     taught = time.monotonic()
     answers, asked = ask_all(ground, f"{label}: ask everything")
     asking = time.monotonic() - taught
@@ -135,6 +144,12 @@ def run_stage(ground: Ground, index: int, task: str) -> Taught:
     effort["probe"] = time.monotonic() - taught - asking
     seen = ground.ranks.only_first(lambda: None if after is None else watch.seen(after, record["steps"]))
     return Taught(index, task, record, answers, effort, seen)
+
+
+def _remember_path(ground: Ground, index: int, key: str) -> None:
+    """Leave a hint in the store: which stage this job's configuration led to, from which inputs."""
+    inputs = training_inputs(ground.inputs, ground.config["sequence"]["tasks"][:index])
+    ground.store.leads_to(path_keys(ground.config)[index - 1], key, inputs)
 
 
 def look(ground: Ground, phase: str) -> Look | None:
@@ -157,9 +172,7 @@ def _nothing() -> None:
 
 def ask_all(ground: Ground, phase: str) -> tuple[dict[str, list[Answer]], int]:
     """The model's answers to every target and every benchmark, by task, and how many were asked for now."""
-    model = answering_key(
-        ground.weights, processor=ground.processor, model=ground.lmm.spec, versions=ground.versions
-    )
+    model = ground.answering_key(ground.weights)
     ground.refer("models", model)
     return examine(
         ground.lmm,
@@ -181,8 +194,9 @@ def _teach(ground: Ground, task: str, phase: str) -> tuple[Mapping[str, Any], di
         task,
         parent=ground.weights,
         data=ground.lessons[task].task.fingerprint("train"),
-        processor=ground.processor,
+        model=ground.fingerprints,
         versions=ground.versions,
+        code={"task": user_code(ground.lessons[task].task), "method": user_code(ground.method)},
     )
     ground.refer("stages", key)
     store, ranks = ground.store, ground.ranks
@@ -256,9 +270,7 @@ def _scores_now(ground: Ground) -> dict[str, Any]:
     from lmm_forget.models.weights import model_hashes, weights_hash
 
     weights = weights_hash(model_hashes(ground.lmm.model))
-    model = answering_key(
-        weights, processor=ground.processor, model=ground.lmm.spec, versions=ground.versions
-    )
+    model = ground.answering_key(weights)
     ground.refer("models", model)
     hardware = ground.config["hardware"]
     answers, _ = examine(

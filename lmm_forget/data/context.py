@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmm_forget.errors import ConfigError
@@ -23,14 +22,10 @@ def measure_for(spec: Mapping[str, Any]) -> tuple[Measure, int]:
     from transformers.utils import logging
 
     from lmm_forget.models.family import family_for
-    from lmm_forget.models.loading import PACKAGED, packaged_folder
+    from lmm_forget.models.folders import model_source
 
     logging.set_verbosity_error()
-    source = str(spec.get("path") or spec.get("hub_id"))
-    if source.startswith(PACKAGED):
-        source = str(packaged_folder(source.removeprefix(PACKAGED)))
-    elif spec.get("path"):
-        source = str(Path(source).expanduser())
+    source, _ = model_source(spec)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)

@@ -23,10 +23,14 @@ from lmm_forget.job import read_config
 from lmm_forget.launch.slurm import queue
 from lmm_forget.launch.slurm.ticket import Ticket
 from lmm_forget.store.claims import BEAT, Claims, Holder
+from lmm_forget.store.inputs import InputReader
+from lmm_forget.store.inputs import changed as changed_inputs
 
 ROOT = Path("multirun")
 CLAIM = ".claim"
 """Held by the command that runs a job, in the job's folder."""
+PREVIOUS = "previous-"
+"""Begins the name of the folder that keeps what a job had found before it was done again."""
 POLL = 0.1
 """Seconds between two looks at a folder that another command may be in."""
 STALE = 15.0
@@ -64,6 +68,18 @@ class Job:
             ) from error
         return dict(results)
 
+    def changed(self, reader: InputReader) -> tuple[list[str], str | None]:
+        """What the finished job read and is not the same any more; and, in a sentence, what cannot be said about that.
+
+        Raises LaunchError if its results are damaged.
+        """
+        before = (self.results() or {}).get("inputs")
+        if not isinstance(before, Mapping):
+            return [], "its record does not say what it read (an earlier version made it)"
+        now, unreadable = reader.read(self.config)
+        missing = [f"{name}: {why}" for name, why in unreadable.items() if name in before]
+        return changed_inputs(before, now, unreadable), _few(missing, 1) or None
+
     def objective(self) -> float | None:
         """The finished job's figure of merit that `objective` names, in points; None where it is undefined."""
         figure = ((self.results() or {}).get("figures") or {}).get(self.config["objective"])
@@ -77,14 +93,17 @@ def make_job(config: Mapping[str, Any], name: str) -> Job:
 
 
 def prepare(
-    jobs: Sequence[Job], hold: Callable[[Job], None] = lambda job: None
+    jobs: Sequence[Job],
+    hold: Callable[[Job], None] = lambda job: None,
+    reader: InputReader | None = None,
 ) -> tuple[list[Job], list[Job]]:
     """Check every folder, then write the job.yaml of those that are not finished; returns (to run, finished).
 
-    Grid points that resolve to the same job are one job. Nothing is written before all of them are checked; `hold` is
-    called for every job to run before its folder is touched. Raises ConfigError where a finished folder or an earlier
-    grid point holds another configuration, LaunchError where a job runs now. A folder without results that held
-    another configuration is begun anew, and stderr says so.
+    Grid points that resolve to the same job are one job. A finished job whose model folder, data or code changed since
+    (`reader` reads them) is to be run again; what it had found is kept in its folder. Nothing is written before all of
+    them are checked; `hold` is called for every job to run before its folder is touched. Raises ConfigError where a
+    finished folder or an earlier grid point holds another configuration, LaunchError where a job runs now. A folder
+    without results that held another configuration is begun anew, and stderr says so.
     """
     unique: dict[str, Job] = {}
     other: dict[str, list[str]] = {}
@@ -103,6 +122,8 @@ def prepare(
         if changed:
             other[job.name] = changed
     finished = [job for job in unique.values() if job.file.exists() and job.results() is not None]
+    stale = _stale(finished, reader or InputReader())
+    finished = [job for job in finished if job.name not in stale]
     done = {job.name for job in finished}
     waiting = [job for job in unique.values() if job.name not in done]
     for job in waiting:
@@ -110,6 +131,8 @@ def prepare(
     for job in waiting:
         if job.name in other:
             _begin_anew(job, other[job.name])
+        if job.name in stale:
+            _keep_previous(job, stale[job.name])
         (job.folder / "results.json").unlink(missing_ok=True)  # results without a job.yaml are nobody's
         (job.folder / "status.json").unlink(missing_ok=True)
         write_atomic(
@@ -195,6 +218,42 @@ def _begin_anew(job: Job, changed: Sequence[str]) -> None:
         if path.name == f"{CLAIM}.json":
             continue
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _stale(finished: Sequence[Job], reader: InputReader) -> dict[str, list[str]]:
+    """Finished jobs whose model, data or code is not what they read, with what changed; stderr hears of doubts."""
+    found: dict[str, list[str]] = {}
+    doubts: dict[str, list[str]] = {}
+    for job in finished:
+        changed, doubt = job.changed(reader)
+        if changed:
+            found[job.name] = changed
+        elif doubt:
+            doubts.setdefault(doubt, []).append(job.name)
+    for doubt, names in doubts.items():
+        print(
+            f"lmm-forget: note: {_few(names, 3)}: whether the inputs are still the same cannot be checked ({doubt}); "
+            "the results stand as they are",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _keep_previous(job: Job, changed: Sequence[str]) -> None:
+    """Move what a finished job left into `previous-<n>` of its folder, its results first: the job is done again."""
+    number = 1 + len(list(job.folder.glob(f"{PREVIOUS}*")))
+    aside = job.folder / f"{PREVIOUS}{number}"
+    print(
+        f"{job.folder} was finished, but what it read has changed ({_few(changed)}): it is done again, and its former "
+        f"results go to {aside.name}/",
+        file=sys.stderr,
+        flush=True,
+    )
+    aside.mkdir()
+    (job.folder / "results.json").rename(aside / "results.json")
+    for path in sorted(job.folder.iterdir()):
+        if path.name != f"{CLAIM}.json" and not path.name.startswith(PREVIOUS):
+            path.rename(aside / path.name)
 
 
 def _refuse_running(job: Job) -> None:

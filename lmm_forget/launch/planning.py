@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lmm_forget.launch.jobs import Job
 from lmm_forget.store.archive import RECORD, Store
+from lmm_forget.store.inputs import InputReader, training_inputs
 from lmm_forget.store.keys import path_keys
 
 
@@ -18,11 +19,13 @@ class Planned(BaseException):
 class SweepPlan:
     """The stages of a sweep as paths from a base: equal beginnings are taught once.
 
-    `paths` maps a job's name to one key per stage. What is in the store already is judged by configuration; whether
-    data and weights are still the same is known when a job gets there.
+    `paths` maps a job's name to one key per stage. What is in the store already is judged by the configuration and by
+    the content of local files and code that `reader` reads; whether the weights are the same is known when a job gets
+    there.
     """
 
     jobs: Sequence[Job]
+    reader: InputReader = field(default_factory=InputReader)
     paths: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -48,6 +51,11 @@ class SweepPlan:
         at = (str(store.root), path)
         if at not in self._done:
             key = store.led_to(path)
+            if key is None:
+                return False
+            tasks = job.config["sequence"]["tasks"][: self.paths[job.name].index(path) + 1]
+            inputs = training_inputs(self.reader.read(job.config)[0], tasks)
+            key = store.led_to(path, inputs)
             if key is None or not (store.folder(key) / RECORD).exists():
                 return False
             self._done.add(at)
@@ -64,7 +72,11 @@ class SweepPlan:
             for path in self.paths[job.name]
             if self.done(job, path)
         }
-        open_jobs = [job for job in self.jobs if not (job.folder / "results.json").exists()]
+        open_jobs = [
+            job
+            for job in self.jobs
+            if not (job.folder / "results.json").exists() or job.changed(self.reader)[0]
+        ]
         bases = {(job.config["store"], str(job.config["model"])) for job in open_jobs}
         ask = {(str(self._stores[job.name].root), path) for job in open_jobs for path in self.paths[job.name]}
         return {

@@ -34,7 +34,7 @@ def run_jobs(jobs: Sequence[Job], grace: float = SHUTDOWN + 5.0) -> list[Outcome
         print("\n".join([plan.line(), *plan.by_recipe()]))
         raise Planned
     with Folders(beat=None) as folders:  # the pool forks: it refreshes them itself
-        waiting, finished = prepare(jobs, folders.hold)
+        waiting, finished = prepare(jobs, folders.hold, plan.reader)
         outcomes = {job.name: Outcome(job, finished=True) for job in finished}
         if not waiting:
             done = f"all {len(finished)} jobs are" if len(finished) > 1 else f"{finished[0].name} is"

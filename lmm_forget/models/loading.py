@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -23,9 +22,7 @@ from lmm_forget.models.checkpoint import (
 )
 from lmm_forget.models.components import ComponentMap
 from lmm_forget.models.family import Family, family_for, family_for_type
-
-PACKAGED = "package:"
-"""Prefix of a `path` that names a model shipped inside this package."""
+from lmm_forget.models.folders import model_source
 
 
 @dataclass
@@ -50,7 +47,7 @@ def load(spec: Mapping[str, Any]) -> LMM:
     weights are read and no remote code runs. The dtype is `dtype` ("auto" or absent: the checkpoint's). Raises
     ConfigError when the model cannot be found or read.
     """
-    source, revision = _source(spec)
+    source, revision = model_source(spec)
     common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": bool(spec.get("path"))}
     if revision:
         common["revision"] = revision
@@ -96,17 +93,6 @@ def assemble(model: PreTrainedModel, processor: ProcessorMixin, spec: Mapping[st
     return LMM(model, processor, family, components, spec, sorted(ends))
 
 
-def packaged_folder(name: str) -> Path:
-    """The folder of a model shipped inside the package. Raises ConfigError listing the ones that are there."""
-    root = Path(str(files("lmm_forget"))) / "tiny" / "weights"
-    folder = root / name
-    if not (folder / "config.json").is_file():
-        there = sorted(p.parent.name for p in root.glob("*/config.json"))
-        made = f"; make tiny FAMILY={name.removeprefix('tiny_')} makes it" if name.startswith("tiny_") else ""
-        raise ConfigError(f"no packaged model {name!r}; packaged: {', '.join(there) or 'none'}{made}")
-    return folder
-
-
 def skeleton(architecture: str) -> PreTrainedModel:
     """The model of a packaged architecture on the meta device: shapes and dtypes, no weights, no network, seconds.
 
@@ -126,7 +112,7 @@ def skeleton_for(spec: Mapping[str, Any]) -> PreTrainedModel:
     Raises ConfigError when neither can be read without a network.
     """
     if spec.get("path"):
-        source, _ = _source(spec)
+        source, _ = model_source(spec)
         with readable(spec, source, "model"):
             data = json.loads((Path(source) / "config.json").read_text("utf-8"))
         return _on_meta(data, _dtype(spec))
@@ -153,23 +139,6 @@ def _on_meta(data: Mapping[str, Any], dtype: torch.dtype | str) -> PreTrainedMod
     with torch.device("meta"):
         chosen = (config.dtype or torch.float32) if dtype == "auto" else dtype
         return family(config).hf_class._from_config(config, dtype=chosen)
-
-
-def _source(spec: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Where to load from, and the hub revision if it is a hub id."""
-    path = spec.get("path")
-    if path:
-        if str(path).startswith(PACKAGED):
-            return str(packaged_folder(str(path).removeprefix(PACKAGED))), None
-        folder = Path(os.path.expanduser(str(path)))
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.path={path} is not a model folder: it has no config.json")
-        return str(folder), None
-    if not spec.get("hub_id"):
-        raise ConfigError(
-            f"model {spec.get('name')!r} has neither `path` nor `hub_id`; set model.path=FOLDER"
-        )
-    return str(spec["hub_id"]), spec.get("revision")
 
 
 def _dtype(spec: Mapping[str, Any]) -> torch.dtype | str:

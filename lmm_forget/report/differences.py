@@ -12,13 +12,14 @@ from scipy.special import stdtr
 from lmm_forget.errors import DataError
 from lmm_forget.metrics import TaskScores, compare_mean, holm, task_scores_from_answers
 from lmm_forget.report.answers import Columns, read_answers, scoring_of
+from lmm_forget.report.identity import scored_alike
 from lmm_forget.report.load import Sweep
 from lmm_forget.report.rows import Row, held_out_tasks
 from lmm_forget.report.settings import Setting, by_model, over_jobs
 
 MOST = 24
 """Settings up to which differences are taken."""
-_NEEDED = ("sample_id", "image_id", "value", "group")
+_NEEDED = ("sample_id", "image_id", "question", "references", "value", "group")
 Answers = Mapping[tuple[int, str], Columns]
 
 
@@ -71,12 +72,19 @@ def differences(sweep: Sweep, settings: Sequence[Setting]) -> list[Difference]:
 def _difference(sweep: Sweep, best: Setting, other: Setting) -> Difference:
     if len(best.rows) == len(other.rows) == 1:
         return _on_questions(sweep, (other, best), (best.first, other.first), "questions")
-    pairs = [(a, b) for a in best.rows for b in other.rows if (a.seed, a.tasks) == (b.seed, b.tasks)]
+    pairs = [
+        (a, b)
+        for a in best.rows
+        for b in other.rows
+        if (a.seed, a.tasks) == (b.seed, b.tasks) and scored_alike(sweep.results[a.job], sweep.results[b.job])
+    ]
     if len(pairs) == 1:
         basis = "questions" if pairs[0][0].seed is None else f"questions, seed {pairs[0][0].seed} of both"
         return _on_questions(sweep, (other, best), pairs[0], basis)
     if not pairs:
-        return Difference(other.name, None, None, "no jobs of equal seed and order", best.name)
+        return Difference(
+            other.name, None, None, "no jobs of equal seed, order, base and references", best.name
+        )
     learning, final = (
         _by_job([(a.figures[f], b.figures[f]) for a, b in pairs]) for f in ("learning", "final")
     )
@@ -88,7 +96,7 @@ def _on_questions(sweep: Sweep, of: tuple[Setting, Setting], pair: tuple[Row, Ro
     learning, final = _by_question(sweep, *pair)
     alike = learning is not None or final is not None
     setting, best = of
-    told = basis if alike else "not the same questions or base"
+    told = basis if alike else "not the same questions, references or base"
     return Difference(setting.name, learning, final, told, best.name)
 
 
@@ -107,8 +115,8 @@ def _by_job(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dic
 
 def _by_question(sweep: Sweep, one: Row, two: Row) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Learning and final held-out difference of two jobs, on the same questions; None where these differ."""
-    bases = {sweep.results[row.job]["base"].get("weights_hash") for row in (one, two)}
-    if len(bases) > 1:  # each has its own base to fall from: scores alone do not say what was learned or lost
+    if not scored_alike(*(sweep.results[row.job] for row in (one, two))):
+        # Each has its own base to fall from, or its own references: scores do not say what was learned or lost.
         return None, None
     scorings = {scoring_of(sweep.results[row.job]) for row in (one, two)}
     if len(scorings) > 1:
@@ -133,12 +141,18 @@ def _by_question(sweep: Sweep, one: Row, two: Row) -> tuple[dict[str, Any] | Non
     return learning, final
 
 
+def _questions(columns: Columns) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """{sample id: (question, references)}."""
+    found = zip(columns["sample_id"], columns["question"], columns["references"], strict=True)
+    return {sample: (question, tuple(references)) for sample, question, references in found}
+
+
 def _mean(places: Sequence[tuple[str, int, int]], first: Answers, second: Answers) -> dict[str, Any] | None:
     try:
-        scores: list[TaskScores] = [
-            task_scores_from_answers(task, [first[stage, task], second[later, task]])
-            for task, stage, later in places
-        ]
+        pairs = [(task, first[stage, task], second[later, task]) for task, stage, later in places]
+        if any(_questions(one) != _questions(two) for _, one, two in pairs):
+            return None
+        scores: list[TaskScores] = [task_scores_from_answers(task, [one, two]) for task, one, two in pairs]
         mean = compare_mean(scores)
     except (DataError, KeyError):
         return None

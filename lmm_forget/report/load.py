@@ -12,7 +12,7 @@ import yaml
 
 from lmm_forget.building import is_number
 from lmm_forget.errors import DataError
-from lmm_forget.store.keys import digest, stop_view
+from lmm_forget.report.identity import job_identity
 
 SCHEMA = 1
 _NEEDED = ("job", "config", "plan", "base", "stages", "figures")
@@ -134,7 +134,7 @@ def _once(results: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, An
     """Every job once, and which folders repeat one; of these the one that was looked into counts."""
     groups: dict[str, list[str]] = {}
     for job, found in results.items():
-        groups.setdefault(_identity(found), []).append(job)
+        groups.setdefault(job_identity(found), []).append(job)
     dropped: set[str] = set()
     notes = []
     for jobs in groups.values():
@@ -145,7 +145,7 @@ def _once(results: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, An
             dropped.add(job)
             same = _values(results[job]) == _values(results[kept])
             notes.append(
-                f"{job} is {kept} once more (the same configuration): it counts once, as {kept}"
+                f"{job} is {kept} once more (the same configuration and data): it counts once, as {kept}"
                 f"{'' if same else ', although their figures differ'}."
             )
     return {job: found for job, found in results.items() if job not in dropped}, notes
@@ -154,13 +154,6 @@ def _once(results: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, An
 def _values(results: Mapping[str, Any]) -> list[Any]:
     """The figures without their intervals."""
     return [figure.get("value") for figure in results["figures"].values()]
-
-
-def _identity(results: Mapping[str, Any]) -> str:
-    """Equal for jobs of one configuration, seed included, from equal weights; looking into a model changes nothing."""
-    config = results["config"]
-    asked = {key: value for key, value in config.items() if key != "probe"}
-    return digest([results["base"].get("weights_hash"), asked, stop_view(config.get("probe"))])
 
 
 def _other_schema(results: Any) -> str:

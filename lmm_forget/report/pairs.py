@@ -10,6 +10,7 @@ import numpy as np
 from lmm_forget.errors import DataError
 from lmm_forget.metrics import TaskScores, compare_mean, compare_pair, holm
 from lmm_forget.report.answers import Columns, read_answers, scoring_of
+from lmm_forget.report.identity import asked, base_identity
 from lmm_forget.report.places import Place
 from lmm_forget.report.rows import held_out_tasks
 
@@ -30,8 +31,11 @@ def compare_places(first: Place, second: Place, *, resamples: int = 2000, seed: 
     scores = shared_scores(first, second, notes)
     if not scores:
         raise DataError(f"{first.name} and {second.name} share no question, so there is nothing to compare")
-    if first.weights_hash != second.weights_hash:
+    if base_identity(first.results) != base_identity(second.results):
         notes.append("the two started from different base models")
+    rescored = [task for task in scores if _scorer_differs(task, first, second)]
+    if rescored:
+        notes.append(f"{', '.join(rescored)}: scored by different code, which may be part of a difference")
     roles = {task: _role(task, first, second) for task in scores}
     benchmarks = {
         task: {"role": roles[task], **compare_pair(each, resamples=resamples, seed=seed)}
@@ -87,7 +91,8 @@ def _pair(task: str, one: Columns, two: Columns, notes: list[str]) -> TaskScores
     same = [sample for sample in both if left[sample][:-1] == right[sample][:-1]]
     if len(same) < len(both):
         notes.append(
-            f"{task}: {len(both) - len(same)} of {len(both)} ids stand for other questions or images: left out"
+            f"{task}: {len(both) - len(same)} of {len(both)} ids stand for other questions, references or images: "
+            "left out"
         )
     if len(both) < max(len(left), len(right)):
         notes.append(
@@ -116,6 +121,10 @@ def _by_id(columns: Columns) -> dict[str, tuple[Any, ...]]:
             strict=True,
         )
     }
+
+
+def _scorer_differs(task: str, first: Place, second: Place) -> bool:
+    return asked(first.results, task)["scorer"] != asked(second.results, task)["scorer"]
 
 
 def _role(task: str, first: Place, second: Place) -> str:

@@ -27,12 +27,6 @@ class Place:
         return len(self.results["stages"])
 
     @property
-    def weights_hash(self) -> str | None:
-        """Of the base from which the job started."""
-        found = self.results["base"].get("weights_hash")
-        return None if found is None else str(found)
-
-    @property
     def name(self) -> str:
         """The job's name and its stage, e.g. `demo/sa_proj@base`; the last stage goes without saying."""
         job = "/".join(self.folder.resolve().parts[-2:])

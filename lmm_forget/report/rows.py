@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
+from lmm_forget.report.identity import content
 from lmm_forget.store.keys import NOT_WEIGHTS, TASK_PATHS, stop_view
 
 Estimate = Mapping[str, Any]  # {value, low, high} in points
@@ -35,8 +36,9 @@ NOTES = {
 class Row:
     """What a table or a picture of several jobs shows of one job.
 
-    `setting` is equal for jobs that differ in seed or order alone; `extra` holds what tells this row's setting from
-    others with the same recipe and learning rate.
+    `setting` is equal for configurations that differ in seed or order alone, `content` for jobs that read the same
+    model, data and references: rows with both equal are taken together. `extra` holds what tells this row's setting
+    from others with the same recipe and learning rate.
     """
 
     job: str
@@ -54,6 +56,7 @@ class Row:
     heldout_per_stage: tuple[Estimate, ...]
     cost: Mapping[str, float | None]
     setting: str
+    content: str = ""
     extra: tuple[str, ...] = ()
     named_model: str | None = None
 
@@ -194,6 +197,7 @@ def _row(result: Mapping[str, Any]) -> Row:
         setting=json.dumps(
             choices(config, (stage["task"] for stage in result["stages"])), sort_keys=True, default=str
         ),
+        content=content(result),
     )
 
 
@@ -223,6 +227,7 @@ def _told_apart(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> li
         groups.setdefault((row.model, row.label, row.rates), []).append(place)
     extra: dict[int, list[str]] = {place: [] for place in range(len(rows))}
     for places in groups.values():
+        _name_content(rows, places, extra)
         if len({rows[place].setting for place in places}) == 1:
             continue
         leaves = {
@@ -240,6 +245,20 @@ def _told_apart(rows: Sequence[Row], results: Sequence[Mapping[str, Any]]) -> li
         replace(row, extra=tuple(extra[place]), named_model=str(row.model) if several_models else None)
         for place, row in enumerate(rows)
     ]
+
+
+def _name_content(rows: Sequence[Row], places: Sequence[int], extra: Mapping[int, list[str]]) -> None:
+    """Tell rows apart whose configurations are equal and whose model or data are not: by job, or by a digest."""
+    by_setting: dict[str, list[int]] = {}
+    for place in places:
+        by_setting.setdefault(rows[place].setting, []).append(place)
+    for alike in by_setting.values():
+        contents = [rows[place].content for place in alike]
+        if len(set(contents)) == 1:
+            continue
+        for place in alike:
+            row = rows[place]
+            extra[place].append(row.job if contents.count(row.content) == 1 else f"inputs {row.content[:6]}")
 
 
 def _short(name: str, value: Any) -> str:

@@ -56,9 +56,9 @@ class Setting:
 
 def settings_of(rows: Sequence[Row], unfinished: Sequence[Unfinished] = ()) -> list[Setting]:
     """Settings in the order of their first rows; jobs without results stand with the setting that they belong to."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.setting, []).append(row)
+        groups.setdefault((row.setting, row.content), []).append(row)
     missing: dict[str, list[Unfinished]] = {}
     for job in unfinished:
         missing.setdefault(_setting(job), []).append(job)
@@ -66,7 +66,7 @@ def settings_of(rows: Sequence[Row], unfinished: Sequence[Unfinished] = ()) -> l
     for row in rows:
         rates.setdefault(row.label, set()).add(row.rates)
     found = []
-    for key, group in groups.items():
+    for (setting, _), group in groups.items():
         first = group[0]
         rate = "" if len(rates[first.label]) == 1 else f" {first.rates}"
         stages = {len(row.heldout_per_stage) for row in group}
@@ -80,7 +80,7 @@ def settings_of(rows: Sequence[Row], unfinished: Sequence[Unfinished] = ()) -> l
                 name=first.label + rate,
                 within=first.within + rate,
                 rows=tuple(group),
-                missing=tuple(missing.get(key, ())),
+                missing=tuple(missing.pop(setting, ())),
                 figures={figure: over_jobs([row.figures[figure] for row in group]) for figure in FIGURES},
                 heldout_per_stage=per_stage,
             )

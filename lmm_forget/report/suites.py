@@ -8,6 +8,7 @@ from typing import Any
 from lmm_forget.errors import DataError
 from lmm_forget.metrics import build_figures_from_answers
 from lmm_forget.report.answers import read_answers, scoring_of
+from lmm_forget.report.identity import base_identity, same
 from lmm_forget.report.load import Sweep
 from lmm_forget.report.rows import held_out_tasks
 
@@ -51,20 +52,36 @@ def shared_suite(sweep: Sweep) -> Sweep:
 
 
 def _asked_alike(sweep: Sweep) -> Sweep:
-    """The sweep, with a note where jobs answered different questions of the same task."""
-    asked: dict[str, set[str]] = {}
-    for results in sweep.results.values():
-        for task, uses in (results.get("data") or {}).items():
-            if "asked" in uses:
-                asked.setdefault(task, set()).add(str(uses["asked"].get("fingerprint")))
-    apart = [task for task, fingerprints in asked.items() if len(fingerprints) > 1]
-    if not apart:
-        return sweep
-    named = ", ".join(apart[:3]) + (f" and {len(apart) - 3} more" if len(apart) > 3 else "")
+    """The sweep, with a note where jobs answered different questions of a task, or were scored in different ways."""
     told = (
-        f"The jobs were not asked the same questions of {named}: part of a difference may be the questions."
+        ("fingerprint", "were not asked the same questions of {}: part of a difference may be the questions"),
+        (
+            "references",
+            "were not scored by the same references of {}: part of a difference may be the references",
+        ),
+        ("scorer", "were not scored by the same code for {}: part of a difference may be the scorer"),
     )
-    return replace(sweep, notes=[*sweep.notes, told])
+    jobs = sweep.results.values()
+    notes = []
+    for name, sentence in told:
+        tasks = {task: [each for each in jobs if task in each["base"]["scores"]] for task in _tasks(sweep)}
+        apart = [task for task, those in tasks.items() if not same(those, task, name)]
+        if apart:
+            named = ", ".join(apart[:3]) + (f" and {len(apart) - 3} more" if len(apart) > 3 else "")
+            notes.append(f"The jobs {sentence.format(named)}.")
+    by_model: dict[str, set[str]] = {}
+    for each in jobs:
+        by_model.setdefault(str((each["config"].get("model") or {}).get("name")), set()).add(
+            base_identity(each)
+        )
+    several = [model for model, bases in by_model.items() if len(bases) > 1]
+    if several:
+        notes.append(f"Not all jobs called {', '.join(several)} started from the same base model.")
+    return replace(sweep, notes=[*sweep.notes, *notes]) if notes else sweep
+
+
+def _tasks(sweep: Sweep) -> list[str]:
+    return list(dict.fromkeys(task for each in sweep.results.values() for task in each["base"]["scores"]))
 
 
 def _anew(sweep: Sweep, job: str, found: dict[str, Any], shared: list[str]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def _content(
 def _entry(row: Row) -> dict[str, Any]:
     """A row as plain JSON."""
     entry: dict[str, Any] = asdict(row)
-    del entry["setting"], entry["named_model"]
+    del entry["setting"], entry["content"], entry["named_model"]
     entry["tasks"], entry["extra"] = list(row.tasks), list(row.extra)
     entry["figures"] = {figure: dict(estimate) for figure, estimate in row.figures.items()}
     entry["heldout_per_stage"] = [dict(stage) for stage in row.heldout_per_stage]

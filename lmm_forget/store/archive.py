@@ -128,18 +128,24 @@ class Store:
                 shutil.rmtree(draft, ignore_errors=True)
             sync(final.parent)
 
-    def led_to(self, path_key: str) -> str | None:
-        """The stage that a path of configurations led to last time; a hint for planning, not a proof."""
-        with suppress(OSError, ValueError):
-            return str(unseal((self.root / PATHS / f"{path_key}.json").read_text(encoding="utf-8"))["stage"])
+    def led_to(self, path_key: str, inputs: Mapping[str, str] | None = None) -> str | None:
+        """The stage that a path of configurations led to last time; a hint for planning, not a proof.
+
+        With `inputs` only where it was made from files and code with these fingerprints (see `store.inputs`).
+        """
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            hint = unseal((self.root / PATHS / f"{path_key}.json").read_text(encoding="utf-8"))
+            if inputs is None or hint.get("inputs", {}) == dict(inputs):
+                return str(hint["stage"])
         return None
 
-    def leads_to(self, path_key: str, key: str) -> None:
-        """Remember where a path of configurations led to."""
-        if self.led_to(path_key) != key:
+    def leads_to(self, path_key: str, key: str, inputs: Mapping[str, str] | None = None) -> None:
+        """Remember where a path of configurations led to, and from which inputs."""
+        if self.led_to(path_key, inputs or {}) != key:
             path = self.root / PATHS / f"{path_key}.json"
             with self.writing(path):
-                write_atomic(path, sealed({"stage": key}, indent=None), durable=False)
+                hint = {"stage": key, "inputs": dict(inputs or {})}
+                write_atomic(path, sealed(hint, indent=None), durable=False)
 
     @contextmanager
     def claim(

@@ -44,6 +44,9 @@ NOT_WEIGHTS: Mapping[str, frozenset[str]] = {
 """Fields, by node, that move no weight beyond rounding. The base's own weights are in the key by their hash."""
 
 
+LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers")
+"""Libraries whose major.minor versions count, in keys of stages and of answers alike."""
+
 TASK_PATHS = frozenset({"path", "images_root", "train_path", "streaming"})
 """Fields of a task's node that say where its files lie, and how they are fetched."""
 
@@ -104,40 +107,48 @@ def stage_key(
     *,
     parent: str,
     data: str,
-    processor: str,
+    model: Mapping[str, str],
     versions: Mapping[str, str],
+    code: Mapping[str, str | None] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Key of the stage that teaches `task` on the model whose `weights_hash` is `parent`, and its ingredients.
 
-    `data` and `processor` are fingerprints; of `versions` torch's and transformers' major.minor count.
+    `data` is the fingerprint of the training set, `model` holds those of the loaded model beside its weights (see
+    `models.fingerprint`), `code` those of the user's own task and method where there are any.
     """
     ingredients = {
         "config": training_view(config, task),
         "parent": parent,
         "data": data,
-        "processor": processor,
-        "versions": {name: minor(versions[name]) for name in ("torch", "transformers")},
+        "model": dict(model),
+        "code": {name: found for name, found in (code or {}).items() if found is not None},
+        "versions": _counted(versions),
         "training_semantics": TRAINING_SEMANTICS,
     }
     return digest(ingredients), ingredients
 
 
 def answering_key(
-    weights: str, *, processor: str, model: Mapping[str, Any], versions: Mapping[str, str]
+    weights: str, *, model: Mapping[str, str], spec: Mapping[str, Any], versions: Mapping[str, str]
 ) -> str:
     """Key of everything about asking the model with hash `weights` but the question itself.
 
-    `processor` is a fingerprint; of the `model` node dtype, attention and image budget count.
+    `model` holds the fingerprints of the loaded model beside its weights; of its configuration node `spec`, dtype,
+    attention and image budget count.
     """
     return digest(
         {
             "weights": weights,
-            "processor": processor,
-            "model": {name: model.get(name) for name in ("dtype", "attention", "image")},
-            "versions": {name: minor(versions[name]) for name in ("torch", "transformers")},
+            "model": dict(model),
+            "spec": {name: spec.get(name) for name in ("dtype", "attention", "image")},
+            "versions": _counted(versions),
             "answer_semantics": ANSWER_SEMANTICS,
         }
     )
+
+
+def _counted(versions: Mapping[str, str]) -> dict[str, str]:
+    return {name: minor(versions[name]) for name in LIBRARIES}
 
 
 def path_keys(config: Mapping[str, Any]) -> list[str]:

@@ -111,6 +111,10 @@ class Task(ABC):
         """
         return self.samples(split)
 
+    def is_local(self, split: str) -> bool:
+        """Whether this split's content can be read again without a network."""
+        return True
+
     def provenance(self) -> dict[str, str]:
         """Where the splits read so far came from, by split (a hub revision, "local copy"); empty for drawn data."""
         return {}

@@ -177,6 +177,13 @@ class HubTask(Task):
             )
         return usable
 
+    def is_local(self, split: str) -> bool:
+        """Whether the split is read from a copy or from training files, not from the hub."""
+        if split != "test" and "train" not in self.splits:
+            return True
+        published = split if split in self.splits else "train"
+        return (self.path.get(published) if isinstance(self.path, Mapping) else self.path) is not None
+
     def provenance(self) -> dict[str, str]:
         """Hub id and revision of every split that was opened, or "local copy"."""
         return {

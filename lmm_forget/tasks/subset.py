@@ -69,6 +69,10 @@ class SubsetTask(Task):
         """As the task itself."""
         return self.task.score(answer, sample)
 
+    def is_local(self, split: str) -> bool:
+        """As the task itself."""
+        return self.task.is_local(split)
+
     def provenance(self) -> dict[str, str]:
         """As the task itself."""
         return self.task.provenance()

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.loading import packaged_folder
+from lmm_forget.models.folders import packaged_folder
 from lmm_forget.probes.token_sets import (
     clock_tokens,
     find_sets,

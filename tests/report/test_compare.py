@@ -167,7 +167,9 @@ def test_different_questions_are_left_out(make: Make, put: Put, capsys: pytest.C
     root = put("b", results=two)
     found = compared(capsys, root / "a", root / "b")
     assert found["benchmarks"]["tiny_ai2d"]["n"] == 29 and found["benchmarks"]["tiny_docvqa"]["n"] == 30
-    assert "tiny_ai2d: 1 of 30 ids stand for other questions or images: left out" in found["notes"]
+    assert (
+        "tiny_ai2d: 1 of 30 ids stand for other questions, references or images: left out" in found["notes"]
+    )
     assert any("40 and 30 questions were asked, 30 by both" in note for note in found["notes"])
 
 

@@ -150,7 +150,7 @@ def test_one_configuration_in_two_folders_counts_once(make: Make, put: Put) -> N
     summary = summarize(root)
     assert [job["job"] for job in summary["jobs"]] == ["again", "sweep-0"]
     assert [entry["jobs"] for entry in summary["spread"]] == [2]
-    told = "sweep-1 is again once more (the same configuration): it counts once, as again."
+    told = "sweep-1 is again once more (the same configuration and data): it counts once, as again."
     for name in ("summary.html", "summary.md"):
         assert told in (root / name).read_text()
     other = make(seed=1)
@@ -182,7 +182,11 @@ def test_jobs_that_were_asked_different_questions_are_said(make: Make, put: Put)
         "The jobs were not asked the same questions of tiny_ai2d: part of a difference may be the questions."
     ]
     (found,) = differences(sweep, settings_of(sweep_rows(sweep.results.values())))
-    assert (found.learning, found.final, found.basis) == (None, None, "not the same questions or base")
+    assert (found.learning, found.final, found.basis) == (
+        None,
+        None,
+        "not the same questions, references or base",
+    )
 
 
 def test_states_that_do_not_fit(put: Put) -> None:

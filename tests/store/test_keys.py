@@ -42,8 +42,14 @@ CONFIG: dict[str, Any] = {
 REST: dict[str, Any] = {
     "parent": "p",
     "data": "d",
-    "processor": "x",
-    "versions": {"torch": "2.14.1+cpu", "transformers": "5.23.0", "lightning": "2.6.6"},
+    "model": {"config": "c", "chat_template": "x"},
+    "versions": {
+        "torch": "2.14.1+cpu",
+        "torchvision": "0.29.1",
+        "transformers": "5.23.0",
+        "tokenizers": "0.23.3",
+        "lightning": "2.6.6",
+    },
 }
 
 
@@ -138,10 +144,22 @@ def test_the_short_list_is_the_one_in_the_design() -> None:
     assert sum(map(len, NOT_WEIGHTS.values())) < 25
 
 
-def test_parent_data_processor_and_minor_versions_count() -> None:
-    assert len({key(), key(parent="q"), key(data="e"), key(processor="y"), key(task="b")}) == 5
-    assert key(versions={"torch": "2.14.9", "transformers": "5.23.7", "lightning": "3"}) == key()
-    assert key(versions={"torch": "2.15.0", "transformers": "5.23.0"}) != key()
+def test_parent_data_model_code_and_minor_versions_count() -> None:
+    others = [
+        key(parent="q"),
+        key(data="e"),
+        key(model={"config": "c", "chat_template": "y"}),
+        key(task="b"),
+        key(code={"method": "1"}),
+        key(code={"task": "1"}),
+        key(code={"task": "2"}),
+    ]
+    assert len({key(), *others}) == len(others) + 1
+    assert key(code={"task": None}) == key()
+    newer = {"torch": "2.14.9", "torchvision": "0.29.7", "transformers": "5.23.7", "tokenizers": "0.23.9"}
+    assert key(versions={**newer, "lightning": "3"}) == key()
+    for name in newer:
+        assert key(versions={**newer, name: "99.0"}) != key()
 
 
 def test_equal_prefixes_of_two_orders_share_their_stages() -> None:
@@ -158,20 +176,20 @@ def test_the_view_does_not_alias_the_configuration() -> None:
 
 
 def answering(weights: str = "w", **changes: Any) -> str:
-    usual = {"processor": "x", "model": CONFIG["model"], "versions": REST["versions"]}
+    usual = {"model": REST["model"], "spec": CONFIG["model"], "versions": REST["versions"]}
     return answering_key(weights, **{**usual, **changes})
 
 
-def test_answers_depend_on_weights_processor_numerics_and_versions() -> None:
+def test_answers_depend_on_weights_model_numerics_and_versions() -> None:
     others = [
         answering("v"),
-        answering(processor="y"),
-        answering(model={**CONFIG["model"], "attention": "sdpa"}),
-        answering(model={**CONFIG["model"], "dtype": "bfloat16"}),
-        answering(versions={"torch": "2.15", "transformers": "5.23"}),
+        answering(model={"config": "d", "chat_template": "x"}),
+        answering(spec={**CONFIG["model"], "attention": "sdpa"}),
+        answering(spec={**CONFIG["model"], "dtype": "bfloat16"}),
+        answering(versions={**REST["versions"], "torch": "2.15"}),
     ]
     assert len({answering(), *others}) == len(others) + 1
-    assert answering(model={**CONFIG["model"], "path": "elsewhere"}) == answering()
+    assert answering(spec={**CONFIG["model"], "path": "elsewhere"}) == answering()
 
 
 def test_paths_of_equal_beginnings_are_equal_as_far_as_they_go() -> None:

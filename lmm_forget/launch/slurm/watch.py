@@ -59,7 +59,9 @@ def run_in_slurm(jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
         )
     ids = queued(plan.jobs)
     with Folders() as folders:
-        waiting, finished = prepare([job for job in plan.jobs if job.name not in ids], folders.hold)
+        waiting, finished = prepare(
+            [job for job in plan.jobs if job.name not in ids], folders.hold, plan.reader
+        )
         tell_before(plan, waiting)
         if ids:
             print(f"{_many(len(ids))} in Slurm's queue already", file=sys.stderr)

@@ -1,0 +1,93 @@
+"""Fingerprints of the Python code that decides results: a user's task, scorer or method, this package's scorers."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "lmm_forget"
+_STANDARD_LIBRARY = Path(inspect.__file__).parent
+
+
+def user_code(*objects: Any) -> str | None:
+    """SHA-256 (hex) of the source of the user's modules that define `objects` and their base classes; None without any.
+
+    A module counts with every module of the user's that it imports. Those of this package, of the standard library and
+    of installed packages do not count: their versions stand for them.
+    """
+    return _digest(_user_sources(objects))
+
+
+def scorer_code(scorer: Any) -> str:
+    """SHA-256 (hex) of the source that turns an answer into a score: the scorer's own, and this package's scorers."""
+    from lmm_forget.tasks import scoring
+
+    ours = {
+        f"{scoring.__name__}/{path.relative_to(root).as_posix()}": path
+        for root in map(Path, scoring.__path__)
+        for path in root.rglob("*.py")
+    }
+    return str(_digest(ours | _user_sources([scorer])))
+
+
+def _user_sources(objects: Iterable[Any]) -> dict[str, Path]:
+    """Source files of the user's modules that define these objects or are imported by those, by module name."""
+    found: dict[str, Path] = {}
+    waiting = [
+        name for each in objects for part in (each, getattr(each, "task", each)) for name in _defined_in(part)
+    ]
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        path = None if module is None else _user_file(module)
+        if module is None or path is None or name in found:
+            continue
+        found[name] = path
+        waiting += _imported(module)
+    return found
+
+
+def _defined_in(value: Any) -> Iterator[str]:
+    """Names of the modules that define an object's class and its bases; of a function or a class, its own."""
+    owners: tuple[Any, ...] = value.__mro__ if inspect.isclass(value) else type(value).__mro__
+    if inspect.isroutine(value):
+        owners = (value,)
+    yield from (str(owner.__module__) for owner in owners if getattr(owner, "__module__", None))
+
+
+def _imported(module: ModuleType) -> Iterator[str]:
+    """Names of the modules that a module's globals are, or come from."""
+    for value in list(vars(module).values()):
+        if isinstance(value, ModuleType):
+            yield value.__name__
+        elif inspect.isclass(value) or inspect.isroutine(value):
+            yield from _defined_in(value)
+
+
+def _user_file(module: ModuleType) -> Path | None:
+    """A module's source file; None where it belongs to this package or to something that is installed."""
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.partition(".")[0] == PACKAGE:
+        return None
+    path = Path(file)
+    if {"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(_STANDARD_LIBRARY):
+        return None
+    return path
+
+
+def _digest(files: dict[str, Path]) -> str | None:
+    if not files:
+        return None
+    found = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        try:
+            content = path.read_bytes()
+        except OSError:  # removed since it was imported
+            content = b""
+        found.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    return found.hexdigest()
