@@ -75,6 +75,7 @@ def test_results_say_what_the_schema_promises(done: tuple[Path, dict[str, Any], 
         "stages",
         "figures",
         "data",
+        "inputs",
         "timings",
         "versions",
     }

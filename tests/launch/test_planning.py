@@ -13,6 +13,7 @@ from lmm_forget.launch.jobs import Job
 from lmm_forget.launch.planning import SweepPlan
 from lmm_forget.models.weights import tensor_hash
 from lmm_forget.store import Store
+from lmm_forget.store.inputs import InputReader, training_inputs
 
 SKILLS = ["tiny_cub200", "tiny_pixmocount", "tiny_pathvqa", "tiny_timeclock"]
 
@@ -26,6 +27,11 @@ def jobs(store: Path, skills: list[str], recipes: tuple[str, ...] = ("llm",)) ->
             tasks: dict[str, Any] = {**config, "sequence": {"name": "order", "tasks": list(order)}}
             found.append(Job(f"{recipe}-{number}", store.parent / recipe / str(number), tasks))
     return found
+
+
+def read_by(job: Job) -> dict[str, str]:
+    """Fingerprints of what the job's first stage is trained from."""
+    return training_inputs(InputReader().read(job.config)[0], job.config["sequence"]["tasks"][:1])
 
 
 def test_all_orders_of_four_skills_are_sixty_four_stages_per_recipe(tmp_path: Path) -> None:
@@ -54,11 +60,15 @@ def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
     some = jobs(tmp_path / "store", SKILLS[:3])
     store, plan = Store(tmp_path / "store"), SweepPlan(some)
     first = plan.paths["llm-0"][0]
-    store.leads_to(first, "k")
+    inputs = read_by(some[0])
+    store.leads_to(first, "k", inputs)
     assert plan.counts()["in_store"] == 0  # a hint without a record is no stage
     delta = {"w": torch.ones(1)}
     store.commit("k", {"tensors": {"w": tensor_hash(delta["w"])}}, delta)
     assert plan.counts()["in_store"] == 1
+    store.leads_to(first, "k", {**inputs, "model": "another folder's content"})
+    assert SweepPlan(some).counts()["in_store"] == 0
+    store.leads_to(first, "k", inputs)
     assert (
         SweepPlan(some)
         .line()
@@ -76,5 +86,5 @@ def test_the_next_job_is_one_that_need_not_wait(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     delta = {"w": torch.ones(1)}
     store.commit("k", {"tensors": {"w": tensor_hash(delta["w"])}}, delta)
-    store.leads_to(plan.paths["llm-0"][0], "k")
+    store.leads_to(plan.paths["llm-0"][0], "k", read_by(some[0]))
     assert plan.pick(some[1:], some[:1]) == 0  # what they share is there: their ways part now
