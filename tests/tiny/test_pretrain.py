@@ -84,7 +84,9 @@ def test_every_picture_of_qwen_has_its_own_tokens_around_it() -> None:
     ids = [processor.tokenizer.convert_tokens_to_ids(token) for token in (VISION_START, VISION_END)]
     assert [model.config.vision_start_token_id, model.config.vision_end_token_id] == ids
     slot = VISION_START + "<image>" + VISION_END
-    assert family_for(model).prompt(processor, "a?", 2).startswith(f"<|im_start|>user{slot}{slot}a?<|im_end|>")
+    assert (
+        family_for(model).prompt(processor, "a?", 2).startswith(f"<|im_start|>user{slot}{slot}a?<|im_end|>")
+    )
     image, first, second = {"type": "image"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
     texts = [
         processor.apply_chat_template([{"role": "user", "content": parts}])
