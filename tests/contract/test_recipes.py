@@ -32,7 +32,7 @@ ALL = tuple(sorted(path.stem for path in (Path(conf_dir()) / "recipe").glob("*.y
 # Models without a file of their own share all code; what can differ is which parts are reached.
 SOME = ("full", "mlp_gateup", "projector", "sa_proj")
 # The packaged models are larger, and the random models of their families are held to every recipe.
-FEW = ("full", "sa_proj")
+FEW = ("sa_proj",)
 LESSON = (
     TrainItem("square", "Number 1?", [picture(seed=1)], "w"),
     TrainItem("wide", "And what is this?", [picture(112, 56, 2)], "wx"),
