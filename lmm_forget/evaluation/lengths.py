@@ -6,6 +6,7 @@ Samples that come close to the limit are encoded, so that a sample is refused ex
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ Sizes = tuple[tuple[int, int], ...]
 CLOSE = 32
 """Tokens below the limit from which on a sample is encoded rather than counted."""
 TRIED = 3
-"""Picture sizes on which the processor's own count must agree with what it makes."""
+"""Picture sizes, for each number of pictures, on which the processor's own count must agree with what it makes."""
 
 
 class Ruler:
@@ -41,8 +42,11 @@ class Ruler:
         self._texts: dict[str, int] = {}
         self._prompts: dict[tuple[str, int], int] = {}
         self._pictures: dict[Sizes, int] = {}
-        self._differences: list[int] = []
-        """Of sizes that were tried: what a picture adds, less what the processor says it adds."""
+        self._differences: defaultdict[int, list[int]] = defaultdict(list)
+        """Number of pictures -> of sizes that were tried: what they add, less what the processor says they add.
+
+        By number, since families treat several pictures otherwise than one (OneVision cuts only a lone one into tiles).
+        """
 
     def text(self, text: str) -> int:
         """Tokens of a text by itself."""
@@ -73,20 +77,18 @@ class Ruler:
     def _added(self, sizes: Sizes) -> int:
         """What encoding adds to the tokens of the chat text: pictures in place of their marks, an opening token."""
         if sizes not in self._pictures:
-            said = self._said(sizes)
-            trusted = len(self._differences) >= TRIED and len(set(self._differences)) == 1
-            if said is None or not trusted:
-                made = self._made(sizes)
-                if said is not None:
-                    self._differences.append(made - said)
-                self._pictures[sizes] = made
+            said, differences = self._said(sizes), self._differences[len(sizes)]
+            if said is not None and len(differences) >= TRIED and len(set(differences)) == 1:
+                self._pictures[sizes] = said + differences[0]
             else:
-                self._pictures[sizes] = said + self._differences[0]
+                self._pictures[sizes] = self._made(sizes)
+                if said is not None:
+                    differences.append(self._pictures[sizes] - said)
         return self._pictures[sizes]
 
     def _said(self, sizes: Sizes) -> int | None:
         """What the processor says of pictures; None where it cannot, or was wrong before."""
-        if len(set(self._differences)) > 1 or not sizes:
+        if len(set(self._differences[len(sizes)])) > 1 or not sizes:
             return None
         count = getattr(self.processor, "_get_num_multimodal_tokens", None)
         try:

@@ -105,12 +105,14 @@ class Family(ABC):
         """Encode a batch: left-padded prompts without `answers`, right-padded prompt + answer + end token with them.
 
         Raises DataError, naming the position in the batch, when a text holds a reserved token or when a sequence is
-        longer than the decoder's context; when a picture is not RGB, or the processor cannot take it.
+        longer than the decoder's context; when a picture is not RGB, or the processor cannot take it; when the chat
+        template leaves nothing between two pictures that the model tells apart by what stands between them.
         """
         refuse_reserved(processor, questions, "question")
         _refuse_unread(images)
         prompts = [self.prompt(processor, q, len(i)) for q, i in zip(questions, images, strict=True)]
         batch = _process(processor, prompts, images)
+        _refuse_merged(processor, batch, images)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         if answers is None:
             self._check_context(lengths, answer=False)
@@ -224,6 +226,26 @@ def _process(
                     f"sample {i} of the batch: {type(processor).__name__} cannot take it ({sizes}): {cause}"
                 ) from None
         raise
+
+
+def _refuse_merged(
+    processor: ProcessorMixin, batch: Mapping[str, Tensor], images: Sequence[Sequence[Image]]
+) -> None:
+    """Refuse pictures side by side where positions are given per run of image tokens, as Qwen's `get_rope_index` does.
+
+    Such processors return `image_grid_thw` and `mm_token_type_ids` (1 on image tokens).
+    """
+    if "image_grid_thw" not in batch or "mm_token_type_ids" not in batch:
+        return
+    is_image = batch["mm_token_type_ids"] == 1
+    runs = is_image[:, :1].sum(dim=1) + (is_image[:, 1:] & ~is_image[:, :-1]).sum(dim=1)
+    for i, (seen, per_sample) in enumerate(zip(runs.tolist(), images, strict=True)):
+        if seen < len(per_sample):
+            raise DataError(
+                f"sample {i} of the batch: its {len(per_sample)} pictures stand side by side in the prompt, and the "
+                f"model would take them for {seen}; the chat template of its {type(processor).__name__} has to put "
+                "tokens around each picture, as <|vision_start|> and <|vision_end|>"
+            )
 
 
 def _size(picture: Image) -> str:

@@ -1,7 +1,8 @@
 """The tiny LMMs: real Hugging Face classes with small numbers, one small tokenizer for all, and the real processors.
 
 All three see a picture of 64 x 64 as 4 x 4 cells of 16 x 16 pixels, which is how the tiny world draws it, and have the
-same decoder size and prompt; they differ in what sets the real families apart (tower, projector, positions).
+same decoder size and the same words in the prompt; they differ in what sets the real families apart (tower, projector,
+positions, and the tokens that open and close a picture in Qwen's prompt).
 """
 
 from __future__ import annotations
@@ -51,6 +52,21 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ '\\n' + part['text'] }}{% endfor %}"
     "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# Qwen's models tell neighbouring pictures apart by the tokens around them, so each picture has a pair of its own, and
+# parts stand in the order of the message, as in Qwen2.5-VL's checkpoints. Without pictures the text is that of the
+# template above; a lone picture's pair stands where that one has the blank and the line break around a picture.
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+QWEN_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] }}"
+    "{% if message['content'] is string %}{{ ' \\n' + message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|vision_start|><image><|vision_end|>' }}"
+    "{% elif part['type'] == 'video' %}{{ '<|vision_start|><video><|vision_end|>' }}"
+    "{% elif part['type'] == 'text' %}"
+    "{% if loop.first %}{{ ' \\n' }}{% elif loop.previtem['type'] == 'text' %}{{ '\\n' }}{% endif %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 def _corpus(per_renderer: int = 400) -> Iterator[str]:
@@ -88,14 +104,19 @@ def shipped_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(WEIGHTS / "tiny_onevision" / "tokenizer.json"))
 
 
-def _dressed(core: Tokenizer | None, extra: list[str] | dict[str, str]) -> PreTrainedTokenizerFast:
-    """`core` (the shipped tokenizer where it is None) with the roles of its special tokens and the chat template."""
+def _dressed(
+    core: Tokenizer | None, extra: list[str] | dict[str, str], template: str = CHAT_TEMPLATE
+) -> PreTrainedTokenizerFast:
+    """`core` (the shipped tokenizer where it is None) with the roles of its special tokens and the chat template.
+
+    Tokens of `extra` that `core` lacks are added behind its vocabulary.
+    """
     return PreTrainedTokenizerFast(
         tokenizer_object=core or shipped_tokenizer(),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         extra_special_tokens=extra,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
         model_max_length=512,
         padding_side="left",
     )
@@ -188,18 +209,20 @@ def build_next(core: Tokenizer | None = None) -> tuple[PreTrainedModel, Processo
 def build_qwen2_5_vl(core: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A Qwen2.5-VL of 3.4 M parameters (random weights): windowed tower with merger, six Qwen2.5 layers with M-RoPE.
 
-    A picture of 64 x 64 is 8 x 8 patches in four windows, merged two by two: 16 image tokens. Larger pictures are
-    resized to as many pixels.
+    A picture of 64 x 64 is 8 x 8 patches in four windows, merged two by two: 16 image tokens, between a token that
+    opens the picture and one that closes it. Larger pictures are resized to as many pixels.
     """
     # Qwen's processor asks its tokenizer which token stands for a picture.
-    tokenizer = _dressed(core, {"image_token": "<image>", "video_token": "<video>"})
+    roles = {"image_token": "<image>", "video_token": "<video>"}
+    around = {"vision_bos_token": VISION_START, "vision_eos_token": VISION_END}
+    tokenizer = _dressed(core, roles | around, QWEN_CHAT_TEMPLATE)
     size = {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE}
     patch = PATCH // 2
     processor = Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(size=size, patch_size=patch),
         tokenizer,
         Qwen2VLVideoProcessor(size=size, patch_size=patch),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=QWEN_CHAT_TEMPLATE,
     )
     decoder = _decoder(tokenizer)
     # The sections divide a head's 16 frequencies as 16, 24 and 24 divide the real ones' 64.
@@ -218,9 +241,8 @@ def build_qwen2_5_vl(core: Tokenizer | None = None) -> tuple[PreTrainedModel, Pr
         text_config=decoder,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
-        # No token opens or closes a picture in the tiny prompt; the defaults lie outside of the vocabulary.
-        vision_start_token_id=tokenizer.pad_token_id,
-        vision_end_token_id=tokenizer.pad_token_id,
+        vision_start_token_id=tokenizer.convert_tokens_to_ids(VISION_START),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids(VISION_END),
         tie_word_embeddings=False,
     )
     return _with_stops(Qwen2_5_VLForConditionalGeneration(config), tokenizer), processor

@@ -77,17 +77,20 @@ class Batches:
         self.processor, self.seed, self.size, self.steps = processor, seed, size, steps
         self.tokens: dict[str, list[int]] = {}
         self.pictures = picture_inputs(processor)
-        head, self.tail = self._template()
+        head, self.opening, self.tail = self._template()
         at = head.index(self.pictures.token)
         self.head = head[:at] + [self.pictures.token] * self.pictures.per_picture + head[at + 1 :]
         self.end = processor.tokenizer.eos_token_id
         self.pad = processor.tokenizer.pad_token_id
 
-    def _template(self) -> tuple[list[int], list[int]]:
+    def _template(self) -> tuple[list[int], str, list[int]]:
+        """Ids up to the last special token before the question, the text from there to the question, ids behind it."""
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}]
         text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
         head, tail = text.split("\0")
-        return self._ids(head), self._ids(tail)
+        special = [token.content for token in self.processor.tokenizer.added_tokens_decoder.values()]
+        end = max(head.rindex(token) + len(token) for token in special if token in head)
+        return self._ids(head[:end]), head[end:], self._ids(tail)
 
     def _ids(self, text: str) -> list[int]:
         if text not in self.tokens:
@@ -116,9 +119,9 @@ class Batches:
         """Right-padded inputs with the answers' labels, as the real processor would make them."""
         rows, labels = [], []
         for name, _, question in drawn:
-            text = "\n" + question.text + world.INSTRUCTIONS.get(name, "")
-            # The template's own newline belongs to the head; tokenising the turn's text whole keeps BPE exact.
-            prompt = self.head[:-1] + self._ids(text) + self.tail
+            # Tokenising all that stands between two special tokens at once keeps BPE exact.
+            text = self.opening + question.text + world.INSTRUCTIONS.get(name, "")
+            prompt = self.head + self._ids(text) + self.tail
             answer = [*self._ids(question.answers[0]), self.end]
             rows.append(prompt + answer)
             labels.append([IGNORE] * len(prompt) + answer)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.subjects import SUBJECTS
+from tests.models.subjects import RANDOM
 from tests.training.lesson import teach
 
 FOLDER = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"), [*((name, "llm") for name in SUBJECTS), ("llava_onevision", "sa_proj")]
+    ("name", "recipe"), [*((name, "llm") for name in RANDOM), ("llava_onevision", "sa_proj")]
 )
 def test_losses_are_those_on_file(name: str, recipe: str) -> None:
     settings = {"learning_rate": 3e-3, "max_steps": 20}

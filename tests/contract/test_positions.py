@@ -12,7 +12,7 @@ from lmm_forget.models.loading import LMM
 from tests.contract.test_recipes import LESSON
 from tests.models.subjects import subject
 
-QWENS = ("qwen2_5_vl", "qwen3_vl")
+QWENS = ("qwen2_5_vl", "qwen3_vl", "tiny_qwen2_5_vl")
 
 
 def expected(lmm: LMM, batch: dict[str, Tensor]) -> Tensor:

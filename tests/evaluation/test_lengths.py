@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,9 +31,9 @@ def test_counts_are_those_of_encoding(name: str) -> None:
         ruler = Ruler(lmm.family, lmm.processor)
         if not counts:
             ruler._said = lambda sizes: None  # type: ignore[method-assign]  # a processor that cannot say
-        for i, size in enumerate([*ODD, None]):
+        for i, sizes in enumerate([*((size,) for size in ODD), (), ODD[:2], ODD[1:3], ODD[:3]]):
             question, answer = "How many " + "red " * i + "things?\nA. one", "a" * (i + 1)
-            images = [] if size is None else [picture(*size)]
+            images = [picture(*size) for size in sizes]
             made = lmm.family.encode(lmm.processor, [question], [images], [answer])
             assert (
                 ruler.prompt(question, tuple(p.size for p in images)) + ruler.answer(answer)
@@ -42,7 +43,7 @@ def test_counts_are_those_of_encoding(name: str) -> None:
 
 def test_a_processor_that_counts_wrongly_is_not_believed(onevision: LMM) -> None:
     ruler = Ruler(onevision.family, onevision.processor)
-    ruler._said = lambda sizes: sizes[0][0] if len(set(ruler._differences)) < 2 else None  # type: ignore[method-assign]
+    ruler._said = lambda sizes: sizes[0][0] if len(set(ruler._differences[1])) < 2 else None  # type: ignore[method-assign]
     for size in ODD:
         made = onevision.family.encode(onevision.processor, ["?"], [[picture(*size)]]).lengths[0]
         assert ruler.prompt("?", (size,)) == made
@@ -92,6 +93,21 @@ def test_a_sample_is_refused_exactly_when_it_does_not_fit(onevision: LMM) -> Non
     kept = fit(onevision, task, samples, taught=False, on_bad_sample="skip").samples
     assert [one.id for one in kept] == ["q0", "q1", "q2", "q3", "q5"]
     assert list(kept.skipped) == ["4"]  # type: ignore[attr-defined]
+
+
+def test_pictures_that_a_template_merges_are_found_before_anything_is_asked() -> None:
+    """Also when the sizes of single pictures are counted without encoding by then."""
+    lmm, task = tiny_lmm("qwen2_5_vl"), Questions(8)
+    lmm.processor.chat_template = lmm.processor.chat_template.replace("<|vision_start|>", "")
+    lmm.processor.chat_template = lmm.processor.chat_template.replace("<|vision_end|>", "")
+    task.made[5] = replace(task.made[5], images=(picture(), picture(112, 56, 1)))
+    with pytest.raises(
+        DataError, match=r"1 of 8 samples cannot be asked \(first: q5: its 2 pictures stand side by side"
+    ):
+        fit(lmm, task, task.made, taught=False)
+    for taught in (False, True):
+        kept = fit(lmm, task, task.made, taught=taught, on_bad_sample="skip").samples
+        assert [one.id for one in kept] == [f"q{i}" for i in range(8) if i != 5]
 
 
 def test_what_is_taught_has_to_fit_with_its_answer(onevision: LMM) -> None:

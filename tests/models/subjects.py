@@ -1,16 +1,29 @@
-"""Every model that the contract is about: the three families and four models without a family of their own."""
+"""Every model that the contract is about.
+
+Tiny random models of the three families and of four types without a family of their own, and the three models that
+travel with the package, whose tokenizers, chat templates and weights are what people meet first.
+"""
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
-from lmm_forget.models.loading import LMM
+import torch
+import yaml
+
+from lmm_forget.config import conf_dir
+from lmm_forget.models.loading import LMM, load
 from tests.models.others import OTHERS, other_lmm
 from tests.models.tiny import FAMILIES, tiny_lmm
 
-SUBJECTS = (*FAMILIES, *OTHERS)
+PACKAGED = ("tiny_onevision", "tiny_next", "tiny_qwen2_5_vl")
+RANDOM = (*FAMILIES, *OTHERS)
+SUBJECTS = (*RANDOM, *PACKAGED)
 
 
 def subject(name: str, dtype: torch.dtype = torch.float32) -> LMM:
-    """A tiny random model of `name` with two decoder layers and two tower layers, on the CPU, in eval mode."""
+    """The model `name` on the CPU, in eval mode; the random ones have two decoder layers and two tower layers."""
+    if name in PACKAGED:
+        spec = yaml.safe_load((Path(conf_dir()) / "model" / f"{name}.yaml").read_text("utf-8"))
+        return load({**spec, "dtype": str(dtype).removeprefix("torch.")})
     return tiny_lmm(name, dtype=dtype) if name in FAMILIES else other_lmm(name, dtype=dtype)

@@ -8,6 +8,7 @@ import torch
 from lmm_forget.errors import DataError
 from lmm_forget.models.family import IGNORE
 from lmm_forget.models.loading import LMM
+from tests.models.subjects import subject
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 
 # One square picture: (1 base + 1 grid tile) of 4 x 4 patches, plus one newline per row (LLaVA); 56 x 56 pixels are
@@ -121,6 +122,34 @@ def test_samples_without_and_with_several_pictures(family: str) -> None:
     text_only = lmm.family.encode(lmm.processor, ["a"], [[]], ["x"])
     assert "pixel_values" not in text_only.batch
     assert torch.isfinite(lmm.model(**text_only.batch, labels=text_only.labels).loss)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "tiny_qwen2_5_vl"])
+def test_pictures_that_a_template_leaves_side_by_side_are_refused_by_position(name: str) -> None:
+    """The positions of these models count a run of image tokens as one picture."""
+    lmm = subject(name)
+    template = lmm.processor.chat_template
+    for token in ("<|vision_start|>", "<|vision_end|>"):
+        template = template.replace(token, "")
+    two, one = [picture(), picture(84, 56, 1)], [picture(seed=2)]
+    assert torch.isfinite(logits_of(lmm, [one, two, []])).all()
+    lmm.processor.chat_template = template
+    assert torch.isfinite(logits_of(lmm, [one, []])).all(), "one picture cannot merge with another"
+    with pytest.raises(
+        DataError,
+        match="sample 1 of the batch: its 2 pictures stand side by side in the prompt, and "
+        "the model would take them for 1; the chat template of its Qwen.*VLProcessor has to put",
+    ):
+        logits_of(lmm, [one, two, []])
+    slot = lmm.processor.image_token
+    lmm.processor.chat_template = template.replace(slot, f"-{slot}")
+    assert torch.isfinite(logits_of(lmm, [one, two * 2, []])).all(), "whatever stands between them is enough"
+
+
+def logits_of(lmm: LMM, pictures: list[list]) -> torch.Tensor:
+    batch = lmm.family.encode(lmm.processor, ["?"] * len(pictures), pictures).batch
+    with torch.inference_mode():
+        return lmm.model(**batch).logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,14 @@ import torch
 
 from lmm_forget.models.family import family_for
 from lmm_forget.tiny import pretrain, world
-from lmm_forget.tiny.lmm import BUILDERS, build_onevision, fit_tokenizer, shipped_tokenizer
+from lmm_forget.tiny.lmm import (
+    BUILDERS,
+    VISION_END,
+    VISION_START,
+    build_onevision,
+    fit_tokenizer,
+    shipped_tokenizer,
+)
 
 # Cells of 16 x 16 pixels: LLaVA has a base view, a tile and a newline per row.
 IMAGE_TOKENS = {"onevision": 36, "next": 36, "qwen2_5_vl": 16}
@@ -55,15 +62,38 @@ def test_batches_equal_the_real_processors(family: str) -> None:
 
 
 def test_all_families_share_tokenizer_prompt_and_size() -> None:
+    """Qwen's has two tokens more, where the LLaVAs have the blank and the line break around a picture."""
     vocabulary = shipped_tokenizer().get_vocab()
     assert sorted(vocabulary.values()) == list(range(1024))
-    prompts = set()
-    for build in BUILDERS.values():
+    around = {VISION_START: 1024, VISION_END: 1025}
+    prompts, texts = set(), set()
+    for name, build in BUILDERS.items():
         model, processor = build()
-        assert processor.tokenizer.get_vocab() == vocabulary
-        prompts.add(family_for(model).prompt(processor, "How many?", 1))
+        own = around if name == "qwen2_5_vl" else {}
+        assert processor.tokenizer.get_vocab() == vocabulary | own
+        prompt = family_for(model).prompt(processor, "How many?", 1)
+        prompts.add(prompt.replace(VISION_START, " ").replace(VISION_END, "\n"))
+        assert all(prompt.count(token) == 1 for token in own)
+        texts.add(family_for(model).prompt(processor, "How many?", 0))
         assert 2e6 < sum(p.numel() for p in model.parameters()) < 5e6
-    assert len(prompts) == 1
+    assert len(prompts) == len(texts) == 1
+
+
+def test_every_picture_of_qwen_has_its_own_tokens_around_it() -> None:
+    model, processor = BUILDERS["qwen2_5_vl"]()
+    ids = [processor.tokenizer.convert_tokens_to_ids(token) for token in (VISION_START, VISION_END)]
+    assert [model.config.vision_start_token_id, model.config.vision_end_token_id] == ids
+    slot = VISION_START + "<image>" + VISION_END
+    assert (
+        family_for(model).prompt(processor, "a?", 2).startswith(f"<|im_start|>user{slot}{slot}a?<|im_end|>")
+    )
+    image, first, second = {"type": "image"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
+    texts = [
+        processor.apply_chat_template([{"role": "user", "content": parts}])
+        for parts in ([image, first, image, second], [first, image], [first, second], "a")
+    ]
+    wanted = [f"{slot}a{slot}b", f" \na{slot}", " \na\nb", " \na"]
+    assert texts == [f"<|im_start|>user{text}<|im_end|>" for text in wanted]
 
 
 def test_a_new_tokenizer_takes_the_shipped_ones_place() -> None:

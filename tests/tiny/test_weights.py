@@ -10,7 +10,7 @@ from lmm_forget.evaluation.ask import ask_task, subset
 from lmm_forget.models.loading import LMM, load
 from lmm_forget.tasks.loading import build_task
 from lmm_forget.tiny import world
-from lmm_forget.tiny.lmm import WEIGHTS
+from lmm_forget.tiny.lmm import BUILDERS, WEIGHTS
 
 SHIPPED = sorted(path.parent.name for path in WEIGHTS.glob("*/model.safetensors"))
 CLASSES = {
@@ -44,6 +44,23 @@ def test_each_is_small_and_real(base: LMM) -> None:
     assert type(base.model).__name__ == CLASSES[name]
     assert 2e6 < sum(p.numel() for p in base.model.parameters()) < 5e6
     assert base.components.language_layers >= 4
+
+
+def test_the_folder_is_what_its_builder_makes(base: LMM, tmp_path: Path) -> None:
+    """A model trained from scratch has the shipped one's configuration, tokens, chat template and shapes."""
+    for part in BUILDERS[str(base.spec["name"]).removeprefix("tiny_")]():
+        part.save_pretrained(tmp_path)
+    built = load({"name": "built", "path": str(tmp_path), "dtype": base.spec.get("dtype")})
+    configs = [lmm.model.config.to_dict() for lmm in (base, built)]
+    for config in configs:
+        del config["_name_or_path"]
+    assert configs[0] == configs[1]
+    shipped, made = base.processor, built.processor
+    assert shipped.chat_template == made.chat_template
+    assert shipped.tokenizer.get_vocab() == made.tokenizer.get_vocab()
+    assert shipped.image_processor.to_dict() == made.image_processor.to_dict()
+    shapes = [{name: p.shape for name, p in lmm.model.named_parameters()} for lmm in (base, built)]
+    assert shapes[0] == shapes[1]
 
 
 def test_every_benchmark_stands_well_above_its_chance(base: LMM) -> None:
