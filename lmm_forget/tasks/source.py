@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import DataError
+from lmm_forget.tasks.columns import Columns
 
 STREAM_BATCH = 32
 """Rows that a stream holds at a time."""
@@ -163,6 +164,16 @@ class Table:
                     builder.config.filters = [(column, "==", value) for column, value in source.where]
         return builder
 
+    def _number_labels(self, builder: Any) -> None:
+        """Files hold a class label's number, so that is what they are filtered by."""
+        filters = getattr(builder.config, "filters", None)
+        if filters:
+            labels = Columns(builder.info.features).labels
+            builder.config.filters = [
+                (column, "==", labels[column].index(value) if value in labels.get(column, ()) else value)
+                for column, _, value in filters
+            ]
+
     def _named(self, have: list[str]) -> str:
         wanted = self.source.split
         if wanted in have:
@@ -192,6 +203,27 @@ class Table:
             return list(self._builder.as_streaming_dataset(split=self.split).column_names)
         except Exception as error:
             raise explained(error, self.source) from error
+
+    @cached_property
+    def _columns(self) -> Columns:
+        if self._stored is not None:
+            return Columns(self._stored.features)
+        try:
+            stream = self._builder.as_streaming_dataset(split=self.split)
+            return Columns(stream.features or stream._resolve_features().features)
+        except Exception as error:
+            raise explained(error, self.source) from error
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """The names of the class labels, of every column that is read and holds some."""
+        return {name: names for name, names in self._columns.labels.items() if name in self.source.columns}
+
+    def label(self, column: str, value: Any) -> Any:
+        """A value as `rows` shows it: of a class label the name, also where its number is given."""
+        names = self.labels.get(column)
+        number = names is not None and isinstance(value, int) and not isinstance(value, bool)
+        return names[value] if names is not None and number and 0 <= value < len(names) else value
 
     @property
     def revision(self) -> str:
@@ -224,41 +256,26 @@ class Table:
         return self._stored.select_columns(list(self.source.columns)).with_format("arrow")
 
     def row(self, index: int) -> dict[str, Any]:
-        """One row. Raises DataError, or UnicodeDecodeError for text that is not UTF-8."""
-        return dict(self._arrow[index].to_pylist()[0])
+        """One row; a cell that cannot be read stands as `Unreadable`. Raises DataError."""
+        return self._columns.rows(self._arrow[index])[0]
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """All rows, or some columns of them, in order; a text that is not UTF-8 stands as its error."""
+        """All rows, or some columns of them, in order; a cell that cannot be read stands as `Unreadable`."""
         wanted = list(columns or self.source.columns)
         try:
             if self._stored is not None:
                 tables = self._stored.select_columns(wanted).with_format("arrow").iter(STREAM_BATCH)
             else:
-                stream = self._make_builder(wanted).as_streaming_dataset(split=self.split)
+                builder = self._make_builder(wanted)
+                stream = builder.as_streaming_dataset(split=self.split)
+                self._number_labels(builder)
                 tables = stream.select_columns(wanted).with_format("arrow").iter(STREAM_BATCH)
             for table in tables:
-                yield from _listed(table)
+                yield from self._columns.rows(table)
         except DataError:
             raise
         except Exception as error:
             raise explained(error, self.source) from error
-
-
-def _listed(table: Any) -> list[dict[str, Any]]:
-    try:
-        return list(table.to_pylist())
-    except UnicodeDecodeError:
-        return [_row_or_error(table.slice(i, 1)) for i in range(table.num_rows)]
-
-
-def _row_or_error(table: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in table.column_names:
-        try:
-            found[name] = table[name].to_pylist()[0]
-        except UnicodeDecodeError as error:
-            found[name] = error
-    return found
 
 
 def _saved(folder: Path) -> bool:
