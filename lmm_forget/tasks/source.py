@@ -168,7 +168,7 @@ class Table:
         """Files hold a class label's number, so that is what they are filtered by."""
         filters = getattr(builder.config, "filters", None)
         if filters:
-            labels = Columns(builder.info.features).labels
+            labels = self._columns.labels
             builder.config.filters = [
                 (column, "==", labels[column].index(value) if value in labels.get(column, ()) else value)
                 for column, _, value in filters

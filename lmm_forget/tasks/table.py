@@ -20,9 +20,9 @@ SEPARATOR = "|"
 class TableTask(JsonlTask):
     """Questions from a CSV or TSV whose columns are {image | images, question, answer | answers} and more.
 
-    `fields` maps these names (`rows.KEYS`) to the columns that hold them (`{question: prompt}`); a column that is not there is
-    not mapped. Cells of `images`, `answers` and `choices` list their values with `|` between them. Without an `id`
-    column a row is called by its line. Everything else is as in `JsonlTask`: images below `images_root` or the
+    `fields` maps these names (`rows.KEYS`) to the columns that hold them (`{question: prompt}`); a column that is not
+    there is not mapped. Cells of `images`, `answers` and `choices` list their values with `|` between them. Without an
+    `id` column a row is called by its line. Everything else is as in `JsonlTask`: images below `images_root` or the
     file's folder, splits by image, other columns in `Sample.meta`.
     """
 
