@@ -97,20 +97,20 @@ class JsonlTask(Task):
 
         Raises DataError if a row of the file cannot be used; `readable` gives the others.
         """
-        return self.readable(split, "fail")
+        every = self._read()
+        unread = {place: reason for part in every.values() for place, reason in part.skipped.items()}
+        total = len(unread) + sum(len(part) for part in every.values())
+        settle(unread, total, "fail", task=self.name)
+        return self.readable(split)
 
-    def readable(self, split: str, on_bad_sample: str = "skip") -> FileSamples:
+    def readable(self, split: str) -> FileSamples:
         """See `Task.readable`; a row whose split cannot be told counts as one of train (held out: of test)."""
         if split not in SPLITS:
             raise DataError(f"task {self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
         found = self._read()
-        unread = {place: reason for part in found.values() for place, reason in part.skipped.items()}
-        total = len(unread) + sum(len(part) for part in found.values())
-        settle(unread, total, on_bad_sample, task=self.name)
         part = found[split]
         if not part:
-            if part.skipped:
-                settle(part.skipped, len(part.skipped), "skip", task=self.name, what=f"{split} samples")
+            settle(part.skipped, len(part.skipped), "skip", task=self.name, what=f"{split} samples")
             sizes = ", ".join(f"{name} {len(found[name])}" for name in SPLITS)
             raise DataError(f"task {self.name}: {self._source()} gives no {split} samples ({sizes})")
         return part
