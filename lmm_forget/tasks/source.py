@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +138,7 @@ class Table:
                 raise DataError(f"task {source.task}: neither hub nor path says where {source.split} lies")
             builder = load_dataset_builder(source.hub, source.config, revision=source.revision)
         else:
-            path = Path(source.path).expanduser()
-            if path.is_file():
-                kind = FILE_KINDS.get(path.suffix)
-                if kind is None:
-                    raise DataError(
-                        f"task {source.task}: {path} is not a {' or '.join(FILE_KINDS)} file, nor a folder"
-                    )
-                builder = load_dataset_builder(kind, data_files={source.split: [str(path)]})
-            else:
-                configs = _configs(path)
-                builder = load_dataset_builder(str(path), source.config if source.config in configs else None)
+            builder = self._local_builder(Path(source.path).expanduser())
         if hasattr(builder.config, "columns"):  # parquet: read only what is needed, a few rows at a time
             if columns is not None:
                 builder.config.columns = list(columns)
@@ -163,6 +153,34 @@ class Table:
                 if source.where:
                     builder.config.filters = [(column, "==", value) for column, value in source.where]
         return builder
+
+    def _local_builder(self, path: Path) -> Any:
+        """The builder of a local copy, whose converted rows are kept by its files' content.
+
+        Left to itself `datasets` knows a file by its name and time stamp: a copy with other rows in the place of an
+        earlier one would be read as that one.
+        """
+        from datasets import load_dataset_builder
+
+        source = self.source
+        if path.is_file():
+            kind = FILE_KINDS.get(path.suffix)
+            if kind is None:
+                raise DataError(
+                    f"task {source.task}: {path} is not a {' or '.join(FILE_KINDS)} file, nor a folder"
+                )
+            given: dict[str, Any] = {"path": kind, "data_files": {source.split: [str(path)]}}
+        else:
+            configs = _configs(path)
+            given = {"path": str(path), "name": source.config if source.config in configs else None}
+        builder = load_dataset_builder(**given)
+        if source.streaming:
+            return builder  # nothing is kept
+        files = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
+        card = path / "README.md"
+        return load_dataset_builder(
+            **given, cache_dir=str(_kept_at([*files, *([str(card)] if card.is_file() else [])]))
+        )
 
     def _number_labels(self, builder: Any) -> None:
         """Files hold a class label's number, so that is what they are filtered by."""
@@ -236,11 +254,7 @@ class Table:
         source = self.source
         if source.path is None:
             return f"{source.hub}@{self.revision}/{source.config}/{self.split}"
-        found = hashlib.sha256()
-        for file in self._files:
-            with open(file, "rb") as content:
-                found.update(hashlib.file_digest(content, "sha256").digest())
-        return found.hexdigest()
+        return _content(self._files)
 
     def __len__(self) -> int:
         if self._stored is not None:
@@ -276,6 +290,31 @@ class Table:
             raise
         except Exception as error:
             raise explained(error, self.source) from error
+
+
+def _kept_at(files: Sequence[str]) -> Path:
+    """The folder of `datasets`' cache for what it makes of local files with this content."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "by-content" / _content(files)[:32]
+
+
+def _content(files: Sequence[str]) -> str:
+    """Digest of the content of files, in their order."""
+    return hashlib.sha256(b"".join(_digest(file, _state(file)) for file in files)).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _digest(file: str, _state: tuple[int, ...]) -> bytes:
+    """Digest of a file's content, remembered by this process as long as the file stays as it is."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
+
+
+def _state(file: str) -> tuple[int, ...]:
+    """What of a file changes with its content; unlike the time of the last change, that of its inode cannot be set."""
+    found = Path(file).stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _saved(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import csv
 import datetime
 import decimal
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,22 @@ def test_fields_that_nothing_reads_are_refused(tmp_path: Path) -> None:
             HubTask(fields=fields, splits={"test": "test"}, **COMMON)
     with pytest.raises(ConfigError, match="fields has 'questoin'; it maps id, image"):
         TableTask(path="x.csv", fields={"questoin": "prompt"}, **COMMON)
+
+
+@pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])
+def test_a_copy_with_other_rows_under_the_same_name_and_time_is_read_anew(
+    as_folder: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "test-00000-of-00001.parquet"
+    kinds = Features({"question": Value("string"), "answer": Value("string")})
+
+    def answers(answer: str) -> list[str]:
+        Dataset.from_list([{"question": "?", "answer": answer}], features=kinds).to_parquet(str(path))
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        where: Any = str(tmp_path / "data") if as_folder else {"test": str(path)}
+        fields = {"question": "question", "answer": "answer"}
+        task = HubTask(path=where, fields=fields, splits={"test": "test"}, **COMMON)
+        return [sample.answers[0] for sample in task.check("test")]
+
+    assert [answers("red"), answers("sky"), answers("red")] == [["red"], ["sky"], ["red"]]
