@@ -66,7 +66,7 @@ def _takes(processor: ProcessorMixin, as_text: bool) -> bool:
         before, asked, _ = text.partition(_ASKED)
         # A list may also come out as Python or JSON would write it.
         known[key] = (
-            bool(asked) and before.count(_MARK) == 1 and "'text'" not in before and '"text"' not in before
+            bool(asked) and before.count(_MARK) == 1 and "'text':" not in before and '"text":' not in before
         )
     return known[key]
 

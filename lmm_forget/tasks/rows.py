@@ -188,7 +188,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
         for number, line in enumerate(file, start=1):
             line = line.removeprefix(BOM_UTF8) if number == 1 else line
             if line.strip():
-                yield f"{path}:{number}", line
+                yield f"{path}:{number}", line.rstrip()
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
