@@ -215,12 +215,7 @@ class Table:
     @cached_property
     def features(self) -> list[str]:
         """The names of the split's columns."""
-        if self._stored is not None:
-            return list(self._stored.column_names)
-        try:
-            return list(self._builder.as_streaming_dataset(split=self.split).column_names)
-        except Exception as error:
-            raise explained(error, self.source) from error
+        return list(self._columns.features if self._stored is None else self._stored.column_names)
 
     @cached_property
     def _columns(self) -> Columns:
