@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def measure_for(spec: Mapping[str, Any]) -> tuple[Measure, int]:
-    """A function that counts the tokens of (question, images, answer), and the model's context in tokens.
+    """A function that counts the tokens of (question, images, answer, system prompt), and the model's context.
 
     `spec` is a `model` config node; its processor is loaded, its weights are not. Raises ConfigError.
     """
@@ -41,7 +41,7 @@ def measure_for(spec: Mapping[str, Any]) -> tuple[Measure, int]:
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
 
-    def measure(question: str, images: Sequence[Image], answer: str) -> int:
-        return int(family.encode(processor, [question], [list(images)], [answer]).lengths[0])
+    def measure(question: str, images: Sequence[Image], answer: str, system: str | None = None) -> int:
+        return int(family.encode(processor, [question], [list(images)], [answer], [system]).lengths[0])
 
     return measure, family.context

@@ -30,7 +30,7 @@ FORMATS: tuple[tuple[str, str], ...] = (
     ("sentence", r"(?s:.*)"),
 )
 """Names of answer formats, the first one that matches the whole answer counts."""
-Measure = Callable[[str, Sequence[Image.Image], str], int]
+Measure = Callable[[str, Sequence[Image.Image], str, str | None], int]
 
 
 @dataclass
@@ -68,21 +68,27 @@ def read_all(
 ) -> tuple[list[Seen], dict[str, str]]:
     """Read every split of `task` (at most `limit` samples of each); also why a split could not be read at all.
 
-    `measure` counts the tokens of (question, images, answer), which must fit `context`.
+    `measure` counts the tokens of (question, images, answer, system prompt), which must fit `context`.
     """
     found, absent = [], {}
     for split in SPLITS:
         try:
-            part = task.samples(split)
+            part = task.readable(split)
         except DataError as error:
             absent[split] = str(error)
             continue
-        seen = Seen(split, len(part))
+        unread = getattr(part, "skipped", {})
+        seen = Seen(split, len(part) + len(unread), unusable=list(unread.values()))
+        ids: set[str] = set()
         for index, sample in _read(part, limit):
             advance(1)
             if isinstance(sample, DataError):
                 seen.unusable.append(str(sample).removeprefix("sample ") or f"number {index}")
                 continue
+            if sample.id in ids:
+                seen.unusable.append(f"{sample.id}: the id of an earlier sample again")
+                continue
+            ids.add(sample.id)
             _note(task, seen, sample, measure, context)
             if len(seen.shown) < shown:
                 seen.shown.append(sample)
@@ -170,7 +176,8 @@ def _note(task: Task, seen: Seen, sample: Sample, measure: Measure | None, conte
                 seen.unscored.append(f"{sample.id}: its own answer {answer[:60]!r} scores {value}")
     if measure is not None:
         try:
-            tokens = measure(task.question(sample, training=seen.split == "train"), sample.images, answer)
+            question = task.question(sample, training=seen.split == "train")
+            tokens = measure(question, sample.images, answer, sample.system)
         except DataError as error:
             seen.too_long.append(f"{sample.id}: {str(error).removeprefix('sample 0 of the batch: ')}")
             return

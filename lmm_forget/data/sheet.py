@@ -56,7 +56,7 @@ def _cell(
     for number, image in enumerate(sample.images):
         small = ImageOps.contain(image, (width - 2, PICTURE))
         sheet.paste(small, (left + number * width, top))
-    question = task.question(sample, training=split == "train").replace("\n", " / ")
+    question = task.prompt_text(sample, training=split == "train").replace("\n", " / ")
     lines = textwrap.wrap(question, 40)
     if len(lines) > LINES - 2:
         lines = [*lines[: LINES - 3], "…"]

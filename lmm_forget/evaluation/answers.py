@@ -13,6 +13,7 @@ NEAR_TIE = 1e-3
 class Answer:
     """One answer and its scores.
 
+    `question` is what the user's turn says, below the sample's system prompt where it has one (`Task.prompt_text`).
     `value` (strict), `tolerant` and `compat` lie in 0..1, None where a score is not defined. `group` is the
     class that a macro mean averages over, None for plain means. `tokens` counts generated tokens, the end
     token included. `gap` is the smallest difference, in logits, between the best and second-best token along

@@ -14,6 +14,7 @@ from lmm_forget.evaluation.ahead import Job, cause, in_order, read
 from lmm_forget.evaluation.answers import Answer
 from lmm_forget.progress import NullProgress, Progress
 from lmm_forget.tasks.base import Sample, Task
+from lmm_forget.tasks.values import group_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,10 +153,10 @@ def sorted_batches(window: Mapping[int, tuple[Any, ...]], size: int) -> Iterator
 
 
 def extent(task: Task, sample: Sample) -> tuple[Any, ...]:
-    """What batches are sorted by: sizes of the pictures, length of the question, id."""
+    """What batches are sorted by: sizes of the pictures, length of the question and its system prompt, id."""
     return (
         sorted(image.size for image in sample.images),
-        len(task.question(sample, training=False)),
+        len(task.question(sample, training=False)) + len(sample.system or ""),
         sample.id,
     )
 
@@ -181,7 +182,8 @@ def encode_batch(family: Family, processor: ProcessorMixin, task: Task, samples:
     with naming(task, ids):
         questions = [task.question(sample, training=False) for sample in samples]
         images = [sample.images for sample in samples]
-        return Ready(ids, prompts(family, processor, questions, images, task.max_new_tokens))
+        systems = [sample.system for sample in samples]
+        return Ready(ids, prompts(family, processor, questions, images, task.max_new_tokens, systems))
 
 
 def answer_batch(lmm: LMM, task: Task, ready: Ready) -> list[Said]:
@@ -214,7 +216,7 @@ def mark(task: Task, sample: Sample, said: Said | Kept) -> Answer:
         task=task.name,
         sample_id=sample.id,
         image_id=sample.image_id,
-        question=task.question(sample, training=False),
+        question=task.prompt_text(sample, training=False),
         references=sample.answers,
         text=said.text,
         value=_strict(task, sample, scores),
@@ -245,4 +247,4 @@ def _group(task: Task, sample: Sample) -> str | None:
         raise DataError(
             f"task {task.name}: sample {sample.id} has no {task.macro!r}, which its macro mean needs"
         )
-    return str(sample.meta[task.macro])
+    return group_of(sample.meta[task.macro])

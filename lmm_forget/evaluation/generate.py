@@ -67,15 +67,17 @@ def generate(
     images: Sequence[Sequence[Image]],
     max_new_tokens: int,
     listeners: Sequence[LogitsProcessor] = (),
+    systems: Sequence[str | None] | None = None,
 ) -> list[Said]:
     """Answer a batch of questions greedily, in the dtype of the weights, without autocast.
 
+    `systems` are their system prompts, None for one (or all) without.
     `listeners` are called with the scores [B, vocabulary] of every step and hand them on unchanged.
 
     Raises DataError when a prompt and its answer do not fit the model's context, and LmmForgetError when the
     logits are not finite (as after a diverged training).
     """
-    batch = prompts(lmm.family, lmm.processor, questions, images, max_new_tokens)
+    batch = prompts(lmm.family, lmm.processor, questions, images, max_new_tokens, systems)
     return answer(lmm, batch, max_new_tokens, listeners)
 
 
@@ -85,9 +87,10 @@ def prompts(
     questions: Sequence[str],
     images: Sequence[Sequence[Image]],
     max_new_tokens: int,
+    systems: Sequence[str | None] | None = None,
 ) -> dict[str, Tensor]:
     """A batch of questions as the model reads them. Raises DataError when one and its answer exceed the context."""
-    encoded = family.encode(processor, list(questions), [list(i) for i in images])
+    encoded = family.encode(processor, list(questions), [list(i) for i in images], systems=systems)
     for i, length in enumerate(encoded.lengths):
         if length + max_new_tokens > family.context:
             raise DataError(

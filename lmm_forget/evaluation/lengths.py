@@ -16,6 +16,7 @@ from lmm_forget.evaluation.ahead import in_order
 from lmm_forget.evaluation.ask import Chosen
 from lmm_forget.evaluation.generate import prompts
 from lmm_forget.models.chat import reserved_tokens
+from lmm_forget.tasks.bad_samples import settle
 from lmm_forget.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Ruler:
         self.reserved = reserved_tokens(processor)
         self._opening, self._end = family.answer_opening(processor), family.end_of_answer(processor)
         self._texts: dict[str, int] = {}
-        self._prompts: dict[tuple[str, int], int] = {}
+        self._prompts: dict[tuple[str, int, str | None], int] = {}
         self._pictures: dict[Sizes, int] = {}
         self._differences: defaultdict[int, list[int]] = defaultdict(list)
         """Number of pictures -> of sizes that were tried: what they add, less what the processor says they add.
@@ -59,19 +60,19 @@ class Ruler:
         """Tokens of an answer as it is taught, its end token included."""
         return self.text(self._opening + answer + self._end)
 
-    def prompt(self, question: str, sizes: Sizes) -> int:
-        """Tokens of a question about pictures of these sizes."""
-        key = (question, len(sizes))
+    def prompt(self, question: str, sizes: Sizes, system: str | None = None) -> int:
+        """Tokens of a question about pictures of these sizes. DataError where there is no place for `system`."""
+        key = (question, len(sizes), system)
         if key not in self._prompts:
-            self._prompts[key] = self._bare(question, len(sizes))
+            self._prompts[key] = self._bare(*key)
         return self._prompts[key] + self._added(sizes)
 
     def suspicious(self, *texts: str) -> bool:
         """Whether a text holds a token that encoding refuses."""
         return any(token in text for text in texts if "<" in text or "[" in text for token in self.reserved)
 
-    def _bare(self, question: str, n_images: int) -> int:
-        prompt = self.family.prompt(self.processor, question, n_images)
+    def _bare(self, question: str, n_images: int, system: str | None = None) -> int:
+        prompt = self.family.prompt(self.processor, question, n_images, system)
         return len(self.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
     def _added(self, sizes: Sizes) -> int:
@@ -149,14 +150,8 @@ def fit(lmm: LMM, task: Task, samples: Sequence[Sample], *, taught: bool, on_bad
         if least > task.max_new_tokens:
             found.long_answers.append(f"{sample.id}, {least} tokens")
     if found.bad:
-        first, used = next(iter(found.bad.values())), "taught" if taught else "asked"
-        said = (
-            f"task {task.name}: {len(found.bad)} of {len(samples)} samples cannot be {used} (first: {first})"
-        )
-        if on_bad_sample == "fail":
-            raise DataError(f"{said}; data.on_bad_sample=skip leaves them out")
-        if len(found.bad) == len(samples):
-            raise DataError(f"{said}: none is left")
+        used = "taught" if taught else "asked"
+        settle(found.bad, len(samples), on_bad_sample, task=task.name, used=used)
         keep = [place for place in range(len(samples)) if str(place) not in found.bad]
         found.samples = Chosen(samples, keep, found.bad)
     return found
@@ -175,15 +170,17 @@ def _reason(
     """Why a sample cannot be encoded; None if it can."""
     question, answer = task.question(sample, training=taught), task.target(sample)
     room = ruler.answer(answer) if taught else task.max_new_tokens
-    texts = (question, answer) if taught else (question,)
-    if ruler.prompt(question, sizes) + room <= lmm.family.context - CLOSE and not ruler.suspicious(*texts):
-        return None
-    pictures = list(samples[place].images)
+    system = sample.system
+    texts = (question, answer, system or "") if taught else (question, system or "")
     try:
+        tokens = ruler.prompt(question, sizes, system) + room
+        if tokens <= lmm.family.context - CLOSE and not ruler.suspicious(*texts):
+            return None
+        pictures = list(samples[place].images)
         if taught:
-            lmm.family.encode(lmm.processor, [question], [pictures], [answer])
+            lmm.family.encode(lmm.processor, [question], [pictures], [answer], [system])
         else:
-            prompts(lmm.family, lmm.processor, [question], [pictures], task.max_new_tokens)
+            prompts(lmm.family, lmm.processor, [question], [pictures], task.max_new_tokens, [system])
     except DataError as error:
         return str(error).removeprefix("sample 0 of the batch: ")
     return None

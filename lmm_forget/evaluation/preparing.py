@@ -40,7 +40,7 @@ class Look:
     def _key(self, sample: Sample) -> str:
         question = self.task.question(sample, training=False)
         try:
-            prompt = self.family.prompt(self.processor, question, len(sample.images))
+            prompt = self.family.prompt(self.processor, question, len(sample.images), sample.system)
         except LmmForgetError as error:
             raise type(error)(f"task {self.task.name}: sample {sample.id}: {error}") from error
         return question_key(prompt, [image_hash(image) for image in sample.images], self.task.max_new_tokens)

@@ -4,18 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import ProcessorMixin
 
 from lmm_forget.errors import ConfigError, DataError
 
 _MARK = "ANSWER-ENDS-HERE"
+_ASKED = "QUESTION-STANDS-HERE"
+_TAKES: WeakKeyDictionary[ProcessorMixin, dict[tuple[str, bool], bool]] = WeakKeyDictionary()
+"""Of every processor: whether a template takes a system message as a text (True) or as a list (False)."""
 
 
 def user_turn(question: str, n_images: int) -> list[dict[str, Any]]:
     """One message: `n_images` image slots, then the question."""
     content: list[dict[str, str]] = [{"type": "image"} for _ in range(n_images)]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def conversation(
+    processor: ProcessorMixin, question: str, n_images: int, system: str | None = None
+) -> list[dict[str, Any]]:
+    """The messages of a question, below its system prompt where it has one.
+
+    Without one the template's own default, if there is any, stays. Raises DataError where the processor's chat
+    template has no place for a system prompt.
+    """
+    if system is None:
+        return user_turn(question, n_images)
+    for content in _contents(system):
+        if _takes(processor, isinstance(content, str)):
+            return [{"role": "system", "content": content}, *user_turn(question, n_images)]
+    raise DataError(
+        "it has a system prompt, but this model's chat template takes none; leave it out, or put its text into the "
+        "question"
+    )
+
+
+def _contents(system: str) -> tuple[list[dict[str, str]], str]:
+    """The two ways in which templates read a system message: as a list like a user's, or as a text."""
+    return [{"type": "text", "text": system}], system
+
+
+def _takes(processor: ProcessorMixin, as_text: bool) -> bool:
+    """Whether a system message in this form comes out, once and as it is, in front of the question."""
+    template = processor.chat_template or processor.tokenizer.chat_template
+    known = _TAKES.setdefault(processor, {})
+    key = (str(template), as_text)
+    if key not in known:
+        content = _contents(_MARK)[int(as_text)]
+        try:
+            text = render(
+                processor,
+                [{"role": "system", "content": content}, *user_turn(_ASKED, 0)],
+                add_generation_prompt=True,
+            )
+        except ConfigError:  # there is no template at all
+            raise
+        except Exception:  # templates raise whatever they like for a role that they do not have
+            text = ""
+        before, asked, _ = text.partition(_ASKED)
+        # A list may also come out as Python or JSON would write it.
+        known[key] = (
+            bool(asked) and before.count(_MARK) == 1 and "'text':" not in before and '"text":' not in before
+        )
+    return known[key]
 
 
 def render(processor: ProcessorMixin, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:

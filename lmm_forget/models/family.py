@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.models.chat import closing_token, refuse_reserved, render, user_turn
+from lmm_forget.models.chat import closing_token, conversation, refuse_reserved, render
 from lmm_forget.models.components import ComponentMap, Parts
 from lmm_forget.models.mapping import map_parts
 
@@ -83,9 +83,17 @@ class Family(ABC):
             )
         return ComponentMap(model, self.parts(model))
 
-    def prompt(self, processor: ProcessorMixin, question: str, n_images: int) -> str:
-        """The chat text up to and including the assistant header: `n_images` images, then the question."""
-        return render(processor, user_turn(question, n_images), add_generation_prompt=True)
+    def prompt(
+        self, processor: ProcessorMixin, question: str, n_images: int, system: str | None = None
+    ) -> str:
+        """The chat text up to and including the assistant header: `n_images` images, then the question.
+
+        `system` stands above it as the system prompt; without one, what the template says by itself. Raises DataError
+        where the chat template takes none.
+        """
+        return render(
+            processor, conversation(processor, question, n_images, system), add_generation_prompt=True
+        )
 
     def end_of_answer(self, processor: ProcessorMixin) -> str:
         """The special token that closes an assistant turn in the processor's own chat template."""
@@ -101,16 +109,20 @@ class Family(ABC):
         questions: Sequence[str],
         images: Sequence[Sequence[Image]],
         answers: Sequence[str] | None = None,
+        systems: Sequence[str | None] | None = None,
     ) -> Encoded:
         """Encode a batch: left-padded prompts without `answers`, right-padded prompt + answer + end token with them.
 
-        Raises DataError, naming the position in the batch, when a text holds a reserved token or when a sequence is
-        longer than the decoder's context; when a picture is not RGB, or the processor cannot take it; when the chat
-        template leaves nothing between two pictures that the model tells apart by what stands between them.
+        `systems` are the questions' system prompts, None for one (or all) without. Raises DataError, naming the
+        position in the batch, when a text holds a reserved token or when a sequence is longer than the decoder's
+        context; when a picture is not RGB, or the processor cannot take it; when the chat template takes no system
+        prompt, or leaves nothing between two pictures that the model tells apart by what stands between them.
         """
+        systems = [None] * len(questions) if systems is None else systems
         refuse_reserved(processor, questions, "question")
+        refuse_reserved(processor, [system or "" for system in systems], "system prompt")
         _refuse_unread(images)
-        prompts = [self.prompt(processor, q, len(i)) for q, i in zip(questions, images, strict=True)]
+        prompts = self._prompts(processor, questions, images, systems)
         batch = _process(processor, prompts, images)
         _refuse_merged(processor, batch, images)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
@@ -125,6 +137,21 @@ class Family(ABC):
         self._check_context(totals, answer=True)
         labels = _append(batch, lengths, endings, processor.tokenizer.pad_token_id)
         return Encoded(batch, labels, totals)
+
+    def _prompts(
+        self,
+        processor: ProcessorMixin,
+        questions: Sequence[str],
+        images: Sequence[Sequence[Image]],
+        systems: Sequence[str | None],
+    ) -> list[str]:
+        found = []
+        for i, (question, shown, system) in enumerate(zip(questions, images, systems, strict=True)):
+            try:
+                found.append(self.prompt(processor, question, len(shown), system))
+            except DataError as error:
+                raise DataError(f"sample {i} of the batch: {error}") from None
+        return found
 
     def _check_context(self, lengths: list[int], *, answer: bool) -> None:
         for i, n in enumerate(lengths):

@@ -48,7 +48,7 @@ class Said(Protocol):
 
 
 Greedy = Callable[..., Sequence[Said]]
-"""Answers a batch greedily: (lmm, questions, images, max_new_tokens, listeners) -> one answer each."""
+"""Answers a batch greedily: (lmm, questions, images, max_new_tokens, listeners, systems) -> one answer each."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def forced(
         [prompts.task.question(sample, training=False) for _, sample in batch],
         [list(sample.images) for _, sample in batch],
         list(answers),
+        [sample.system for _, sample in batch],
     )
     assert encoded.labels is not None
     device, dtype = lmm.model.device, lmm.model.dtype
@@ -134,6 +135,7 @@ def free(
         [sample.images for _, sample in batch],
         prompts.task.max_new_tokens,
         listeners=[listener],
+        systems=[sample.system for _, sample in batch],
     )
     stacked = {
         name: torch.stack([step[name] for step in listener.steps], dim=1) for name in listener.steps[0]

@@ -22,7 +22,8 @@ class Sample:
     """One question about zero or more images.
 
     `id` is unique within its task and split; `image_id` names the image (samples that share it form one
-    cluster for the bootstrap); `answers` are the accepted references, the first one is what training teaches.
+    cluster for the bootstrap); `answers` are the accepted references, the first one is what training teaches;
+    `system` is the system prompt (None: whatever the model's chat template says by itself).
     """
 
     id: str
@@ -32,6 +33,7 @@ class Sample:
     answers: tuple[str, ...]
     choices: tuple[str, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
 
 
 Scorer = Callable[[str, Sample], dict[str, float | None]]
@@ -94,6 +96,11 @@ class Task(ABC):
             return self.train_prefix + sample.question + self.train_suffix
         return self.eval_prefix + sample.question + self.eval_suffix
 
+    def prompt_text(self, sample: Sample, *, training: bool) -> str:
+        """A prompt as people are shown it: the system prompt, where there is one, above the user turn's text."""
+        question = self.question(sample, training=training)
+        return question if sample.system is None else f"[system] {sample.system}\n{question}"
+
     def target(self, sample: Sample) -> str:
         """The text that training teaches as the answer."""
         return sample.answers[0]
@@ -114,6 +121,13 @@ class Task(ABC):
     def is_local(self, split: str) -> bool:
         """Whether this split's content can be read again without a network."""
         return True
+
+    def readable(self, split: str) -> Sequence[Sample]:
+        """The split without the samples whose text cannot be read; `skipped` of what is returned names these.
+
+        Nothing else is checked; `samples` refuses such a split as a whole. DataError if there is none.
+        """
+        return self.samples(split)
 
     def provenance(self) -> dict[str, str]:
         """Where the splits read so far came from, by split (a hub revision, "local copy"); empty for drawn data."""

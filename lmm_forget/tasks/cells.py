@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from PIL import Image
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.images import decode_image, picture_size, read_image
-
-_IMAGE_MARK = re.compile(r"[ \t]*\n?<image>\n?")
+from lmm_forget.tasks.values import Unreadable, optional_text, question_of, text_of
 
 
 class Cells:
@@ -33,38 +31,34 @@ class Cells:
         return self.fields.get(field) is not None
 
     def text(self, field: str) -> str:
-        """The field as a text that is not blank; numbers are written out."""
-        return _text(self._raw(field), self._where(field))
+        """The field as a text that is not blank, by the rules of `values.text_of`."""
+        return text_of(self._raw(field), self._where(field))
 
     def optional(self, field: str) -> str:
         """The field as a text; "" where it is not mapped, null or blank."""
-        if field not in self or (raw := self._raw(field)) is None or raw == "":
-            return ""
-        return "" if isinstance(raw, str) and not raw.strip() else self.text(field)
+        return (optional_text(self._raw(field), self._where(field)) or "") if field in self else ""
 
     def question(self, field: str = "question") -> str:
         """A question without `<image>` marks (the picture is put in front by the model's own chat format)."""
-        text = without_marks(self.text(field))
-        if not text.strip():
-            raise DataError(f"{self._where(field)} is empty but for its image mark")
-        return text
+        return question_of(self._raw(field), self._where(field))
 
     def texts(self, field: str) -> tuple[str, ...]:
         """The field as texts: a list, one text, or one text per mapped column. Blank options stay out at the end."""
         column = self.fields.get(field)
         if isinstance(column, list | tuple):
             found = [self.row.get(name) for name in column]
-            while found and found[-1] in (None, ""):
+            while found and (found[-1] is None or (isinstance(found[-1], str) and not found[-1].strip())):
                 found.pop()
             return tuple(
-                _text(value, f"{field!r} (column {name})") for name, value in zip(column, found, strict=False)
+                text_of(value, f"{field!r} (column {name})")
+                for name, value in zip(column, found, strict=False)
             )
         raw = self._raw(field)
         if not isinstance(raw, list):
             return (self.text(field),)
         if not raw:
             raise DataError(f"{self._where(field)} is an empty list")
-        return tuple(_text(value, self._where(field)) for value in raw)
+        return tuple(text_of(value, self._where(field)) for value in raw)
 
     def value(self, field: str) -> Any:
         """The field as it is stored."""
@@ -108,31 +102,13 @@ class Cells:
                 f"no column is given for {field!r}; the task's fields has {', '.join(self.fields)}"
             )
         raw = self.row.get(column)
-        if isinstance(raw, UnicodeDecodeError):
-            raise DataError(f"{self._where(field)} is not UTF-8 text")
+        if isinstance(raw, Unreadable):
+            raise DataError(f"{self._where(field)} {raw}")
         return raw
 
     def _where(self, field: str) -> str:
         column = self.fields.get(field)
         return f"{field!r}" if column == field else f"{field!r} (column {column})"
-
-
-def without_marks(text: str) -> str:
-    """A text without its `<image>` marks and the line breaks around them."""
-    return _IMAGE_MARK.sub("\n", text).strip("\n")
-
-
-def _text(raw: Any, where: str) -> str:
-    if raw is None:
-        raise DataError(f"{where} is null, not a text")
-    if isinstance(raw, bool) or not isinstance(raw, str | int | float):
-        raise DataError(f"{where} is {str(raw)[:40]}, a {type(raw).__name__}, not a text")
-    if isinstance(raw, float) and raw != raw:
-        raise DataError(f"{where} is not a number (NaN), not a text")
-    text = str(int(raw)) if isinstance(raw, float) and raw.is_integer() else str(raw)
-    if not text.strip():
-        raise DataError(f"{where} is empty")
-    return text
 
 
 def _parts(stored: Any) -> tuple[bytes | None, str | None]:

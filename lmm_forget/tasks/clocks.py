@@ -7,7 +7,7 @@ from pathlib import Path
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.llava import read_llava
 from lmm_forget.tasks.published import HubTask
-from lmm_forget.tasks.rows import Row, read_rows
+from lmm_forget.tasks.rows import FileRows, read_rows
 
 
 class ClockTask(HubTask):
@@ -19,7 +19,7 @@ class ClockTask(HubTask):
 
     reads = ("question", "answer")
 
-    def taught_rows(self) -> list[Row] | None:
+    def taught_rows(self) -> FileRows | None:
         """Rows of the training file."""
         if self.train_path is None:
             raise DataError(

@@ -11,7 +11,7 @@ from lmm_forget.errors import DataError
 from lmm_forget.tasks.cells import Cells
 from lmm_forget.tasks.choices import LETTERS, letter_of, listed_in
 from lmm_forget.tasks.published import HubTask, Reading
-from lmm_forget.tasks.rows import Row
+from lmm_forget.tasks.rows import FileRows, Row
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 TEMPLATES = (
@@ -62,7 +62,7 @@ class CUB200(HubTask):
         answer = letter_of(cells.text("answer"), len(choices or LETTERS))
         return Reading(question, (answer,), choices, self.kept(cells))
 
-    def taught_rows(self) -> list[Row] | None:
+    def taught_rows(self) -> FileRows | None:
         """The photos of the official train split, as lettered questions."""
         if self.train_path is None:
             raise DataError(
@@ -71,7 +71,7 @@ class CUB200(HubTask):
             )
         folder = _folder(Path(self.train_path).expanduser(), self.name)
         names, photos = species(folder), read_photos(folder)
-        return [self._row(folder, photo, names) for photo in photos if photo.train]
+        return FileRows(self._row(folder, photo, names) for photo in photos if photo.train)
 
     def _row(self, folder: Path, photo: Photo, names: dict[int, str]) -> Row:
         draw = random.Random(f"{self.options_seed}/{photo.number}")

@@ -5,25 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.tasks.bad_samples import require_policy, settle
 from lmm_forget.tasks.base import SPLITS, Sample, Scorer, Task, digest
 from lmm_forget.tasks.choices import listed
 from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
 from lmm_forget.tasks.images import picture_size, read_image
-from lmm_forget.tasks.rows import Cluster, Row, by_hash, clusters, divide, read_rows
+from lmm_forget.tasks.rows import Cluster, FileRows, Row, by_hash, clusters, divide, read_rows
 
 
 class JsonlTask(Task):
     """Questions from a file with one JSON object per line: {id, image|images, question, answer|answers}.
 
     Optional keys: `choices` (texts of lettered options, which are put under the question unless
-    `list_choices` is false; the answer is then a letter), `split` (train, validation or test), `image_id`
-    (joins rows whose images show the same thing); all other keys go to `Sample.meta`.
+    `list_choices` is false; the answer is then a letter), `system` (the system prompt, of models whose chat
+    template takes one), `split` (train, validation or test), `image_id` (joins rows whose images show the same
+    thing); all other keys go to `Sample.meta`. Values become text by the rules of `values.text_of`.
 
     `path` is a file, or a mapping from splits to files; relative paths start at the working directory.
     Relative image paths start at `images_root`, or at the folder of the JSONL file. Without splits in the
@@ -37,8 +40,8 @@ class JsonlTask(Task):
 
     `asked` are the prefixes, suffixes and `macro` of every `Task`.
 
-    The file is read at the first use, images when a sample is read. Raises DataError, with file and line, for
-    a line that cannot be used.
+    The file is read at the first use, images when a sample is read. A line that cannot be used is a bad sample,
+    named with file and line: `samples` and `check` refuse it, `check(split, "skip")` leaves it out.
     """
 
     def __init__(
@@ -85,70 +88,76 @@ class JsonlTask(Task):
         self._splits: dict[str, FileSamples] | None = None
         self._bad: dict[str, str] | None = None
 
-    def read_file(self, path: Path, root: Path | None) -> list[Row]:
+    def read_file(self, path: Path, root: Path | None) -> FileRows:
         """The rows of one file, images below `root` or the file's folder; other formats override it. DataError."""
         return read_rows(path, root)
 
     def samples(self, split: str) -> FileSamples:
-        """Samples of a split in the order of the file, images opened when a sample is read."""
+        """Samples of a split in the order of the file, images opened when a sample is read.
+
+        Raises DataError if a row of the file cannot be used; `readable` gives the others.
+        """
+        every = self._read()
+        unread = {place: reason for part in every.values() for place, reason in part.skipped.items()}
+        total = len(unread) + sum(len(part) for part in every.values())
+        settle(unread, total, "fail", task=self.name)
+        return self.readable(split)
+
+    def readable(self, split: str) -> FileSamples:
+        """See `Task.readable`; a row whose split cannot be told counts as one of train (held out: of test)."""
         if split not in SPLITS:
             raise DataError(f"task {self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
         found = self._read()
-        if not found[split]:
+        part = found[split]
+        if not part:
+            settle(part.skipped, len(part.skipped), "skip", task=self.name, what=f"{split} samples")
             sizes = ", ".join(f"{name} {len(found[name])}" for name in SPLITS)
             raise DataError(f"task {self.name}: {self._source()} gives no {split} samples ({sizes})")
-        return found[split]
+        return part
 
     def fingerprint(self, split: str) -> str:
         """Digest of the split's rows, of its images' bytes, and of the way images are read."""
-        return self.samples(split).fingerprint()
+        return self.readable(split).fingerprint()
 
     def check(self, split: str, on_bad_sample: str = "fail") -> FileSamples:
-        """Open every image and score every reference of the file once; returns a split's usable samples.
+        """Read the file, open every image and score every reference of it once; returns a split's usable samples.
 
         With "skip" the bad ones are left out, and `FileSamples.skipped` says why. Raises DataError if any
         sample of any split is bad ("fail"), or if none is left.
         """
-        if on_bad_sample not in ("fail", "skip"):
-            raise ConfigError(f"data.on_bad_sample={on_bad_sample} is unknown; there are fail, skip")
-        wanted = self.samples(split)
+        require_policy(on_bad_sample)
+        every = self._read()
         if self._bad is None:
-            every = self._read()
-            self._bad = {}
+            self._bad = {place: reason for part in every.values() for place, reason in part.skipped.items()}
             for part in every.values():
                 self._bad.update(part.bad(self.scorer))
-        if self._bad and on_bad_sample == "fail":
-            first = next(iter(self._bad.values()))
-            total = sum(len(part) for part in self._read().values())
-            raise DataError(
-                f"task {self.name}: {len(self._bad)} of {total} samples cannot be used (first: {first}); "
-                "data.on_bad_sample=skip leaves them out"
-            )
-        usable = wanted.without(self._bad)
-        if not len(usable):
-            first = next(iter(usable.skipped.values()))
-            raise DataError(
-                f"task {self.name}: none of the {len(wanted)} {split} samples can be used (first: {first})"
-            )
+        total = sum(len(part) + len(part.skipped) for part in every.values())
+        if on_bad_sample == "fail":
+            settle(self._bad, total, on_bad_sample, task=self.name)
+        usable = self.readable(split).without(self._bad)
+        of_split = len(usable) + len(usable.skipped)
+        settle(usable.skipped, of_split, "skip", task=self.name, what=f"{split} samples")
         return usable
 
     def _read(self) -> dict[str, FileSamples]:
+        """The splits' samples; `skipped` of each says which rows could not be read."""
         if self._splits is None:
-            rows = self._rows()
+            file = self._rows()
+            rows = file.rows
             images = clusters(rows)
-            if self.held_out_fraction:
+            if self.held_out_fraction and rows:
                 rows, images = self._share(rows, images)
             one_file = isinstance(self.path, str)
             if one_file and self.role != "target":
                 own = None if self.held_out_fraction else "given"  # a share is held out as a whole
+                if own is None:
+                    file.split_of.clear()
                 rows = [replace(row, split=(own and row.split) or "test") for row in rows]
             test = self.test_fraction if one_file else 0.0
             fractions = {"test": test, "validation": self.validation_fraction}
             found = divide(rows, images, fractions, self.split_seed)
-            self._splits = {
-                split: FileSamples([rows[i] for i in at], [images[i].name for i in at], self.list_choices)
-                for split, at in found.items()
-            }
+            home = "train" if self.role == "target" else "test"
+            self._splits = split_samples(file, rows, images, found, home, self.list_choices)
         return self._splits
 
     def _share(self, rows: list[Row], images: list[Cluster]) -> tuple[list[Row], list[Cluster]]:
@@ -167,7 +176,7 @@ class JsonlTask(Task):
             i for i, own in zip(images, mine, strict=True) if own
         ]
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> FileRows:
         root = None if self.images_root is None else Path(self.images_root).expanduser()
         if isinstance(self.path, str):
             return self.read_file(Path(self.path).expanduser(), root)
@@ -176,25 +185,53 @@ class JsonlTask(Task):
                 f"task {self.name}: path has {', '.join(self.path or []) or 'nothing'}; give one file, or files "
                 f"for {', '.join(SPLITS)}"
             )
-        rows: list[Row] = []
+        every = FileRows()
         for split, file in self.path.items():
             part = self.read_file(Path(file).expanduser(), root)
-            odd = next((row for row in part if row.split not in (None, split)), None)
-            if odd:
-                raise DataError(f"{odd.where}: split {odd.split!r} in the file that `path` gives for {split}")
+            part.refuse_rows(partial(_misplaced, split))
             # Validation images are cut from train's by hash where no file is given for them.
-            cut = split == "train" and "validation" not in self.path and part[0].split is None
-            rows += part if cut else [replace(row, split=split) for row in part]
-        return rows
+            cut = split == "train" and "validation" not in self.path
+            for row in part.rows:  # an id counts within its file
+                every.rows.append(row if cut and row.split is None else replace(row, split=split))
+            for place, reason in part.bad.items():
+                every.refuse(place, reason, split)
+        return every
 
     def _source(self) -> str:
         return self.path if isinstance(self.path, str) else ", ".join(self.path.values())
 
 
+def _misplaced(split: str, row: Row) -> str | None:
+    """Why a row cannot be in the file that `path` gives for `split`."""
+    odd = row.split not in (None, split)
+    return f"split {row.split!r} in the file that `path` gives for {split}" if odd else None
+
+
+def split_samples(
+    file: FileRows,
+    rows: Sequence[Row],
+    images: Sequence[Cluster],
+    found: Mapping[str, Sequence[int]],
+    home: str,
+    list_choices: bool = True,
+) -> dict[str, FileSamples]:
+    """The samples of every split: `found` has the positions of its rows; bad ones without a split belong to `home`."""
+    return {
+        split: FileSamples(
+            [rows[i] for i in at],
+            [images[i].name for i in at],
+            list_choices,
+            {place: reason for place, reason in file.bad.items() if file.split_of.get(place, home) == split},
+        )
+        for split, at in found.items()
+    }
+
+
 class FileSamples(Sequence[Sample]):
     """Samples of one split; an image is opened when its sample is read.
 
-    `skipped` maps `file:line` of the samples that `JsonlTask.check` left out to "id: reason".
+    `skipped` maps `file:line` of what cannot be used to "id: reason": rows that could not be read, and samples that
+    `JsonlTask.check` left out.
     """
 
     def __init__(
@@ -227,7 +264,10 @@ class FileSamples(Sequence[Sample]):
         for row, image_id in zip(self.rows, self.image_ids, strict=True):
             meta = dict(sorted(row.meta.items()))
             pictures = [_bytes_digest(image) for image in row.images]
-            content.append([row.id, image_id, row.question, row.answers, row.choices, meta, pictures])
+            system = [] if row.system is None else [row.system]
+            content.append(
+                [row.id, image_id, row.question, row.answers, row.choices, meta, pictures, *system]
+            )
         return digest("jsonl", IMAGES_VERSION, self.list_choices, content)
 
     def glance(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
@@ -257,7 +297,7 @@ class FileSamples(Sequence[Sample]):
     def without(self, bad: Mapping[str, str]) -> FileSamples:
         """The samples that are not in `bad`; the others are in `skipped`."""
         keep = [i for i, row in enumerate(self.rows) if row.where not in bad]
-        skipped = {row.where: bad[row.where] for row in self.rows if row.where in bad}
+        skipped = self.skipped | {row.where: bad[row.where] for row in self.rows if row.where in bad}
         rows, image_ids = [self.rows[i] for i in keep], [self.image_ids[i] for i in keep]
         return FileSamples(rows, image_ids, self.list_choices, skipped)
 
@@ -271,6 +311,7 @@ class FileSamples(Sequence[Sample]):
             answers=row.answers,
             choices=row.choices,
             meta=row.meta,
+            system=row.system,
         )
 
 

@@ -5,30 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.base import SPLITS
-from lmm_forget.tasks.cells import without_marks
+from lmm_forget.tasks.conversations import Exchange, exchanges
 from lmm_forget.tasks.jsonl import JsonlTask
-from lmm_forget.tasks.rows import Row, checked_ids, text_of
+from lmm_forget.tasks.rows import FileRows, Row
+from lmm_forget.tasks.values import text_of
 
-MARK = "<image>"
 TURNS = ("one", "first", "each")
-_ASKERS, _ANSWERERS = ("human", "user"), ("gpt", "assistant")
-_READ = ("id", "image", "images", "image_id", "conversations", "split")
+_READ = ("id", "image", "images", "image_id", "conversations", "messages", "system", "split")
 
 
 class LlavaTask(JsonlTask):
     """Questions from a JSON list of {id, image | images, conversations: [{from: human, value}, {from: gpt, value}]}.
 
-    Every image needs its `<image>` mark in the conversation; the marks are taken out of the text, since a model's
-    own chat format puts the pictures in front. `turns` says what becomes of an item with several exchanges: `one`
-    (an error), `first` (only the first is kept), or `each` (every one is asked by itself, without what was said
-    before). `keep` reads only so many items, chosen by a hash of their ids. Splits, `path`, `images_root` and the
-    rest are those of `JsonlTask`.
+    `messages: [{role: user, content}, …]` is read as `conversations` is; see `conversations.exchanges` for the names
+    of the speakers, for system turns (a key `system` is one, in front) and for `<image>` marks, which show the images
+    in their order. A question is shown the pictures of all turns up to its own. The marks are taken out of the text,
+    since a model's own chat format puts the pictures in front.
+
+    `turns` says what becomes of an item with several exchanges: `one` (it cannot be used), `first` (only the first is
+    kept), or `each` (every one is asked by itself, without what was said before, but with the system turns and the
+    pictures up to it). `keep` reads only so many items, chosen by a hash of their ids. Splits, `path`, `images_root`
+    and the rest are those of `JsonlTask`.
     """
 
     def __init__(self, *, turns: str = "one", keep: int | None = None, **given: Any) -> None:
@@ -40,15 +43,15 @@ class LlavaTask(JsonlTask):
         self.turns = turns
         self.keep = keep
 
-    def read_file(self, path: Path, root: Path | None) -> list[Row]:
+    def read_file(self, path: Path, root: Path | None) -> FileRows:
         """See `JsonlTask.read_file`."""
         return read_llava(path, root, turns=self.turns, keep=self.keep)
 
 
 def read_llava(
     path: Path, images_root: Path | None, *, turns: str = "one", keep: int | None = None
-) -> list[Row]:
-    """Rows of a LLaVA-style JSON file; see `LlavaTask`. DataError with the item's place and id for a bad one."""
+) -> FileRows:
+    """Rows of a LLaVA-style JSON file, and which items cannot be used; see `LlavaTask`. DataError for no such file."""
     items = _items(path)
     if keep is not None and keep < len(items):
         ranked = sorted(
@@ -57,10 +60,19 @@ def read_llava(
         chosen = sorted(ranked[:keep])
     else:
         chosen = list(range(len(items)))
-    rows: list[Row] = []
+    found = FileRows()
     for number in chosen:
-        rows += _item_rows(items[number], path, number, images_root or path.parent, turns)
-    return checked_ids(rows)
+        item = items[number]
+        where = f"{path}: item {number} (id {_name(item, number)})"
+        try:
+            rows = list(_item_rows(item, where, number, images_root or path.parent, turns))
+        except DataError as error:
+            given = item if isinstance(item, Mapping) else {}
+            found.refuse(where, str(error), given.get("split"), given.get("id", number))
+            continue
+        for row in rows:
+            found.add(row)
+    return found.close()
 
 
 def _items(path: Path) -> list[Any]:
@@ -82,70 +94,57 @@ def _items(path: Path) -> list[Any]:
 
 
 def _name(item: Any, number: int) -> str:
-    return str(item.get("id", number)) if isinstance(item, Mapping) else str(number)
+    """What an item is called: its id, or its number where it has none (or none that is a text)."""
+    try:
+        return text_of(item.get("id", number), "") if isinstance(item, Mapping) else str(number)
+    except DataError:
+        return str(number)
 
 
-def _item_rows(item: Any, path: Path, number: int, root: Path, turns: str) -> list[Row]:
-    where = f"{path}: item {number} (id {_name(item, number)})"
+def _item_rows(item: Any, where: str, number: int, root: Path, turns: str) -> Iterator[Row]:
+    """The rows of one item. Raises DataError beginning with `where`."""
     if not isinstance(item, dict):
         raise DataError(f"{where}: a {type(item).__name__}, not an object")
     split = item.get("split")
     if split is not None and split not in SPLITS:
         raise DataError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
-    names = _names(item, where)
-    exchanges = _exchanges(item, where)
-    marks = sum(question.count(MARK) for question, _ in exchanges)
-    if marks != len(names):
+    name = text_of(item.get("id", number), f"{where}: 'id'")
+    talk = exchanges(item, _names(item, where), where)
+    if len(talk) > 1 and turns == "one":
         raise DataError(
-            f"{where}: {marks} {MARK} mark{'s' * (marks != 1)} and {len(names)} image{'s' * (len(names) != 1)}; "
-            "each image needs one"
+            f"{where}: {len(talk)} exchanges; turns=first keeps one, turns=each asks each by itself"
         )
-    if len(exchanges) > 1 and turns == "one":
-        raise DataError(
-            f"{where}: {len(exchanges)} exchanges; turns=first keeps one, turns=each asks each by itself"
-        )
-    if turns == "first":
-        exchanges = exchanges[:1]
     given = item.get("image_id")
-    rows = []
-    for turn, (question, answer) in enumerate(exchanges):
-        asked = without_marks(question)
-        rows.append(
-            Row(
-                id=_name(item, number) + (f"#{turn}" if len(exchanges) > 1 else ""),
-                where=where,
-                images=tuple(Path(os.path.abspath(root / name)) for name in names),
-                names=tuple(Path(name).as_posix() for name in names),
-                image_id=None if given is None else text_of(given, where, "image_id"),
-                question=text_of(asked, where, "human turn"),
-                answers=(text_of(answer, where, "gpt turn"),),
-                choices=None,
-                split=split,
-                meta={key: value for key, value in item.items() if key not in _READ},
-            )
+    for turn, exchange in enumerate(talk if turns == "each" else talk[:1]):
+        several = len(talk) > 1 and turns == "each"
+        yield Row(
+            id=f"{name}#{turn}" if several else name,
+            where=f"{where}, exchange {turn}" if several else where,
+            image_id=None if given is None else text_of(given, f"{where}: 'image_id'"),
+            choices=None,
+            split=split,
+            meta={key: value for key, value in item.items() if key not in _READ},
+            **_said(exchange, root),
         )
-    return rows
+
+
+def _said(exchange: Exchange, root: Path) -> dict[str, Any]:
+    """What a row takes from its exchange."""
+    return {
+        "images": tuple(Path(os.path.abspath(root / name)) for name in exchange.images),
+        "names": tuple(Path(name).as_posix() for name in exchange.images),
+        "question": exchange.question,
+        "answers": (exchange.answer,),
+        "system": exchange.system,
+    }
 
 
 def _names(item: Mapping[str, Any], where: str) -> list[str]:
-    found = item.get("image", item.get("images"))
-    names = found if isinstance(found, list) else [] if found is None else [found]
-    return [text_of(name, where, "image") for name in names]
-
-
-def _exchanges(item: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
-    """Pairs of what the human and the model say."""
-    turns = item.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{where}: no 'conversations' list; it has {', '.join(map(repr, item))}")
-    spoken = [turn for turn in turns if isinstance(turn, dict) and turn.get("from") != "system"]
-    if len(spoken) % 2 or len(spoken) < 2:
-        raise DataError(f"{where}: {len(spoken)} turns; questions and answers must alternate")
-    pairs = []
-    for asked, said in zip(spoken[::2], spoken[1::2], strict=True):
-        if asked.get("from") not in _ASKERS or said.get("from") not in _ANSWERERS:
-            raise DataError(
-                f"{where}: turns from {asked.get('from')!r} and {said.get('from')!r}, not human and gpt"
-            )
-        pairs.append((text_of(asked.get("value"), where, "human turn"), said.get("value")))
-    return pairs
+    """The names of the item's images, under `image` or `images`, a single one or a list."""
+    given = {key: item[key] for key in ("image", "images") if item.get(key) is not None}
+    if len(given) > 1:
+        raise DataError(f"{where}: both 'image' and 'images'; give one of them")
+    for key, found in given.items():
+        names = found if isinstance(found, list) else [found]
+        return [text_of(name, f"{where}: {key!r}", strip=False) for name in names]
+    return []

@@ -14,12 +14,13 @@ class MultipleChoice(HubTask):
     """
 
     reads = ("question", "choices", "answer")
+    also_reads = ("hint",)
 
     def read(self, cells: Cells, split: str) -> Reading:
         """See `HubTask.read`."""
         choices = cells.texts("choices")
         answer = letter_of(cells.text("answer"), len(choices))
-        hint = cells.optional("hint").strip()
+        hint = cells.optional("hint")
         question = f"Context: {hint}\n{cells.question()}" if hint else cells.question()
         return Reading(listed(question, choices), (answer,), choices, self.kept(cells))
 

@@ -10,7 +10,7 @@ from lmm_forget.tasks.base import Sample
 from lmm_forget.tasks.cells import Cells
 from lmm_forget.tasks.pixmo_images import read_prepared
 from lmm_forget.tasks.published import HubTask, Reading
-from lmm_forget.tasks.rows import Row
+from lmm_forget.tasks.rows import FileRows, Row
 from lmm_forget.tasks.source import Source
 
 _COUNT = re.compile(r"(?:there (?:is|are)\s+)?(\d+)\b", re.IGNORECASE)
@@ -65,7 +65,7 @@ class PixmoCount(HubTask):
         """The sentence."""
         return str(sample.meta["sentence"])
 
-    def taught_rows(self) -> list[Row] | None:
+    def taught_rows(self) -> FileRows | None:
         """Every row of the data set whose image is in the prepared folder, with its published split."""
         if self.train_path is None:
             raise DataError(
@@ -89,4 +89,4 @@ class PixmoCount(HubTask):
                     meta={"label": found.label, "sentence": sentence(found.label, found.count)},
                 )
             )
-        return rows
+        return FileRows(rows)

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.tasks.bad_samples import require_policy, settle
 from lmm_forget.tasks.base import SPLITS, Sample, Task, digest
 from lmm_forget.tasks.cells import Cells
 from lmm_forget.tasks.choices import listed
 from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
-from lmm_forget.tasks.jsonl import FileSamples
-from lmm_forget.tasks.rows import Row, by_hash, clusters, divide
+from lmm_forget.tasks.jsonl import FileSamples, split_samples
+from lmm_forget.tasks.rows import FileRows, by_hash, clusters, divide
 from lmm_forget.tasks.source import Source, Table
+from lmm_forget.tasks.values import Unreadable, text_of
 
-VERSION = 1
+VERSION = 2
 """Of the way rows become samples; raised when the same rows give other samples."""
+FIELDS = ("question", "answer", "answers", "image", "choices", "system", "id", "image_id")
+"""What `fields` can map to columns."""
 SCAN_CHUNK = 64
 """Rows whose images are opened at a time when a split is checked."""
 
@@ -41,10 +45,11 @@ class HubTask(Task):
     `path` is a copy instead (a `save_to_disk` folder, a parquet or arrow file, or a folder of them such as a
     downloaded repository), or a mapping from splits to copies. `splits` maps train, validation and test to the
     published splits' names. `fields` maps what is read to columns: `question`, `answer` or `answers`, `image`
-    (one picture or a list), optionally `choices` (a list column, or several columns), `id`, `image_id`; without an
-    `id` a sample is called by its row, without an `image_id` equal image bytes form one cluster. `meta` lists
-    columns that go to `Sample.meta`. `where` keeps only rows with these values (column -> value). `streaming` reads
-    evaluation splits one row after the other and stores nothing.
+    (one picture or a list), optionally `choices` (a list column, or several columns), `system` (the system prompt),
+    `id`, `image_id`; without an `id` a sample is called by its row, without an `image_id` equal image bytes form one
+    cluster. Values become text by the rules of `values.text_of`, class labels their names. `meta` lists columns that
+    go to `Sample.meta`. `where` keeps only rows with these values (column -> value). `streaming` reads evaluation
+    splits one row after the other and stores nothing.
 
     A target without a validation split sets `validation_fraction` of its training images apart, by the hash of
     their image id with `split_seed`. Rows, images and scores are checked by `check`. `asked` are the prefixes,
@@ -56,6 +61,8 @@ class HubTask(Task):
 
     reads: tuple[str, ...] = ("question",)
     """Fields that a subclass's `read` cannot do without."""
+    also_reads: tuple[str, ...] = ()
+    """Fields of a subclass beside those that `FIELDS` lists."""
 
     def __init__(
         self,
@@ -88,6 +95,14 @@ class HubTask(Task):
             raise ConfigError(
                 f"task {name}: fields gives no column for {lacking[0]!r}; it has {', '.join(fields)}"
             )
+        known = (*FIELDS, *self.also_reads)
+        unknown = [one for one in fields if one not in known]
+        if unknown:
+            raise ConfigError(
+                f"task {name}: fields has {unknown[0]!r}; it maps {', '.join(known)} to columns"
+            )
+        if fields.get("answer") is not None and fields.get("answers") is not None:
+            raise ConfigError(f"task {name}: fields has both 'answer' and 'answers'; give one of them")
         if not 0 <= validation_fraction < 1:
             raise ConfigError(
                 f"task {name}: validation_fraction {validation_fraction} must be from 0 to below 1"
@@ -104,6 +119,7 @@ class HubTask(Task):
         self.split_seed = split_seed
         self._tables: dict[str, Table] = {}
         self._parts: dict[str, HubSamples | FileSamples] = {}
+        self._taught: dict[str, FileSamples] | None = None
         self._bad: dict[str, dict[str, str]] = {}
 
     # --- what a subclass may say -----------------------------------------------------------------------------
@@ -115,18 +131,33 @@ class HubTask(Task):
         question = cells.question()
         return Reading(listed(question, choices) if choices else question, answers, choices, self.kept(cells))
 
-    def taught_rows(self) -> list[Row] | None:
+    def taught_rows(self) -> FileRows | None:
         """Rows of a target's training (and validation) files; None where the data set itself has them."""
         return None
 
     # --- the task -------------------------------------------------------------------------------------------
 
     def kept(self, cells: Cells) -> dict[str, Any]:
-        """The columns of `meta`, as they are stored."""
-        return {column: cells.row.get(column) for column in self.meta}
+        """The columns of `meta`, as they are stored. Raises DataError for one that cannot be read."""
+        found = {column: cells.row.get(column) for column in self.meta}
+        for column, value in found.items():
+            if isinstance(value, Unreadable):
+                raise DataError(f"{column!r} {value}")
+        return found
 
     def samples(self, split: str) -> HubSamples | FileSamples:
-        """The split's samples; pictures are opened when a sample is read. DataError if there is no such split."""
+        """The split's samples; pictures are opened when a sample is read.
+
+        Raises DataError if there is no such split, or if a row of a training file cannot be used.
+        """
+        part = self.readable(split)
+        if isinstance(part, FileSamples):
+            total = len(part) + len(part.skipped)
+            settle(part.skipped, total, "fail", task=self.name, what=f"{split} samples")
+        return part
+
+    def readable(self, split: str) -> HubSamples | FileSamples:
+        """See `Task.readable`; the rows of a data set are only read, and looked at, when they are needed."""
         if split not in SPLITS:
             raise DataError(f"task {self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
         if split not in self._parts:
@@ -135,10 +166,12 @@ class HubTask(Task):
 
     def fingerprint(self, split: str) -> str:
         """Digest of the published revision (or of a copy's content) and of the way its rows are read."""
-        part = self.samples(split)
+        part = self.readable(split)
         if isinstance(part, FileSamples):
             return part.fingerprint()
         read = [type(self).__qualname__, self.fields, self.where, self.meta, str(self.images_root)]
+        if part.table.labels:
+            read.append(part.table.labels)
         cut = [self.validation_fraction, self.split_seed] if part.cut else []
         return digest("hub", VERSION, IMAGES_VERSION, part.table.identity, read, cut, split if cut else "")
 
@@ -149,33 +182,25 @@ class HubTask(Task):
         left out, and `skipped` of the result says why. Raises DataError if a sample is bad ("fail"), or if none is
         left.
         """
-        if on_bad_sample not in ("fail", "skip"):
-            raise ConfigError(f"data.on_bad_sample={on_bad_sample} is unknown; there are fail, skip")
-        part = self.samples(split)
-        return self.usable(part, split, on_bad_sample)
+        require_policy(on_bad_sample)
+        return self.usable(self.readable(split), split, on_bad_sample)
 
     def usable(
         self, part: HubSamples | FileSamples, split: str, on_bad_sample: str
     ) -> HubSamples | FileSamples:
         """What `check` gives, for a part of a split: only its samples are opened."""
-        if isinstance(part, HubSamples) and part.table.streamed and on_bad_sample == "fail":
-            return part  # fetching it all only to look at it would double what is fetched
-        key = digest(split, [str(number) for number in part.rows] if isinstance(part, HubSamples) else [])
-        if key not in self._bad:
-            self._bad[key] = part.bad(self.scorer)
-        bad = self._bad[key]
-        first = next(iter(bad.values()), "")
-        if bad and on_bad_sample == "fail":
-            raise DataError(
-                f"task {self.name}: {len(bad)} of {len(part)} {split} samples cannot be used (first: {first}); "
-                "data.on_bad_sample=skip leaves them out"
-            )
-        usable = part.without(bad)
-        if not len(usable):
-            raise DataError(
-                f"task {self.name}: none of the {len(part)} {split} samples can be used (first: {first})"
-            )
-        return usable
+        bad = dict(part.skipped)
+        streamed = isinstance(part, HubSamples) and part.table.streamed
+        if (
+            not streamed or on_bad_sample == "skip"
+        ):  # fetching it only to look at it would double what is fetched
+            key = digest(split, [str(number) for number in part.rows] if isinstance(part, HubSamples) else [])
+            if key not in self._bad:
+                self._bad[key] = part.bad(self.scorer)
+            bad |= self._bad[key]
+        total = len(part) + len(part.skipped)
+        settle(bad, total, on_bad_sample, task=self.name, what=f"{split} samples")
+        return part.without(bad)
 
     def is_local(self, split: str) -> bool:
         """Whether the split is read from a copy or from training files, not from the hub."""
@@ -192,29 +217,36 @@ class HubTask(Task):
         }
 
     def sample_id(self, row: Mapping[str, Any], split: str, number: int) -> str:
-        """The id of a row: its `id` column, else `<split>-<row>`."""
-        found = row.get(self.fields["id"]) if "id" in self.fields else None
-        return f"{split}-{number}" if found is None or isinstance(found, UnicodeDecodeError) else str(found)
+        """The id of a row: its `id` column, else (or where that holds no text) `<split>-<row>`."""
+        try:
+            return text_of(row.get(self.fields["id"]), "") if "id" in self.fields else f"{split}-{number}"
+        except DataError:
+            return f"{split}-{number}"
 
     def sample(self, row: Mapping[str, Any], split: str, number: int, *, pictures: bool = True) -> Sample:
         """The sample of one stored row, without its pictures if they are not wanted. Raises DataError with its id."""
         cells = Cells(row, self.fields, self.images_root)
+        name, system = self.sample_id(row, split, number), ""
         try:
+            if "id" in cells:
+                cells.text("id")
             reading = self.read(cells, split)
+            system = cells.optional("system")
             images = cells.images() if pictures else ()
             image_id = cells.text("image_id") if "image_id" in cells else ""
             if not image_id and pictures:
-                image_id = cells.image_name() if "image" in cells else self.sample_id(row, split, number)
+                image_id = cells.image_name() if "image" in cells else name
         except DataError as error:
-            raise DataError(f"sample {self.sample_id(row, split, number)}: {error}") from None
+            raise DataError(f"sample {name}: {error}") from None
         return Sample(
-            self.sample_id(row, split, number),
+            name,
             image_id,
             images,
             reading.question,
             reading.answers,
             reading.choices,
             reading.meta,
+            system or None,
         )
 
     def columns(self, *, pictures: bool = True) -> tuple[str, ...]:
@@ -230,7 +262,7 @@ class HubTask(Task):
     def _part(self, split: str) -> HubSamples | FileSamples:
         if split != "test" and "train" not in self.splits:
             files = self._files().get(split)
-            if not files:
+            if files is None or not (files or files.skipped):
                 raise self._no(split, "" if self.role == "target" else "; it is not taught")
             return files
         if split in self.splits and not (split == "train" and self._cuts()):
@@ -248,17 +280,16 @@ class HubTask(Task):
         return DataError(f"task {self.name}: no {split} samples; it has {', '.join(self.splits)}{hint}")
 
     def _files(self) -> dict[str, FileSamples]:
-        rows = self.taught_rows() if self.role == "target" else None
-        if rows is None:
-            return {}
-        images = clusters(rows)
-        own = any(row.split for row in rows)
-        fractions = {} if own else {"validation": self.validation_fraction}
-        found = divide(rows, images, fractions, self.split_seed)
-        return {
-            split: FileSamples([rows[i] for i in at], [images[i].name for i in at])
-            for split, at in found.items()
-        }
+        if self._taught is None:
+            file = self.taught_rows() if self.role == "target" else None
+            if file is None:
+                return {}
+            images = clusters(file.rows)
+            own = any(row.split for row in file.rows)
+            fractions = {} if own else {"validation": self.validation_fraction}
+            found = divide(file.rows, images, fractions, self.split_seed)
+            self._taught = split_samples(file, file.rows, images, found, "train")
+        return self._taught
 
     def _cut(self, split: str) -> HubSamples:
         """Train or validation of a published train split, every image in one of them."""
@@ -267,7 +298,10 @@ class HubTask(Task):
         rows: list[int] = []
         for number, row in enumerate(table.rows(columns)):
             cells = Cells(row, self.fields)
-            name = str(cells.value("image_id")) if "image_id" in self.fields else cells.image_name()
+            try:
+                name = cells.text("image_id") if "image_id" in cells else cells.image_name()
+            except DataError:  # a bad sample, which `check` will name
+                name = f"row {number}"
             if by_hash(name, {"validation": self.validation_fraction}, self.split_seed) == split:
                 rows.append(number)
         return HubSamples(self, table, "train", rows, cut=True)
@@ -349,13 +383,16 @@ class HubSamples(Sequence[Sample]):
         sample = self.task.sample(row, self.split, number, pictures=False)
         return sample, Cells(row, self.task.fields, self.task.images_root).sizes()
 
-    def bare(self) -> Iterator[Sample]:
-        """The samples without their pictures, in order; only the columns beside them are read."""
+    def bare(self) -> Iterator[Sample | DataError]:
+        """The samples without their pictures, in order, or why one cannot be read; only these columns are read."""
         wanted = set(self.rows)
         columns = self.task.columns(pictures=False)
         for number, row in enumerate(self.table.rows(columns)):
             if number in wanted:
-                yield self.task.sample(row, self.split, number, pictures=False)
+                try:
+                    yield self.task.sample(row, self.split, number, pictures=False)
+                except DataError as error:
+                    yield error
 
     def bad(self, scorer: Callable[[str, Sample], Mapping[str, Any]]) -> dict[str, str]:
         """Open every picture, score every reference; row number -> "id: reason" of the bad samples."""
@@ -391,12 +428,13 @@ class HubSamples(Sequence[Sample]):
         """The samples that are not in `bad`; the others are in `skipped`."""
         if not bad:
             return self
-        skipped = {str(number): bad[str(number)] for number in self.rows if str(number) in bad}
+        skipped = self.skipped | {str(number): bad[str(number)] for number in self.rows if str(number) in bad}
         return self._with([number for number in self.rows if str(number) not in bad], skipped)
 
-    def picked(self, places: Sequence[int]) -> HubSamples:
-        """The samples at some places of this part."""
-        return self._with([self.rows[place] for place in places], self.skipped)
+    def picked(self, places: Sequence[int], left_out: Mapping[int, str] | None = None) -> HubSamples:
+        """The samples at some places of this part; `left_out` says by place what else cannot be used, and why."""
+        more = {str(self.rows[place]): reason for place, reason in (left_out or {}).items()}
+        return self._with([self.rows[place] for place in places], self.skipped | more)
 
     def _with(self, rows: Sequence[int], skipped: Mapping[str, str]) -> HubSamples:
         other = HubSamples.__new__(HubSamples)
@@ -405,10 +443,7 @@ class HubSamples(Sequence[Sample]):
 
     def _row(self, number: int) -> dict[str, Any]:
         if not self.table.streamed:
-            try:
-                return self.table.row(number)
-            except UnicodeDecodeError:
-                return next(islice(self.table.rows(), number, None))
+            return self.table.row(number)
         if self._stream is None or number < self._next:
             self._stream, self._next = enumerate(self.table.rows()), 0
         for at, row in self._stream:
@@ -419,12 +454,13 @@ class HubSamples(Sequence[Sample]):
 
 
 def _kept(task: HubTask, table: Table) -> Sequence[int]:
-    """The rows that `where` keeps."""
+    """The rows that `where` keeps; a class label can be given by its name or by its number."""
     if not task.where or table.filtered:
         return range(len(table))
     columns = list(task.where)
+    wanted = {column: table.label(column, value) for column, value in task.where.items()}
     return [
         number
         for number, row in enumerate(table.rows(columns))
-        if all(row.get(column) == value for column, value in task.where.items())
+        if all(row.get(column) == value for column, value in wanted.items())
     ]

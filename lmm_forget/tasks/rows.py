@@ -5,15 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import SPLITS
+from lmm_forget.tasks.values import MARK, optional_text, question_of, text_of
 
-KEYS = ("id", "image", "images", "image_id", "question", "answer", "answers", "choices", "split")
+KEYS = (
+    "id",
+    "image",
+    "images",
+    "image_id",
+    "system",
+    "question",
+    "answer",
+    "answers",
+    "choices",
+    "split",
+)
 
 
 @dataclass(frozen=True)
@@ -30,31 +44,72 @@ class Row:
     choices: tuple[str, ...] | None
     split: str | None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
 
 
-def read_rows(path: Path, images_root: Path | None) -> list[Row]:
-    """All rows of a JSONL file. Raises DataError with `file:line` for the first line that cannot be used.
+class FileRows:
+    """The rows of a file, and of those that cannot be used the place and the reason.
+
+    `bad` maps a place (`file:line`) to "place or id: reason", `split_of` the same place to the split that the file
+    gives it, where it gives one. A row whose id is taken is bad: the first one keeps it. `close` ends the reading.
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.rows: list[Row] = list(rows)
+        self.bad: dict[str, str] = {}
+        self.split_of: dict[str, str] = {}
+        self._places: dict[str, str] = {}
+
+    def add(self, row: Row) -> None:
+        """Take a row, unless its id is taken."""
+        first = self._places.setdefault(row.id, row.where)
+        if first == row.where:
+            self.rows.append(row)
+        else:
+            self.refuse(row.where, f"{row.where}: id {row.id!r} is used already, at {first}", row.split)
+
+    def refuse(self, where: str, reason: str, split: Any = None, name: Any = None) -> None:
+        """Note that the row at `where` cannot be used; `name` is its id as far as that can be told."""
+        self.bad[where] = reason
+        if split in SPLITS:
+            self.split_of[where] = split
+        with suppress(DataError):
+            self._places.setdefault(text_of(name, where), where)
+
+    def close(self) -> FileRows:
+        """Look at all rows together: where one names a split, those that name none are bad."""
+        marked = next((row for row in self.rows if row.split is not None), None)
+        if marked is not None:
+            why = f"no 'split', but {marked.where} has one; give it to all or none"
+            self.refuse_rows(lambda row: why if row.split is None else None)
+        return self
+
+    def refuse_rows(self, reason: Callable[[Row], str | None]) -> None:
+        """Take every row out again for which there is a `reason`."""
+        for row in self.rows:
+            if (why := reason(row)) is not None:
+                self.refuse(row.where, f"{row.where}: {why}")
+        self.rows = [row for row in self.rows if row.where not in self.bad]
+
+
+def read_rows(path: Path, images_root: Path | None) -> FileRows:
+    """The rows of a JSONL file, and which of its lines cannot be used. DataError if the file itself cannot be read.
 
     Relative image paths are taken from `images_root`, or from the file's own folder.
     """
-    rows = [row_from(values, where, images_root or path.parent) for where, values in _objects(path)]
-    if not rows:
+    found, lines = FileRows(), 0
+    for where, line in _lines(path):
+        lines += 1
+        values: Any = None
+        try:
+            values = _object(line, where)
+            found.add(row_from(values, where, images_root or path.parent))
+        except DataError as error:
+            given = values or {}
+            found.refuse(where, str(error), given.get("split"), given.get("id"))
+    if not lines:
         raise DataError(f"{path} is empty; it needs one JSON object per line")
-    return checked_ids(rows)
-
-
-def checked_ids(rows: list[Row]) -> list[Row]:
-    """The rows, when no id is used twice and all or none of them name a split; else DataError."""
-    seen: dict[str, Row] = {}
-    for row in rows:
-        if row.id in seen:
-            raise DataError(f"{row.where}: id {row.id!r} is used already, at {seen[row.id].where}")
-        seen[row.id] = row
-    marked = [row for row in rows if row.split is not None]
-    if marked and len(marked) < len(rows):
-        bare = next(row for row in rows if row.split is None)
-        raise DataError(f"{bare.where}: no 'split', but {marked[0].where} has one; give it to all or none")
-    return rows
+    return found.close()
 
 
 @dataclass(frozen=True)
@@ -125,30 +180,44 @@ def by_hash(image: str, fractions: Mapping[str, float], seed: int) -> str:
     return "train"
 
 
-def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file that are not blank, each with its place."""
     if not path.is_file():
         raise DataError(f"{path} is a folder, not a JSONL file" if path.exists() else f"{path} is missing")
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError:
-                raise DataError(f"{where}: not UTF-8 text") from None
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: not valid JSON ({str(error).splitlines()[0]})") from None
-            if not isinstance(values, dict):
-                kind = type(values).__name__
-                raise DataError(f"{where}: a {kind}, not an object {{...}}; write one object per line")
-            yield where, values
+            line = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if line.strip():
+                yield f"{path}:{number}", line.rstrip()
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line.decode("utf-8"), object_pairs_hook=_once)
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict):
+        raise DataError(
+            f"{where}: a {type(values).__name__}, not an object {{...}}; write one object per line"
+        )
+    return values
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError where a key stands twice, of which Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return found
 
 
 def row_from(values: dict[str, Any], where: str, root: Path) -> Row:
     """A row from an object's `values` (see `KEYS`), its images below `root`. DataError with `where` for a bad one."""
     at, where = where, _called(values, where)
-    paths = [root / name for name in _texts(values, where, "image", "images", empty=True)]
+    paths = [root / name for name in _texts(values, where, "image", "images", empty=True, strip=False)]
     split = values.get("split")
     if split is not None and split not in SPLITS:
         raise DataError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
@@ -158,17 +227,22 @@ def row_from(values: dict[str, Any], where: str, root: Path) -> Row:
         if not 2 <= len(choices) <= 26:
             raise DataError(f"{where}: {len(choices)} choices; there can be 2 to 26")
     image_id = values.get("image_id")
+    asked = _one(values, where, "question")
+    marks = asked.count(MARK) if isinstance(asked, str) else 0
+    if marks not in (0, len(paths)):
+        raise DataError(f"{where}: {marks} {MARK} mark{'s' * (marks != 1)} and {len(paths)} images")
     return Row(
-        id=text_of(_one(values, where, "id"), where, "id"),
+        id=text_of(_one(values, where, "id"), f"{where}: 'id'"),
         where=at,
         images=tuple(Path(os.path.abspath(p)) for p in paths),
         names=tuple(Path(os.path.relpath(p, root)).as_posix() for p in paths),
-        image_id=None if image_id is None else text_of(image_id, where, "image_id"),
-        question=text_of(_one(values, where, "question"), where, "question"),
+        image_id=None if image_id is None else text_of(image_id, f"{where}: 'image_id'"),
+        question=question_of(asked, f"{where}: 'question'"),
         answers=_texts(values, where, "answer", "answers"),
         choices=choices,
         split=split,
         meta={key: value for key, value in values.items() if key not in KEYS},
+        system=optional_text(values.get("system"), f"{where}: 'system'"),
     )
 
 
@@ -186,31 +260,19 @@ def _one(values: Mapping[str, Any], where: str, key: str) -> Any:
 
 
 def _texts(
-    values: Mapping[str, Any], where: str, one: str, many: str, *, empty: bool = False
+    values: Mapping[str, Any], where: str, one: str, many: str, *, empty: bool = False, strip: bool = True
 ) -> tuple[str, ...]:
     """The texts under `one` (a single one) or `many` (a list)."""
     if one in values and many in values:
         raise DataError(f"{where}: both {one!r} and {many!r}; give one of them")
     if one in values:
-        return (text_of(values[one], where, one),)
+        return (text_of(values[one], f"{where}: {one!r}", strip=strip),)
     if many not in values:
         raise DataError(f"{where}: no {one!r} or {many!r}; the line has {_listed(values)}")
     found = values[many]
     if not isinstance(found, list) or not (found or empty):
         raise DataError(f"{where}: {many!r} is {json.dumps(found)[:40]}, not a list of texts")
-    return tuple(text_of(value, where, many) for value in found)
-
-
-def text_of(value: Any, where: str, key: str) -> str:
-    """A value as a text that is not blank; numbers are written out. DataError with `where` and `key`."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:
-        raise DataError(f"{where}: {key!r} is {json.dumps(value)[:40]}, not a text")
-    text = str(value)
-    if not text.strip():
-        raise DataError(f"{where}: {key!r} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError(f"{where}: {key!r} holds half of a surrogate pair, which no text file can store")
-    return text
+    return tuple(text_of(value, f"{where}: {many!r}", strip=strip) for value in found)
 
 
 def _listed(keys: Iterable[str]) -> str:

@@ -7,11 +7,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import DataError
+from lmm_forget.tasks.columns import Columns
 
 STREAM_BATCH = 32
 """Rows that a stream holds at a time."""
@@ -137,17 +138,7 @@ class Table:
                 raise DataError(f"task {source.task}: neither hub nor path says where {source.split} lies")
             builder = load_dataset_builder(source.hub, source.config, revision=source.revision)
         else:
-            path = Path(source.path).expanduser()
-            if path.is_file():
-                kind = FILE_KINDS.get(path.suffix)
-                if kind is None:
-                    raise DataError(
-                        f"task {source.task}: {path} is not a {' or '.join(FILE_KINDS)} file, nor a folder"
-                    )
-                builder = load_dataset_builder(kind, data_files={source.split: [str(path)]})
-            else:
-                configs = _configs(path)
-                builder = load_dataset_builder(str(path), source.config if source.config in configs else None)
+            builder = self._local_builder(Path(source.path).expanduser())
         if hasattr(builder.config, "columns"):  # parquet: read only what is needed, a few rows at a time
             if columns is not None:
                 builder.config.columns = list(columns)
@@ -162,6 +153,44 @@ class Table:
                 if source.where:
                     builder.config.filters = [(column, "==", value) for column, value in source.where]
         return builder
+
+    def _local_builder(self, path: Path) -> Any:
+        """The builder of a local copy, whose converted rows are kept by its files' content.
+
+        Left to itself `datasets` knows a file by its name and time stamp: a copy with other rows in the place of an
+        earlier one would be read as that one.
+        """
+        from datasets import load_dataset_builder
+
+        source = self.source
+        if path.is_file():
+            kind = FILE_KINDS.get(path.suffix)
+            if kind is None:
+                raise DataError(
+                    f"task {source.task}: {path} is not a {' or '.join(FILE_KINDS)} file, nor a folder"
+                )
+            given: dict[str, Any] = {"path": kind, "data_files": {source.split: [str(path)]}}
+        else:
+            configs = _configs(path)
+            given = {"path": str(path), "name": source.config if source.config in configs else None}
+        builder = load_dataset_builder(**given)
+        if source.streaming:
+            return builder  # nothing is kept
+        files = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
+        card = path / "README.md"
+        return load_dataset_builder(
+            **given, cache_dir=str(_kept_at([*files, *([str(card)] if card.is_file() else [])]))
+        )
+
+    def _number_labels(self, builder: Any) -> None:
+        """Files hold a class label's number, so that is what they are filtered by."""
+        filters = getattr(builder.config, "filters", None)
+        if filters:
+            labels = self._columns.labels
+            builder.config.filters = [
+                (column, "==", labels[column].index(value) if value in labels.get(column, ()) else value)
+                for column, _, value in filters
+            ]
 
     def _named(self, have: list[str]) -> str:
         wanted = self.source.split
@@ -186,12 +215,28 @@ class Table:
     @cached_property
     def features(self) -> list[str]:
         """The names of the split's columns."""
+        return list(self._columns.features if self._stored is None else self._stored.column_names)
+
+    @cached_property
+    def _columns(self) -> Columns:
         if self._stored is not None:
-            return list(self._stored.column_names)
+            return Columns(self._stored.features)
         try:
-            return list(self._builder.as_streaming_dataset(split=self.split).column_names)
+            stream = self._builder.as_streaming_dataset(split=self.split)
+            return Columns(stream.features or stream._resolve_features().features)
         except Exception as error:
             raise explained(error, self.source) from error
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """The names of the class labels, of every column that is read and holds some."""
+        return {name: names for name, names in self._columns.labels.items() if name in self.source.columns}
+
+    def label(self, column: str, value: Any) -> Any:
+        """A value as `rows` shows it: of a class label the name, also where its number is given."""
+        names = self.labels.get(column)
+        number = names is not None and isinstance(value, int) and not isinstance(value, bool)
+        return names[value] if names is not None and number and 0 <= value < len(names) else value
 
     @property
     def revision(self) -> str:
@@ -204,11 +249,7 @@ class Table:
         source = self.source
         if source.path is None:
             return f"{source.hub}@{self.revision}/{source.config}/{self.split}"
-        found = hashlib.sha256()
-        for file in self._files:
-            with open(file, "rb") as content:
-                found.update(hashlib.file_digest(content, "sha256").digest())
-        return found.hexdigest()
+        return _content(self._files)
 
     def __len__(self) -> int:
         if self._stored is not None:
@@ -224,41 +265,51 @@ class Table:
         return self._stored.select_columns(list(self.source.columns)).with_format("arrow")
 
     def row(self, index: int) -> dict[str, Any]:
-        """One row. Raises DataError, or UnicodeDecodeError for text that is not UTF-8."""
-        return dict(self._arrow[index].to_pylist()[0])
+        """One row; a cell that cannot be read stands as `Unreadable`. Raises DataError."""
+        return self._columns.rows(self._arrow[index])[0]
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """All rows, or some columns of them, in order; a text that is not UTF-8 stands as its error."""
+        """All rows, or some columns of them, in order; a cell that cannot be read stands as `Unreadable`."""
         wanted = list(columns or self.source.columns)
         try:
             if self._stored is not None:
                 tables = self._stored.select_columns(wanted).with_format("arrow").iter(STREAM_BATCH)
             else:
-                stream = self._make_builder(wanted).as_streaming_dataset(split=self.split)
+                builder = self._make_builder(wanted)
+                stream = builder.as_streaming_dataset(split=self.split)
+                self._number_labels(builder)
                 tables = stream.select_columns(wanted).with_format("arrow").iter(STREAM_BATCH)
             for table in tables:
-                yield from _listed(table)
+                yield from self._columns.rows(table)
         except DataError:
             raise
         except Exception as error:
             raise explained(error, self.source) from error
 
 
-def _listed(table: Any) -> list[dict[str, Any]]:
-    try:
-        return list(table.to_pylist())
-    except UnicodeDecodeError:
-        return [_row_or_error(table.slice(i, 1)) for i in range(table.num_rows)]
+def _kept_at(files: Sequence[str]) -> Path:
+    """The folder of `datasets`' cache for what it makes of local files with this content."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "by-content" / _content(files)[:32]
 
 
-def _row_or_error(table: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in table.column_names:
-        try:
-            found[name] = table[name].to_pylist()[0]
-        except UnicodeDecodeError as error:
-            found[name] = error
-    return found
+def _content(files: Sequence[str]) -> str:
+    """Digest of the content of files, in their order."""
+    return hashlib.sha256(b"".join(_digest(file, _state(file)) for file in files)).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _digest(file: str, _state: tuple[int, ...]) -> bytes:
+    """Digest of a file's content, remembered by this process as long as the file stays as it is."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
+
+
+def _state(file: str) -> tuple[int, ...]:
+    """What of a file changes with its content; unlike the time of the last change, that of its inode cannot be set."""
+    found = Path(file).stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _saved(folder: Path) -> bool:

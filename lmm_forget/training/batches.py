@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 
 class TrainItem(NamedTuple):
-    """One training sample: the text of the user's turn, its images, and the answer that is taught."""
+    """One training sample: the user's turn, its images, the answer that is taught, and the system prompt if any."""
 
     id: str
     question: str
     images: Sequence[Image.Image]
     answer: str
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class EncodedSlots(Dataset[MicroBatch | LmmForgetError]):
             return error
 
     def _encode(self, slot: Slot) -> MicroBatch:
-        items = [_item(self._samples[i]) for i in slot.indices]
+        items = [as_item(self._samples[i]) for i in slot.indices]
         if self._always and not any(len(item.images) for item in items):
             items.append(FILLER)
         try:
@@ -178,6 +179,7 @@ class EncodedSlots(Dataset[MicroBatch | LmmForgetError]):
             [item.question for item in items],
             [list(item.images) for item in items],
             [item.answer for item in items],
+            [item.system for item in items],
         )
 
     def _name_culprit(self, items: Sequence[TrainItem]) -> None:
@@ -190,10 +192,12 @@ class EncodedSlots(Dataset[MicroBatch | LmmForgetError]):
                 raise DataError(f"training sample {item.id}: {reason}") from None
 
 
-def _item(sample: Any) -> TrainItem:
+def as_item(sample: Any) -> TrainItem:
+    """A `TrainItem` of a tuple like it, or of an object with its attributes (`system` may be missing)."""
     if isinstance(sample, tuple):
         return TrainItem(*sample)
-    return TrainItem(sample.id, sample.question, sample.images, sample.answer)
+    system = getattr(sample, "system", None)
+    return TrainItem(sample.id, sample.question, sample.images, sample.answer, system)
 
 
 def loader(

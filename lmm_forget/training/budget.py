@@ -9,7 +9,7 @@ import torch
 
 from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.recipes.method import parameter_dtypes
-from lmm_forget.training.batches import TrainItem
+from lmm_forget.training.batches import TrainItem, as_item
 from lmm_forget.training.fit import fit
 
 if TYPE_CHECKING:
@@ -77,13 +77,10 @@ def longest(lmm: LMM, tasks: Sequence[Sequence[Any]], number: int) -> list[Train
     found: list[tuple[int, TrainItem]] = []
     for samples in tasks:
         for i in range(min(LOOKED_AT, len(samples))):
-            one = samples[i]
-            item = (
-                TrainItem(*one)
-                if isinstance(one, tuple)
-                else TrainItem(one.id, one.question, one.images, one.answer)
+            item = as_item(samples[i])
+            encoded = lmm.family.encode(
+                lmm.processor, [item.question], [list(item.images)], [item.answer], [item.system]
             )
-            encoded = lmm.family.encode(lmm.processor, [item.question], [list(item.images)], [item.answer])
             found.append((int(encoded.lengths[0]), item))
     found.sort(key=lambda pair: -pair[0])
     return [found[i % len(found)][1] for i in range(number)]

@@ -19,6 +19,5 @@ class Lessons(Sequence[TrainItem]):
 
     def __getitem__(self, index: int) -> TrainItem:  # type: ignore[override]
         sample = self.samples[index]
-        return TrainItem(
-            sample.id, self.task.question(sample, training=True), sample.images, self.task.target(sample)
-        )
+        question, answer = self.task.question(sample, training=True), self.task.target(sample)
+        return TrainItem(sample.id, question, sample.images, answer, sample.system)
