@@ -29,3 +29,15 @@ class StoreError(LmmForgetError):
 
 class LaunchError(LmmForgetError):
     """A job could not be started, or ended without a result."""
+
+
+def brief(value: object, limit: int = 80) -> str:
+    """A value as messages echo it: on one line, without control characters, and its middle left out if it is long."""
+    text = str(value)
+    if len(text) > 4 * limit:  # of a whole file's content only the ends are looked at
+        text = text[: 2 * limit] + "…" + text[-2 * limit :]
+    text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    if len(text) <= limit:
+        return text
+    head = limit // 3
+    return f"{text[:head]}…{text[head + 1 - limit :]}"

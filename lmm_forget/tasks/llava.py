@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.base import SPLITS
 from lmm_forget.tasks.cells import without_marks
+from lmm_forget.tasks.images import name_of, source_of
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.rows import Row, checked_ids, text_of
 
@@ -107,6 +107,7 @@ def _item_rows(item: Any, path: Path, number: int, root: Path, turns: str) -> li
     if turns == "first":
         exchanges = exchanges[:1]
     given = item.get("image_id")
+    images = tuple(source_of(name, root) for name in names)
     rows = []
     for turn, (question, answer) in enumerate(exchanges):
         asked = without_marks(question)
@@ -114,8 +115,8 @@ def _item_rows(item: Any, path: Path, number: int, root: Path, turns: str) -> li
             Row(
                 id=_name(item, number) + (f"#{turn}" if len(exchanges) > 1 else ""),
                 where=where,
-                images=tuple(Path(os.path.abspath(root / name)) for name in names),
-                names=tuple(Path(name).as_posix() for name in names),
+                images=images,
+                names=tuple(name_of(image, root) for image in images),
                 image_id=None if given is None else text_of(given, where, "image_id"),
                 question=text_of(asked, where, "human turn"),
                 answers=(text_of(answer, where, "gpt turn"),),

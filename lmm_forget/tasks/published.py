@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.tasks.base import SPLITS, Sample, Task, digest
+from lmm_forget.tasks.base import SPLITS, Sample, SharedPictures, Task, digest
 from lmm_forget.tasks.cells import Cells
 from lmm_forget.tasks.choices import listed
+from lmm_forget.tasks.clusters import Shown, assign, clusters, clusters_of, divide, image_ids, shared
 from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
+from lmm_forget.tasks.images import Source as Picture
+from lmm_forget.tasks.images import content_digest, image_hash, inspect_all, name_of, source_of
 from lmm_forget.tasks.jsonl import FileSamples
-from lmm_forget.tasks.rows import Row, by_hash, clusters, divide
+from lmm_forget.tasks.rows import Row
 from lmm_forget.tasks.source import Source, Table
 
 VERSION = 1
@@ -42,13 +45,14 @@ class HubTask(Task):
     downloaded repository), or a mapping from splits to copies. `splits` maps train, validation and test to the
     published splits' names. `fields` maps what is read to columns: `question`, `answer` or `answers`, `image`
     (one picture or a list), optionally `choices` (a list column, or several columns), `id`, `image_id`; without an
-    `id` a sample is called by its row, without an `image_id` equal image bytes form one cluster. `meta` lists
-    columns that go to `Sample.meta`. `where` keeps only rows with these values (column -> value). `streaming` reads
-    evaluation splits one row after the other and stores nothing.
+    `id` a sample is called by its row. Pictures are the same when their pixels are; an `image_id` joins more of them.
+    Pictures that a row only names lie below `images_root`. `meta` lists columns that go to `Sample.meta`. `where`
+    keeps only rows with these values (column -> value). `streaming` reads evaluation splits one row after the other
+    and stores nothing.
 
-    A target without a validation split sets `validation_fraction` of its training images apart, by the hash of
-    their image id with `split_seed`. Rows, images and scores are checked by `check`. `asked` are the prefixes,
-    suffixes and `macro` of every `Task`.
+    A target without a validation split sets `validation_fraction` of its training images apart, by the hash of their
+    image id, or else of their content, with `split_seed`. Rows, images and scores are checked by `check`. `asked` are
+    the prefixes, suffixes and `macro` of every `Task`.
 
     Subclasses override `read` (row -> question, answers) where a data set needs more than its columns, and
     `taught_rows` where training comes from files.
@@ -105,6 +109,8 @@ class HubTask(Task):
         self._tables: dict[str, Table] = {}
         self._parts: dict[str, HubSamples | FileSamples] = {}
         self._bad: dict[str, dict[str, str]] = {}
+        self._shown: dict[str, dict[str, str]] = {}
+        self._train: dict[str, list[int]] | None = None
 
     # --- what a subclass may say -----------------------------------------------------------------------------
 
@@ -138,9 +144,15 @@ class HubTask(Task):
         part = self.samples(split)
         if isinstance(part, FileSamples):
             return part.fingerprint()
-        read = [type(self).__qualname__, self.fields, self.where, self.meta, str(self.images_root)]
+        read = [type(self).__qualname__, self.fields, self.where, self.meta]
+        read += [[content_digest(picture) or "missing" for picture in self._named(part.table)]]
         cut = [self.validation_fraction, self.split_seed] if part.cut else []
         return digest("hub", VERSION, IMAGES_VERSION, part.table.identity, read, cut, split if cut else "")
+
+    def _named(self, table: Table) -> list[Picture]:
+        """The pictures that the rows only name; what they hold is not part of the table's identity."""
+        names = table.image_files(self.fields["image"]) if "image" in self.fields else ()
+        return [source_of(name, self.images_root or Path()) for name in names]
 
     def check(self, split: str, on_bad_sample: str = "fail") -> HubSamples | FileSamples:
         """Open every image and score every reference of the split once; returns the usable samples.
@@ -170,12 +182,17 @@ class HubTask(Task):
                 f"task {self.name}: {len(bad)} of {len(part)} {split} samples cannot be used (first: {first}); "
                 "data.on_bad_sample=skip leaves them out"
             )
+        self._shown.setdefault(split, {}).update(part.shown())
         usable = part.without(bad)
         if not len(usable):
             raise DataError(
                 f"task {self.name}: none of the {len(part)} {split} samples can be used (first: {first})"
             )
         return usable
+
+    def shared_pictures(self) -> SharedPictures:
+        """See `Task.shared_pictures`; a streamed split, which is not read before its time, is not looked at."""
+        return shared(self._shown)
 
     def provenance(self) -> dict[str, str]:
         """Hub id and revision of every split that was opened, or "local copy"."""
@@ -244,26 +261,65 @@ class HubTask(Task):
         rows = self.taught_rows() if self.role == "target" else None
         if rows is None:
             return {}
-        images = clusters(rows)
+        pictures = inspect_all(image for row in rows for image in row.images)
+        images = clusters(rows, pictures)
         own = any(row.split for row in rows)
         fractions = {} if own else {"validation": self.validation_fraction}
         found = divide(rows, images, fractions, self.split_seed)
         return {
-            split: FileSamples([rows[i] for i in at], [images[i].name for i in at])
+            split: FileSamples([rows[i] for i in at], [images[i].name for i in at], pictures=pictures)
             for split, at in found.items()
         }
 
     def _cut(self, split: str) -> HubSamples:
         """Train or validation of a published train split, every image in one of them."""
         table = self._table("train")
-        columns = [self.fields["image_id"]] if "image_id" in self.fields else list(self.columns())
-        rows: list[int] = []
-        for number, row in enumerate(table.rows(columns)):
-            cells = Cells(row, self.fields)
-            name = str(cells.value("image_id")) if "image_id" in self.fields else cells.image_name()
-            if by_hash(name, {"validation": self.validation_fraction}, self.split_seed) == split:
-                rows.append(number)
-        return HubSamples(self, table, "train", rows, cut=True)
+        if self._train is None:
+            self._train = self._divided(table)
+        return HubSamples(self, table, "train", self._train[split], cut=True)
+
+    def _divided(self, table: Table) -> dict[str, list[int]]:
+        """The rows of train and validation."""
+        kept = _kept(self, table)
+        wanted = kept if isinstance(kept, range) else set(kept)
+        columns = [self.fields[field] for field in ("id", "image_id", "image") if field in self.fields]
+        rows = (
+            (number, row)
+            for number, row in enumerate(table.rows(columns or self.columns()))
+            if number in wanted
+        )
+        numbers: list[int] = []
+        found: list[Shown] = []
+        known: dict[str, str] = {}
+        while chunk := list(islice(rows, SCAN_CHUNK)):
+            named = [self._sources(row) for _, row in chunk]
+            pictures = inspect_all((source for one in named for source in one.values()), known)
+            for (number, row), sources in zip(chunk, named, strict=True):
+                given = row.get(self.fields["image_id"]) if "image_id" in self.fields else None
+                numbers.append(number)
+                found.append(
+                    Shown.of(
+                        self.sample_id(row, "train", number),
+                        None if given is None else str(given),
+                        sources,
+                        pictures,
+                    )
+                )
+        groups = clusters_of(found)
+        fractions = {"validation": self.validation_fraction}
+        drawn = assign((group.key for group in groups), fractions, self.split_seed)
+        parts: dict[str, list[int]] = {"train": [], "validation": []}
+        for number, group in zip(numbers, groups, strict=True):
+            parts[drawn[group.key]].append(number)
+        return parts
+
+    def _sources(self, row: Mapping[str, Any]) -> dict[str, Picture]:
+        """The row's pictures by their names; none where the row is one of those that cannot be used."""
+        try:
+            sources = Cells(row, self.fields, self.images_root).sources()
+        except DataError:
+            return {}
+        return {name_of(source, self.images_root or Path()): source for source in sources}
 
     def _table(self, split: str) -> Table:
         if split not in self._tables:
@@ -282,6 +338,15 @@ class HubTask(Task):
             )
             self._tables[split] = source.open()
         return self._tables[split]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What opening a sample showed: its id, the image id of its row alone, and digests of its pictures' pixels."""
+
+    id: str
+    image_id: str
+    pixels: tuple[str, ...]
 
 
 class HubSamples(Sequence[Sample]):
@@ -304,6 +369,8 @@ class HubSamples(Sequence[Sample]):
         self.task, self.table, self.split, self.cut = task, table, split, cut
         self.rows = _kept(task, table) if rows is None else rows
         self.skipped: dict[str, str] = {}
+        self.opened: dict[int, Opened] = {}
+        self.image_ids: dict[int, str] = {}
         self._stream: Iterator[tuple[int, dict[str, Any]]] | None = None
         self._next = 0
         if not len(self.rows):
@@ -334,7 +401,8 @@ class HubSamples(Sequence[Sample]):
     def made(self, stored: tuple[int, dict[str, Any]]) -> Sample:
         """The sample of what `stored` gave, its pictures decoded. Raises DataError with its id."""
         number, row = stored
-        return self.task.sample(row, self.split, number)
+        sample = self.task.sample(row, self.split, number)
+        return replace(sample, image_id=self.image_ids.get(number, sample.image_id))
 
     def glance(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
         """A sample without its pictures, and their sizes (upright), which are not decoded."""
@@ -360,6 +428,8 @@ class HubSamples(Sequence[Sample]):
             number, row = item
             try:
                 sample = self.task.sample(row, self.split, number)
+                pixels = tuple(image_hash(image) for image in sample.images)
+                self.opened[number] = Opened(sample.id, sample.image_id, pixels)
                 scorer(self.task.target(sample), sample)
             except DataError as error:
                 return str(error).removeprefix("sample ")
@@ -369,6 +439,7 @@ class HubSamples(Sequence[Sample]):
             rows = ((number, self._row(number)) for number in self.rows)
         else:
             rows = ((number, row) for number, row in enumerate(self.table.rows()) if number in wanted)
+        self.opened.clear()
         with ThreadPoolExecutor() as pool:
             while chunk := list(islice(rows, SCAN_CHUNK)):
                 for (number, row), reason in zip(chunk, pool.map(one, chunk), strict=True):
@@ -378,6 +449,17 @@ class HubSamples(Sequence[Sample]):
                         reason = f"{name}: the id of row {first} again (row {number})"
                     if reason is not None:
                         found[str(number)] = reason
+        opened = self.opened.values()
+        ids = image_ids([one.image_id for one in opened], [one.pixels for one in opened])
+        self.image_ids = dict(zip(self.opened, ids, strict=True))
+        return found
+
+    def shown(self) -> dict[str, str]:
+        """Digest of every picture's pixels -> id of the first sample that shows it, when `bad` has opened them."""
+        found: dict[str, str] = {}
+        for number in sorted(self.opened):
+            for pixels in self.opened[number].pixels:
+                found.setdefault(pixels, self.opened[number].id)
         return found
 
     def without(self, bad: Mapping[str, str]) -> HubSamples:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.tasks.base import Sample, Task, digest
+from lmm_forget.tasks.base import Sample, SharedPictures, Task, digest
 from lmm_forget.tasks.published import HubSamples, HubTask
 
 
@@ -68,6 +68,10 @@ class SubsetTask(Task):
     def score(self, answer: str, sample: Sample) -> dict[str, float | None]:
         """As the task itself."""
         return self.task.score(answer, sample)
+
+    def shared_pictures(self) -> SharedPictures:
+        """As the task itself."""
+        return self.task.shared_pictures()
 
     def provenance(self) -> dict[str, str]:
         """As the task itself."""

@@ -74,6 +74,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: not UTF-8 text") from None
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a picture in a data URL is a long cell
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     found: list[tuple[int, dict[str, str]]] = []
     header: list[str] = []
