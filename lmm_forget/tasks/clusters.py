@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import SPLITS, SharedPictures
@@ -149,18 +151,18 @@ def divide(
 def assign(keys: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
     """The split of every key: test or validation by their `fractions`, else train; a key's place is its hash.
 
-    What other keys there are plays no role, but for so few that a split would get none: it is then given one of
-    another that has several.
+    What other keys there are plays no role, but for so few that a split would get none: it then takes one from a
+    split that has several, or that can better do without (of train, test and validation the later).
     """
     places = {key: _place(key, seed) for key in keys}
     found = {key: _split_at(place, fractions) for key, place in places.items()}
     ordered = sorted(places, key=lambda key: (places[key], key))
-    wanted = [split for split in ("test", "train", "validation") if split == "train" or fractions.get(split)]
-    for split in wanted:
+    wanted = ["train", *(split for split in ("test", "validation") if fractions.get(split))]
+    for rank, split in enumerate(wanted):
         if split in found.values():
             continue
-        counts = {other: sum(one == other for one in found.values()) for other in wanted}
-        able = [key for key in ordered if counts[found[key]] > 1]
+        counts = Counter(found.values())
+        able = [key for key in ordered if counts[found[key]] > 1 or found[key] in wanted[rank:]]
         if able:
             found[able[-1] if split == "train" else able[0]] = split
     return found
@@ -181,8 +183,9 @@ def _given(sample: Shown) -> list[tuple[str, str]]:
 
 
 def _declared(row: Row) -> list[Hashable]:
-    """What a row itself calls its pictures."""
-    return [*row.images, *([] if row.image_id is None else [("id", row.image_id)])]
+    """What a row itself calls its pictures: the files, and an `image_id`."""
+    files = [image for image in row.images if isinstance(image, Path)]
+    return [*files, *([] if row.image_id is None else [("id", row.image_id)])]
 
 
 def _place(key: str, seed: int) -> float:

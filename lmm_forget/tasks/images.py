@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -185,7 +184,7 @@ def _opened(source: Source) -> Iterator[Image.Image]:
         raise DataError(f"{where} cannot be read ({_reason(error, source)}){_hint(source)}") from None
 
 
-def _stream(source: Source) -> IO[bytes]:
+def _stream(source: Source) -> io.BytesIO | io.BufferedReader:
     """The picture file's bytes, open for reading. Raises DataError without the picture's name, or OSError."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
@@ -237,7 +236,7 @@ def _reason(error: Exception, source: Source) -> str:
         return "not an image file" if content_digest(source) != _EMPTY else "empty file"
     if isinstance(error, OSError) and error.strerror:
         return brief(error.strerror)  # without the path, which the line has
-    said = brief(error, 100)
+    said = brief(error, 120)
     if not said:
         return type(error).__name__
     plain = isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError)
