@@ -109,6 +109,7 @@ class HubTask(Task):
         self._tables: dict[str, Table] = {}
         self._parts: dict[str, HubSamples | FileSamples] = {}
         self._bad: dict[str, dict[str, str]] = {}
+        self._scanned: dict[str, HubSamples | FileSamples] = {}
         self._shown: dict[str, dict[str, str]] = {}
         self._train: dict[str, list[int]] | None = None
 
@@ -175,6 +176,9 @@ class HubTask(Task):
         key = digest(split, [str(number) for number in part.rows] if isinstance(part, HubSamples) else [])
         if key not in self._bad:
             self._bad[key] = part.bad(self.scorer)
+            self._scanned[key] = part
+        elif isinstance(part, HubSamples):
+            part.take(self._scanned[key])
         bad = self._bad[key]
         first = next(iter(bad.values()), "")
         if bad and on_bad_sample == "fail":
@@ -439,7 +443,7 @@ class HubSamples(Sequence[Sample]):
             rows = ((number, self._row(number)) for number in self.rows)
         else:
             rows = ((number, row) for number, row in enumerate(self.table.rows()) if number in wanted)
-        self.opened.clear()
+        self.opened = {}  # a part of these samples may share the dictionary
         with ThreadPoolExecutor() as pool:
             while chunk := list(islice(rows, SCAN_CHUNK)):
                 for (number, row), reason in zip(chunk, pool.map(one, chunk), strict=True):
@@ -453,6 +457,11 @@ class HubSamples(Sequence[Sample]):
         ids = image_ids([one.image_id for one in opened], [one.pixels for one in opened])
         self.image_ids = dict(zip(self.opened, ids, strict=True))
         return found
+
+    def take(self, other: HubSamples | FileSamples) -> None:
+        """Know what `bad` found when it opened the same samples."""
+        if isinstance(other, HubSamples):
+            self.opened, self.image_ids = other.opened, other.image_ids
 
     def shown(self) -> dict[str, str]:
         """Digest of every picture's pixels -> id of the first sample that shows it, when `bad` has opened them."""

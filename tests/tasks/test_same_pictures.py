@@ -24,6 +24,7 @@ from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
 from lmm_forget.tasks.published import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.subset import SubsetTask
 from lmm_forget.tasks.table import TableTask
 from tests.tasks.test_own_data import turn
 
@@ -150,6 +151,16 @@ def test_a_cluster_is_what_pictures_connect(tmp_path: Path, reader: Reader) -> N
     ]
     first, second, third, other = (sample.image_id for sample in reader(tmp_path, rows).check("test"))
     assert first == second == third != other
+
+
+def test_a_part_that_is_checked_again_keeps_its_clusters(tmp_path: Path) -> None:
+    names = [stored(tmp_path, content, f"n{i}") for i, content in enumerate([1, 2, 2, 3, 4, 5, 6, 7, 8, 9])]
+    rows = [{"id": f"{i}", "images": names[i : i + 2], "split": "test"} for i in range(0, 10, 2)]
+    whole = hub_with_pictures(tmp_path, rows)
+    part = SubsetTask(whole, samples=4)
+    clusters = [[sample.image_id for sample in task.check("test")] for task in (whole, part, part, whole)]
+    assert clusters[0] == clusters[3] and len(set(clusters[0])) == 4
+    assert clusters[1] == clusters[2] and set(clusters[1]) <= set(clusters[0])
 
 
 @pytest.mark.parametrize("reader", READERS)
