@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+LONGEST = 2000
+"""Characters of a message."""
+
 
 class LmmForgetError(Exception):
     """Root of every error that is the input's or the environment's fault, shown as one line without a traceback."""
 
     exit_code: ClassVar[int] = 2
+
+    def __str__(self) -> str:
+        """The message; of one that echoes more than anybody reads, such as a picture in a cell, both ends."""
+        text = super().__str__()
+        return text if len(text) <= LONGEST else brief(text, LONGEST)
 
 
 class ConfigError(LmmForgetError):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.errors import ConfigError, DataError, brief
 from lmm_forget.tasks.base import SPLITS
 from lmm_forget.tasks.cells import without_marks
 from lmm_forget.tasks.images import name_of, source_of
@@ -86,12 +86,12 @@ def _name(item: Any, number: int) -> str:
 
 
 def _item_rows(item: Any, path: Path, number: int, root: Path, turns: str) -> list[Row]:
-    where = f"{path}: item {number} (id {_name(item, number)})"
+    where = f"{path}: item {number} (id {brief(_name(item, number))})"
     if not isinstance(item, dict):
         raise DataError(f"{where}: a {type(item).__name__}, not an object")
     split = item.get("split")
     if split is not None and split not in SPLITS:
-        raise DataError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
+        raise DataError(f"{where}: split {brief(split)!r} is not one of {', '.join(SPLITS)}")
     names = _names(item, where)
     exchanges = _exchanges(item, where)
     marks = sum(question.count(MARK) for question, _ in exchanges)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.errors import DataError
+from lmm_forget.errors import DataError, brief
 from lmm_forget.tasks.base import SPLITS
 from lmm_forget.tasks.images import Source, name_of, source_of
 
@@ -48,7 +48,7 @@ def checked_ids(rows: list[Row]) -> list[Row]:
     seen: dict[str, Row] = {}
     for row in rows:
         if row.id in seen:
-            raise DataError(f"{row.where}: id {row.id!r} is used already, at {seen[row.id].where}")
+            raise DataError(f"{row.where}: id {brief(row.id)!r} is used already, at {seen[row.id].where}")
         seen[row.id] = row
     marked = [row for row in rows if row.split is not None]
     if marked and len(marked) < len(rows):
@@ -83,7 +83,7 @@ def row_from(values: dict[str, Any], where: str, root: Path) -> Row:
     images = [source_of(name, root) for name in _texts(values, where, "image", "images", empty=True)]
     split = values.get("split")
     if split is not None and split not in SPLITS:
-        raise DataError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
+        raise DataError(f"{where}: split {brief(split)!r} is not one of {', '.join(SPLITS)}")
     choices = values.get("choices")
     if choices is not None:
         choices = _texts(values, where, "", "choices")

@@ -11,9 +11,18 @@ import pytest
 from PIL import Image, features
 
 from lmm_forget.data.report import read_all
-from lmm_forget.errors import DataError
+from lmm_forget.errors import LONGEST, DataError
 from tests.tasks.test_images import exif, png_header
-from tests.tasks.test_same_pictures import READERS, Reader, hub_with_paths, hub_with_pictures, stored, urls
+from tests.tasks.test_same_pictures import (
+    READERS,
+    Reader,
+    hub_with_paths,
+    hub_with_pictures,
+    jsonl,
+    llava,
+    stored,
+    urls,
+)
 
 
 def broken_avif() -> bytes:
@@ -89,3 +98,17 @@ def test_data_urls_of_a_data_set_on_the_hub_are_read(tmp_path: Path) -> None:
     part = hub_with_paths(tmp_path, rows).check("test")
     assert part[0].images[0].tobytes() == part[1].images[0].tobytes()
     assert part[0].image_id == part[1].image_id
+
+
+def test_a_picture_in_the_wrong_place_is_not_echoed(tmp_path: Path) -> None:
+    """A data URL under another key than the picture's."""
+    long = "data:image/png;base64," + LONG
+    for key, name in (("split", long), ("id", long)):
+        rows = [{"id": "good", "images": [], "split": "test"}] + 2 * [
+            {"id": "b", "images": [], "split": "test", key: name}
+        ]
+        for reader in (jsonl, llava):
+            with pytest.raises(DataError, match="data:image") as caught:
+                reader(tmp_path, rows, role="held_out").check("test")
+            assert len(str(caught.value)) < 600
+    assert len(str(DataError(long))) == LONGEST and str(DataError("a\nb")) == "a\nb"

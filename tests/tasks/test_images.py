@@ -248,13 +248,13 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_pillow_says_nothing_beside(tmp_path: Path) -> None:
     """A warning of Pillow's (a large picture) and its log (a TIFF with too many samples) reach no screen."""
-    (tmp_path / "large.png").write_bytes(png_header(10_000, 9_000))
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "large.bmp")
     code = (
         "import sys, logging; from pathlib import Path; from lmm_forget.tasks.images import picture_size;"
         "print(picture_size(Path(sys.argv[1]))); logging.getLogger('PIL.TiffImagePlugin').error('More samples')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "large.png")], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(tmp_path / "large.bmp")], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == ("(10000, 9000)\n", "")
 
