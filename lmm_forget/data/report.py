@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from lmm_forget.errors import DataError
+from lmm_forget.errors import DataError, brief
 from lmm_forget.tasks.base import SPLITS, Sample, Task
 from lmm_forget.tasks.clusters import image_ids, shared
 from lmm_forget.tasks.images import image_hash
@@ -186,8 +186,8 @@ def _split(seen: Seen) -> dict[str, Any]:
         "samples": seen.total,
         "read": seen.samples + len(seen.unusable),
         "images": len(set(image_ids(seen.images, seen.shown_pixels))),
-        "unusable": {"count": len(seen.unusable), "first": seen.unusable[:FIRST]},
-        "unscored": {"count": len(seen.unscored), "first": seen.unscored[:FIRST]},
+        "unusable": {"count": len(seen.unusable), "first": _first(seen.unusable)},
+        "unscored": {"count": len(seen.unscored), "first": _first(seen.unscored)},
     }
     if seen.samples:
         entry["question_characters"] = spread(seen.questions)
@@ -203,8 +203,12 @@ def _split(seen: Seen) -> dict[str, Any]:
         entry["pixels"] = {"width": spread(widths), "height": spread(heights)}
     if seen.tokens or seen.too_long:
         entry["tokens"] = spread(seen.tokens) if seen.tokens else None
-        entry["too_long"] = {"count": len(seen.too_long), "first": seen.too_long[:FIRST]}
+        entry["too_long"] = {"count": len(seen.too_long), "first": _first(seen.too_long)}
     return entry
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    return [brief(line, 400) for line in lines[:FIRST]]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
