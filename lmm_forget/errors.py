@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+LONGEST = 2000
+"""Characters of a message."""
+
 
 class LmmForgetError(Exception):
     """Root of every error that is the input's or the environment's fault, shown as one line without a traceback."""
 
     exit_code: ClassVar[int] = 2
+
+    def __str__(self) -> str:
+        """The message; of one that echoes more than anybody reads, such as a picture in a cell, both ends."""
+        text = super().__str__()
+        return text if len(text) <= LONGEST else brief(text, LONGEST)
 
 
 class ConfigError(LmmForgetError):
@@ -29,3 +37,15 @@ class StoreError(LmmForgetError):
 
 class LaunchError(LmmForgetError):
     """A job could not be started, or ended without a result."""
+
+
+def brief(value: object, limit: int = 80) -> str:
+    """A value as messages echo it: on one line, without control characters, and its middle left out if it is long."""
+    text = str(value)
+    if len(text) > 4 * limit:  # of a whole file's content only the ends are looked at
+        text = text[: 2 * limit] + "…" + text[-2 * limit :]
+    text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    if len(text) <= limit:
+        return text
+    head = limit // 3
+    return f"{text[:head]}…{text[head + 1 - limit :]}"

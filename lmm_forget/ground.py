@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmm_forget.errors import brief
 from lmm_forget.progress import Progress
 from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.stage import Ground
@@ -108,6 +109,7 @@ def lay_ground(
         notices=notices,
         ranks=ranks,
     )
+    _warn_of_shared_pictures(ground, notice)
     _measure(ground, notice)
     ground.prober = _prober(ground)
     return ground
@@ -173,6 +175,18 @@ def _micro_batch(ground: Ground) -> int:
         ranks.on_first(remember)
     ground.progress.phase(f"micro-batch {found}", 1, "measurement")
     return found
+
+
+def _warn_of_shared_pictures(ground: Ground, note: Callable[[str], None]) -> None:
+    """Say which given splits of a task show the same pictures: its scores may then rest on what was trained on."""
+    for name, lesson in ground.lessons.items():
+        for (one, other), pairs in lesson.task.shared_pictures().items():
+            first = ", ".join(f"{brief(a)} = {brief(b)}" for a, b in pairs[:3])
+            note(
+                f"task {name}: {len(pairs)} picture{'s' * (len(pairs) != 1)} of {one} "
+                f"{'is' if len(pairs) == 1 else 'are'} also in {other} (first: {first}); "
+                "the data's own splits are kept"
+            )
 
 
 def _measure(ground: Ground, note: Callable[[str], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from lmm_forget.errors import DataError
+from lmm_forget.errors import DataError, brief
 from lmm_forget.tasks.base import SPLITS, Sample, Task
+from lmm_forget.tasks.clusters import image_ids, shared
+from lmm_forget.tasks.images import image_hash
 
 FIRST = 10
 """How many ids a list of findings names."""
@@ -47,7 +48,8 @@ class Seen:
     words: list[int] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     choices: Counter[int] = field(default_factory=Counter)
-    images: set[str] = field(default_factory=set)
+    images: list[str] = field(default_factory=list)
+    shown_pixels: list[list[str]] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     pixels: dict[str, str] = field(default_factory=dict)
     looks: dict[int, str] = field(default_factory=dict)
@@ -160,10 +162,10 @@ def _note(task: Task, seen: Seen, sample: Sample, measure: Measure | None, conte
     seen.formats[answer_format(answer)] += 1
     if sample.choices:
         seen.choices[len(sample.choices)] += 1
-    seen.images.add(sample.image_id)
-    for image in sample.images:
+    seen.images.append(sample.image_id)
+    seen.shown_pixels.append([image_hash(image) for image in sample.images])
+    for image, content in zip(sample.images, seen.shown_pixels[-1], strict=True):
         seen.sizes.append(image.size)
-        content = hashlib.sha256(str(image.size).encode() + image.tobytes()).hexdigest()
         seen.pixels.setdefault(content, sample.id)
         seen.looks.setdefault(look(image), sample.id)
     if task.role != "captions":
@@ -190,9 +192,9 @@ def _split(seen: Seen) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "samples": seen.total,
         "read": seen.samples + len(seen.unusable),
-        "images": len(seen.images),
-        "unusable": {"count": len(seen.unusable), "first": seen.unusable[:FIRST]},
-        "unscored": {"count": len(seen.unscored), "first": seen.unscored[:FIRST]},
+        "images": len(set(image_ids(seen.images, seen.shown_pixels))),
+        "unusable": {"count": len(seen.unusable), "first": _first(seen.unusable)},
+        "unscored": {"count": len(seen.unscored), "first": _first(seen.unscored)},
     }
     if seen.samples:
         entry["question_characters"] = spread(seen.questions)
@@ -208,8 +210,12 @@ def _split(seen: Seen) -> dict[str, Any]:
         entry["pixels"] = {"width": spread(widths), "height": spread(heights)}
     if seen.tokens or seen.too_long:
         entry["tokens"] = spread(seen.tokens) if seen.tokens else None
-        entry["too_long"] = {"count": len(seen.too_long), "first": seen.too_long[:FIRST]}
+        entry["too_long"] = {"count": len(seen.too_long), "first": _first(seen.too_long)}
     return entry
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    return [brief(line, 400) for line in lines[:FIRST]]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -219,7 +225,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def _shared(one: Seen, other: Seen) -> dict[str, Any]:
     """Pictures that stand in both splits: the very same pixels, and those that only look alike."""
-    same = [(one.pixels[key], other.pixels[key]) for key in one.pixels if key in other.pixels]
+    same = shared({one.split: one.pixels, other.split: other.pixels}).get((one.split, other.split), [])
     exact: defaultdict[str, bool] = defaultdict(bool, {pair[0]: True for pair in same})
     alike = [(one.looks[key], other.looks[key]) for key in one.looks if key in other.looks]
     near = [pair for pair in alike if not exact[pair[0]]]

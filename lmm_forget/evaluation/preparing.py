@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,10 @@ from lmm_forget.evaluation import ask
 from lmm_forget.evaluation.ahead import Job, jobs, read, worked
 from lmm_forget.store import question_key
 from lmm_forget.tasks.base import Sample, Task
+from lmm_forget.tasks.clusters import image_ids
+from lmm_forget.tasks.images import image_hash
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import ProcessorMixin
 
     from lmm_forget.models.family import Family
@@ -30,20 +30,24 @@ class Look:
     task: Task
     samples: Sequence[Sample]
 
-    def __call__(self, job: Job) -> list[tuple[tuple[Any, ...], str, Sample]]:
-        """One entry for every sample of the job. Raises LmmForgetError naming the one that cannot be used."""
-        return [
-            (ask.extent(self.task, one), self._key(one), replace(one, images=()))
-            for one in read(self.task, self.samples, job)
-        ]
+    def __call__(self, job: Job) -> list[tuple[tuple[Any, ...], str, Sample, list[str]]]:
+        """One entry for every sample of the job, its pictures' digests last. Raises LmmForgetError naming the one
+        that cannot be used."""
+        found = []
+        for one in read(self.task, self.samples, job):
+            pixels = [image_hash(image) for image in one.images]
+            found.append(
+                (ask.extent(self.task, one), self._key(one, pixels), replace(one, images=()), pixels)
+            )
+        return found
 
-    def _key(self, sample: Sample) -> str:
+    def _key(self, sample: Sample, pixels: list[str]) -> str:
         question = self.task.question(sample, training=False)
         try:
             prompt = self.family.prompt(self.processor, question, len(sample.images), sample.system)
         except LmmForgetError as error:
             raise type(error)(f"task {self.task.name}: sample {sample.id}: {error}") from error
-        return question_key(prompt, [image_hash(image) for image in sample.images], self.task.max_new_tokens)
+        return question_key(prompt, pixels, self.task.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -64,22 +68,29 @@ class Encode:
 def looked_at(
     lmm: LMM, task: Task, samples: Sequence[Sample], size: int, workers: int
 ) -> tuple[list[list[int]], list[str], list[Sample]]:
-    """Batches of `size` positions, and of every sample its question's key and itself without pictures."""
+    """Batches of `size` positions, and of every sample its question's key and itself without pictures.
+
+    Samples that show the same picture get one `image_id`, whatever their task calls them.
+    """
     work = Look(lmm.family, lmm.processor, task, samples)
     chunks = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
     batches: list[list[int]] = []
     keys: list[str] = []
     light: list[Sample] = []
+    shown: list[list[str]] = []
     window: dict[int, tuple[Any, ...]] = {}
     todo = jobs(task, samples, chunks)
     for found in worked(work, todo, workers=_enough(workers, chunks), what=f"task {task.name}"):
-        for extent, key, sample in found:
+        for extent, key, sample, pixels in found:
             window[len(keys)] = extent
             keys.append(key)
             light.append(sample)
+            shown.append(pixels)
         if len(window) >= ask.WINDOW * size:
             batches += ask.sorted_batches(window, size)
             window = {}
+    ids = image_ids([sample.image_id for sample in light], shown)
+    light = [replace(sample, image_id=own) for sample, own in zip(light, ids, strict=True)]
     return [*batches, *ask.sorted_batches(window, size)], keys, light
 
 
@@ -95,12 +106,3 @@ def encoded(
 def _enough(workers: int, batches: Sequence[Sequence[int]]) -> int:
     """No more processes than there are batches, and none for a single one."""
     return min(workers, len(batches)) if len(batches) > 1 else 0
-
-
-def image_hash(image: Image) -> str:
-    """SHA-256 (hex) of an image as it is decoded: mode, size and pixels."""
-    if image.mode == "P":  # the pixels of a palette image mean nothing without it
-        image = image.convert("RGBA")
-    found = hashlib.sha256(f"{image.mode}{image.size}".encode())
-    found.update(image.tobytes())
-    return found.hexdigest()

@@ -36,6 +36,8 @@ class Sample:
     system: str | None = None
 
 
+SharedPictures = dict[tuple[str, str], list[tuple[str, str]]]
+"""(split, split) -> for every picture that is in both, the ids of a sample of each that shows it."""
 Scorer = Callable[[str, Sample], dict[str, float | None]]
 
 
@@ -128,6 +130,13 @@ class Task(ABC):
         Nothing else is checked; `samples` refuses such a split as a whole. DataError if there is none.
         """
         return self.samples(split)
+
+    def shared_pictures(self) -> SharedPictures:
+        """Pictures that two of the splits checked so far both show, known by their pixels; of splits that are given.
+
+        Empty for tasks that cannot have any.
+        """
+        return {}
 
     def provenance(self) -> dict[str, str]:
         """Where the splits read so far came from, by split (a hub revision, "local copy"); empty for drawn data."""

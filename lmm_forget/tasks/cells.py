@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.images import decode_image, picture_size, read_image
+from lmm_forget.tasks.images import Source, content_digest, name_of, picture_size, read_image, source_of
 from lmm_forget.tasks.values import Unreadable, optional_text, question_of, text_of
 
 
@@ -69,9 +69,9 @@ class Cells:
         if field not in self:
             return ()
         found = []
-        for number, stored in enumerate(self._stored(field)):
+        for number, source in enumerate(self.sources(field)):
             try:
-                found.append(_picture(stored, self.images_root))
+                found.append(read_image(source))
             except DataError as error:
                 which = f" number {number}" if number else ""
                 raise DataError(f"{error}{which}") from None
@@ -79,15 +79,18 @@ class Cells:
 
     def sizes(self, field: str = "image") -> list[tuple[int, int]]:
         """Width and height of the field's pictures, which are not decoded; empty where the field is not mapped."""
-        return [_size(stored, self.images_root) for stored in self._stored(field)] if field in self else []
+        return [picture_size(source) for source in self.sources(field)]
+
+    def sources(self, field: str = "image") -> list[Source]:
+        """Where the field's pictures are: bytes in the row, files below `images_root`, or URLs; empty if not mapped."""
+        if field not in self:
+            return []
+        return [_source(stored, self.images_root or Path()) for stored in self._stored(field)]
 
     def image_name(self, field: str = "image") -> str:
-        """A name for the pictures' content: equal bytes, equal name."""
-        found = hashlib.sha256()
-        for stored in self._stored(field) if field in self else []:
-            content, path = _parts(stored)
-            found.update(content if content is not None else str(path).encode())
-        return found.hexdigest()[:16]
+        """A name for the pictures' content: equal bytes, equal name, wherever they lie."""
+        found = [content_digest(source) or name_of(source, Path()) for source in self.sources(field)]
+        return found[0][:16] if len(found) == 1 else hashlib.sha256("/".join(found).encode()).hexdigest()[:16]
 
     def _stored(self, field: str) -> list[Any]:
         raw = self._raw(field)
@@ -111,25 +114,14 @@ class Cells:
         return f"{field!r}" if column == field else f"{field!r} (column {column})"
 
 
-def _parts(stored: Any) -> tuple[bytes | None, str | None]:
+def _source(stored: Any, root: Path) -> Source:
+    content, path = stored, None
     if isinstance(stored, dict):
-        return stored.get("bytes"), stored.get("path")
-    if isinstance(stored, bytes):
-        return stored, None
-    return None, None if stored is None else str(stored)
-
-
-def _size(stored: Any, root: Path | None) -> tuple[int, int]:
-    content, path = _parts(stored)
-    if content is None and not path:
-        raise DataError("image is null")
-    return picture_size(content if content is not None else (root or Path()) / str(path))
-
-
-def _picture(stored: Any, root: Path | None) -> Image.Image:
-    content, path = _parts(stored)
-    if content is not None:
-        return decode_image(content)
-    if not path:
-        raise DataError("image is null")
-    return read_image(Path(path) if root is None else root / path)
+        content, path = stored.get("bytes"), stored.get("path")
+    if isinstance(content, bytes):
+        return content
+    name = path if isinstance(stored, dict) else stored
+    if not isinstance(name, str) or not name:
+        kind = "null" if name is None else f"a {type(name).__name__}" if name else "empty"
+        raise DataError(f"image is {kind}, not a picture, a path or a data URL")
+    return source_of(name, root)

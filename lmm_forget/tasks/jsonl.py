@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,11 +12,19 @@ from PIL import Image
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.bad_samples import require_policy, settle
-from lmm_forget.tasks.base import SPLITS, Sample, Scorer, Task, digest
+from lmm_forget.tasks.base import SPLITS, Sample, Scorer, SharedPictures, Task, digest
 from lmm_forget.tasks.choices import listed
+from lmm_forget.tasks.clusters import Cluster, assign, clusters, divide, shared
 from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
-from lmm_forget.tasks.images import picture_size, read_image
-from lmm_forget.tasks.rows import Cluster, FileRows, Row, by_hash, clusters, divide, read_rows
+from lmm_forget.tasks.images import (
+    Inspected,
+    Source,
+    content_digest,
+    inspect_all,
+    picture_size,
+    read_image,
+)
+from lmm_forget.tasks.rows import FileRows, Row, read_rows
 
 
 class JsonlTask(Task):
@@ -29,9 +36,10 @@ class JsonlTask(Task):
     thing); all other keys go to `Sample.meta`. Values become text by the rules of `values.text_of`.
 
     `path` is a file, or a mapping from splits to files; relative paths start at the working directory.
-    Relative image paths start at `images_root`, or at the folder of the JSONL file. Without splits in the
-    file, every image goes by its hash (with `split_seed`) to test (`test_fraction`), validation
-    (`validation_fraction`) or train; all questions about an image stay together. A held-out task without
+    Relative image paths start at `images_root`, or at the folder of the JSONL file; an image can also be a
+    `data:image/…;base64,` URL. Images are the same when their pixels are, whatever their files are called. Without
+    splits in the file, every image goes by the hash of its content (with `split_seed`) to test (`test_fraction`),
+    validation (`validation_fraction`) or train; all questions about an image stay together. A held-out task without
     splits is all test. With separate files and none for validation, `validation_fraction` of train's images
     is set apart.
 
@@ -144,7 +152,8 @@ class JsonlTask(Task):
         if self._splits is None:
             file = self._rows()
             rows = file.rows
-            images = clusters(rows)
+            pictures = inspect_all(image for row in rows for image in row.images)
+            images = clusters(rows, pictures)
             if self.held_out_fraction and rows:
                 rows, images = self._share(rows, images)
             one_file = isinstance(self.path, str)
@@ -157,17 +166,19 @@ class JsonlTask(Task):
             fractions = {"test": test, "validation": self.validation_fraction}
             found = divide(rows, images, fractions, self.split_seed)
             home = "train" if self.role == "target" else "test"
-            self._splits = split_samples(file, rows, images, found, home, self.list_choices)
+            self._splits = split_samples(file, rows, images, found, home, pictures, self.list_choices)
         return self._splits
+
+    def shared_pictures(self) -> SharedPictures:
+        """See `Task.shared_pictures`: of rows whose split is given, since all others are divided by picture."""
+        return shared({split: part.shown() for split, part in self._read().items()})
 
     def _share(self, rows: list[Row], images: list[Cluster]) -> tuple[list[Row], list[Cluster]]:
         """The rows of the images that this role has of a file that is both taught and held out."""
-        fractions = {"test": self.held_out_fraction}
-        mine = [
-            (by_hash(f"held out/{image.name}", fractions, self.split_seed) == "test")
-            == (self.role != "target")
-            for image in images
-        ]
+        drawn = assign(
+            (f"held out/{image.key}" for image in images), {"test": self.held_out_fraction}, self.split_seed
+        )
+        mine = [(drawn[f"held out/{image.key}"] == "test") == (self.role != "target") for image in images]
         if not any(mine):
             raise DataError(
                 f"task {self.name}: held_out_fraction {self.held_out_fraction} leaves no image for {self.role}"
@@ -213,15 +224,20 @@ def split_samples(
     images: Sequence[Cluster],
     found: Mapping[str, Sequence[int]],
     home: str,
+    pictures: Mapping[Source, Inspected],
     list_choices: bool = True,
 ) -> dict[str, FileSamples]:
-    """The samples of every split: `found` has the positions of its rows; bad ones without a split belong to `home`."""
+    """The samples of every split: `found` has the positions of its rows; bad ones without a split belong to `home`.
+
+    `pictures` is what opening the rows' pictures showed.
+    """
     return {
         split: FileSamples(
             [rows[i] for i in at],
             [images[i].name for i in at],
             list_choices,
             {place: reason for place, reason in file.bad.items() if file.split_of.get(place, home) == split},
+            pictures=pictures,
         )
         for split, at in found.items()
     }
@@ -231,7 +247,7 @@ class FileSamples(Sequence[Sample]):
     """Samples of one split; an image is opened when its sample is read.
 
     `skipped` maps `file:line` of what cannot be used to "id: reason": rows that could not be read, and samples that
-    `JsonlTask.check` left out.
+    `JsonlTask.check` left out. `pictures` is what opening them showed when the file was read.
     """
 
     def __init__(
@@ -240,18 +256,21 @@ class FileSamples(Sequence[Sample]):
         image_ids: Sequence[str],
         list_choices: bool = True,
         skipped: Mapping[str, str] | None = None,
+        *,
+        pictures: Mapping[Source, Inspected],
     ) -> None:
         self.rows = rows
         self.image_ids = image_ids
         self.list_choices = list_choices
         self.skipped = dict(skipped or {})
+        self.pictures = pictures
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return FileSamples(self.rows[index], self.image_ids[index], self.list_choices, self.skipped)
+            return self._with(self.rows[index], self.image_ids[index], self.skipped)
         row = self.rows[index]
         try:
             return self._sample(row, self.image_ids[index], tuple(read_image(path) for path in row.images))
@@ -259,14 +278,14 @@ class FileSamples(Sequence[Sample]):
             raise DataError(f"sample {row.id}: {error}") from None
 
     def fingerprint(self) -> str:
-        """Digest of the rows, of their images' bytes, and of the way images are read."""
+        """Digest of the rows, of their images' bytes (as they are now), and of the way images are read."""
         content = []
-        for row, image_id in zip(self.rows, self.image_ids, strict=True):
+        for row in self.rows:
             meta = dict(sorted(row.meta.items()))
-            pictures = [_bytes_digest(image) for image in row.images]
+            pictures = [content_digest(image) or "missing" for image in row.images]
             system = [] if row.system is None else [row.system]
             content.append(
-                [row.id, image_id, row.question, row.answers, row.choices, meta, pictures, *system]
+                [row.id, row.image_id, row.question, row.answers, row.choices, meta, pictures, *system]
             )
         return digest("jsonl", IMAGES_VERSION, self.list_choices, content)
 
@@ -282,13 +301,10 @@ class FileSamples(Sequence[Sample]):
 
     def bad(self, scorer: Scorer) -> dict[str, str]:
         """Open every image, score every reference; `file:line` -> "id: reason" of the bad samples."""
-        reasons: dict[Path, str | None] = {}
         found: dict[str, str] = {}
         for row, image_id in zip(self.rows, self.image_ids, strict=True):
-            for path in row.images:
-                if path not in reasons:
-                    reasons[path] = _unreadable(path)
-            reason = next((reasons[path] for path in row.images if reasons[path]), None)
+            reasons = (self.pictures[image].reason for image in row.images)
+            reason = next(filter(None, reasons), None)
             reason = reason or _unscorable(scorer, self._sample(row, image_id, ()))
             if reason:
                 found[row.where] = f"{row.id}: {reason}"
@@ -299,7 +315,19 @@ class FileSamples(Sequence[Sample]):
         keep = [i for i, row in enumerate(self.rows) if row.where not in bad]
         skipped = self.skipped | {row.where: bad[row.where] for row in self.rows if row.where in bad}
         rows, image_ids = [self.rows[i] for i in keep], [self.image_ids[i] for i in keep]
-        return FileSamples(rows, image_ids, self.list_choices, skipped)
+        return self._with(rows, image_ids, skipped)
+
+    def shown(self) -> dict[str, str]:
+        """Digest of every picture's pixels -> id of the first sample that shows it."""
+        found: dict[str, str] = {}
+        for row in self.rows:
+            for image in row.images:
+                if (pixels := self.pictures[image].pixels) is not None:
+                    found.setdefault(pixels, row.id)
+        return found
+
+    def _with(self, rows: Sequence[Row], image_ids: Sequence[str], skipped: Mapping[str, str]) -> FileSamples:
+        return FileSamples(rows, image_ids, self.list_choices, skipped, pictures=self.pictures)
 
     def _sample(self, row: Row, image_id: str, images: tuple[Image.Image, ...]) -> Sample:
         question = listed(row.question, row.choices) if row.choices and self.list_choices else row.question
@@ -315,14 +343,6 @@ class FileSamples(Sequence[Sample]):
         )
 
 
-def _unreadable(path: Path) -> str | None:
-    try:
-        read_image(path)
-    except DataError as error:
-        return str(error)
-    return None
-
-
 def _unscorable(scorer: Scorer, sample: Sample) -> str | None:
     """Why a scorer cannot be used with a sample's reference."""
     try:
@@ -331,12 +351,3 @@ def _unscorable(scorer: Scorer, sample: Sample) -> str | None:
         return str(error).removeprefix(f"sample {sample.id}: ")
     # annotators may disagree: then no answer of theirs reaches 1 in VQA accuracy
     return None if value else f"its own answer {sample.answers[0]!r} scores {value} of 1"
-
-
-def _bytes_digest(path: Path) -> str:
-    """Digest of a file's content; "missing" where there is none (`check` is the one to complain)."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):
-        return "missing"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.errors import ConfigError, DataError, brief
 from lmm_forget.tasks.base import SPLITS
 from lmm_forget.tasks.conversations import Exchange, exchanges
+from lmm_forget.tasks.images import name_of, source_of
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.rows import FileRows, Row
 from lmm_forget.tasks.values import text_of
@@ -107,7 +107,7 @@ def _item_rows(item: Any, where: str, number: int, root: Path, turns: str) -> It
         raise DataError(f"{where}: a {type(item).__name__}, not an object")
     split = item.get("split")
     if split is not None and split not in SPLITS:
-        raise DataError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
+        raise DataError(f"{where}: split {brief(split)!r} is not one of {', '.join(SPLITS)}")
     name = text_of(item.get("id", number), f"{where}: 'id'")
     talk = exchanges(item, _names(item, where), where)
     if len(talk) > 1 and turns == "one":
@@ -130,9 +130,10 @@ def _item_rows(item: Any, where: str, number: int, root: Path, turns: str) -> It
 
 def _said(exchange: Exchange, root: Path) -> dict[str, Any]:
     """What a row takes from its exchange."""
+    images = tuple(source_of(name, root) for name in exchange.images)
     return {
-        "images": tuple(Path(os.path.abspath(root / name)) for name in exchange.images),
-        "names": tuple(Path(name).as_posix() for name in exchange.images),
+        "images": images,
+        "names": tuple(name_of(image, root) for image in images),
         "question": exchange.question,
         "answers": (exchange.answer,),
         "system": exchange.system,

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.bad_samples import require_policy, settle
-from lmm_forget.tasks.base import SPLITS, Sample, Task, digest
+from lmm_forget.tasks.base import SPLITS, Sample, SharedPictures, Task, digest
 from lmm_forget.tasks.cells import Cells
 from lmm_forget.tasks.choices import listed
+from lmm_forget.tasks.clusters import Shown, assign, clusters, clusters_of, divide, image_ids, shared
 from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
+from lmm_forget.tasks.images import Source as Picture
+from lmm_forget.tasks.images import content_digest, image_hash, inspect_all, name_of, source_of
 from lmm_forget.tasks.jsonl import FileSamples, split_samples
-from lmm_forget.tasks.rows import FileRows, by_hash, clusters, divide
+from lmm_forget.tasks.rows import FileRows
 from lmm_forget.tasks.source import Source, Table
 from lmm_forget.tasks.values import Unreadable, text_of
 
@@ -46,14 +49,15 @@ class HubTask(Task):
     downloaded repository), or a mapping from splits to copies. `splits` maps train, validation and test to the
     published splits' names. `fields` maps what is read to columns: `question`, `answer` or `answers`, `image`
     (one picture or a list), optionally `choices` (a list column, or several columns), `system` (the system prompt),
-    `id`, `image_id`; without an `id` a sample is called by its row, without an `image_id` equal image bytes form one
-    cluster. Values become text by the rules of `values.text_of`, class labels their names. `meta` lists columns that
-    go to `Sample.meta`. `where` keeps only rows with these values (column -> value). `streaming` reads evaluation
-    splits one row after the other and stores nothing.
+    `id`, `image_id`; without an `id` a sample is called by its row. Pictures are the same when their pixels are; an
+    `image_id` joins more of them. Pictures that a row only names lie below `images_root`. Values become text by the
+    rules of `values.text_of`, class labels their names. `meta` lists columns that go to `Sample.meta`. `where` keeps
+    only rows with these values (column -> value). `streaming` reads evaluation splits one row after the other and
+    stores nothing.
 
-    A target without a validation split sets `validation_fraction` of its training images apart, by the hash of
-    their image id with `split_seed`. Rows, images and scores are checked by `check`. `asked` are the prefixes,
-    suffixes and `macro` of every `Task`.
+    A target without a validation split sets `validation_fraction` of its training images apart, by the hash of their
+    image id, or else of their content, with `split_seed`. Rows, images and scores are checked by `check`. `asked` are
+    the prefixes, suffixes and `macro` of every `Task`.
 
     Subclasses override `read` (row -> question, answers) where a data set needs more than its columns, and
     `taught_rows` where training comes from files.
@@ -121,6 +125,9 @@ class HubTask(Task):
         self._parts: dict[str, HubSamples | FileSamples] = {}
         self._taught: dict[str, FileSamples] | None = None
         self._bad: dict[str, dict[str, str]] = {}
+        self._scanned: dict[str, HubSamples | FileSamples] = {}
+        self._shown: dict[str, dict[str, str]] = {}
+        self._train: dict[str, list[int]] | None = None
 
     # --- what a subclass may say -----------------------------------------------------------------------------
 
@@ -169,11 +176,17 @@ class HubTask(Task):
         part = self.readable(split)
         if isinstance(part, FileSamples):
             return part.fingerprint()
-        read = [type(self).__qualname__, self.fields, self.where, self.meta, str(self.images_root)]
+        read = [type(self).__qualname__, self.fields, self.where, self.meta]
+        read += [[content_digest(picture) or "missing" for picture in self._named(part.table)]]
         if part.table.labels:
             read.append(part.table.labels)
         cut = [self.validation_fraction, self.split_seed] if part.cut else []
         return digest("hub", VERSION, IMAGES_VERSION, part.table.identity, read, cut, split if cut else "")
+
+    def _named(self, table: Table) -> list[Picture]:
+        """The pictures that the rows only name; what they hold is not part of the table's identity."""
+        names = table.image_files(self.fields["image"]) if "image" in self.fields else ()
+        return [source_of(name, self.images_root or Path()) for name in names]
 
     def check(self, split: str, on_bad_sample: str = "fail") -> HubSamples | FileSamples:
         """Open every image and score every reference of the split once; returns the usable samples.
@@ -191,13 +204,16 @@ class HubTask(Task):
         """What `check` gives, for a part of a split: only its samples are opened."""
         bad = dict(part.skipped)
         streamed = isinstance(part, HubSamples) and part.table.streamed
-        if (
-            not streamed or on_bad_sample == "skip"
-        ):  # fetching it only to look at it would double what is fetched
+        # Under "fail" a stream is looked at as it is read: fetching it only for that would double what is fetched.
+        if not streamed or on_bad_sample == "skip":
             key = digest(split, [str(number) for number in part.rows] if isinstance(part, HubSamples) else [])
             if key not in self._bad:
                 self._bad[key] = part.bad(self.scorer)
+                self._scanned[key] = part
+            elif isinstance(part, HubSamples):
+                part.take(self._scanned[key])
             bad |= self._bad[key]
+            self._shown.setdefault(split, {}).update(part.shown())
         total = len(part) + len(part.skipped)
         settle(bad, total, on_bad_sample, task=self.name, what=f"{split} samples")
         return part.without(bad)
@@ -208,6 +224,10 @@ class HubTask(Task):
             return True
         published = split if split in self.splits else "train"
         return (self.path.get(published) if isinstance(self.path, Mapping) else self.path) is not None
+
+    def shared_pictures(self) -> SharedPictures:
+        """See `Task.shared_pictures`; a streamed split, which is not read before its time, is not looked at."""
+        return shared(self._shown)
 
     def provenance(self) -> dict[str, str]:
         """Hub id and revision of every split that was opened, or "local copy"."""
@@ -284,27 +304,64 @@ class HubTask(Task):
             file = self.taught_rows() if self.role == "target" else None
             if file is None:
                 return {}
-            images = clusters(file.rows)
+            pictures = inspect_all(image for row in file.rows for image in row.images)
+            images = clusters(file.rows, pictures)
             own = any(row.split for row in file.rows)
             fractions = {} if own else {"validation": self.validation_fraction}
             found = divide(file.rows, images, fractions, self.split_seed)
-            self._taught = split_samples(file, file.rows, images, found, "train")
+            self._taught = split_samples(file, file.rows, images, found, "train", pictures)
         return self._taught
 
     def _cut(self, split: str) -> HubSamples:
         """Train or validation of a published train split, every image in one of them."""
         table = self._table("train")
-        columns = [self.fields["image_id"]] if "image_id" in self.fields else list(self.columns())
-        rows: list[int] = []
-        for number, row in enumerate(table.rows(columns)):
-            cells = Cells(row, self.fields)
-            try:
-                name = cells.text("image_id") if "image_id" in cells else cells.image_name()
-            except DataError:  # a bad sample, which `check` will name
-                name = f"row {number}"
-            if by_hash(name, {"validation": self.validation_fraction}, self.split_seed) == split:
-                rows.append(number)
-        return HubSamples(self, table, "train", rows, cut=True)
+        if self._train is None:
+            self._train = self._divided(table)
+        return HubSamples(self, table, "train", self._train[split], cut=True)
+
+    def _divided(self, table: Table) -> dict[str, list[int]]:
+        """The rows of train and validation."""
+        kept = _kept(self, table)
+        wanted = kept if isinstance(kept, range) else set(kept)
+        columns = [self.fields[field] for field in ("id", "image_id", "image") if field in self.fields]
+        rows = (
+            (number, row)
+            for number, row in enumerate(table.rows(columns or self.columns()))
+            if number in wanted
+        )
+        numbers: list[int] = []
+        found: list[Shown] = []
+        known: dict[str, str] = {}
+        while chunk := list(islice(rows, SCAN_CHUNK)):
+            named = [self._sources(row) for _, row in chunk]
+            pictures = inspect_all((source for one in named for source in one.values()), known)
+            for (number, row), sources in zip(chunk, named, strict=True):
+                numbers.append(number)
+                given = self._image_id(row)
+                found.append(Shown.of(self.sample_id(row, "train", number), given, sources, pictures))
+        groups = clusters_of(found)
+        fractions = {"validation": self.validation_fraction}
+        drawn = assign((group.key for group in groups), fractions, self.split_seed)
+        parts: dict[str, list[int]] = {"train": [], "validation": []}
+        for number, group in zip(numbers, groups, strict=True):
+            parts[drawn[group.key]].append(number)
+        return parts
+
+    def _image_id(self, row: Mapping[str, Any]) -> str | None:
+        """The row's own image id; None without one, or where the row is one of those that cannot be used."""
+        cells = Cells(row, self.fields)
+        try:
+            return cells.text("image_id") if "image_id" in cells else None
+        except DataError:
+            return None
+
+    def _sources(self, row: Mapping[str, Any]) -> dict[str, Picture]:
+        """The row's pictures by their names; none where the row is one of those that cannot be used."""
+        try:
+            sources = Cells(row, self.fields, self.images_root).sources()
+        except DataError:
+            return {}
+        return {name_of(source, self.images_root or Path()): source for source in sources}
 
     def _table(self, split: str) -> Table:
         if split not in self._tables:
@@ -323,6 +380,15 @@ class HubTask(Task):
             )
             self._tables[split] = source.open()
         return self._tables[split]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What opening a sample showed: its id, the image id of its row alone, and digests of its pictures' pixels."""
+
+    id: str
+    image_id: str
+    pixels: tuple[str, ...]
 
 
 class HubSamples(Sequence[Sample]):
@@ -345,6 +411,8 @@ class HubSamples(Sequence[Sample]):
         self.task, self.table, self.split, self.cut = task, table, split, cut
         self.rows = _kept(task, table) if rows is None else rows
         self.skipped: dict[str, str] = {}
+        self.opened: dict[int, Opened] = {}
+        self.image_ids: dict[int, str] = {}
         self._stream: Iterator[tuple[int, dict[str, Any]]] | None = None
         self._next = 0
         if not len(self.rows):
@@ -375,7 +443,8 @@ class HubSamples(Sequence[Sample]):
     def made(self, stored: tuple[int, dict[str, Any]]) -> Sample:
         """The sample of what `stored` gave, its pictures decoded. Raises DataError with its id."""
         number, row = stored
-        return self.task.sample(row, self.split, number)
+        sample = self.task.sample(row, self.split, number)
+        return replace(sample, image_id=self.image_ids.get(number, sample.image_id))
 
     def glance(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
         """A sample without its pictures, and their sizes (upright), which are not decoded."""
@@ -404,6 +473,8 @@ class HubSamples(Sequence[Sample]):
             number, row = item
             try:
                 sample = self.task.sample(row, self.split, number)
+                pixels = tuple(image_hash(image) for image in sample.images)
+                self.opened[number] = Opened(sample.id, sample.image_id, pixels)
                 scorer(self.task.target(sample), sample)
             except DataError as error:
                 return str(error).removeprefix("sample ")
@@ -413,6 +484,7 @@ class HubSamples(Sequence[Sample]):
             rows = ((number, self._row(number)) for number in self.rows)
         else:
             rows = ((number, row) for number, row in enumerate(self.table.rows()) if number in wanted)
+        self.opened = {}  # a part of these samples may share the dictionary
         with ThreadPoolExecutor() as pool:
             while chunk := list(islice(rows, SCAN_CHUNK)):
                 for (number, row), reason in zip(chunk, pool.map(one, chunk), strict=True):
@@ -422,6 +494,22 @@ class HubSamples(Sequence[Sample]):
                         reason = f"{name}: the id of row {first} again (row {number})"
                     if reason is not None:
                         found[str(number)] = reason
+        opened = self.opened.values()
+        ids = image_ids([one.image_id for one in opened], [one.pixels for one in opened])
+        self.image_ids = dict(zip(self.opened, ids, strict=True))
+        return found
+
+    def take(self, other: HubSamples | FileSamples) -> None:
+        """Know what `bad` found when it opened the same samples."""
+        if isinstance(other, HubSamples):
+            self.opened, self.image_ids = other.opened, other.image_ids
+
+    def shown(self) -> dict[str, str]:
+        """Digest of every picture's pixels -> id of the first sample that shows it, when `bad` has opened them."""
+        found: dict[str, str] = {}
+        for number in sorted(self.opened):
+            for pixels in self.opened[number].pixels:
+                found.setdefault(pixels, self.opened[number].id)
         return found
 
     def without(self, bad: Mapping[str, str]) -> HubSamples:

@@ -1,19 +1,18 @@
-"""Rows of a user's JSONL file: read, checked line by line, and divided by image."""
+"""Rows of a user's JSONL file: read, and checked line by line."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.errors import DataError
+from lmm_forget.errors import DataError, brief
 from lmm_forget.tasks.base import SPLITS
+from lmm_forget.tasks.images import Source, name_of, source_of
 from lmm_forget.tasks.values import MARK, optional_text, question_of, text_of
 
 KEYS = (
@@ -32,11 +31,12 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a file. `images` are absolute paths, `names` the same relative to the images' folder."""
+    """One line of a file. `images` are absolute paths or URLs, `names` short names of the same (paths: relative to
+    the images' folder)."""
 
     id: str
     where: str
-    images: tuple[Path, ...]
+    images: tuple[Source, ...]
     names: tuple[str, ...]
     image_id: str | None
     question: str
@@ -66,7 +66,9 @@ class FileRows:
         if first == row.where:
             self.rows.append(row)
         else:
-            self.refuse(row.where, f"{row.where}: id {row.id!r} is used already, at {first}", row.split)
+            self.refuse(
+                row.where, f"{row.where}: id {brief(row.id)!r} is used already, at {first}", row.split
+            )
 
     def refuse(self, where: str, reason: str, split: Any = None, name: Any = None) -> None:
         """Note that the row at `where` cannot be used; `name` is its id as far as that can be told."""
@@ -112,74 +114,6 @@ def read_rows(path: Path, images_root: Path | None) -> FileRows:
     return found.close()
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Rows that show the same images: `number` tells clusters of one call apart, `name` is the image id."""
-
-    number: int
-    name: str
-
-
-def clusters(rows: Sequence[Row]) -> list[Cluster]:
-    """The cluster of every row: rows that share an image, directly or through other rows, share the cluster.
-
-    A row's own `image_id` joins rows too. A cluster is named by the first, in alphabetical order, of its
-    given ids or else of its image names; a row without images is a cluster of its own, named by its id.
-    """
-    parent: list[int] = list(range(len(rows)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first: dict[str, int] = {}  # the first row that shows an image file, or has an image id
-    for i, row in enumerate(rows):
-        given = [] if row.image_id is None else [f"id {row.image_id}"]
-        for key in [*given, *(f"file {image}" for image in row.images)]:
-            low, high = sorted((root(first.setdefault(key, i)), root(i)))
-            parent[high] = low
-    names: dict[int, tuple[int, str]] = {}
-    for i, row in enumerate(rows):
-        mine = [(1, name) for name in row.names] + ([] if row.image_id is None else [(0, row.image_id)])
-        names[root(i)] = min([*mine, names.get(root(i), (2, row.id))])
-    return [Cluster(root(i), names[root(i)][1]) for i in range(len(rows))]
-
-
-def divide(
-    rows: Sequence[Row], images: Sequence[Cluster], fractions: Mapping[str, float], seed: int
-) -> dict[str, list[int]]:
-    """Positions of the rows of every split, so that no image is in two splits.
-
-    A row with a `split` keeps it; otherwise its image goes to the split that the hash of its name falls into
-    (`fractions` per split, the rest to train), whatever else the file holds. Raises DataError if rows with
-    given splits put an image into two of them.
-    """
-    found: dict[str, list[int]] = {split: [] for split in SPLITS}
-    home: dict[int, tuple[str, Row]] = {}
-    for position, (row, image) in enumerate(zip(rows, images, strict=True)):
-        split = row.split or by_hash(image.name, fractions, seed)
-        there, first = home.setdefault(image.number, (split, row))
-        if there != split:
-            raise DataError(
-                f"{row.where}: image {image.name} is in split {split} here and in {there} at {first.where}; "
-                "an image may be in one split only"
-            )
-        found[split].append(position)
-    return found
-
-
-def by_hash(image: str, fractions: Mapping[str, float], seed: int) -> str:
-    """The split that an image goes to: test or validation by their `fractions`, else train."""
-    number = int.from_bytes(hashlib.sha256(f"{seed}/{image}".encode()).digest()[:8], "big") / 2**64
-    for split in ("test", "validation"):
-        number -= fractions.get(split, 0.0)
-        if number < 0:
-            return split
-    return "train"
-
-
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """The lines of a file that are not blank, each with its place."""
     if not path.is_file():
@@ -217,10 +151,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def row_from(values: dict[str, Any], where: str, root: Path) -> Row:
     """A row from an object's `values` (see `KEYS`), its images below `root`. DataError with `where` for a bad one."""
     at, where = where, _called(values, where)
-    paths = [root / name for name in _texts(values, where, "image", "images", empty=True, strip=False)]
+    images = [
+        source_of(name, root) for name in _texts(values, where, "image", "images", empty=True, strip=False)
+    ]
     split = values.get("split")
     if split is not None and split not in SPLITS:
-        raise DataError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
+        raise DataError(f"{where}: split {brief(split)!r} is not one of {', '.join(SPLITS)}")
     choices = values.get("choices")
     if choices is not None:
         choices = _texts(values, where, "", "choices")
@@ -229,13 +165,13 @@ def row_from(values: dict[str, Any], where: str, root: Path) -> Row:
     image_id = values.get("image_id")
     asked = _one(values, where, "question")
     marks = asked.count(MARK) if isinstance(asked, str) else 0
-    if marks not in (0, len(paths)):
-        raise DataError(f"{where}: {marks} {MARK} mark{'s' * (marks != 1)} and {len(paths)} images")
+    if marks not in (0, len(images)):
+        raise DataError(f"{where}: {marks} {MARK} mark{'s' * (marks != 1)} and {len(images)} images")
     return Row(
         id=text_of(_one(values, where, "id"), f"{where}: 'id'"),
         where=at,
-        images=tuple(Path(os.path.abspath(p)) for p in paths),
-        names=tuple(Path(os.path.relpath(p, root)).as_posix() for p in paths),
+        images=tuple(images),
+        names=tuple(name_of(image, root) for image in images),
         image_id=None if image_id is None else text_of(image_id, f"{where}: 'image_id'"),
         question=question_of(asked, f"{where}: 'question'"),
         answers=_texts(values, where, "answer", "answers"),

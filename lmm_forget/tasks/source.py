@@ -75,6 +75,7 @@ class Table:
         self.source = source
         self._stored: Any = None
         self._builder: Any = None
+        self._image_files: dict[str, list[str]] = {}
         self.split = source.split
         try:
             self._open()
@@ -264,6 +265,16 @@ class Table:
     def _arrow(self) -> Any:
         return self._stored.select_columns(list(self.source.columns)).with_format("arrow")
 
+    def image_files(self, column: str) -> list[str]:
+        """Names of the pictures, each once, that the rows name but do not hold; none for a stream."""
+        if self._stored is None:
+            return []
+        if column not in self._image_files:
+            parts = self._stored.select_columns([column]).with_format("arrow").iter(STREAM_BATCH)
+            names = (name for part in parts for chunk in part.column(column).chunks for name in _names(chunk))
+            self._image_files[column] = list(dict.fromkeys(names))
+        return self._image_files[column]
+
     def row(self, index: int) -> dict[str, Any]:
         """One row; a cell that cannot be read stands as `Unreadable`. Raises DataError."""
         return self._columns.rows(self._arrow[index])[0]
@@ -292,6 +303,19 @@ def _kept_at(files: Sequence[str]) -> Path:
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "by-content" / _content(files)[:32]
+
+
+def _names(column: Any) -> Iterator[str]:
+    """The paths in a column (or a column of lists) of pictures; of stored ones (`{bytes, path}`) without bytes."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        yield from _names(column.flatten())
+    elif pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
+        yield from _names(column.field("path").filter(column.field("bytes").is_null()))
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        yield from (name for name in column.to_pylist() if name)
 
 
 def _content(files: Sequence[str]) -> str:

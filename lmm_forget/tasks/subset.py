@@ -10,7 +10,7 @@ from typing import Any
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.bad_samples import require_policy, settle
-from lmm_forget.tasks.base import Sample, Task, digest
+from lmm_forget.tasks.base import Sample, SharedPictures, Task, digest
 from lmm_forget.tasks.published import HubSamples, HubTask
 from lmm_forget.tasks.values import group_of
 
@@ -93,6 +93,10 @@ class SubsetTask(Task):
     def is_local(self, split: str) -> bool:
         """As the task itself."""
         return self.task.is_local(split)
+
+    def shared_pictures(self) -> SharedPictures:
+        """As the task itself."""
+        return self.task.shared_pictures()
 
     def provenance(self) -> dict[str, str]:
         """As the task itself."""

@@ -87,6 +87,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
         raise DataError(f"{path} is a folder; give the CSV in it" if path.exists() else f"{path} is missing")
     # Bytes that are not UTF-8 come out as halves of surrogate pairs, which UTF-8 itself cannot hold.
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a picture in a data URL is a long cell
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
     header: list[str] = []
     while True:

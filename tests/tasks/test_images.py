@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, features
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.images import read_image
+from lmm_forget.tasks.images import content_digest, picture_size, read_image, source_of
 
 RED, WHITE, GREY = (255, 0, 0), (255, 255, 255), (128, 128, 128)
 
@@ -89,3 +103,209 @@ def test_a_truncated_file_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"x\.png cannot be read \(.*truncated"):
         read_image(tmp_path / "x.png")
+
+
+# --- whatever is wrong with a file, one line says so ---------------------------------------------------------------
+
+
+def exif(orientation: int = 6) -> Image.Exif:
+    """A block with what cameras write, so that damage finds something."""
+    made = Image.Exif()
+    made[0x0112], made[0x010F], made[0x011A] = orientation, "Maker", 72.0
+    made.get_ifd(0x8769)[0x829A] = 0.01
+    made.get_ifd(0x8825)[2] = (1.0, 2.0, 3.0)
+    return made
+
+
+def seeds() -> dict[str, bytes]:
+    """A small valid file of every kind, by format and way of saving."""
+    noise = np.random.default_rng(0).integers(0, 255, (24, 16, 3), dtype=np.uint8)
+    color = Image.fromarray(noise)
+    kinds: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("PNG", color, {"exif": exif()}),
+        ("PNG", color.convert("P"), {"transparency": 3}),
+        ("PNG", Image.fromarray(noise[..., 0].astype(np.uint16) * 257), {}),
+        ("PNG", color.convert("LA"), {}),
+        ("JPEG", color, {"exif": exif()}),
+        ("JPEG", color.convert("CMYK"), {}),
+        ("WEBP", color, {"exif": exif()}),
+        ("WEBP", color, {"lossless": True}),
+        ("GIF", color.convert("P"), {"save_all": True, "append_images": [color.rotate(90).convert("P")]}),
+        ("BMP", color, {}),
+        ("TIFF", color, {"exif": exif()}),
+        ("AVIF", color, {"exif": exif()}),
+    ]
+    if not features.check("avif"):
+        kinds = [kind for kind in kinds if kind[0] != "AVIF"]
+    found = {}
+    for number, (kind, image, options) in enumerate(kinds):
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        found[f"{number} {kind}"] = file.getvalue()
+    return found
+
+
+def damaged(whole: bytes, draw: random.Random) -> bytes:
+    """The file cut short, or with bytes changed: mostly in its EXIF block, if it has one, or in its first headers."""
+    if draw.random() < 0.1:
+        return whole[: draw.randrange(len(whole))]
+    found = bytearray(whole)
+    blocks = [(0, 64), (0, 300), (0, len(found))]
+    start = max(whole.rfind(mark) for mark in (b"II*\0", b"MM\0*"))
+    blocks += [(start, start + 160)] * 4 * (start > 0)
+    for _ in range(draw.choice([1, 2, 4, 16])):
+        low, high = draw.choice(blocks)
+        at = draw.randrange(low, min(high, len(found)))
+        found[at] = draw.choice([0, 255, draw.randrange(256), found[at] ^ 1 << draw.randrange(8)])
+    return bytes(found)
+
+
+def outcome(content: bytes) -> str:
+    """The picture's size, or the line that says why there is none; anything else that is raised fails the test."""
+    try:
+        with contextlib.suppress(DataError):
+            picture_size(content)
+        read = read_image(content)
+    except DataError as error:
+        line = str(error)
+        assert line.startswith("image ") and len(line) < 200 and line.isprintable(), line
+        return line
+    assert read.mode == "RGB" and min(read.size) > 0
+    return f"{read.size}"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_files_are_pictures_or_bad_samples() -> None:
+    """Found this way: AVIF that raises RuntimeError, and EXIF that raises TypeError or struct.error when it is kept."""
+    draw, whole = random.Random(14), seeds()
+    assert all(outcome(content) in ("(16, 24)", "(24, 16)") for content in whole.values())
+    found = Counter(outcome(damaged(content, draw))[:5] for content in whole.values() for _ in range(50))
+    assert found["image"] > 100 and sum(found.values()) - found["image"] > 50, found
+
+
+def png_header(width: int, height: int, kind: int = 2) -> bytes:
+    """A PNG that says it is so large."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"\0" * 64)
+    chunks = [
+        struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in (body, data)
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + b"\0\0\0\0IEND\xaeB`\x82"
+
+
+LARGE = [
+    (png_header(200_000, 200_000), "cannot be read .Image size .40000000000 pixels. exceeds limit"),
+    (png_header(2**31 - 1, 1), "cannot be read"),
+    (png_header(2**31 - 1, 2**31 - 1), "cannot be read"),
+    (png_header(0, 5), "cannot be read|has no pixels"),
+    (b"GIF89a" + bytes(7) + b",\0\0\0\0\0\0\0\0\0\2\0;", "cannot be read|has no pixels"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), LARGE, ids=range(len(LARGE)))
+def test_sizes_that_no_picture_has(content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=f"^image ({message})"):
+        read_image(content)
+
+
+@pytest.mark.parametrize("reader", [read_image, picture_size])
+@pytest.mark.parametrize(
+    "kind", [struct.error, KeyError, OverflowError, MemoryError, RecursionError, TypeError]
+)
+def test_what_a_decoder_raises_is_one_line(
+    kind: type[Exception], reader: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Decoders of damaged bytes raise what they are led into, at opening, at decoding or in their metadata."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise kind("first line\nsecond line")
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    monkeypatch.setattr("PIL.Image.Image.getexif", fail)
+    with pytest.raises(
+        DataError, match=r"x\.png cannot be read \(\w+: .?first line.*second line.?\)$"
+    ) as caught:
+        reader(tmp_path / "x.png")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_pillows_own(tmp_path: Path, orientation: int) -> None:
+    image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10)
+    read = saved(image, tmp_path, exif=exif(orientation))
+    with Image.open(tmp_path / "x.png") as opened:
+        expected = ImageOps.exif_transpose(opened).convert("RGB")
+    assert read.size == expected.size == picture_size(tmp_path / "x.png")
+    assert read.tobytes() == expected.tobytes()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, reason in (("pipe.png", "is not a file"), (".", "is a folder"), ("/dev/zero", "is not a file")):
+        with pytest.raises(DataError, match=reason):
+            read_image(tmp_path / name)
+
+
+def test_pillow_says_nothing_beside(tmp_path: Path) -> None:
+    """A warning of Pillow's (a large picture) and its log (a TIFF with too many samples) reach no screen."""
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "large.bmp")
+    code = (
+        "import sys, logging; from pathlib import Path; from lmm_forget.tasks.images import picture_size;"
+        "print(picture_size(Path(sys.argv[1]))); logging.getLogger('PIL.TiffImagePlugin').error('More samples')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "large.bmp")], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("(10000, 9000)\n", "")
+
+
+# --- URLs ----------------------------------------------------------------------------------------------------------
+
+
+def url(content: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def test_data_urls_are_pictures() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), RED).save(file, "PNG")
+    content = file.getvalue()
+    plain = base64.b64encode(content).decode()
+    for written in (
+        url(content),
+        url(content, "image/jpeg"),  # the bytes decide
+        f"DATA:image/PNG;charset=utf-8;base64,{plain}",
+        f"data:image/png;base64,{plain[:20]}\n{plain[20:]}",
+        f"data:image/png;base64,{quote(plain)}",
+        f"data:image/png,{quote(content)}",
+    ):
+        assert read_image(written).getpixel((1, 1)) == RED and picture_size(written) == (3, 2)
+        assert content_digest(written) == hashlib.sha256(content).hexdigest(), "as if it were a file"
+
+
+LONG = "A" * 80_000
+REFUSED = [
+    (f"data:image/png;base64,{LONG}", r"cannot be read \(not an image file\)"),
+    (f"data:image/png;base64,{LONG}*", "is not valid base64"),
+    (f"data:image/png;base64,{LONG}A", "is not valid base64"),
+    (f"data:text/plain;base64,{LONG}", "holds text/plain, not an image"),
+    (f"data:{LONG};base64,{LONG}", "holds a+….*, not an image"),
+    (f"data:,{LONG}", "holds text, not an image"),
+    (f"data:image/png;base64 {LONG}", "is no data URL; it looks like data:image/png;base64,…"),
+    ("data:image/png;base64,", r"cannot be read \(empty file\)"),
+    (f"https://example.org/{LONG}.png", "is a link, and nothing is downloaded; store the picture"),
+    ("HTTP://example.org/x.png", "is a link, and nothing is downloaded"),
+    ("s3://bucket/x.png", "is a link, and nothing is downloaded"),
+    ("file:///x.png", "is a URL; give the file's path"),
+    (base64.b64encode(png_header(9, 9)).decode() + LONG, "write data:image/png;base64, in front"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_what_is_written_for_an_image_is_echoed_in_short(tmp_path: Path, name: str, message: str) -> None:
+    source = source_of(name, tmp_path)
+    for reader in (read_image, picture_size):
+        with pytest.raises(DataError, match=message) as caught:
+            reader(source)
+        line = str(caught.value)
+        assert len(line) < 400 and line.isprintable()
