@@ -68,7 +68,7 @@ def test_new_labels_are_a_new_job_and_the_old_results_are_kept(folder: Path) -> 
     assert "finished already; nothing to run" in finished(folder).stderr
     relabel(folder / "data.jsonl", folder / "data.jsonl")
     again = finished(folder)
-    assert "the train data of task mine" in again.stderr and "previous-1" in again.stderr
+    assert "the data of task mine" in again.stderr and "previous-1" in again.stderr
     assert results(job / "previous-1") == before and (job / "previous-1/answers.parquet").exists()
     after = results(job)
     assert trained(after) and after["stages"][0]["key"] != before["stages"][0]["key"]

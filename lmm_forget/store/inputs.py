@@ -32,7 +32,7 @@ class InputReader:
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Fingerprints of a resolved configuration's inputs, and what could not be read: both by the input's name.
 
-        The names are `model`, `data.<task>.<split>`, `code.<task>`, `scorer.<task>` and `code.recipe`. `tasks` are
+        The names are `model`, `data.<task>`, `code.<task>`, `scorer.<task>` and `code.recipe`. `tasks` are
         those of the job where they are open already. A model or data set on a hub is no input in this sense: its
         revision is in the record, and asking whether it moved would take a network.
         """
@@ -84,12 +84,9 @@ class InputReader:
                 self._tasks[key] = ready or build_task(node)
             return self._tasks[key]
 
-        def data(split: str) -> Callable[[], str | None]:
-            return lambda: task().fingerprint(split) if task().is_local(split) else None
-
         test = "validation" if train and config["data"]["validation"] else "test"
-        for split in (*(["train"] if train else []), test if evaluated else "test"):
-            yield f"data.{name}.{split}", f"{key} {split}", data(split)
+        splits = ["train", test] if train else ["test"]
+        yield f"data.{name}", f"{key} {splits}", lambda: task().content(splits)
         yield f"code.{name}", f"{key} code", lambda: user_code(task())
         if evaluated:
             yield f"scorer.{name}", f"{key} scorer", lambda: scorer_code(task().scorer)
@@ -115,7 +112,7 @@ def training_inputs(inputs: Mapping[str, str], tasks: Iterable[str]) -> dict[str
     """Those of a job's inputs that decide the weights after it was trained on `tasks`."""
     names = {"model", "code.recipe"}
     for task in tasks:
-        names |= {f"data.{task}.train", f"code.{task}"}
+        names |= {f"data.{task}", f"code.{task}"}
     return {name: inputs[name] for name in sorted(names & inputs.keys())}
 
 
@@ -124,8 +121,7 @@ def _in_words(name: str) -> str:
     if kind == "model":
         return "the model's folder"
     if kind == "data":
-        task, _, split = rest.rpartition(".")
-        return f"the {split} data of task {task}"
+        return f"the data of task {rest}"
     if kind == "scorer":
         return f"the scorer of task {rest}"
     return "the code of the recipe's method" if rest == "recipe" else f"the code of task {rest}"

@@ -171,4 +171,4 @@ def minor(version: str) -> str:
 def digest(value: Any) -> str:
     """SHA-256 (hex, 40 digits) of JSON-serialisable data, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]

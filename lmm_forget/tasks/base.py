@@ -120,9 +120,12 @@ class Task(ABC):
         """
         return self.samples(split)
 
-    def is_local(self, split: str) -> bool:
-        """Whether this split's content can be read again without a network."""
-        return True
+    def content(self, splits: Sequence[str]) -> str | None:
+        """Digest of the local data that these splits are made from, as cheap as it can be had; None without any.
+
+        It changes whenever `fingerprint` of one of them does because data changed. Raises DataError.
+        """
+        return digest([self.fingerprint(split) for split in splits])
 
     def readable(self, split: str) -> Sequence[Sample]:
         """The split without the samples whose text cannot be read; `skipped` of what is returned names these.
@@ -145,4 +148,5 @@ class Task(ABC):
 
 def digest(*parts: Any) -> str:
     """Stable hex digest of JSON-serialisable parts, for fingerprints."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -169,6 +169,10 @@ class JsonlTask(Task):
             self._splits = split_samples(file, rows, images, found, home, pictures, self.list_choices)
         return self._splits
 
+    def content(self, splits: Sequence[str]) -> str:
+        """See `Task.content`: of the whole file, since its rows and pictures decide together what is in a split."""
+        return self._rows().content()
+
     def shared_pictures(self) -> SharedPictures:
         """See `Task.shared_pictures`: of rows whose split is given, since all others are divided by picture."""
         return shared({split: part.shown() for split, part in self._read().items()})

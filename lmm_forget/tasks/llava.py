@@ -63,7 +63,7 @@ def read_llava(
     found = FileRows()
     for number in chosen:
         item = items[number]
-        where = f"{path}: item {number} (id {_name(item, number)})"
+        where = f"{path}: item {number} (id {brief(_name(item, number))})"
         try:
             rows = list(_item_rows(item, where, number, images_root or path.parent, turns))
         except DataError as error:

@@ -218,12 +218,20 @@ class HubTask(Task):
         settle(bad, total, on_bad_sample, task=self.name, what=f"{split} samples")
         return part.without(bad)
 
-    def is_local(self, split: str) -> bool:
-        """Whether the split is read from a copy or from training files, not from the hub."""
-        if split != "test" and "train" not in self.splits:
-            return True
-        published = split if split in self.splits else "train"
-        return (self.path.get(published) if isinstance(self.path, Mapping) else self.path) is not None
+    def content(self, splits: Sequence[str]) -> str | None:
+        """See `Task.content`: of copies and training files; None where all splits come from the hub."""
+        found: list[Any] = []
+        for split in splits:
+            if split != "test" and "train" not in self.splits:
+                file = self.taught_rows()
+                found.append(None if file is None else file.content())
+                continue
+            published = split if split in self.splits else "train"
+            path = self.path.get(published) if isinstance(self.path, Mapping) else self.path
+            if path is not None:
+                table = self._table(published)
+                found.append([table.identity, [content_digest(picture) for picture in self._named(table)]])
+        return digest(found) if found else None
 
     def shared_pictures(self) -> SharedPictures:
         """See `Task.shared_pictures`; a streamed split, which is not read before its time, is not looked at."""
@@ -351,7 +359,7 @@ class HubTask(Task):
         """The row's own image id; None without one, or where the row is one of those that cannot be used."""
         cells = Cells(row, self.fields)
         try:
-            return cells.text("image_id") if "image_id" in cells else None
+            return cells.optional("image_id") or None
         except DataError:
             return None
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import DataError, brief
-from lmm_forget.tasks.base import SPLITS
-from lmm_forget.tasks.images import Source, name_of, source_of
+from lmm_forget.tasks.base import SPLITS, digest
+from lmm_forget.tasks.images import Source, content_digest, name_of, source_of
 from lmm_forget.tasks.values import MARK, optional_text, question_of, text_of
 
 KEYS = (
@@ -72,11 +72,32 @@ class FileRows:
 
     def refuse(self, where: str, reason: str, split: Any = None, name: Any = None) -> None:
         """Note that the row at `where` cannot be used; `name` is its id as far as that can be told."""
-        self.bad[where] = reason
+        self.bad[where] = brief(reason, 500)
         if split in SPLITS:
             self.split_of[where] = split
         with suppress(DataError):
             self._places.setdefault(text_of(name, where), where)
+
+    def content(self) -> str:
+        """Digest of the rows, of what cannot be used, and of the pictures' bytes (which are not decoded)."""
+        pictures = {image: content_digest(image) for row in self.rows for image in row.images}
+        rows = [
+            [
+                *(
+                    row.id,
+                    row.names,
+                    row.image_id,
+                    row.question,
+                    row.answers,
+                    row.choices,
+                    row.split,
+                    row.system,
+                ),
+                *(dict(sorted(row.meta.items())), [pictures[image] for image in row.images]),
+            ]
+            for row in self.rows
+        ]
+        return digest(rows, [reason.rpartition("/")[2] for reason in self.bad.values()])
 
     def close(self) -> FileRows:
         """Look at all rows together: where one names a split, those that name none are bad."""

@@ -90,9 +90,9 @@ class SubsetTask(Task):
         """As the task itself."""
         return self.task.score(answer, sample)
 
-    def is_local(self, split: str) -> bool:
+    def content(self, splits: Sequence[str]) -> str | None:
         """As the task itself."""
-        return self.task.is_local(split)
+        return self.task.content(splits)
 
     def shared_pictures(self) -> SharedPictures:
         """As the task itself."""

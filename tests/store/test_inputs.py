@@ -91,11 +91,11 @@ CHANGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "answer": (
         lambda f: edit(f / "test.jsonl", '"red"', '"tan"'),
-        ["the test data of task mine"],
+        ["the data of task mine"],
     ),
     "picture": (
         lambda f: repaint(f / "train.png"),
-        ["the train data of task mine"],
+        ["the data of task mine"],
     ),
     "scorer": (
         lambda f: (f / "my_scorer.py").write_text(SCORER + "# another rule\n") and None,
@@ -114,7 +114,7 @@ def test_one_change_of_what_is_read_is_seen_and_named(
 ) -> None:
     monkeypatch.syspath_prepend(str(folder))
     before, unreadable = InputReader().read(config(folder))
-    assert not unreadable and {"model", "data.mine.train", "data.mine.test", "scorer.mine"} <= before.keys()
+    assert not unreadable and {"model", "data.mine", "scorer.mine"} <= before.keys()
     assert InputReader().read(config(folder)) == (before, {})
     make, named = CHANGES[what]
     make(folder)
@@ -139,14 +139,14 @@ def test_what_cannot_be_read_any_more_is_told_and_is_no_change(folder: Path) -> 
     before, _ = InputReader().read(here)
     (folder / "train.jsonl").unlink()
     now, unreadable = InputReader().read(here)
-    assert set(unreadable) == {"data.mine.train", "data.mine.test"}
-    assert "train.jsonl" in unreadable["data.mine.train"]
+    assert set(unreadable) == {"data.mine"}
+    assert "train.jsonl" in unreadable["data.mine"]
     assert changed(before, now, unreadable) == []
 
 
 def test_of_the_inputs_those_that_decide_weights_are_known() -> None:
-    inputs = {"model": "m", "data.a.train": "t", "data.a.test": "e", "data.b.train": "u", "scorer.a": "s"}
-    assert training_inputs(inputs, ["a"]) == {"model": "m", "data.a.train": "t"}
+    inputs = {"model": "m", "data.a": "t", "data.b": "u", "scorer.a": "s"}
+    assert training_inputs(inputs, ["a"]) == {"model": "m", "data.a": "t"}
 
 
 MODEL_CHANGES: dict[str, Callable[[Path], None]] = {
