@@ -9,62 +9,155 @@ from dataclasses import dataclass
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Sample
+from lmm_forget.tasks.scoring.numbers import plain_figures
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.words import words
+from lmm_forget.tasks.scoring.words import ARTICLES, tokens
+from lmm_forget.tasks.scoring.wrapping import final_parts, unwrap
 
-LONE = re.compile(r"\(?([A-Za-z])[.):]?\)?\.?")
-LEADING = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])\s*(\S.*)", re.DOTALL)
+_OPEN, _SHUT = r"[\"'(\[{<]*\s*", r"\s*[\"')\]}>]*"
+LONE = re.compile(rf"{_OPEN}([A-Za-z]){_SHUT}\s*[.):,;!]*{_SHUT}[.]?")
+LEADING = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?(?-i:"
+    r"[\"'(\[{<]\s*([A-Z])\s*[\"')\]}>]\s*[.):]?(?:\s*-\s)?|([A-Z])\s*[.):]\)?|([A-Z])\s+-\s"
+    r"|([A-Z])(?=,?\s+(?:because|since)\b)"
+    r")\s*(?P<rest>\S.*)",
+    re.IGNORECASE,
+)
+BESIDE = re.compile(r"([A-Z])\s+(\S.*)")
+_SO = r"(?:(?:so|thus|hence|therefore|ok|okay|well|finally|then|sure)\b[,.!:]?\s+)*"
+_KIND = (
+    r"(?:(?:final|correct|right|best|most\s+likely|most\s+appropriate)\s+)*(?:answer|option|choice|ans)\b\.?"
+)
+_IS = (
+    r"(?:\s+(?:is|would\s+be|should\s+be|must\s+be)\b(?!\s+not\b)(?:\s+(?:therefore|thus|likely|probably))?)"
+)
 LEAD_IN = re.compile(
-    r"(?:so,?\s+|therefore,?\s+)?(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice)"
-    r"(?:\s+is\b|\s*:)\s*:?\s*(?P<rest>\S.*)",
-    re.DOTALL | re.IGNORECASE,
+    rf"{_SO}(?:i\s+(?:think|believe)\s+(?:that\s+)?)?(?:(?:the|my|your)\s+)?{_KIND}(?:{_IS}\s*:?|\s*[:=]|\s+-\s)\s*(?P<rest>\S.*)",
+    re.IGNORECASE,
 )
 NAMED = re.compile(
-    r"(?i:\b(?:answer|option|choice)(?:\s+is|\s*:)?\s*(?:option\s+)?)\(?([A-Z])\)?\s*(?=[.,;:!)]|$)"
+    rf"(?i:\b(?:answer|option|choice|ans\.?)\b(?:{_IS}|\s*[:=]|\s+-\s)?\s*:?\s*(?:option\s+)?)"
+    rf"{_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
+)
+ANSWERED = re.compile(
+    rf"(?i:\b(?:answer|ans\.?)\b(?:{_IS}|\s*[:=]|\s+-\s)\s*:?\s*(?:option\s+)?){_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
+)
+CHOSEN = re.compile(
+    rf"(?i:{_SO}i(?:'d|\s+would|'ll|\s+will)?\s+(?:choose|pick|select|go\s+with|say)\s+(?:option\s+)?|{_SO}(?:it|that|this)(?:'s|\s+is)"
+    rf"\s+(?:option\s+)?|(?:so|thus|hence|therefore)\b,?\s+){_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
+)
+RIGHT = re.compile(
+    rf"(?i:{_SO}(?:option\s+|choice\s+)?){_OPEN}([A-Z]){_SHUT}\s*[.]?\s+(?i:is\s+(?:the\s+)?(?:correct|right|best|answer)\b)"
+)
+WRONG = re.compile(r"(?:is|are|looks?|seems?)?\s*(?:not\b|n't\b|incorrect|wrong|false)", re.IGNORECASE)
+DENIED = re.compile(
+    r"(?:\bnot|n't|\bneither|\bnor|\bnever|\bexcept|\bthan|\binstead\s+of|\bcannot\s+be|\bexclud(?:e|ing)"
+    r"|\brul(?:e|ed|es|ing)\s+out|\beliminat(?:e|ed|es|ing))(?:\s+(?:the|be|a|an|correct|right|best))*\s*$",
+    re.IGNORECASE,
+)
+SEVERAL = re.compile(
+    rf"(?<!\w){_OPEN}([A-Z]){_SHUT}\s*(?:,|/|&|\+|;|(?:,\s*)?\b(?:or|and)\b)\s*(?:(?:option|maybe|perhaps|possibly)\s+)?"
+    rf"{_OPEN}([A-Z])(?![\w'-]){_SHUT}(?=\s*(?:[.,;:!?/&]|$|and\b|or\b))"
 )
 
 
 def option_of_text(text: str, choices: Sequence[str]) -> str | None:
-    """Letter of the one option whose words equal those of `text`; None if there is none or more than one."""
-    wanted = words(text)
-    same = [i for i, choice in enumerate(choices) if wanted and words(choice) == wanted]
+    """Letter of the one option whose words equal those of `text`; None if there is none or more than one.
+
+    A leading article does not count, and figures are read as `plain_figures` has them.
+    """
+    wanted = _plain(text)
+    same = [i for i, choice in enumerate(choices) if wanted and _plain(choice) == wanted]
     return string.ascii_uppercase[same[0]] if len(same) == 1 else None
+
+
+def _plain(text: str) -> list[str]:
+    found = tokens(plain_figures(unwrap(text)))
+    return found[1:] if len(found) > 1 and found[0] in ARTICLES else found
 
 
 def read_letter(answer: str, choices: Sequence[str] | None = None) -> str | None:
     """The option an answer names: "B", "b", "B.", "(B)", "B. text", the option's text, or "the answer is" any of these.
 
-    None where nothing is named, more than one option is named, letter and text contradict each other, or the
-    letter is not among the choices. A sentence that merely starts with the article "A" names nothing.
+    Markup around it is taken off (see `wrapping`); tags and boxes that mark an answer decide. Of several lines those
+    count that are a letter alone or say what the answer is, and the first and the last; a list of the options does
+    not. None where nothing is named, more than one option is named, letter and text contradict each other, or the
+    letter is not among the choices. A sentence that merely starts with the article "A" names nothing, nor does
+    "not B".
     """
-    text = " ".join(answer.split())
     choices = choices or ()
-    found = _named(text, choices)
-    if lead_in := LEAD_IN.fullmatch(text):
-        found |= _named(lead_in["rest"], choices)
     letters = string.ascii_uppercase[: len(choices)] if choices else string.ascii_uppercase
+    found: set[str] = set()
+    for part in final_parts(answer):
+        found |= _of_lines(
+            [line for line in (" ".join(line.split()) for line in part.splitlines()) if line], choices
+        )
     return found.pop() if len(found) == 1 and found <= set(letters) else None
 
 
-def _named(text: str, choices: Sequence[str]) -> set[str]:
-    """All letters that a text names, in any way."""
+def _of_lines(lines: list[str], choices: Sequence[str]) -> set[str]:
+    """All letters that the lines of an answer name."""
+    listed = {line: _letter(match) for line in lines if (match := LEADING.fullmatch(line))}
+    if len(set(listed.values())) > 1 and len(lines) > len(listed):
+        lines = [line for line in lines if line not in listed]
     found: set[str] = set()
+    for i, line in enumerate(lines):
+        if i in (0, len(lines) - 1) or LONE.fullmatch(line) or LEAD_IN.fullmatch(line):
+            found |= _named(line, choices)
+        else:
+            found |= _all(ANSWERED, line)
+    return found
+
+
+def _named(text: str, choices: Sequence[str]) -> set[str]:
+    """All letters that one line names, in any way."""
     if lone := LONE.fullmatch(text):
-        found.add(lone[1].upper())
-    elif leading := LEADING.fullmatch(text):
-        found.add(leading[1] or leading[2])
-        named_text = option_of_text(leading[3], choices)
-        if named_text:
-            found.add(named_text)
-        found.update(NAMED.findall(leading[3]))
-        second = LEADING.fullmatch(leading[3]) or LONE.fullmatch(leading[3])
-        if second:  # "A) B)": two options
-            found.update(group.upper() for group in second.groups()[:2] if group)
-    else:
-        found.update(NAMED.findall(text))
-    if not found and choices and (by_text := option_of_text(text, choices)):
+        return {lone[1].upper()}
+    found = _all(NAMED, text) | _all(CHOSEN, text)
+    if right := RIGHT.match(text):
+        found.add(right[1])
+    if leading := LEADING.fullmatch(text):
+        found |= _with_text(_letter(leading), leading["rest"], choices)
+    elif (beside := BESIDE.fullmatch(text)) and (by_text := option_of_text(beside[2], choices)):
+        if by_text == beside[1]:  # "B blue bird"
+            found.add(by_text)
+    elif lead_in := LEAD_IN.fullmatch(text):
+        found |= _named(lead_in["rest"], choices)
+    if found:
+        letters = set(string.ascii_uppercase[: len(choices) or 26])
+        found |= {
+            letter for match in SEVERAL.finditer(text) for letter in match.groups() if letter in letters
+        }
+    elif by_text := option_of_text(text, choices):
         found.add(by_text)
     return found
+
+
+def _with_text(letter: str, rest: str, choices: Sequence[str]) -> set[str]:
+    """The letters that "B. text" names: that letter, and what the text says."""
+    if WRONG.match(rest):
+        return set()
+    found = {letter} | _all(NAMED, rest)
+    if by_text := option_of_text(rest, choices):
+        found.add(by_text)
+    if second := LEADING.fullmatch(rest):  # "A) B)": two options
+        found.add(_letter(second))
+    elif lone := LONE.fullmatch(rest):
+        found.add(lone[1].upper())
+    return found
+
+
+def _all(pattern: re.Pattern[str], text: str) -> set[str]:
+    """The letters of all matches that nothing before them denies."""
+    return {
+        match[1]
+        for match in pattern.finditer(text)
+        if not DENIED.search(text[: match.start(1)].rstrip(" ([{'\""))
+    }
+
+
+def _letter(match: re.Match[str]) -> str:
+    return next(group for group in match.groups()[:4] if group)
 
 
 @dataclass(frozen=True)
