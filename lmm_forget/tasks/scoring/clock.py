@@ -20,7 +20,7 @@ _HOUR = rf"(?P<hour>1[0-2]|0?[1-9]|{'|'.join(HOUR)})"
 FULL_HOUR = re.compile(rf"(?<![\w:.,^/-]){_HOUR} ?(?:o'? ?clock|[ap]\.? ?m\b)")
 PART = re.compile(
     rf"\b(?:(?P<part>half|(?:a )?quarter)|(?P<minutes>[1-5]?\d|five|ten|twenty(?:[- ]five)?)(?: minutes?)?)"
-    rf" (?P<way>past|after|to|before|till) {_HOUR}(?![\w:.])"
+    rf" (?P<way>past|after|to|before|till) {_HOUR}(?![\w:]|\.\d)"
 )
 MINUTES = {"half": 30, "quarter": 15, "five": 5, "ten": 10, "twenty": 20, "twenty five": 25}
 

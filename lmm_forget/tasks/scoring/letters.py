@@ -6,6 +6,7 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Sample
@@ -14,6 +15,7 @@ from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import ARTICLES, tokens
 from lmm_forget.tasks.scoring.wrapping import final_parts, unwrap
 
+CAPITAL = re.compile(r"[A-Z](?![A-Za-z0-9])")
 _OPEN, _SHUT = r"[\"'(\[{<]*\s*", r"\s*[\"')\]}>]*"
 LONE = re.compile(rf"{_OPEN}([A-Za-z]){_SHUT}\s*[.):,;!]*{_SHUT}[.]?")
 LEADING = re.compile(
@@ -23,7 +25,7 @@ LEADING = re.compile(
     r")\s*(?P<rest>\S.*)",
     re.IGNORECASE,
 )
-BESIDE = re.compile(r"([A-Z])\s+(\S.*)")
+BESIDE = re.compile(r"([A-Z]),?\s+(\S.*)")
 _SO = r"(?:(?:so|thus|hence|therefore|ok|okay|well|finally|then|sure)\b[,.!:]?\s+)*"
 _KIND = (
     r"(?:(?:final|correct|right|best|most\s+likely|most\s+appropriate)\s+)*(?:answer|option|choice|ans)\b\.?"
@@ -43,8 +45,8 @@ ANSWERED = re.compile(
     rf"(?i:\b(?:answer|ans\.?)\b(?:{_IS}|\s*[:=]|\s+-\s)\s*:?\s*(?:option\s+)?){_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
 )
 CHOSEN = re.compile(
-    rf"(?i:{_SO}i(?:'d|\s+would|'ll|\s+will)?\s+(?:choose|pick|select|go\s+with|say)\s+(?:option\s+)?|{_SO}(?:it|that|this)(?:'s|\s+is)"
-    rf"\s+(?:option\s+)?|(?:so|thus|hence|therefore)\b,?\s+){_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
+    r"(?i:\b(?:i(?:'d|\s+would|'ll|\s+will)?\s+(?:choose|pick|select|go\s+with|say)\s+(?:option\s+)?"
+    rf"|(?:it|that|this)(?:'s|\s+is)\s+(?:option\s+)?|(?:so|thus|hence|therefore),?\s+)){_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
 )
 RIGHT = re.compile(
     rf"(?i:{_SO}(?:option\s+|choice\s+)?){_OPEN}([A-Z]){_SHUT}\s*[.]?\s+(?i:is\s+(?:the\s+)?(?:correct|right|best|answer)\b)"
@@ -71,8 +73,12 @@ def option_of_text(text: str, choices: Sequence[str]) -> str | None:
     return string.ascii_uppercase[same[0]] if len(same) == 1 else None
 
 
+@lru_cache(maxsize=4096)
 def _plain(text: str) -> list[str]:
-    found = tokens(plain_figures(unwrap(text)))
+    if text.isascii() and text.replace(" ", "").isalpha():
+        found = text.lower().split()
+    else:
+        found = tokens(plain_figures(unwrap(text)))
     return found[1:] if len(found) > 1 and found[0] in ARTICLES else found
 
 
@@ -97,6 +103,8 @@ def read_letter(answer: str, choices: Sequence[str] | None = None) -> str | None
 
 def _of_lines(lines: list[str], choices: Sequence[str]) -> set[str]:
     """All letters that the lines of an answer name."""
+    if len(lines) == 1:
+        return _named(lines[0], choices)
     listed = {line: _letter(match) for line in lines if (match := LEADING.fullmatch(line))}
     if len(set(listed.values())) > 1 and len(lines) > len(listed):
         lines = [line for line in lines if line not in listed]
@@ -113,21 +121,26 @@ def _named(text: str, choices: Sequence[str]) -> set[str]:
     """All letters that one line names, in any way."""
     if lone := LONE.fullmatch(text):
         return {lone[1].upper()}
-    found = _all(NAMED, text) | _all(CHOSEN, text)
-    if right := RIGHT.match(text):
-        found.add(right[1])
-    if leading := LEADING.fullmatch(text):
-        found |= _with_text(_letter(leading), leading["rest"], choices)
-    elif (beside := BESIDE.fullmatch(text)) and (by_text := option_of_text(beside[2], choices)):
-        if by_text == beside[1]:  # "B blue bird"
-            found.add(by_text)
-    elif lead_in := LEAD_IN.fullmatch(text):
+    lower = text.lower()
+    announced = "ans" in lower or "option" in lower or "choice" in lower
+    found: set[str] = set()
+    if CAPITAL.search(text):  # no letter is named without one
+        found = (_all(NAMED, text) if announced else found) | _all(CHOSEN, text)
+        if right := RIGHT.match(text):
+            found.add(right[1])
+        if leading := LEADING.fullmatch(text):
+            found |= _with_text(_letter(leading), leading["rest"], choices)
+            announced = False
+        elif (beside := BESIDE.fullmatch(text)) and option_of_text(beside[2], choices) == beside[1]:
+            found.add(beside[1])  # "B blue bird"
+            announced = False
+    if announced and (lead_in := LEAD_IN.fullmatch(text)):
         found |= _named(lead_in["rest"], choices)
     if found:
         letters = set(string.ascii_uppercase[: len(choices) or 26])
-        found |= {
-            letter for match in SEVERAL.finditer(text) for letter in match.groups() if letter in letters
-        }
+        for match in SEVERAL.finditer(text):
+            if found.intersection(match.groups()):  # not the "A and B" of "D, unlike A and B"
+                found |= letters.intersection(match.groups())
     elif by_text := option_of_text(text, choices):
         found.add(by_text)
     return found
@@ -149,11 +162,7 @@ def _with_text(letter: str, rest: str, choices: Sequence[str]) -> set[str]:
 
 def _all(pattern: re.Pattern[str], text: str) -> set[str]:
     """The letters of all matches that nothing before them denies."""
-    return {
-        match[1]
-        for match in pattern.finditer(text)
-        if not DENIED.search(text[: match.start(1)].rstrip(" ([{'\""))
-    }
+    return {match[1] for match in pattern.finditer(text) if not DENIED.search(text, 0, match.start())}
 
 
 def _letter(match: re.Match[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Sample
@@ -32,14 +33,15 @@ SCALES = {"hundred": 100, "thousand": 1000}
 # operator joins ("1/2", "2^2", "5x5", "3:45", "3-3"), with a scale ("5 million") or a sign apart ("-$5") are none.
 _FIGURE = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 TOKEN = re.compile(
-    r"(?P<joined>(?<!\w)[-+]?\d[\d.,]*(?:(?: ?[x*^/÷] ?|[-+:=·])[-+]?(?:\d[\d.,]*|\{[^{}]*\})(?!\w))+)"
+    r"(?P<word>[^\W\d_]+)"
+    r"|(?P<joined>(?<!\w)[-+]?\d[\d.,]*(?:(?: ?[x*^/÷] ?|[-+:=·])[-+]?(?:\d[\d.,]*|\{[^{}]*\})(?!\w))+)"
     r"|(?P<money>(?<!\w)- ?[$€£¥₹] ?\.?\d[\d.,]*)"
     rf"|(?P<scaled>(?<!\w)[-+]?{_FIGURE}\s+(?:hundred|thousand|million|billion|trillion|dozen)\b)"
     rf"|(?P<digits>(?<!\w)[-+]?(?:(?<![\w.])\.\d+|{_FIGURE})(?!\w|,\d|\.\d))"
     r"|(?P<malformed>(?<!\w)[-+]?\d[\d.,]*\d(?!\w))"
-    r"|(?P<word>[^\W\d_]+)"
     r"|(?P<other>[^\s])"
 )
+_DIGIT = re.compile(r"\d")
 MINUS = frozenset({"minus", "negative"})
 
 # Ways to write a number that only tolerant readings know.
@@ -100,6 +102,11 @@ def find_numbers(text: str) -> list[Decimal | None]:
     Reads "5", "-5", "2.5", "1,250", "seventeen", "twenty-one", "two hundred and five". Letters beside digits
     ("mp3", "5th") and number words inside other words ("someone") are not numbers.
     """
+    return list(_numbers(normalize(text)))
+
+
+@lru_cache(maxsize=4096)
+def _numbers(plain: str) -> tuple[Decimal | None, ...]:
     found: list[Decimal | None] = []
     run = _Words()
     linked = ""  # hyphen or "and" met inside a run; only kept if a number word follows
@@ -112,7 +119,7 @@ def find_numbers(text: str) -> list[Decimal | None]:
             found.append(None if minus else value)
         run, linked = _Words(), ""
 
-    for match in TOKEN.finditer(normalize(text)):
+    for match in TOKEN.finditer(plain):
         token, kind = match[0], match.lastgroup
         if kind == "word" and run.take(token):
             if not linked and before in MINUS:
@@ -131,7 +138,7 @@ def find_numbers(text: str) -> list[Decimal | None]:
                 run.take(token)
         before = token
     finish()
-    return found
+    return tuple(found)
 
 
 def read_number(text: str) -> Decimal | None:
@@ -146,7 +153,7 @@ def plain_figures(text: str) -> str:
     "1,234", "1 234" and "1'234" become "1234"; "-$5", "$-5" and "minus 5" become "-5"; "5cm" becomes "5 cm",
     "1.5 million" "1500000". Units of one letter stay: "5m" may be metres or millions.
     """
-    if not any(char.isdecimal() for char in text):
+    if not _DIGIT.search(text):
         return text
     text = _SIGNED_MONEY.sub(lambda m: f"{m[2] or m[3]} {m[1] or m[4]}", text)
     text = _SAID_MINUS.sub("-", text)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring.annotators import annotator_accuracy, normalize_vqa
+from lmm_forget.tasks.scoring.annotators import ARTICLES, DIGIT_OF_WORD, annotator_accuracy, normalize_vqa
 from lmm_forget.tasks.scoring.folding import fold
 from lmm_forget.tasks.scoring.numbers import plain_figures
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import affirms, tokens
 from lmm_forget.tasks.scoring.wrapping import stated, unwrap
 
-NUMERAL = re.compile(r"[-+]?\.?\d[\d.,]*")
+NUMERAL = re.compile(r"[-+]? ?[$€£¥₹]? ?\d")
 GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?")
 
 
@@ -44,9 +44,8 @@ def same_figures(a: str, b: str) -> bool:
 
 
 def figures(text: str) -> list[Decimal | str]:
-    """The figures that stand alone in a text; one that is no number ("1,5") as its text."""
-    stripped = (word.strip("()[]\"'?!;:").rstrip(".,") for word in text.split())
-    return [_value(word) for word in stripped if NUMERAL.fullmatch(word)]
+    """The figures of a text in order, each whole; one that is no plain number ("1,5", "1/2") as its text."""
+    return [_value(token) for token in tokens(text) if NUMERAL.match(token)]
 
 
 def _value(figure: str) -> Decimal | str:
@@ -82,7 +81,14 @@ class VQAAccuracy(AnswerScorer):
 
 
 def _inside(answer: str, reference: str) -> bool:
+    """Whether an answer holds a reference as the official normaliser has both, its figures whole."""
     reference = plain_figures(unwrap(reference))
     if not affirms(normalize_vqa(answer).split(), normalize_vqa(reference).split()):
         return False
-    return not figures(reference) or affirms(tokens(answer), tokens(reference))
+    return not any(map(str.isdecimal, reference)) or affirms(
+        _figures_whole(answer), _figures_whole(reference)
+    )
+
+
+def _figures_whole(text: str) -> list[str]:
+    return [DIGIT_OF_WORD.get(token, token) for token in tokens(text) if token not in ARTICLES]

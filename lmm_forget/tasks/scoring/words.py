@@ -12,16 +12,19 @@ from lmm_forget.tasks.scoring.folding import fold
 # A number keeps its sign, decimal point and thousands commas, so that "1.5" is never read as "15".
 WORD = re.compile(r"(?<!\w)[-+]?\d+(?:[.,]\d+)*(?!\w)|\w+")
 
-# One number is one token: neither "2" nor "10" is in "10^2", "3" is not in "3/4", "3:45", "3.5cm" or "3 million".
+# One number is one token: neither "2" nor "10" is in "10^2"; "3" is not in "3/4", "3:45", "3.5cm", "-$3", "3 million".
 TOKEN = re.compile(
     r"[-+]?\w+(?:[.,]\w+)*\^(?:\{[^{}]*\}|[-+]?\w+)"
     r"|(?<![\w/])[-+]?(?:\d+ )?\d{1,3}/\d{1,3}(?![\w/])"
+    r"|(?<!\w)[-+] ?[$€£¥₹] ?\d+(?:[.,]\d+)*"
     r"|(?<!\w)[-+]?\d+(?::\d+)+(?!\w)"
     r"|(?<!\w)[-+]?\d+(?:[.,]\d+)* (?:hundred|thousand|million|billion|trillion)\b"
     r"|(?<!\w)[-+]?\d+(?:[.,]\d+)*(?![\w]|[.,]\d)"
     r"|(?<!\w)[-+]?\d+(?:[.,]\d+)+\w*"
     r"|\w+"
 )
+_FIGURE = re.compile(r"[\d^]")
+_PLAIN = re.compile(r"\w+")  # what TOKEN comes to where there is no figure
 NEGATIONS = frozenset({"not", "never", "neither", "nor", "cannot"})
 ARTICLES = frozenset({"a", "an", "the"})
 
@@ -43,7 +46,8 @@ def words(text: str) -> list[str]:
 
 def tokens(text: str) -> list[str]:
     """Like `words`, but powers, fractions, times and figures with a unit or a scale are one token each."""
-    return TOKEN.findall(normalize(text))
+    plain = normalize(text)
+    return (TOKEN if _FIGURE.search(plain) else _PLAIN).findall(plain)
 
 
 def contains(answer: Sequence[str], reference: Sequence[str]) -> bool:
@@ -58,8 +62,9 @@ def affirms(answer: Sequence[str], reference: Sequence[str]) -> bool:
 
 def _places(answer: Sequence[str], reference: Sequence[str]) -> Iterator[int]:
     n, wanted = len(reference), list(reference)
-    if n:
-        yield from (i for i in range(len(answer) - n + 1) if list(answer[i : i + n]) == wanted)
+    for i in range(len(answer) - n + 1 if n else 0):
+        if answer[i] == wanted[0] and list(answer[i : i + n]) == wanted:
+            yield i
 
 
 def _negated(before: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ import re
 
 from lmm_forget.tasks.scoring.folding import fold
 
-_MARKED = re.compile(r"[*_`$\\<#>•^]|^\s*-\s", re.MULTILINE)
+_MARK = re.compile(r"[*_`$\\<#>•^]")
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>|^.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _TAGGED = re.compile(
     r"<(?:final_?)?answer>(.*?)</(?:final_?)?answer>|<\|begin_of_box\|>(.*?)<\|end_of_box\|>",
@@ -47,6 +47,7 @@ _SYMBOLS = (
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\(?:[,;:! ]|quad(?![A-Za-z])|left(?![A-Za-z])|right(?![A-Za-z]))"), " "),
 )
+_ANNOUNCED = re.compile("[Aa](?:ns|NS)|[Ss](?:olution|OLUTION)")
 _DECLARED = re.compile(
     r"\b(?:answer|ans\.?|solution)(?:\s+to\s+(?:the|this)\s+question)?"
     r"(?:\s+(?:is|would\s+be|should\s+be|must\s+be)\b(?!\s+(?:not|n't)\b)\s*:?|\s*[:=]|\s+-\s)\s*(\S[^\n]*)",
@@ -60,7 +61,7 @@ def unwrap(text: str) -> str:
     "**D**", "`D`", "$D$", r"\\text{D}" and "<b>D</b>" all become "D"; "$5 and $6", "2*3*4" and "2**3" stay.
     """
     text = fold(text)
-    if not _MARKED.search(text):
+    if not _marked(text):
         return text
     text = _TAG.sub("", _BREAK.sub("\n", _FENCE.sub("", text))).replace("`", "")
     before = None
@@ -76,24 +77,30 @@ def unwrap(text: str) -> str:
     return _LOOSE.sub("", _LINE_START.sub("", text))
 
 
+def _marked(text: str) -> bool:
+    """Whether there may be markup in a text."""
+    return _MARK.search(text) is not None or "- " in text
+
+
 def final_parts(text: str) -> tuple[str, ...]:
     """What a text marks as its answer: all `<answer>` tags, else all boxes, else the whole; each one unwrapped.
 
     Thoughts in `<think>` tags are left out.
     """
     text = fold(text)
+    if not _marked(text) and "box" not in text and "\x08" not in text:
+        return (text,)
     if "<" in text:
         text = _THOUGHTS.sub("", text)
         if tagged := [m[1] or m[2] or "" for m in _TAGGED.finditer(text)]:
             return tuple(part for each in tagged for part in final_parts(each))
-    boxes = _boxes(text) if "ox" in text else []
-    return tuple(unwrap(part) for part in boxes or (text,))
+    return tuple(unwrap(part) for part in _boxes(text) or (text,))
 
 
 def stated(text: str) -> tuple[str, ...]:
     """What a text states as its answer: behind "the answer is" or "Answer:", else its `final_parts`."""
     parts = final_parts(text)
-    declared = [match[1] for part in parts for match in _DECLARED.finditer(part)]
+    declared = [match[1] for part in parts if _ANNOUNCED.search(part) for match in _DECLARED.finditer(part)]
     return tuple(declared) or parts
 
 
