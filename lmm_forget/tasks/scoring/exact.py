@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring.numbers import plain_figures
+from lmm_forget.tasks.scoring.numbers import plain_figures, whole_ranges
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import affirms, contains, normalize, tokens
 from lmm_forget.tasks.scoring.wrapping import final_parts, stated, unwrap
@@ -16,7 +16,12 @@ from lmm_forget.tasks.scoring.wrapping import final_parts, stated, unwrap
 BARE = re.compile(r"\W*(yes|no)\W*")
 LEADING = re.compile(r"\W*(yes|no)(?!\w)(?P<stop>\W*$|\s*[,.;:!-])?")
 NO_ANSWER = re.compile(r"\W*no (?:idea|clue|answer|information|way to (?:know|say|tell))\b")
-DECLARED = re.compile(r"\banswer(?:\s+(?:is|would be|should be)\b|\s*[:=]|\s+-\s)\W*(yes|no)(?!\w)")
+DECLARED = re.compile(
+    r"\b(?:answer|response)(?:\s+to\s+(?:the|this|your)\s+question)?"
+    r"(?:\s+(?:is|would be|should be)\b|\s*[:=]|\s+-\s)\W*(yes|no)(?!\w)"
+    r"|^(?:i(?:\s+would|'d)?\s+(?:think|say|believe)|it\s+is|it's|sure|(?:so|thus|therefore|based\s+on)\b[^,.]*)"
+    r",?\s+(yes|no)(?=\W*$|\s*[,.])"
+)
 UNDECIDED = re.compile(r"(?:yes|no)\s*(?:[/|-]|,?\s*(?:and|or)\b)\s*(?:yes|no)\b")
 BOTH = re.compile(r"\W*(?:yes\W+no|no\W+yes)\W*")
 
@@ -38,8 +43,8 @@ def states_any(answer: str, references: Sequence[str]) -> bool:
 
     Where the answer says that it answers ("the answer is …", see `wrapping.stated`), only what it says there counts.
     """
-    parts = [tokens(plain_figures(part)) for part in stated(answer)]
-    wanted = [tokens(plain_figures(unwrap(reference))) for reference in references]
+    parts = [tokens(whole_ranges(plain_figures(part))) for part in stated(answer)]
+    wanted = [tokens(whole_ranges(plain_figures(unwrap(reference)))) for reference in references]
     return any(affirms(part, reference) for part in parts for reference in wanted)
 
 
@@ -57,10 +62,11 @@ def read_yes_no(answer: str) -> str | None:
             if leading is not None and BARE.fullmatch(line) is None and (i > 0 or NO_ANSWER.match(line)):
                 leading = None
             for match in (*declared, *([leading] if leading else ())):
-                if UNDECIDED.match(line, match.start(1)) or BOTH.fullmatch(line):
+                word = next(filter(None, match.groups()))
+                if UNDECIDED.match(line, match.end() - len(word)) or BOTH.fullmatch(line):
                     return None
                 aside = match is leading and leading["stop"] is None  # "No other birds", "Yes it is"
-                (opening if aside else found).add(match[1])
+                (opening if aside else found).add(word)
     found = found or opening
     return found.pop() if len(found) == 1 else None
 

@@ -15,9 +15,10 @@ from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import ARTICLES, tokens
 from lmm_forget.tasks.scoring.wrapping import final_parts, unwrap
 
+CHINESE = re.compile(r"(?:正确)?答案\s*(?:是|为)?\s*:?\s*(?:选项\s*)?")
 CAPITAL = re.compile(r"[A-Z](?![A-Za-z0-9])")
 _OPEN, _SHUT = r"[\"'(\[{<]*\s*", r"\s*[\"')\]}>]*"
-LONE = re.compile(rf"{_OPEN}([A-Za-z]){_SHUT}\s*[.):,;!]*{_SHUT}[.]?")
+LONE = re.compile(r"[^\w¬≠!~+-]*([A-Za-z])[^\w+#-]*")
 LEADING = re.compile(
     r"(?:(?:option|choice|answer)\s+)?(?-i:"
     r"[\"'(\[{<]\s*([A-Z])\s*[\"')\]}>]\s*[.):]?(?:\s*-\s)?|([A-Z])\s*[.):]\)?|([A-Z])\s+-\s"
@@ -25,10 +26,11 @@ LEADING = re.compile(
     r")\s*(?P<rest>\S.*)",
     re.IGNORECASE,
 )
-BESIDE = re.compile(r"([A-Z]),?\s+(\S.*)")
+BESIDE = re.compile(r"([A-Z])(?:,\s*|\s+)(\S.*)")
 _SO = r"(?:(?:so|thus|hence|therefore|ok|okay|well|finally|then|sure)\b[,.!:]?\s+)*"
 _KIND = (
-    r"(?:(?:final|correct|right|best|most\s+likely|most\s+appropriate)\s+)*(?:answer|option|choice|ans)\b\.?"
+    r"(?:(?:final|correct|right|best|most\s+likely|most\s+appropriate)\s+)*"
+    r"(?:answer|option|choice|letter|response|solution|ans)\b\.?(?:\s+to\s+(?:the|this|your)\s+question)?"
 )
 _IS = (
     r"(?:\s+(?:is|would\s+be|should\s+be|must\s+be)\b(?!\s+not\b)(?:\s+(?:therefore|thus|likely|probably))?)"
@@ -45,16 +47,18 @@ ANSWERED = re.compile(
     rf"(?i:\b(?:answer|ans\.?)\b(?:{_IS}|\s*[:=]|\s+-\s)\s*:?\s*(?:option\s+)?){_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
 )
 CHOSEN = re.compile(
-    r"(?i:\b(?:i(?:'d|\s+would|'ll|\s+will)?\s+(?:choose|pick|select|go\s+with|say)\s+(?:option\s+)?"
-    rf"|(?:it|that|this)(?:'s|\s+is)\s+(?:option\s+)?|(?:so|thus|hence|therefore),?\s+)){_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
+    r"(?i:\b(?:i(?:'d|\s+would|'ll|\s+will)?\s+(?:go\s+with|say)|choose|pick|select"
+    r"|(?:it|that|this)(?:'s|\s+is|\s+(?:should|must|would)\s+be)|(?:so|thus|hence|therefore),?)\s+(?:option\s+)?)"
+    rf"{_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
 )
 RIGHT = re.compile(
-    rf"(?i:{_SO}(?:option\s+|choice\s+)?){_OPEN}([A-Z]){_SHUT}\s*[.]?\s+(?i:is\s+(?:the\s+)?(?:correct|right|best|answer)\b)"
+    rf"(?:^|,\s+|(?i:\b(?:so|thus|hence|therefore)\s+))(?i:(?:option|choice)\s+)?{_OPEN}([A-Z]){_SHUT}\s*[.]?\s+"
+    r"(?i:is\s+(?:the\s+)?(?:correct|right|best|answer)\b)"
 )
 WRONG = re.compile(r"(?:is|are|looks?|seems?)?\s*(?:not\b|n't\b|incorrect|wrong|false)", re.IGNORECASE)
 DENIED = re.compile(
     r"(?:\bnot|n't|\bneither|\bnor|\bnever|\bexcept|\bthan|\binstead\s+of|\bcannot\s+be|\bexclud(?:e|ing)"
-    r"|\brul(?:e|ed|es|ing)\s+out|\beliminat(?:e|ed|es|ing))(?:\s+(?:the|be|a|an|correct|right|best))*\s*$",
+    r"|\brul(?:e|ed|es|ing)\s+out|\beliminat(?:e|ed|es|ing))(?:\s+(?:think|believe|say|that|the|be|a|an|correct|right|best|is))*\s*$",
     re.IGNORECASE,
 )
 SEVERAL = re.compile(
@@ -95,6 +99,7 @@ def read_letter(answer: str, choices: Sequence[str] | None = None) -> str | None
     letters = string.ascii_uppercase[: len(choices)] if choices else string.ascii_uppercase
     found: set[str] = set()
     for part in final_parts(answer):
+        part = CHINESE.sub("Answer: ", part)
         found |= _of_lines(
             [line for line in (" ".join(line.split()) for line in part.splitlines()) if line], choices
         )
@@ -122,12 +127,13 @@ def _named(text: str, choices: Sequence[str]) -> set[str]:
     if lone := LONE.fullmatch(text):
         return {lone[1].upper()}
     lower = text.lower()
-    announced = "ans" in lower or "option" in lower or "choice" in lower
+    announced = "ans" in lower or any(
+        word in lower for word in ("option", "choice", "letter", "response", "solution")
+    )
     found: set[str] = set()
     if CAPITAL.search(text):  # no letter is named without one
         found = (_all(NAMED, text) if announced else found) | _all(CHOSEN, text)
-        if right := RIGHT.match(text):
-            found.add(right[1])
+        found |= _all(RIGHT, text)
         if leading := LEADING.fullmatch(text):
             found |= _with_text(_letter(leading), leading["rest"], choices)
             announced = False

@@ -30,23 +30,28 @@ SMALL |= TENS
 SCALES = {"hundred": 100, "thousand": 1000}
 
 # A number token has no letter or digit right beside it: neither "mp3" nor "5th" holds a number. Figures that an
-# operator joins ("1/2", "2^2", "5x5", "3:45", "3-3"), with a scale ("5 million") or a sign apart ("-$5") are none.
+# operator joins ("1/2", "2^2", "5x5", "3:45", "3-3"), that have a scale ("5 million") or another sign ("-$5", "√5")
+# are no plain number either.
 _FIGURE = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 TOKEN = re.compile(
     r"(?P<word>[^\W\d_]+)"
     r"|(?P<joined>(?<!\w)[-+]?\d[\d.,]*(?:(?: ?[x*^/÷] ?|[-+:=·])[-+]?(?:\d[\d.,]*|\{[^{}]*\})(?!\w))+)"
-    r"|(?P<money>(?<!\w)- ?[$€£¥₹] ?\.?\d[\d.,]*)"
+    r"|(?P<signed>(?<!\w)- ?[$€£¥₹] ?\.?\d[\d.,]*|(?:\A- |[√∛±∓≠] ?)\.?\d[\d.,]*)"
     rf"|(?P<scaled>(?<!\w)[-+]?{_FIGURE}\s+(?:hundred|thousand|million|billion|trillion|dozen)\b)"
     rf"|(?P<digits>(?<!\w)[-+]?(?:(?<![\w.])\.\d+|{_FIGURE})(?!\w|,\d|\.\d))"
     r"|(?P<malformed>(?<!\w)[-+]?\d[\d.,]*\d(?!\w))"
     r"|(?P<other>[^\s])"
 )
 _DIGIT = re.compile(r"\d")
-MINUS = frozenset({"minus", "negative"})
+MINUS = frozenset({"minus", "negative", "not"})
 
 # Ways to write a number that only tolerant readings know.
 _SIGNED_MONEY = re.compile(r"(?<!\w)([-+])\s?([$€£¥₹])\s?(?=[\d.])|(?<!\w)([$€£¥₹])\s?([-+])(?=[\d.])")
 _SAID_MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[$€£¥₹]?\s?\.?\d)", re.IGNORECASE)
+_FIRST_MINUS = re.compile(r"\A\s*-\s+(?=\.?\d)")
+_RANGE = re.compile(
+    r"(?<![\w.,-])(\d+(?:[.,]\d+)*)\s?(-|\bor\b|\bto\b)\s?(\d+(?:[.,]\d+)*)(?![\w-]|[.,]\d)", re.IGNORECASE
+)
 _GROUPED = re.compile(r"(?<![\w.,'])(?<!\d )\d{1,3}(?:,\d{3}|[ ']\d{3}(?!,))+(?!\w|[,' ]\d)")
 _UNITS = (
     "mm cm dm km kg mg lb lbs oz ml cl hz khz mhz ghz kb mb gb tb kcal cal kwh kw mph kmh km/h ft in yd px pt "
@@ -132,7 +137,7 @@ def _numbers(plain: str) -> tuple[Decimal | None, ...]:
             minus = before in MINUS
             if kind == "digits":
                 found.append(None if minus else Decimal(token.replace(",", "")))
-            elif kind in ("malformed", "joined", "money", "scaled"):
+            elif kind in ("malformed", "joined", "signed", "scaled"):
                 found.append(None)
             elif kind == "word":
                 run.take(token)
@@ -150,16 +155,21 @@ def read_number(text: str) -> Decimal | None:
 def plain_figures(text: str) -> str:
     """The text with its figures as `find_numbers` and `tokens` read them: for tolerant readings.
 
-    "1,234", "1 234" and "1'234" become "1234"; "-$5", "$-5" and "minus 5" become "-5"; "5cm" becomes "5 cm",
+    "1,234", "1 234" and "1'234" become "1234"; "-$5", "$-5", "- 5" and "minus 5" become "-5"; "5cm" becomes "5 cm",
     "1.5 million" "1500000". Units of one letter stay: "5m" may be metres or millions.
     """
     if not _DIGIT.search(text):
         return text
     text = _SIGNED_MONEY.sub(lambda m: f"{m[2] or m[3]} {m[1] or m[4]}", text)
-    text = _SAID_MINUS.sub("-", text)
+    text = _SAID_MINUS.sub("-", _FIRST_MINUS.sub("-", text))
     text = _GROUPED.sub(lambda m: re.sub("[ ',]", "", m[0]), text)
     text = _SCALED.sub(lambda m: _scaled(m[1], m[2]), text)
     return _UNIT.sub(r"\1 ", text)
+
+
+def whole_ranges(text: str) -> str:
+    """The text with "5-6", "5 to 6" and "5 or 6" as one word each, so that neither figure is found in it."""
+    return _RANGE.sub(r"\1_\2_\3", text)
 
 
 def _scaled(figure: str, scale: str) -> str:

@@ -10,11 +10,12 @@ from decimal import Decimal, InvalidOperation
 from lmm_forget.tasks.base import Sample
 from lmm_forget.tasks.scoring.annotators import ARTICLES, DIGIT_OF_WORD, annotator_accuracy, normalize_vqa
 from lmm_forget.tasks.scoring.folding import fold
-from lmm_forget.tasks.scoring.numbers import plain_figures
+from lmm_forget.tasks.scoring.numbers import plain_figures, whole_ranges
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import affirms, tokens
 from lmm_forget.tasks.scoring.wrapping import stated, unwrap
 
+DIGIT = re.compile(r"\d")
 NUMERAL = re.compile(r"[-+]? ?[$€£¥₹]? ?\d")
 GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?")
 
@@ -37,9 +38,9 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 def same_figures(a: str, b: str) -> bool:
     """Whether two texts have the same figures in order, signs included; texts with unlike counts are not compared."""
-    if a == b:
+    if a == b or not (DIGIT.search(a) and DIGIT.search(b)):
         return True
-    first, second = figures(a), figures(b)
+    first, second = figures(plain_figures(a)), figures(plain_figures(b))
     return len(first) != len(second) or first == second
 
 
@@ -75,20 +76,19 @@ class VQAAccuracy(AnswerScorer):
 
     def tolerant(self, answer: str, sample: Sample) -> float:
         """The same, where an answer may say more than the annotator did."""
-        parts = [part for text in stated(answer) if (part := plain_figures(text))]
-        agree = sum(any(_inside(part, reference) for part in parts) for reference in sample.answers)
+        parts = [(normalize_vqa(part).split(), part) for part in map(plain_figures, stated(answer))]
+        agree = 0
+        for reference in sample.answers:
+            plain = plain_figures(unwrap(reference))
+            wanted = normalize_vqa(plain).split()
+            agree += any(affirms(said, wanted) and _figures_whole(part, plain) for said, part in parts)
         return _accuracy(agree, len(sample.answers))
 
 
-def _inside(answer: str, reference: str) -> bool:
-    """Whether an answer holds a reference as the official normaliser has both, its figures whole."""
-    reference = plain_figures(unwrap(reference))
-    if not affirms(normalize_vqa(answer).split(), normalize_vqa(reference).split()):
-        return False
-    return not any(map(str.isdecimal, reference)) or affirms(
-        _figures_whole(answer), _figures_whole(reference)
-    )
+def _figures_whole(answer: str, reference: str) -> bool:
+    """Whether an answer has the figures of a reference that it holds, if any, as whole numbers."""
+    return DIGIT.search(reference) is None or affirms(_tokens(answer), _tokens(reference))
 
 
-def _figures_whole(text: str) -> list[str]:
-    return [DIGIT_OF_WORD.get(token, token) for token in tokens(text) if token not in ARTICLES]
+def _tokens(text: str) -> list[str]:
+    return [DIGIT_OF_WORD.get(token, token) for token in tokens(whole_ranges(text)) if token not in ARTICLES]

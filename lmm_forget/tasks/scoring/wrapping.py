@@ -5,6 +5,7 @@ Used by tolerant readings alone; strict scores compare the text as it stands.
 
 from __future__ import annotations
 
+import html
 import re
 
 from lmm_forget.tasks.scoring.folding import fold
@@ -14,6 +15,9 @@ _THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>|^.*?</think(?:ing)?>
 _TAGGED = re.compile(
     r"<(?:final_?)?answer>(.*?)</(?:final_?)?answer>|<\|begin_of_box\|>(.*?)<\|end_of_box\|>",
     re.DOTALL | re.IGNORECASE,
+)
+_JSON = re.compile(
+    r"""["'](?:final_?)?answer["']\s*:\s*(?:"([^"]*)"|'([^']*)'|([^\s,{}"']+))""", re.IGNORECASE
 )
 _BOX = re.compile(
     r"(?:\\f?box(?:ed)?|\x08oxed|(?<!\w)boxed)\s*\{"
@@ -25,7 +29,7 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$", re.MULTILINE)
-_LINE_START = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•][ \t]+(?=\D))+", re.MULTILINE)
+_LINE_START = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•][ \t]+(?![ \t\d]))+", re.MULTILINE)
 _FRACTION = re.compile(r"(\d?)\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _COMMAND = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf)?|emph|math(?:rm|bf|it|sf|tt|bb)|operatorname|underline|mbox|bm|boldsymbol)"
@@ -33,24 +37,26 @@ _COMMAND = re.compile(
 )
 _DISPLAY = re.compile(r"\$\$([^$]+)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _INLINE = re.compile(r"(?<![\w\\$])\$(?=\S)([^$\n]*?)(?<=\S)\$(?![\w$])")  # not the "$" of "$5 and $6"
+_INDEX = re.compile(r"(?<=[A-Za-z])_\{?(\d+)\}?(?!\d)")
 _STARS = re.compile(r"(?<![\w*])(\*{1,3})(?=\S)([^\n]+?)(?<=\S)\1(?![\w*])")
 _LINES = re.compile(r"(?<!\w)(_{1,3})(?=[^\s_])([^\n]+?)(?<=[^\s_])\1(?!\w)")
 _LOOSE = re.compile(r"(?<!\w)\*{2,}|\*{2,}(?!\w)")
 _SYMBOLS = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "x"),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])"), "°"),
-    (re.compile(r"\\([%$#&_])"), r"\1"),
+    (re.compile(r"\\sqrt\s*\{([^{}]*)\}"), r"√\1"),
     (re.compile(r"<sup>\s*([^<>]*?)\s*</sup>"), r"^{\1}"),
     (re.compile(r"(?<=[A-Za-z])<sub>\s*(\d+)\s*</sub>(?!\d)"), r"\1"),
     (re.compile(r"<sub>\s*([^<>]*?)\s*</sub>"), r"_{\1}"),
     (re.compile(r"\^\s*\{\s*([-+]?\w+)\s*\}(?!\d)"), r"^\1"),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\(?:[,;:! ]|quad(?![A-Za-z])|left(?![A-Za-z])|right(?![A-Za-z]))"), " "),
+    (re.compile(r"\\([^\w\s])"), r"\1"),
 )
-_ANNOUNCED = re.compile("[Aa](?:ns|NS)|[Ss](?:olution|OLUTION)")
+_ANNOUNCED = re.compile("[Aa](?:ns|NS)|[Ss](?:olution|OLUTION)|[Rr]esponse|答案")
 _DECLARED = re.compile(
-    r"\b(?:answer|ans\.?|solution)(?:\s+to\s+(?:the|this)\s+question)?"
-    r"(?:\s+(?:is|would\s+be|should\s+be|must\s+be)\b(?!\s+(?:not|n't)\b)\s*:?|\s*[:=]|\s+-\s)\s*(\S[^\n]*)",
+    r"(?:\b(?:answer|ans\.?|solution|response)\b|答案)(?:\s+to\s+(?:the|this)\s+question)?"
+    r"(?:\s+(?:is|would\s+be|should\s+be|must\s+be)\b(?!\s+(?:not|n't)\b)\s*:?|\s*[:=是]|\s+-\s)\s*(\S[^\n]*)",
     re.IGNORECASE,
 )
 
@@ -61,6 +67,8 @@ def unwrap(text: str) -> str:
     "**D**", "`D`", "$D$", r"\\text{D}" and "<b>D</b>" all become "D"; "$5 and $6", "2*3*4" and "2**3" stay.
     """
     text = fold(text)
+    if "&" in text and ";" in text:
+        text = fold(html.unescape(text))
     if not _marked(text):
         return text
     text = _TAG.sub("", _BREAK.sub("\n", _FENCE.sub("", text))).replace("`", "")
@@ -69,12 +77,17 @@ def unwrap(text: str) -> str:
         before = text
         text = _FRACTION.sub(lambda m: f"{m[1]}{' ' if m[1] else ''}{m[2]}/{m[3]}", text)
         text = _COMMAND.sub(r"\1", text)
-        text = _DISPLAY.sub(lambda m: m[1] or m[2] or m[3], text)
-        text = _INLINE.sub(r"\1", text)
+        text = _DISPLAY.sub(lambda m: _formula(m[1] or m[2] or m[3]), text)
+        text = _INLINE.sub(lambda m: _formula(m[1]), text)
         text = _LINES.sub(r"\2", _STARS.sub(r"\2", text))
     for pattern, plain in _SYMBOLS:
         text = pattern.sub(plain, text)
     return _LOOSE.sub("", _LINE_START.sub("", text))
+
+
+def _formula(text: str) -> str:
+    """A formula with the lowered figures of "H_2O" on the line."""
+    return _INDEX.sub(r"\1", text)
 
 
 def _marked(text: str) -> bool:
@@ -83,17 +96,19 @@ def _marked(text: str) -> bool:
 
 
 def final_parts(text: str) -> tuple[str, ...]:
-    """What a text marks as its answer: all `<answer>` tags, else all boxes, else the whole; each one unwrapped.
+    """What a text marks as its answer, unwrapped: all `<answer>` tags, else "answer" in JSON, else all boxes.
 
-    Thoughts in `<think>` tags are left out.
+    The whole text where it marks nothing. Thoughts in `<think>` tags are left out.
     """
     text = fold(text)
-    if not _marked(text) and "box" not in text and "\x08" not in text:
+    if not (_marked(text) or any(sign in text for sign in ("box", "\x08", "{", "&"))):
         return (text,)
     if "<" in text:
         text = _THOUGHTS.sub("", text)
         if tagged := [m[1] or m[2] or "" for m in _TAGGED.finditer(text)]:
             return tuple(part for each in tagged for part in final_parts(each))
+    if "{" in text and (named := [m[1] or m[2] or m[3] or "" for m in _JSON.finditer(text)]):
+        return tuple(map(unwrap, named))
     return tuple(unwrap(part) for part in _boxes(text) or (text,))
 
 
