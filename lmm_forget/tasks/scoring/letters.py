@@ -167,8 +167,9 @@ def _with_text(letter: str, rest: str, choices: Sequence[str]) -> set[str]:
 
 
 def _all(pattern: re.Pattern[str], text: str) -> set[str]:
-    """The letters of all matches that nothing before them denies."""
-    return {match[1] for match in pattern.finditer(text) if not DENIED.search(text, 0, match.start())}
+    """The letters of all matches that nothing right before them denies."""
+    starts = [(match[1], match.start()) for match in pattern.finditer(text)]
+    return {letter for letter, start in starts if not DENIED.search(text, max(0, start - 80), start)}
 
 
 def _letter(match: re.Match[str]) -> str:
