@@ -294,6 +294,19 @@ def test_no_score_depends_on_the_look_alike_in_a_reference(data: st.DataObject, 
         assert scorer(said, other) == scorer(said, asked), (scorer, answers)
 
 
+@settings(max_examples=80)
+@given(pair=disguised(SAID), reference=SAID.filter(str.strip))
+def test_strict_is_equality_up_to_case_blanks_and_look_alikes(pair: tuple[str, str], reference: str) -> None:
+    text, other = pair
+    same = " ".join(text.casefold().split()) == " ".join(reference.casefold().split())
+    assert ExactMatch()(other, Sample("s", "i", (), "?", (reference,)))["value"] == same
+    letter = Sample("s", "i", (), "?", ("B",), BIRDS)
+    assert OptionLetter()(other, letter)["value"] == (text.strip() == "B")
+    no = Sample("s", "i", (), "?", ("no",))
+    for scorer in (YesNo(), ClosedOpen()):
+        assert scorer(other, no)["value"] == (text.casefold().strip() == "no")
+
+
 def test_public_rules_get_what_was_printed() -> None:
     asked = Sample("s", "i", (), "?", ("-5",))
     scores = RelaxedAccuracy(compat="paper.chartqa")("\u22125", asked)
