@@ -33,7 +33,7 @@ def _why(words: Sequence[str]) -> None:
     form, rest = take_format(words)
     options, rest = take_options(rest, ("examples",))
     folder, examples = one_folder(rest, "why"), options.get("examples", "12")
-    if not examples.isdigit():
+    if not examples.isdecimal():
         raise ConfigError(f"examples={examples} cannot be used; it must be a whole number")
     from lmm_forget.files import write_atomic
     from lmm_forget.metrics.connection import connection
@@ -197,7 +197,7 @@ def _picture(job: Path, row: Mapping[str, Any]) -> str | None:
         config = yaml.safe_load((job / "job.yaml").read_text(encoding="utf-8"))
         samples = build_task(config["tasks"][row["task"]]).samples("test")
         index = row["sample_id"].rpartition("-")[2]
-        likely = [int(index)] if index.isdigit() and int(index) < len(samples) else []
+        likely = [int(index)] if index.isdecimal() and int(index) < len(samples) else []
         for i in (*likely, *range(len(samples))):
             sample = samples[i]
             if sample.id == row["sample_id"]:

@@ -225,7 +225,7 @@ def _whole(options: Mapping[str, str], key: str, default: int | None, least: int
     if key not in options:
         return default
     text = options[key]
-    if not text.isdigit() or int(text) < least:
+    if not text.isdecimal() or int(text) < least:
         raise ConfigError(f"{key}={text} must be a whole number of at least {least}")
     return int(text)
 

@@ -16,6 +16,7 @@ from lmm_forget.errors import DataError, brief
 from lmm_forget.tasks.base import SPLITS, Sample, Task
 from lmm_forget.tasks.clusters import image_ids, shared
 from lmm_forget.tasks.images import image_hash
+from lmm_forget.tasks.scoring.folding import fold
 
 FIRST = 10
 """How many ids a list of findings names."""
@@ -119,7 +120,7 @@ def summarise(task: Task, parts: Sequence[Seen], absent: Mapping[str, str]) -> d
 
 def answer_format(answer: str) -> str:
     """The name of an answer's format; see `FORMATS`."""
-    return next(name for name, pattern in FORMATS if re.fullmatch(pattern, answer.strip()))
+    return next(name for name, pattern in FORMATS if re.fullmatch(pattern, fold(answer).strip()))
 
 
 def look(image: Image.Image) -> int:

@@ -76,7 +76,7 @@ def place(folder: Path, stage: str | None) -> Place:
         return here
     if stage == "base":
         return here.at(BASE)
-    if not str(stage).isdigit():
+    if not str(stage).isdecimal():
         raise ConfigError(
             f"{folder}@{stage}: no such stage, expected base, last or a number from 1 to {here.last}"
         )

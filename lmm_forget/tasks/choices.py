@@ -21,7 +21,7 @@ def listed(question: str, choices: Sequence[str]) -> str:
 def letter_of(answer: str, n: int) -> str:
     """The letter of a reference that is a letter ("B") or a position from 0 ("1"). DataError beyond `n` options."""
     text = answer.strip()
-    index = int(text) if text.isdigit() else LETTERS.find(text.upper()) if len(text) == 1 else -1
+    index = int(text) if text.isdecimal() else LETTERS.find(text.upper()) if len(text) == 1 else -1
     if not 0 <= index < n:
         raise DataError(f"answer {answer!r} is neither a letter nor a position among {n} options")
     return LETTERS[index]

@@ -9,10 +9,20 @@ from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Sample
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import normalize
+from lmm_forget.tasks.scoring.wrapping import final_parts, stated
 
 DIAL = 12 * 60  # minutes in one turn of the hour hand
-STRICT = re.compile(r"(?<![\w:.])(\d{1,2}):(\d{2})(?::\d{2})?(?!\d|:\d)")
-LENIENT = re.compile(r"(?<![\w:.])(\d{1,2})\s*[:.h]\s*(\d{1,2})(?::\d{2})?(?!\d|:\d)")
+STRICT = re.compile(r"(?<![\w:.^/])(\d{1,2}):(\d{2})(?::\d{2})?(?![\d^]|:\d)")
+LENIENT = re.compile(r"(?<![\w:.^/])(\d{1,2})\s*[:.h]\s*(\d{1,2})(?::\d{2})?(?![\d^]|:\d)")
+_HOURS = "twelve one two three four five six seven eight nine ten eleven"
+HOUR = {word: i for i, word in enumerate(_HOURS.split())}
+_HOUR = rf"(?P<hour>1[0-2]|0?[1-9]|{'|'.join(HOUR)})"
+FULL_HOUR = re.compile(rf"(?<![\w:.,^/-]){_HOUR} ?(?:o'? ?clock|[ap]\.? ?m\b)")
+PART = re.compile(
+    rf"\b(?:(?P<part>half|(?:a )?quarter)|(?P<minutes>[1-5]?\d|five|ten|twenty(?:[- ]five)?)(?: minutes?)?)"
+    rf" (?P<way>past|after|to|before|till) {_HOUR}(?![\w:]|\.\d)"
+)
+MINUTES = {"half": 30, "quarter": 15, "five": 5, "ten": 10, "twenty": 20, "twenty five": 25}
 
 
 def read_time(text: str, pattern: re.Pattern[str] = STRICT) -> int | None:
@@ -20,12 +30,32 @@ def read_time(text: str, pattern: re.Pattern[str] = STRICT) -> int | None:
 
     Hours 0..23 are folded onto the dial, so that 00:30, 12:30 and "12:30 pm" are equal; seconds are ignored.
     """
-    found = set()
-    for hour, minute in pattern.findall(normalize(text)):
-        if int(hour) > 23 or int(minute) > 59:
-            return None
-        found.add((int(hour) * 60 + int(minute)) % DIAL)
+    found = _times(text, pattern)
     return found.pop() if len(found) == 1 else None
+
+
+def _times(text: str, pattern: re.Pattern[str]) -> set[int | None]:
+    """All different times of a text; None stands for what has the form of a time and is none."""
+    return {
+        (int(hour) * 60 + int(minute)) % DIAL if int(hour) <= 23 and int(minute) <= 59 else None
+        for hour, minute in pattern.findall(normalize(text))
+    }
+
+
+def spoken_times(text: str) -> set[int]:
+    """Minutes after 12 o'clock of all times in words ("3 o'clock", "3 PM", "quarter to four")."""
+    plain = normalize(text)
+    found = {_hour(match["hour"]) * 60 % DIAL for match in FULL_HOUR.finditer(plain)}
+    for match in PART.finditer(plain):
+        said = (match["part"] or match["minutes"]).removeprefix("a ").replace("-", " ")
+        minutes = MINUTES[said] if said in MINUTES else int(said)
+        sign = 1 if match["way"] in ("past", "after") else -1
+        found.add((_hour(match["hour"]) * 60 + sign * minutes) % DIAL)
+    return found
+
+
+def _hour(text: str) -> int:
+    return HOUR[text] if text in HOUR else int(text)
 
 
 def dial_distance(a: int, b: int) -> int:
@@ -34,11 +64,21 @@ def dial_distance(a: int, b: int) -> int:
     return min(around, DIAL - around)
 
 
+def stated_time(answer: str) -> int | None:
+    """The one time that an answer states where it says that it answers, else anywhere in it (see `wrapping.stated`)."""
+    for text in ("\n".join(stated(answer)), "\n".join(final_parts(answer))):
+        found = (_times(text, STRICT) or _times(text, LENIENT)) | spoken_times(text)
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
 @dataclass(frozen=True)
 class ClockTime(AnswerScorer):
     """`value`: the answer's HH:MM lies within `tolerance_minutes` of a reference on the dial.
 
-    `tolerant`: within `tolerant_minutes`, and "3.45", "3h45" and "3:5" are read as well. Raises DataError for
+    `tolerant`: within `tolerant_minutes`; "3.45", "3h45", "3:5", "3 o'clock" and "quarter to four" are read as
+    well, and what the answer says is its answer counts before the rest. Raises DataError for
     a sample with a reference that is no time.
     """
 
@@ -51,8 +91,7 @@ class ClockTime(AnswerScorer):
 
     def tolerant(self, answer: str, sample: Sample) -> float:
         """1 within `tolerant_minutes`, other ways to write a time included."""
-        said = read_time(answer)
-        return self._near(read_time(answer, LENIENT) if said is None else said, sample, self.tolerant_minutes)
+        return self._near(stated_time(answer), sample, self.tolerant_minutes)
 
     def _near(self, said: int | None, sample: Sample, minutes: int) -> float:
         found = False

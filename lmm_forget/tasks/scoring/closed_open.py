@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lmm_forget.errors import ConfigError
 from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring.exact import contains_any, equals_any, read_yes_no
+from lmm_forget.tasks.scoring.exact import equals_any, read_yes_no, states_any
 from lmm_forget.tasks.scoring.overlap import bleu, token_f1
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import normalize
@@ -43,7 +43,7 @@ class ClosedOpen(AnswerScorer):
         """The yes or no, or the reference, inside a longer answer."""
         if is_closed(sample):
             return float(read_yes_no(answer) in {normalize(reference) for reference in sample.answers})
-        return float(contains_any(answer, sample.answers))
+        return float(states_any(answer, sample.answers))
 
 
 def is_closed(sample: Sample) -> bool:

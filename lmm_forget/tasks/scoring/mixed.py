@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring.exact import contains_any, equals_any
+from lmm_forget.tasks.scoring.exact import equals_any, states_any
 from lmm_forget.tasks.scoring.letters import OptionLetter
 from lmm_forget.tasks.scoring.numbers import read_number
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
@@ -45,7 +45,7 @@ class ChoiceOrText(AnswerScorer):
         """The same inside a longer answer."""
         if chosen := _lettered(sample):
             return LETTER.tolerant(answer, chosen)
-        return float(contains_any(answer, sample.answers))
+        return float(states_any(answer, sample.answers))
 
 
 def _lettered(sample: Sample) -> Sample | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Sample
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import normalize
+from lmm_forget.tasks.scoring.wrapping import final_parts, stated
 
 SMALL = {
     word: i
@@ -27,14 +29,37 @@ TENS = {
 SMALL |= TENS
 SCALES = {"hundred": 100, "thousand": 1000}
 
-# A number token has no letter or digit right beside it: neither "mp3" nor "5th" holds a number.
+# A number token has no letter or digit right beside it: neither "mp3" nor "5th" holds a number. Figures that an
+# operator joins ("1/2", "2^2", "5x5", "3:45", "3-3"), that have a scale ("5 million") or another sign ("-$5", "√5")
+# are no plain number either.
+_FIGURE = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 TOKEN = re.compile(
-    r"(?P<digits>(?<!\w)[-+]?(?:(?<![\w.])\.\d+|(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?!\w|,\d|\.\d))"
+    r"(?P<word>[^\W\d_]+)"
+    r"|(?P<joined>(?<!\w)[-+]?\d[\d.,]*(?:(?: ?[x*^/÷] ?|[-+:=·])[-+]?(?:\d[\d.,]*|\{[^{}]*\})(?!\w))+)"
+    r"|(?P<signed>(?<!\w)- ?[$€£¥₹] ?\.?\d[\d.,]*|(?:\A- |[√∛±∓≠] ?)\.?\d[\d.,]*)"
+    rf"|(?P<scaled>(?<!\w)[-+]?{_FIGURE}\s+(?:hundred|thousand|million|billion|trillion|dozen)\b)"
+    rf"|(?P<digits>(?<!\w)[-+]?(?:(?<![\w.])\.\d+|{_FIGURE})(?!\w|,\d|\.\d))"
     r"|(?P<malformed>(?<!\w)[-+]?\d[\d.,]*\d(?!\w))"
-    r"|(?P<word>[^\W\d_]+)"
     r"|(?P<other>[^\s])"
 )
-DASHES = re.compile("[\u2010-\u2015\u2212]")
+_DIGIT = re.compile(r"\d")
+MINUS = frozenset({"minus", "negative", "not"})
+
+# Ways to write a number that only tolerant readings know.
+_SIGNED_MONEY = re.compile(r"(?<!\w)([-+])\s?([$€£¥₹])\s?(?=[\d.])|(?<!\w)([$€£¥₹])\s?([-+])(?=[\d.])")
+_SAID_MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[$€£¥₹]?\s?\.?\d)", re.IGNORECASE)
+_FIRST_MINUS = re.compile(r"\A\s*-\s+(?=\.?\d)")
+_RANGE = re.compile(
+    r"(?<![\w.,-])(\d+(?:[.,]\d+)*)\s?(-|\bor\b|\bto\b)\s?(\d+(?:[.,]\d+)*)(?![\w-]|[.,]\d)", re.IGNORECASE
+)
+_GROUPED = re.compile(r"(?<![\w.,'])(?<!\d )\d{1,3}(?:,\d{3}|[ ']\d{3}(?!,))+(?!\w|[,' ]\d)")
+_UNITS = (
+    "mm cm dm km kg mg lb lbs oz ml cl hz khz mhz ghz kb mb gb tb kcal cal kwh kw mph kmh km/h ft in yd px pt "
+    "usd eur gbp inr cny min sec hrs hr yrs yr years days"
+)
+_SCALED = re.compile(rf"(?<![\w.,])({_FIGURE})\s+(thousand|million|billion|trillion)\b", re.IGNORECASE)
+_ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_UNIT = re.compile(rf"(?<![\w.,])([-+]?\d+(?:[.,]\d+)*)(?=(?:{'|'.join(_UNITS.split())})\b)", re.IGNORECASE)
 
 
 class _Words:
@@ -76,38 +101,49 @@ class _Words:
 
 
 def find_numbers(text: str) -> list[Decimal | None]:
-    """The numbers of a text in order; None stands for digits that form no number ("1,2,3", "1.2.3").
+    """The numbers of a text in order; None stands for digits that form no number ("1,2,3", "1.2.3", "1/2", "2^2",
+    "5 million", "minus 5").
 
     Reads "5", "-5", "2.5", "1,250", "seventeen", "twenty-one", "two hundred and five". Letters beside digits
     ("mp3", "5th") and number words inside other words ("someone") are not numbers.
     """
+    return list(_numbers(normalize(text)))
+
+
+@lru_cache(maxsize=4096)
+def _numbers(plain: str) -> tuple[Decimal | None, ...]:
     found: list[Decimal | None] = []
     run = _Words()
     linked = ""  # hyphen or "and" met inside a run; only kept if a number word follows
+    before, minus = "", False  # the last token, and whether a "minus" stands before the run
 
     def finish() -> None:
         nonlocal run, linked
         value = run.value()
         if value is not None:
-            found.append(value)
+            found.append(None if minus else value)
         run, linked = _Words(), ""
 
-    for match in TOKEN.finditer(DASHES.sub("-", normalize(text))):
+    for match in TOKEN.finditer(plain):
         token, kind = match[0], match.lastgroup
         if kind == "word" and run.take(token):
+            if not linked and before in MINUS:
+                minus = True
             linked = ""
         elif run.last and not linked and (token == "-" or (token == "and" and run.last in SCALES)):
             linked = token
         else:
             finish()
+            minus = before in MINUS
             if kind == "digits":
-                found.append(Decimal(token.replace(",", "")))
-            elif kind == "malformed":
+                found.append(None if minus else Decimal(token.replace(",", "")))
+            elif kind in ("malformed", "joined", "signed", "scaled"):
                 found.append(None)
             elif kind == "word":
                 run.take(token)
+        before = token
     finish()
-    return found
+    return tuple(found)
 
 
 def read_number(text: str) -> Decimal | None:
@@ -116,12 +152,50 @@ def read_number(text: str) -> Decimal | None:
     return found.pop() if len(found) == 1 else None
 
 
+def plain_figures(text: str) -> str:
+    """The text with its figures as `find_numbers` and `tokens` read them: for tolerant readings.
+
+    "1,234", "1 234" and "1'234" become "1234"; "-$5", "$-5", "- 5" and "minus 5" become "-5"; "5cm" becomes "5 cm",
+    "1.5 million" "1500000". Units of one letter stay: "5m" may be metres or millions.
+    """
+    if not _DIGIT.search(text):
+        return text
+    text = _SIGNED_MONEY.sub(lambda m: f"{m[2] or m[3]} {m[1] or m[4]}", text)
+    text = _SAID_MINUS.sub("-", _FIRST_MINUS.sub("-", text))
+    text = _GROUPED.sub(lambda m: re.sub("[ ',]", "", m[0]), text)
+    text = _SCALED.sub(lambda m: _scaled(m[1], m[2]), text)
+    return _UNIT.sub(r"\1 ", text)
+
+
+def whole_ranges(text: str) -> str:
+    """The text with "5-6", "5 to 6" and "5 or 6" as one word each, so that neither figure is found in it."""
+    return _RANGE.sub(r"\1_\2_\3", text)
+
+
+def _scaled(figure: str, scale: str) -> str:
+    whole, _, part = figure.replace(",", "").partition(".")
+    zeros = _ZEROS[scale.lower()]
+    left = part[zeros:].rstrip("0")
+    return whole + part[:zeros].ljust(zeros, "0") + (f".{left}" if left else "")
+
+
+def stated_number(answer: str) -> Decimal | None:
+    """The one number that an answer states where it says that it answers, else anywhere in it (see `stated`)."""
+    for parts in (stated(answer), final_parts(answer)):
+        found = {number for part in parts for number in find_numbers(plain_figures(part))}
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
 NOTHING = re.compile(r"\b(?:no|none|nothing)\b")
 
 
 @dataclass(frozen=True)
 class WholeNumber(AnswerScorer):
-    """`value`: the one number in the answer equals a reference's; `tolerant`: "no", "none" are zero too.
+    """`value`: the one number in the answer equals a reference's.
+
+    `tolerant`: also the number that the answer says is its answer (see `stated_number`); "no", "none" are zero.
 
     Raises DataError for a sample with a reference that does not state exactly one whole number.
     """
@@ -131,9 +205,13 @@ class WholeNumber(AnswerScorer):
         return float(read_number(answer) in [self._reference(text, sample) for text in sample.answers])
 
     def tolerant(self, answer: str, sample: Sample) -> float:
-        """1 also where nothing is counted and the reference is zero."""
-        nothing = not find_numbers(answer) and NOTHING.search(normalize(answer)) is not None
-        return float(nothing and any(self._reference(text, sample) == 0 for text in sample.answers))
+        """1 also for a number that is announced or written in another way, and for nothing where that is counted."""
+        number = stated_number(answer)
+        if number is None and not find_numbers(answer) and NOTHING.search(normalize(answer)):
+            number = Decimal(0)
+        return float(
+            number is not None and number in [self._reference(text, sample) for text in sample.answers]
+        )
 
     def _reference(self, text: str, sample: Sample) -> Decimal:
         number = read_number(text)

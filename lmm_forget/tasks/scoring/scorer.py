@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lmm_forget.tasks.base import Sample
 from lmm_forget.tasks.scoring.compat import rule
+from lmm_forget.tasks.scoring.folding import fold
 
 
 @dataclass(frozen=True)
 class AnswerScorer(ABC):
     """A scorer gives `{"value", "tolerant", "compat"}`, each in 0..1.
+
+    `strict` and `tolerant` get the answer, references, options and question folded (see `folding.fold`), so that no
+    score depends on which of several look-alike characters was printed; `compat` gets them as they are.
 
     `value` is right by this project's definition, `tolerant` (never below it) also reads answers in another
     format, `compat` is what the public code named by the field `compat` ("paper.mmstar", "lmms_eval.mmstar":
@@ -26,8 +30,9 @@ class AnswerScorer(ABC):
 
     def __call__(self, answer: str, sample: Sample) -> dict[str, float | None]:
         """Score one answer."""
-        value = self.strict(answer, sample)
-        tolerant = value if value >= 1 else max(value, self.tolerant(answer, sample))
+        said, asked = fold(answer), folded_sample(sample)
+        value = self.strict(said, asked)
+        tolerant = value if value >= 1 else max(value, self.tolerant(said, asked))
         public = rule(self.compat)
         return {
             "value": value,
@@ -42,3 +47,15 @@ class AnswerScorer(ABC):
     @abstractmethod
     def tolerant(self, answer: str, sample: Sample) -> float:
         """The score with other formats read too; asked only where the strict one is below 1."""
+
+
+def folded_sample(sample: Sample) -> Sample:
+    """The sample with its question, references and options folded; itself where they are ASCII."""
+    if sample.question.isascii() and all(map(str.isascii, (*sample.answers, *(sample.choices or ())))):
+        return sample
+    return replace(
+        sample,
+        question=fold(sample.question),
+        answers=tuple(map(fold, sample.answers)),
+        choices=None if sample.choices is None else tuple(map(fold, sample.choices)),
+    )

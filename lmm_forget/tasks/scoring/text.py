@@ -10,10 +10,11 @@ from decimal import Decimal
 from rapidfuzz.distance import Levenshtein
 
 from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring.exact import contains_any, equals_any
-from lmm_forget.tasks.scoring.numbers import find_numbers
+from lmm_forget.tasks.scoring.exact import contains_any, equals_any, states_any
+from lmm_forget.tasks.scoring.numbers import find_numbers, plain_figures, stated_number
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.words import contains, normalize, words
+from lmm_forget.tasks.scoring.words import normalize
+from lmm_forget.tasks.scoring.wrapping import unwrap
 
 
 def similarity(answer: str, reference: str) -> float:
@@ -43,7 +44,7 @@ class ANLS(AnswerScorer):
 
     def tolerant(self, answer: str, sample: Sample) -> float:
         """1 where a reference stands in a longer answer."""
-        return float(contains_any(answer, sample.answers))
+        return float(states_any(answer, sample.answers))
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,15 @@ class ContainsText(AnswerScorer):
 
     def tolerant(self, answer: str, sample: Sample) -> float:
         """1 where the answer holds a reference's letters in a row."""
-        said = normalize(answer).replace(" ", "")
-        return float(any(_inside(normalize(r).replace(" ", ""), said) for r in sample.answers))
+        said = normalize(unwrap(answer)).replace(" ", "")
+        return float(any(_inside(normalize(r).replace(" ", ""), said, signed=True) for r in sample.answers))
 
 
-def _inside(part: str, whole: str) -> bool:
-    return bool(part) and part in whole
+def _inside(part: str, whole: str, signed: bool = False) -> bool:
+    """Whether `part` stands in `whole`; with `signed`, a figure not where a minus sign would go with it."""
+    if not part or not signed or not part[0].isdecimal():
+        return bool(part) and part in whole
+    return re.search(r"(?<!(?<!\w)-)" + re.escape(part), whole) is not None
 
 
 FIGURE = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*(%?)")
@@ -117,8 +121,8 @@ class RelaxedAccuracy(AnswerScorer):
         return float(any(self._inside(answer, reference) for reference in sample.answers))
 
     def _inside(self, answer: str, reference: str) -> bool:
-        given, target = set(find_numbers(answer)), set(find_numbers(reference))
+        target = set(find_numbers(plain_figures(reference)))
         if read_figure(reference) is None or len(target) != 1:
-            return contains(words(answer), words(reference))
-        a, b = (given.pop() if len(given) == 1 else None), target.pop()
+            return states_any(answer, [reference])
+        a, b = stated_number(answer), target.pop()
         return a is not None and b is not None and close(a, b, self.tolerance)

@@ -1,0 +1,131 @@
+"""What models put around an answer: Markdown, LaTeX, tags, and the words that announce it.
+
+Used by tolerant readings alone; strict scores compare the text as it stands.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+from lmm_forget.tasks.scoring.folding import fold
+
+_MARK = re.compile(r"[*_`$\\<#>•^]")
+_THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>|^.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_TAGGED = re.compile(
+    r"<(?:final_?)?answer>(.*?)</(?:final_?)?answer>|<\|begin_of_box\|>(.*?)<\|end_of_box\|>",
+    re.DOTALL | re.IGNORECASE,
+)
+_JSON = re.compile(
+    r"""["'](?:final_?)?answer["']\s*:\s*(?:"([^"]*)"|'([^']*)'|([^\s,{}"']+))""", re.IGNORECASE
+)
+_BOX = re.compile(
+    r"(?:\\f?box(?:ed)?|\x08oxed|(?<!\w)boxed)\s*\{"
+)  # "\b" may have become a control character
+_BREAK = re.compile(r"</?(?:br|p|div|li|ul|ol|h[1-6])\b[^<>]*>", re.IGNORECASE)
+_TAG = re.compile(
+    r"</?(?:b|strong|i|em|u|span|code|mark|center|font|s|answer)\b[^<>]*>"
+    r"|<\|[^|<>]*\|>|<(?:eos|end_of_turn)>",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$", re.MULTILINE)
+_LINE_START = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•][ \t]+(?![ \t\d]))+", re.MULTILINE)
+_FRACTION = re.compile(r"(\d?)\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_COMMAND = re.compile(
+    r"\\(?:text(?:bf|it|rm|tt|sf)?|emph|math(?:rm|bf|it|sf|tt|bb)|operatorname|underline|mbox|bm|boldsymbol)"
+    r"\s*\{([^{}]*)\}"
+)
+_DISPLAY = re.compile(r"\$\$([^$]+)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
+_INLINE = re.compile(r"(?<![\w\\$])\$(?=\S)([^$\n]*?)(?<=\S)\$(?![\w$])")  # not the "$" of "$5 and $6"
+_INDEX = re.compile(r"(?<=[A-Za-z])_\{?(\d+)\}?(?!\d)")
+_STARS = re.compile(r"(?<![\w*])(\*{1,3})(?=\S)([^\n]+?)(?<=\S)\1(?![\w*])")
+_LINES = re.compile(r"(?<!\w)(_{1,3})(?=[^\s_])([^\n]+?)(?<=[^\s_])\1(?!\w)")
+_LOOSE = re.compile(r"(?<!\w)\*{2,}|\*{2,}(?!\w)")
+_SYMBOLS = (
+    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "x"),
+    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])"), "°"),
+    (re.compile(r"\\sqrt\s*\{([^{}]*)\}"), r"√\1"),
+    (re.compile(r"<sup>\s*([^<>]*?)\s*</sup>"), r"^{\1}"),
+    (re.compile(r"(?<=[A-Za-z])<sub>\s*(\d+)\s*</sub>(?!\d)"), r"\1"),
+    (re.compile(r"<sub>\s*([^<>]*?)\s*</sub>"), r"_{\1}"),
+    (re.compile(r"\^\s*\{\s*([-+]?\w+)\s*\}(?!\d)"), r"^\1"),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\(?:[,;:! ]|quad(?![A-Za-z])|left(?![A-Za-z])|right(?![A-Za-z]))"), " "),
+    (re.compile(r"\\([^\w\s])"), r"\1"),
+)
+_ANNOUNCED = re.compile("[Aa](?:ns|NS)|[Ss](?:olution|OLUTION)|[Rr]esponse|答案")
+_DECLARED = re.compile(
+    r"(?:\b(?:answer|ans\.?|solution|response)\b|答案)(?:\s+to\s+(?:the|this)\s+question)?"
+    r"(?:\s+(?:is|would\s+be|should\s+be|must\s+be)\b(?!\s+(?:not|n't)\b)\s*:?|\s*[:=是]|\s+-\s)\s*(\S[^\n]*)",
+    re.IGNORECASE,
+)
+
+
+def unwrap(text: str) -> str:
+    """The folded text without Markdown emphasis, code marks, headings and bullets, LaTeX and HTML markup.
+
+    "**D**", "`D`", "$D$", r"\\text{D}" and "<b>D</b>" all become "D"; "$5 and $6", "2*3*4" and "2**3" stay.
+    """
+    text = fold(text)
+    if "&" in text and ";" in text:
+        text = fold(html.unescape(text))
+    if not _marked(text):
+        return text
+    text = _TAG.sub("", _BREAK.sub("\n", _FENCE.sub("", text))).replace("`", "")
+    before = None
+    while before != text:  # from the innermost outwards
+        before = text
+        text = _FRACTION.sub(lambda m: f"{m[1]}{' ' if m[1] else ''}{m[2]}/{m[3]}", text)
+        text = _COMMAND.sub(r"\1", text)
+        text = _DISPLAY.sub(lambda m: _formula(m[1] or m[2] or m[3]), text)
+        text = _INLINE.sub(lambda m: _formula(m[1]), text)
+        text = _LINES.sub(r"\2", _STARS.sub(r"\2", text))
+    for pattern, plain in _SYMBOLS:
+        text = pattern.sub(plain, text)
+    return _LOOSE.sub("", _LINE_START.sub("", text))
+
+
+def _formula(text: str) -> str:
+    """A formula with the lowered figures of "H_2O" on the line."""
+    return _INDEX.sub(r"\1", text)
+
+
+def _marked(text: str) -> bool:
+    """Whether there may be markup in a text."""
+    return _MARK.search(text) is not None or "- " in text
+
+
+def final_parts(text: str) -> tuple[str, ...]:
+    """What a text marks as its answer, unwrapped: all `<answer>` tags, else "answer" in JSON, else all boxes.
+
+    The whole text where it marks nothing. Thoughts in `<think>` tags are left out.
+    """
+    text = fold(text)
+    if not (_marked(text) or any(sign in text for sign in ("box", "\x08", "{", "&"))):
+        return (text,)
+    if "<" in text:
+        text = _THOUGHTS.sub("", text)
+        if tagged := [m[1] or m[2] or "" for m in _TAGGED.finditer(text)]:
+            return tuple(part for each in tagged for part in final_parts(each))
+    if "{" in text and (named := [m[1] or m[2] or m[3] or "" for m in _JSON.finditer(text)]):
+        return tuple(map(unwrap, named))
+    return tuple(unwrap(part) for part in _boxes(text) or (text,))
+
+
+def stated(text: str) -> tuple[str, ...]:
+    """What a text states as its answer: behind "the answer is" or "Answer:", else its `final_parts`."""
+    parts = final_parts(text)
+    declared = [match[1] for part in parts if _ANNOUNCED.search(part) for match in _DECLARED.finditer(part)]
+    return tuple(declared) or parts
+
+
+def _boxes(text: str) -> list[str]:
+    r"""Contents of every \boxed{…}, braces inside included; an unclosed one ends with the text."""
+    found = []
+    for match in _BOX.finditer(text):
+        depth, end = 1, match.end()
+        while end < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        found.append(text[match.end() : end - (depth == 0)])
+    return found
