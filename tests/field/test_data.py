@@ -151,7 +151,7 @@ def test_the_order_of_files_is_not_the_file_system_s(tmp_path: Path) -> None:
 def test_pictures_as_people_see_them(tmp_path: Path) -> None:
     """sglang 33464 and mistral-common 330: photos with an EXIF orientation reached the model lying on their side.
 
-    Right: upright, 16-bit greys scaled and not clipped to white, what is transparent on white, palettes and CMYK as RGB.
+    Right: upright; 16-bit greys scaled, not clipped to white; what is transparent on white; palettes and CMYK as RGB.
     """
     photo = Image.new("RGB", (40, 20), "red")
     photo.paste("blue", (0, 0, 20, 20))

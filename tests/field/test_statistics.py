@@ -18,7 +18,7 @@ from tests.field.inputs import job, read_rows, results, write_rows
 
 
 def two(gained: int, lost: int, right: int, wrong: int, repeat: int = 1) -> TaskScores:
-    """Answers of two models: so many questions turned right, wrong, or stayed; each about `repeat` times one picture."""
+    """Answers of two models: how many turned right, turned wrong, stayed; `repeat` questions about each picture."""
     before = [0] * gained + [1] * lost + [1] * right + [0] * wrong
     after = [1] * gained + [0] * lost + [1] * right + [0] * wrong
     pictures = [f"p{i}" for i in range(len(before)) for _ in range(repeat)]
@@ -73,7 +73,7 @@ def test_a_benchmark_of_one_question(own_home: Path) -> None:
     assert held_out["value"] is not None and held_out["low"] is None and held_out["high"] is None
     summarize(done.parent)
     for path in [*done.parent.glob("*.json"), *done.glob("*.json")]:
-        json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path}: {name}"))
+        json.loads(path.read_text(), parse_constant=pytest.fail)
     assert "nan" not in (done.parent / "summary.md").read_text().lower()
 
 

@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_finite_ends_the_job(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["sample_mean", "token_mean"])
 def test_accumulation_changes_nothing(loss: str) -> None:
-    """transformers PR 34191 and torchtune PR 1875: with accumulated gradients the mean of means weighed answers wrongly.
+    """transformers PR 34191 and torchtune PR 1875: with accumulated gradients a mean of means weighed answers wrongly.
 
     Right: micro-batches of 1, 2 and 4 give the weights of the whole batch, though answers differ in length.
     """
