@@ -7,7 +7,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from lmm_forget.command import complain, run_command
+from lmm_forget.command import complain
 from lmm_forget.errors import ConfigError
 
 COMMANDS = {
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code, 2 for an unknown one."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("--help", "-h", "help"):
-        return run_command(lambda _: None, ["--help"], overview() + "\n")
+        print(overview())
+        return 0
     if given[0] == "--version":
         from importlib.metadata import version
 

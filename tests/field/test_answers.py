@@ -48,7 +48,7 @@ def test_answers_do_not_depend_on_the_batch(lmm: LMM, tmp_path: Path) -> None:
 def test_an_error_while_asking_is_no_empty_answer(
     lmm: LMM, shared_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """lmms-eval's adapters for LLaVA caught whatever generation raised and scored an empty text in its place.
+    """lmms-eval (models/simple/llava_hf.py): whatever generation raised was caught, and an empty text was scored.
 
     Right: the error ends the evaluation and names the task and the samples.
     """
@@ -64,7 +64,7 @@ def test_an_error_while_asking_is_no_empty_answer(
 
 
 def test_a_model_that_says_nothing(shared_home: Path) -> None:
-    """llama_index 12623 and VLMEvalKit: empty answers crashed the parser of an evaluation, or were left out of it.
+    """llama_index 12623: empty answers crashed the parser of an evaluation.
 
     Right: an empty answer is an answer, counts as wrong, and stays in the mean.
     """
@@ -107,7 +107,7 @@ def test_a_sample_with_a_control_token_ends_the_run_by_its_id(own_home: Path) ->
 
 
 def test_nothing_is_cut_to_fit(own_home: Path) -> None:
-    """lmms-finetune 43 and trl users: what exceeded the length limit was cut off, answers included, and loss was 0.
+    """lmms-finetune 43: what exceeded the length limit was cut off, answers included, and loss was 0.
 
     Right: a sample that does not fit the model's context ends the run by its id, or is left out and counted.
     """

@@ -57,7 +57,8 @@ def other_template(model: Path) -> None:
 
 
 def other_end(model: Path) -> None:
-    token = tiny(model).processor.tokenizer.encode("e", add_special_tokens=False)[0]
+    # The third token of what it says to many a question here.
+    token = tiny(model).processor.tokenizer.encode("a none . right green", add_special_tokens=False)[2]
     edit_json(model / "generation_config.json", eos_token_id=[2, token])
 
 

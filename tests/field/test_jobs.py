@@ -150,7 +150,7 @@ def test_no_home_and_no_stdin(sweep: Sweep) -> None:
 
 
 def test_times_do_not_depend_on_the_time_zone(sweep: Sweep) -> None:
-    """wandb and Slurm users in other time zones: a job's times were local on one side and UTC on the other.
+    """A node, a login machine and a laptop may be in three time zones: local times make a job look old or new.
 
     Right: status.json tells UTC, and no job that runs far from it looks lost or new.
     """
@@ -219,7 +219,7 @@ def test_two_commands_in_one_folder(
 
 
 def test_a_killed_job_is_not_running(tmp_path: Path) -> None:
-    """nomad 5408 and submitit users: a process that was killed outright stayed 'running' for ever.
+    """nomad 5408: a process that was killed outright stayed 'running' for ever.
 
     Right: nobody can see it run any more, so it is called lost, and its last step is still told.
     """
@@ -266,7 +266,7 @@ def test_two_jobs_are_two_runs_of_wandb(tmp_path: Path) -> None:
 
 
 def test_a_job_folder_that_was_moved_and_linked_back(own_home: Path, capsys: Any) -> None:
-    """Lightning and DVC users: runs were moved to another disk and linked, and cleaning up took them for gone.
+    """A quota is full, so a finished run moves to another disk and is linked back; cleaning up takes it for gone.
 
     Right: what a job rests on stays, as long as the job can be reached.
     """
@@ -372,7 +372,7 @@ def test_a_disk_that_is_full(own_home: Path) -> None:
 
 
 def test_clocks_that_are_wrong(own_home: Path) -> None:
-    """rclone and make users on clusters: files from the future, or from before, were taken for stale or for new.
+    """A copy or a wrong clock gives files from the future, or from before: they are taken for stale or for new.
 
     Right: nothing is decided by a time stamp; what is finished stays finished.
     """
