@@ -206,7 +206,8 @@ def _rm(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
         for item in found:
             if item.kind == "stage" and item.key in kept:
                 raise StoreError(
-                    f"stage {item.key}: {kept[item.key].parent} rests on it; delete that folder first, or add force=true"
+                    f"stage {item.key}: {kept[item.key].parent} rests on it; delete that folder first, "
+                    "or add force=true"
                 )
     for item in found:
         care.remove(store, item)

@@ -80,7 +80,8 @@ def find(store: Store, key: str, kinds: tuple[str, ...] = KINDS, least: int = 1)
         raise StoreError(f"{what} in {store.root} begins with {key!r}; {where}")
     if len(key) < least and key != matching[0].key:
         raise StoreError(
-            f"{key!r} is short for the key of something to remove; give at least {least} characters of {matching[0].key}"
+            f"{key!r} is short for the key of something to remove; give at least {least} characters of "
+            f"{matching[0].key}"
         )
     return matching[0]
 

@@ -227,11 +227,18 @@ def test_removing_takes_keys_and_spares_what_is_in_work(
         (["ls", "apply=true"], "apply= belongs to gc, not to ls"),
         (["explain", "aaaa", "mmmm"], "mmmm is of kind answers; expected stage"),
         (["explain", "aaaa", "aabb", "cccc"], "explain takes 2 keys; found 3"),
-        *(([command, key], "which every key begins with") for command in ("show", "verify", "rm") for key in ("", " ")),
+        *(
+            ([command, key], "which every key begins with")
+            for command in ("show", "verify", "rm")
+            for key in ("", " ")
+        ),
         (["explain", "aaaa", ""], "which every key begins with"),
         (["rm", "aa"], "2 things in "),
         (["rm", "aaaa1", "aa"], "2 things in "),
-        (["rm", "aab"], "'aab' is short for the key of something to remove; give at least 4 characters of aabb2"),
+        (
+            ["rm", "aab"],
+            "'aab' is short for the key of something to remove; give at least 4 characters of aabb2",
+        ),
         (["rm", " aabb2"], "nothing in "),
         (["rm", "*"], "nothing in "),
         (["rm"], "rm needs 1 key"),
