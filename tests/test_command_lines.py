@@ -30,7 +30,7 @@ class Server:
     """A process that runs command lines in a folder of its own; see tests/fork_server.py."""
 
     def __init__(self, folder: Path) -> None:
-        world(folder)
+        """`folder` was made by `world`."""
         self.folder = folder
         env = {
             **os.environ,
@@ -125,6 +125,8 @@ def test_refused_command_lines_say_why_in_one_line_and_change_nothing(tmp_path: 
     chosen = list(lines(SEED, COUNT))
     assert len(chosen) >= 200 and len({line.module for line in chosen}) >= 10
     workers = min(2, len(os.sched_getaffinity(0)))
+    for number in range(workers):
+        world(tmp_path / str(number))
     with ThreadPoolExecutor(workers) as pool:
         parts = pool.map(lambda n: run(tmp_path / str(n), chosen[n::workers]), range(workers))
         wrong = [each for part in parts for each in part]
