@@ -28,7 +28,8 @@ def one_line(
     if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
         return _broken_file(config_dir) or f"a YAML file cannot be read: {_short(_flat(text))}"
     if isinstance(error, RecursionError):
-        return "the defaults lists of the YAMLs include each other without end"
+        where = f" in {config_dir}" if config_dir is not None else ""
+        return f"the defaults lists of the YAMLs{where} include each other without end"
     if isinstance(error, MissingConfigException):
         return _missing_choice(error.missing_cfg_file, error.options, text)
     if isinstance(error, OverrideParseException):
