@@ -7,7 +7,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from lmm_forget.command import complain
+from lmm_forget.command import run_command
 from lmm_forget.errors import ConfigError
 
 COMMANDS = {
@@ -27,7 +27,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code, 2 for an unknown one."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command(_dispatch, arguments)
+
+
+def _dispatch(given: list[str]) -> int:
     if not given or given[0] in ("--help", "-h", "help"):
         print(overview())
         return 0
@@ -40,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        complain(ConfigError(f"no command {command!r}; there are: {', '.join(COMMANDS)}{hint}"))
-        return 2
+        shown = command if len(command) < 60 else f"{command[:60]}…"
+        raise ConfigError(f"no command {shown!r}; there are: {', '.join(COMMANDS)}{hint}")
     before = sys.argv
     sys.argv = [f"lmm-forget {command}", *rest]
     try:

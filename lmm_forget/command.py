@@ -12,6 +12,21 @@ from typing import NoReturn
 from lmm_forget.errors import ConfigError, LmmForgetError
 
 Act = Callable[[list[str]], int | None]
+TAKE_A_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--info",
+    "-i",
+)
+"""Hydra's options that are followed by a value."""
 FORMATS = ("table", "json")
 
 
@@ -37,7 +52,7 @@ def run_command(act: Act, arguments: Sequence[str] | None, help_text: str | None
         reader_left()
         return 0
     except OSError as error:  # a folder that cannot be read or written, a full disk
-        complain(told(error))
+        complain(_stdout_failed(error) or told(error))
         return 2
     except KeyboardInterrupt:
         print("lmm-forget: stopped", file=sys.stderr, flush=True)
@@ -45,11 +60,54 @@ def run_command(act: Act, arguments: Sequence[str] | None, help_text: str | None
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are this package's: one line, raised as ConfigError."""
+    """argparse whose complaints are this package's: one line, raised as ConfigError; options may stand anywhere."""
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The arguments of a command line, its options wherever they stand among other words. Raises ConfigError."""
+        valued = [action for action in self._actions if action.option_strings and action.nargs is None]
+        names = [name for action in valued for name in action.option_strings]
+        often = [
+            name for action in valued if isinstance(action.default, list) for name in action.option_strings
+        ]
+        return self.parse_args(options_first(arguments, names, often))
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print with its usage."""
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def options_first(
+    arguments: Sequence[str], valued: Collection[str] = TAKE_A_VALUE, often: Collection[str] = ()
+) -> list[str]:
+    """The same command line, options before other words: argparse refuses `a=b --config-dir mine c=d`.
+
+    `valued` are the options that are followed by a value, `often` those of them that may be given several times.
+    Raises ConfigError for an option given twice, or whose value is empty.
+    """
+    options: list[str] = []
+    others: list[str] = []
+    seen: set[str] = set()
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            others.extend(words)
+            break
+        if not word.startswith("-") or word == "-":
+            others.append(word)
+            continue
+        options.append(word)
+        name, equals, value = word.partition("=")
+        if name not in valued and not (name.startswith("--") and any(v.startswith(name) for v in valued)):
+            continue
+        if name in seen and name not in often:
+            raise ConfigError(f"{name} is given twice")
+        seen.add(name)
+        following = value if equals else next(words, None)
+        if following is not None and not following.strip():
+            raise ConfigError(f"{name} is empty")
+        if following is not None and not equals:
+            options.append(following)
+    return [*options, *others]
 
 
 def told(error: OSError) -> str:
@@ -58,9 +116,24 @@ def told(error: OSError) -> str:
     return f"{name}: {error.strerror}" if name and error.strerror else str(error)
 
 
+def _stdout_failed(error: OSError) -> str | None:
+    """The line for an error that names no file, where it was standard output that could not be written."""
+    if error.filename is not None or error.errno is None:
+        return None
+    try:  # what Python had kept for it is gone after the error: one more sign shows whether it takes any
+        os.write(sys.stdout.fileno(), b"\n")
+    except (OSError, ValueError) as again:
+        if getattr(again, "errno", None) != error.errno:
+            return None
+        reader_left()  # or Python tries once more while it ends
+        return f"standard output: {error.strerror or error}"
+    return None
+
+
 def complain(error: BaseException | str, who: str = "error") -> None:
-    """Print an error as the one line on stderr that scripts and people look for."""
-    print(f"lmm-forget: {who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    """Print an error as the one line on stderr that scripts and people look for; endless words are cut."""
+    words = (word if len(word) <= 300 else f"{word[:200]}…{word[-60:]}" for word in str(error).split())
+    print(f"lmm-forget: {who}: {' '.join(words)}", file=sys.stderr, flush=True)
 
 
 def reader_left() -> None:

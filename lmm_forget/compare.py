@@ -60,7 +60,7 @@ def _compare(arguments: Sequence[str]) -> int:
         metavar="CONDITION",
         help="exit with 1 where it holds; may be given several times",
     )
-    given = parser.parse_intermixed_args(arguments)
+    given = parser.read(arguments)
     form, words = take_format(given.places)
     conditions = [Condition.parse(text) for text in given.fail_if]
     pairs, notes = pairs_of(words)

@@ -41,7 +41,7 @@ def _dashboard(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--config-dir", metavar="DIR", help="a folder with groups of your own (task/mine.yaml)"
     )
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     form, rest = take_format(given.overrides, ("view", "json"))
     own, overrides = take_options(rest, OWN)
     view = build(wanted(own, overrides, given.config_dir))

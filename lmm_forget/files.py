@@ -1,13 +1,17 @@
-"""Files that appear whole and can be checked: written beside their place, synced, renamed; JSON under its own seal."""
+"""Files that appear whole and can be checked: written beside their place, synced, renamed; JSON under its own seal.
+
+Everything the package writes gets the permissions that the user's umask gives a new file, and an error of the
+operating system names the file it is about.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +25,63 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> P
     Text is written as UTF-8. `durable` waits until file and folder have reached the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with draft_of(path) as draft, open(draft, "xb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     if durable:
         sync(path.parent)
     return path
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A file beside `path`, for the block to write; at its end it becomes `path`, after an error it is taken away.
+
+    An OSError of the block names `path`.
+    """
+    draft = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
+    with naming(path):
+        try:
+            yield draft
+            os.replace(draft, path)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name the file: a full disk's does not, and a draft's name tells nobody anything."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or _is_draft(error.filename, path)):
+            error.filename, error.filename2 = str(path), None
+            error.strerror = os.strerror(error.errno)  # pyarrow's is longer than a line
+        raise
+
+
+def _is_draft(name: object, path: Path) -> bool:
+    found = Path(os.fsdecode(name)) if isinstance(name, (str, bytes, os.PathLike)) else None
+    return found is not None and found.parent == path.parent and found.name.startswith(f".{path.name[:200]}.")
+
+
+def usual_mode(path: Path) -> None:
+    """Give a file the permissions that any new file gets; some libraries (safetensors) let only its owner read it."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """The process's umask, read without setting it where the system tells: other threads create files meanwhile."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sync(path: Path) -> None:

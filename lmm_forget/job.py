@@ -11,6 +11,7 @@ Exit codes: 0 done, 2 a mistake in what was asked for (one line on stderr), 1 an
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -21,13 +22,16 @@ from typing import Any
 
 import yaml
 
-from lmm_forget.command import complain
+from lmm_forget.command import complain, told
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
 from lmm_forget.files import write_atomic
 from lmm_forget.heartbeat import Bystander, StatusFile, correct_status
 from lmm_forget.progress import Progress
 from lmm_forget.ranks import Place
 from lmm_forget.stopping import Interrupted, listen
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the operating system says of a disk or a folder that takes no (more) files: nobody's programming mistake."""
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -116,6 +120,16 @@ def _work(path: Path, config: dict[str, Any], place: Place | None) -> int:
     report = (
         StatusFile(path.parent) if place is None or place.rank == 0 else Bystander(path.parent, place.rank)
     )
+    try:
+        return _report_work(path, config, place, report)
+    except OSError as error:  # status.json itself cannot be written
+        return _complain(LmmForgetError(_cannot_write(error, path.parent)), place)
+
+
+def _report_work(
+    path: Path, config: dict[str, Any], place: Place | None, report: StatusFile | Bystander
+) -> int:
+    """Do a job's work and let `report` say how it ended; returns the exit code."""
     with report as status:
         try:
             results = _run(config, path.parent, status, place)
@@ -131,6 +145,10 @@ def _work(path: Path, config: dict[str, Any], place: Place | None) -> int:
             status.end("interrupted")
             return 143
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                line = _cannot_write(error, path.parent)
+                status.end("failed", line)
+                return _complain(LmmForgetError(line), place)
             if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
                 line = (
                     "out of memory outside of a step's forward and backward pass: what is trained does not fit this "
@@ -148,6 +166,12 @@ def _work(path: Path, config: dict[str, Any], place: Place | None) -> int:
             return 1
         status.end("done")
     return 0
+
+
+def _cannot_write(error: OSError, folder: Path) -> str:
+    """The line for a disk that takes no more."""
+    line = told(error) if error.filename else f"{folder}: {error.strerror or error}"
+    return f"{line}; nothing finished is lost: make room and give the same command again"
 
 
 def _run(

@@ -44,7 +44,7 @@ def _plan(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--config-dir", metavar="DIR", help="a folder with groups of your own (recipe/mine.yaml)"
     )
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     form, overrides = take_format(given.overrides)
     spec, recipe = _choices(overrides, given.config_dir)
     plan = plan_for(spec, recipe)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmm_forget.evaluation.answers import NEAR_TIE, Answer, counted
+from lmm_forget.files import draft_of
 from lmm_forget.metrics.answers import task_scores_from_answers
 from lmm_forget.metrics.figures import figures
 from lmm_forget.metrics.significance import changes_from_base
@@ -164,9 +165,8 @@ def write_tables(
     for index, answers in enumerate((base, *(stage.answers for stage in stages))):
         table = answers_to_table([answer for each in answers.values() for answer in each])
         tables.append(table.add_column(0, "stage", pa.array([index] * len(table), pa.int32())))
-    fresh = job_dir / ".answers.parquet.new"
-    pq.write_table(pa.concat_tables(tables), fresh, compression="zstd")
-    fresh.replace(job_dir / "answers.parquet")
+    with draft_of(job_dir / "answers.parquet") as draft:
+        pq.write_table(pa.concat_tables(tables), draft, compression="zstd")
     everything = (base, *(stage.answers for stage in stages))
     write_pictures(
         job_dir,

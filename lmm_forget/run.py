@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from traceback import walk_tb
 from typing import Any, NoReturn
 
-from lmm_forget.command import run_command, told
+from lmm_forget.command import options_first, run_command, told
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
 from lmm_forget.ranks import Place
 
@@ -59,18 +61,6 @@ GROUPS = (
     "experiment",
     "task",
 )
-TAKE_A_VALUE = (
-    "--config-dir",
-    "-cd",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--cfg",
-    "-c",
-    "--package",
-    "-p",
-)
 IN_PROCESS = (
     "{what} with hydra/launcher=basic would mix grid points; use hydra/launcher=isolated, the default: "
     "python -m lmm_forget.run -m {words}"
@@ -80,29 +70,13 @@ LAUNCHED_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 1 (a job failed), 2 (nothing was started) or 130 (stopped)."""
-    given = options_first(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole; we make one line of them
-    return run_command(_main, given)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we make one line of them
+    return run_command(_main, arguments)
 
 
-def options_first(arguments: Sequence[str]) -> list[str]:
-    """The same command line, options before overrides: Hydra's parser refuses `a=b --config-dir mine`."""
-    options: list[str] = []
-    overrides: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("-"):
-            overrides.append(word)
-            continue
-        options.append(word)
-        if word in TAKE_A_VALUE:
-            options.extend(value for value in (next(words, None),) if value is not None)
-    return [*options, *overrides]
-
-
-def _main(given: list[str]) -> int:
+def _main(words: list[str]) -> int:
     try:
-        return _run(given)
+        return _run(options_first(words))
     except LmmForgetError:
         from lmm_forget.launch.torchrun import let_the_first_speak
 
@@ -112,12 +86,10 @@ def _main(given: list[str]) -> int:
 
 def _run(given: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     from lmm_forget.config import one_line
     from lmm_forget.config.overrides import checked
+    from lmm_forget.launch.scratch import carry
 
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign,assignment]
@@ -132,38 +104,55 @@ def _run(given: list[str]) -> int:
         raise ConfigError("--experimental-rerun is not supported; a job is run again from its job.yaml")
     if args.resolve and not args.cfg:
         raise ConfigError("--resolve belongs to --cfg job")
+    if args.package and not args.cfg:
+        raise ConfigError("--package belongs to --cfg job")
     place = None
     if not shows:
         _check_launch(args, os.environ)
         place = Place.read(os.environ)
+    options, words = given[: len(given) - len(args.overrides)], list(args.overrides)
     if place is not None:
         from lmm_forget.launch.torchrun import world_overrides
 
-        given = [*given, *world_overrides(place, args.overrides)]
-    given = checked(given, [Path(args.config_dir)] if args.config_dir else [])
-    try:
-        if not _only_plans(args):
-            return _hydra(given, args, place)
-        with TemporaryDirectory() as scratch:  # Hydra writes down a sweep's grid before it is known to be run
-            return _hydra([*given, f"hydra.sweep.dir={scratch}"], args, place)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(one_line(error, args.overrides, args.config_dir)) from error
+        words += world_overrides(place, args.overrides)
+    given = [*options, *checked(words, [Path(args.config_dir)] if args.config_dir else [])]
+    with TemporaryDirectory() as scratch:  # Hydra writes down a sweep's grid before it is known to be run
+        try:
+            return _hydra(given, args, place, Path(scratch))
+        except LmmForgetError:
+            raise
+        except Exception as error:
+            if _is_ours(error):
+                raise
+            raise ConfigError(one_line(error, args.overrides, args.config_dir)) from error
+        finally:
+            carry(Path(scratch))
 
 
-def _only_plans(args: argparse.Namespace) -> bool:
-    said = {word.lstrip("+").partition("=")[0]: word.partition("=")[2].lower() for word in args.overrides}
-    return args.multirun and said.get("sweep.plan") == "true" and "hydra.sweep.dir" not in said
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package's own code broke, behind Hydra's, and not Hydra's on what it was given.
+
+    Hydra checks little of what it composes: a wrong word can end in an error of any kind.
+    """
+    frames = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    hydra = [place for place, name in enumerate(frames) if "/hydra/" in name.replace(os.sep, "/")]
+    package = str(Path(__file__).parent)
+    return not hydra or any(name.startswith(package) for name in frames[hydra[0] :])
 
 
-def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None) -> int:
-    """Hand the command line to Hydra, with our task function; the exit code. `place` is for one of several ranks."""
+def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None, scratch: Path) -> int:
+    """Hand the command line to Hydra, with our task function; the exit code. `place` is for one of several ranks.
+
+    `scratch` is where Hydra writes about a sweep.
+    """
     import hydra
 
     from lmm_forget.config.composing import VERSION_BASE, conf_dir, register_resolvers
+    from lmm_forget.config.hydra_keys import Refused
     from lmm_forget.launch.planning import Planned
     from lmm_forget.launch.processes import Stopped
 
-    register_resolvers()
+    register_resolvers(scratch)
     failures: list[Exception] = []
     codes: list[int] = []
 
@@ -181,10 +170,13 @@ def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None) 
             failures.append(LaunchError(told(error)))
             return None
 
-    before = sys.argv
+    before, showwarning = sys.argv, warnings.showwarning
     sys.argv = [before[0], *given]
+    warnings.showwarning = _note
     try:
         hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="run")(task)()
+    except Refused as refused:
+        raise refused.error from None
     except Planned:
         return 0
     except Stopped as stop:
@@ -192,10 +184,15 @@ def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None) 
         print(f"lmm-forget: {line}", file=sys.stderr)
         return 130
     finally:
-        sys.argv = before
+        sys.argv, warnings.showwarning = before, showwarning
     if failures:
         raise failures[0]
     return codes[0] if codes else 0
+
+
+def _note(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning of Hydra's as one line, without the line of its source."""
+    print(f"lmm-forget: note: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _rank(cfg: Any, place: Place) -> int:
@@ -227,7 +224,8 @@ def _single(cfg: Any, args: argparse.Namespace) -> float | None:
     from lmm_forget.config import resolve, single_name, slug, swept
     from lmm_forget.launch.isolated import given_overrides
     from lmm_forget.launch.jobs import make_job
-    from lmm_forget.launch.session import complain, run_jobs, show_summary
+    from lmm_forget.launch.scratch import accept
+    from lmm_forget.launch.session import GRACE, complain, run_jobs, show_summary
 
     whole = _with_hydra(cfg)
     config = resolve(whole)
@@ -256,13 +254,20 @@ def _single(cfg: Any, args: argparse.Namespace) -> float | None:
     job = make_job(config, name)
     launcher = OmegaConf.to_container(whole.hydra.launcher, resolve=True)
     assert isinstance(launcher, dict)
-    if str(launcher.pop("_target_")).endswith("SlurmLauncher"):
+    target = str(launcher.pop("_target_"))
+
+    def accepted() -> None:
+        if whole.hydra.mode == RunMode.MULTIRUN:
+            accept(Path(whole.hydra.sweep.dir), job.folder.parent)
+
+    if target.endswith(".SlurmLauncher"):
         from lmm_forget.launch.slurm.settings import Settings
         from lmm_forget.launch.slurm.watch import run_in_slurm
 
-        outcomes = run_in_slurm([job], Settings.read({str(key): value for key, value in launcher.items()}))
+        settings = Settings.read({str(key): value for key, value in launcher.items()})
+        outcomes = run_in_slurm([job], settings, accepted)
     else:
-        outcomes = run_jobs([job])
+        outcomes = run_jobs([job], float(launcher.get("grace", GRACE)), accepted)
     error = complain(outcomes)
     if error is not None:
         raise error

@@ -12,6 +12,7 @@ from typing import Any
 
 from lmm_forget.command import one_folder, run_command, take_format, take_options
 from lmm_forget.errors import ConfigError, DataError, LmmForgetError
+from lmm_forget.files import write_atomic
 
 HELP = """usage: python -m lmm_forget.why FOLDER [format=table|json] [examples=12]
 
@@ -35,7 +36,6 @@ def _why(words: Sequence[str]) -> None:
     folder, examples = one_folder(rest, "why"), options.get("examples", "12")
     if not examples.isdecimal():
         raise ConfigError(f"examples={examples} cannot be used; it must be a whole number")
-    from lmm_forget.files import write_atomic
     from lmm_forget.metrics.connection import connection
     from lmm_forget.metrics.statements import statements
     from lmm_forget.report.connection import document
@@ -151,8 +151,8 @@ def write_turned(folder: Path, jobs: Sequence[str], examples: int) -> None:
         "text-align:left;border-bottom:1px solid #ccc;white-space:pre-line}</style>"
         f"<h1>Held-out questions that turned wrong</h1>{''.join(parts)}"
     )
-    (folder / "turned_wrong.md").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "turned_wrong.html").write_text(page, encoding="utf-8")
+    write_atomic(folder / "turned_wrong.md", "\n".join(lines))
+    write_atomic(folder / "turned_wrong.html", page)
 
 
 def _examples(job: Path, limit: int) -> list[tuple[dict[str, Any], str | None]]:

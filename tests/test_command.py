@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.command import one_folder, run_command, take_format, take_options
+from lmm_forget.command import one_folder, options_first, run_command, take_format, take_options
+from lmm_forget.config import conf_dir
 from lmm_forget.errors import ConfigError, DataError
 
 COMMANDS = ("compare", "dashboard", "data", "export", "plan", "report", "status", "store", "why")
@@ -92,3 +93,56 @@ def test_every_command_says_what_it_is_and_refuses_an_unknown_format(
     first = ["check"] if command == "data" else []
     assert module.main([*first, "format=pdf"]) == 2
     assert capsys.readouterr().err.startswith("lmm-forget: error: format=pdf is not known; choose one of: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a=b", "--config-dir", "D", "c=d"], ["--config-dir", "D", "a=b", "c=d"]),
+        (["a=b", "--config-dir=D", "c=d", "-m"], ["--config-dir=D", "-m", "a=b", "c=d"]),
+        (["--config-dir", "it's a ${x}, [y]=z", "a=b"], ["--config-dir", "it's a ${x}, [y]=z", "a=b"]),
+        (["a=b", "--config-d", "D"], ["--config-d", "D", "a=b"]),
+        (["a", "--", "b=c"], ["a", "b=c"]),
+        (["a=b", "-"], ["a=b", "-"]),
+    ],
+)
+def test_options_may_stand_anywhere(given: list[str], expected: list[str]) -> None:
+    assert options_first(given) == expected
+
+
+def test_options_are_given_once_and_have_a_value() -> None:
+    for words, message in (
+        (["--config-dir", "a", "b=c", "--config-dir", "d"], "--config-dir is given twice"),
+        (["--config-dir", ""], "--config-dir is empty"),
+        (["--config-dir= "], "--config-dir is empty"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            options_first(words)
+    assert options_first(["--fail-if", "a", "x", "--fail-if", "b"], ["--fail-if"], ["--fail-if"])[-1] == "x"
+
+
+@pytest.mark.parametrize(
+    "folder", ["mine", 'it\'s "mine"', "a b", "${x}", "a,b=c", "[x]", "{y}", "ünï%41#?", "x:y"]
+)
+def test_every_command_takes_overrides_and_folders_as_run_does(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`key=value --config-dir D key=value`, whatever the folder is called, and wherever the command is given."""
+    from lmm_forget import dashboard, plan, run
+
+    home = tmp_path / f"{folder} home"
+    (home / folder / "task").mkdir(parents=True)
+    (home / folder / "recipe").mkdir()
+    tiny = Path(conf_dir() / "task" / "tiny_cub200.yaml").read_text()
+    (home / folder / "task" / "mine.yaml").write_text(tiny.replace("name: tiny_cub200", "name: mine"))
+    (home / folder / "recipe" / "own.yaml").write_text("name: own\nrules: [{component: vision}]\n")
+    monkeypatch.chdir(home)
+    options = ["recipe=own", "--config-dir", folder, "seed=1"]
+    single = ["sequence=single", "sequence.task=mine"]
+    assert run.main([*options, *single, "sweep.plan=true"]) == 0
+    assert "own: 1 stage" in capsys.readouterr().out
+    assert dashboard.main(["entity=me", *options, *single, "format=json"]) == 0
+    assert '"chartTitle": "mine"' in capsys.readouterr().out
+    assert plan._choices(["recipe=own"], folder)[1]["rules"] == [{"component": "vision"}]
+    assert plan.main(["model=nope", "--config-dir", folder, "recipe=own"]) == 2
+    assert "there is no model 'nope'" in capsys.readouterr().err

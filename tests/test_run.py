@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from lmm_forget.command import options_first
 from lmm_forget.errors import LaunchError
 from lmm_forget.launch.torchrun import world_overrides
 from lmm_forget.ranks import Place
-from lmm_forget.run import main, options_first
+from lmm_forget.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -243,3 +244,66 @@ def test_status_is_written_while_a_job_lives(tmp_path: Path) -> None:
     close_status(tmp_path, "interrupted")  # the last word stays
     assert read_status(tmp_path)["state"] == "failed"
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+BAD_YAML = {
+    "latin": ("name: café\n".encode("latin-1"), "x.yaml is not UTF-8"),
+    "utf16": ("name: a\n".encode("utf-16"), "x.yaml is not UTF-8"),
+    "tabs": (b"name: a\n\tb: 3\n", "x.yaml is not readable YAML: while scanning"),
+    "twice": (b"name: a\nname: b\n", "x.yaml is not readable YAML: while constructing a mapping"),
+    "list": (b"- 1\n", "must hold keys and values"),
+    "number": (b"3\n", "x.yaml must hold keys and values"),
+    "brackets": (b"name: [1\n", "x.yaml is not readable YAML"),
+    "tag": (b"name: !!python/object:os.system x\n", "x.yaml is not readable YAML"),
+    "control": (b"name: \x00\n", "x.yaml is not readable YAML"),
+    "cycle": (b"defaults: [x]\n", "the defaults lists of the YAMLs in mine include each other"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_YAML)
+@pytest.mark.parametrize("group", ["recipe", "task"])
+def test_a_yaml_of_the_users_that_cannot_be_used_is_named(
+    kind: str, group: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    content, message = BAD_YAML[kind]
+    if group == "task" and kind == "cycle":
+        pytest.skip("a task's YAML has no defaults list")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / group).mkdir(parents=True)
+    (tmp_path / "mine" / group / "x.yaml").write_bytes(content)
+    choice = ["recipe=x"] if group == "recipe" else ["sequence=single", "sequence.task=x"]
+    assert main(["--config-dir", "mine", *choice, "sweep.plan=true"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("lmm-forget: error: ") and said.count("\n") == 1 and message in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run =3"], "a key has no blanks"),
+        (["=3"], "'=3' has no key"),
+        (["+"], "'+' has no key"),
+        ([""], "'' has no key"),
+        (["seed=\x00"], "the character U+0000"),
+        (["seed=" + "1" * 20_000], "a word of the command line may have 10000"),
+        (["seed=" + "9" * 30], "seed=" + "9" * 30 + " cannot be used"),
+        (["hydra=3"], "would replace Hydra's own settings"),
+        (["hydra.sweeper=5"], "set hydra/sweeper=NAME"),
+        (["+hydra.launcher=x"], "set hydra/launcher=NAME"),
+        (["hydra/launcher=null"], "Config group override must be a string"),
+        (["~hydra/launcher"], "choose hydra/launcher=NAME"),
+        (["recipe.name=[1]"], "the chosen recipe has no name"),
+        (["recipe.rules=3"], "recipe.rules=3 must be a list of rules"),
+        (["+tasks.tiny_ai2d=3"], "tasks.tiny_ai2d=3 must be keys and values"),
+        (["+tasks.tiny_ai2d.max_new_tokens=x"], "tasks.tiny_ai2d: max_new_tokens=x must be a whole number"),
+        (["+tasks.tiny_ai2d.role=target"], "a task's role and name stand in its YAML"),
+    ],
+)
+def test_odd_words_are_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "sweep.plan=true"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("lmm-forget: error: ") and said.count("\n") == 1 and message in said
+    assert len(said) < 600 and not list(tmp_path.iterdir())

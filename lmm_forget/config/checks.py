@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,14 +10,16 @@ from lmm_forget.errors import ConfigError
 
 OBJECTIVES = ("target_learning", "target_forgetting", "target_overall", "heldout_forgetting")
 Test = Callable[[Any], bool]
+MOST = 2**63
+"""What any number of a configuration is below: what torch takes as a seed, and a float holds."""
 
 
 def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < MOST
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST < value < MOST
 
 
 def _positive(value: Any) -> bool:
@@ -118,9 +119,15 @@ def check(config: Mapping[str, Any]) -> None:
     for key, (test, right) in FIELDS.items():
         value = _get(config, key)
         if not test(value):
+            most = " (and below 2^63)" if isinstance(value, int) and abs(value) >= MOST else ""
             raise ConfigError(
-                f"{key}={'null' if value is None else value} cannot be used; it must be {right}"
+                f"{key}={'null' if value is None else value} cannot be used; it must be {right}{most}"
             )
+    rules = config["recipe"].get("rules") or []
+    if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
+        raise ConfigError(
+            f"recipe.rules={rules} must be a list of rules: [{{component: language, sublayers: [...]}}]"
+        )
     _check_devices(config["hardware"])
 
 

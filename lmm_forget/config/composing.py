@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,12 @@ def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
 def search_path(cfg: DictConfig) -> list[Path]:
     """Folders that hold task YAMLs for a composed configuration, the user's own before the packaged one."""
     packaged = conf_dir()
-    own = []
-    for source in cfg.hydra.runtime.config_sources:
-        if source.schema == "file" and source.path and Path(source.path).resolve() != packaged:
-            own.append(Path(source.path))
-    return [*own, packaged]
+    sources = OmegaConf.to_container(
+        cfg.hydra.runtime.config_sources
+    )  # a folder's name may look like ${this}
+    assert isinstance(sources, list)
+    paths = [Path(str(each["path"])) for each in sources if each["schema"] == "file" and each["path"]]
+    return [*(path for path in paths if path.resolve() != packaged), packaged]
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -51,36 +53,48 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     command line. Raises ConfigError, one line, for anything Hydra does not accept.
     """
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    from hydra.version import setbase
 
     from lmm_forget.config.messages import one_line
     from lmm_forget.config.overrides import checked
 
     register_resolvers()
     own = checked(overrides, [] if config_dir is None else [Path(config_dir)])
-    if config_dir is not None:
-        folder = Path(config_dir).resolve()
-        if not folder.is_dir():
-            raise ConfigError(f"the configuration folder {config_dir} does not exist")
-        own.append(f"hydra.searchpath=['file://{folder}']")
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"the configuration folder {config_dir} does not exist")
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(version_base=VERSION_BASE, config_dir=str(conf_dir()), job_name="run"):
-            return hydra_compose("run", overrides=own, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        setbase(VERSION_BASE)
+        search = create_config_search_path(str(conf_dir()))
+        if (
+            config_dir is not None
+        ):  # as a path, and where --config-dir puts it: an override would have to be quoted
+            at = SearchPathQuery(provider="schema")
+            search.prepend("command-line", f"file://{os.path.abspath(config_dir)}", at)
+        Hydra.create_main_hydra2(task_name="run", config_search_path=search)
+        return hydra_compose("run", overrides=own, return_hydra_config=True)
+    except ConfigError:
+        raise
+    except Exception as error:  # Hydra checks little: what it was given can end in an error of any kind
         raise ConfigError(one_line(error, overrides, config_dir)) from error
     finally:
         GlobalHydra.instance().hydra = before
 
 
-def register_resolvers() -> None:
-    """Make the interpolations of the packaged YAMLs known to OmegaConf (more than once does no harm)."""
+def register_resolvers(sweep_folder: Path | None = None) -> None:
+    """Make the interpolations of the packaged YAMLs known to OmegaConf (more than once does no harm).
+
+    `sweep_folder` is where Hydra may write while a sweep is not accepted yet.
+    """
     OmegaConf.register_new_resolver("lmm_forget.default_name", _default_name, replace=True)
+    if sweep_folder is not None or not OmegaConf.has_resolver("lmm_forget.sweep_folder"):
+        where = "multirun" if sweep_folder is None else str(sweep_folder)
+        OmegaConf.register_new_resolver("lmm_forget.sweep_folder", lambda: where, replace=True)
     OmegaConf.register_new_resolver("lmm_forget.by_accelerator", _by_accelerator, replace=True)
 
 

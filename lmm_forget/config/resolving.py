@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lmm_forget.config.checks import GROUPS, check
 from lmm_forget.config.composing import register_resolvers, search_path
+from lmm_forget.config.hydra_keys import check_hydra
 from lmm_forget.config.messages import one_line
 from lmm_forget.config.naming import check_name
 from lmm_forget.config.orders import arrange, listed
@@ -43,12 +44,14 @@ def resolve(
 
 def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str, Any]:
     hydra = cfg.hydra
+    check_hydra(cfg)
     overrides = [str(item) for item in hydra.overrides.task]
     chosen = {str(key): value for key, value in hydra.runtime.choices.items()}
     run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "name")])
     OmegaConf.set_struct(run, False)
     run.name = check_name(cfg.name if name is None else name)
 
+    _require_nodes(run)
     sequence, suite = run.sequence, run.suite
     world = str(run.data.world)
     files = TaskFiles(folders, world)
@@ -64,8 +67,8 @@ def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str
     config["suite"]["tasks"] = [task.name for task in asked]
     if "task" in config["sequence"]:
         config["sequence"]["task"] = config["sequence"]["tasks"][0]
-    _learning_rate(config, overrides, chosen, folders)
     _require_names(config)
+    _learning_rate(config, overrides, chosen, folders)
     suggested = {key: config["model"].pop(key, None) for key in FITTED}
     check(config)
     _settle_hardware(config, suggested["micro_batch"])
@@ -103,6 +106,10 @@ def _cut_down(suite: Any, asked: Sequence[TaskFile]) -> None:
             raise ConfigError(f"suite.subset.{key}={value} must be a whole number of at least {least}")
     for task in asked:
         groups = subset.get("by") or {}
+        if not isinstance(groups, Mapping | DictConfig):
+            raise ConfigError(
+                f"suite.subset.by={groups} must give benchmarks their column: {{ai2d: category}}"
+            )
         task.node.subset = {
             "samples": subset.get("samples"),
             "seed": subset.get("seed", 0),
@@ -117,7 +124,9 @@ def _learning_rate(
     training, model, recipe = config["training"], config["model"], config["recipe"]
     given = training.get("learning_rate")
     fitted = model.get("training") or {}
-    by_recipe = fitted.get("learning_rates") or {}
+    by_recipe = (fitted.get("learning_rates") or {}) if isinstance(fitted, Mapping) else None
+    if not isinstance(by_recipe, Mapping):
+        raise ConfigError("model.training must hold keys and values, and so must its learning_rates")
     if given is not None:
         typed = any(item.lstrip("+").split("=", 1)[0] == "training.learning_rate" for item in overrides)
         source = (
@@ -165,6 +174,14 @@ def _sets_rate(experiment: Any, folders: Sequence[Path]) -> bool:
         if experiment and path.is_file():
             return OmegaConf.select(OmegaConf.load(path), "training.learning_rate") is not None
     return False
+
+
+def _require_nodes(run: DictConfig) -> None:
+    """Raise ConfigError where a group, or what else has fields, is a list or a single value."""
+    for group in (*GROUPS, "sweep"):
+        node = run.get(group)
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+            raise ConfigError(f"{group}={node} is no {group} configuration; it must hold keys and values")
 
 
 def _require_names(config: Mapping[str, Any]) -> None:

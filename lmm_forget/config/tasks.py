@@ -13,7 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmm_forget.config.messages import closest, listing
+from lmm_forget.config.messages import closest, listing, one_line, yaml_fault
 from lmm_forget.errors import ConfigError
 
 ROLES = ("target", "held_out", "captions")
@@ -45,20 +45,11 @@ class TaskFiles:
         path = self._find(str(name))
         try:
             node = deepcopy(_read(path, path.stat().st_mtime_ns))
-        except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+        except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(yaml_fault(path) or f"{path}: {one_line(error)}") from error
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{path} must hold keys and values (name, role, _target_, …)")
-        for key in ("_target_", "role", "max_new_tokens"):
-            if OmegaConf.is_missing(node, key) or node.get(key) is None:
-                raise ConfigError(
-                    f"{path} lacks {key}; a task needs _target_, role, max_new_tokens and scorer"
-                )
-        if node.role not in ROLES:
-            raise ConfigError(f"{path}: role={node.role} is not known; choose one of: {', '.join(ROLES)}")
-        tokens = node.max_new_tokens
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-            raise ConfigError(f"{path}: max_new_tokens={tokens} must be a whole number of at least 1")
+        _check_fields(node, str(path))
         node.name = str(node.get("name") or path.stem)
         return TaskFile(str(node.name), str(node.role), path, node)
 
@@ -92,7 +83,15 @@ class TaskFiles:
                 raise ConfigError(
                     f"tasks.{name}: no such task in this run; it has: {listing(known)}{closest(name, known)}"
                 )
-            nodes[name] = OmegaConf.merge(nodes[name], change)  # type: ignore[assignment]
+            if not isinstance(change, DictConfig):
+                raise ConfigError(
+                    f"tasks.{name}={change} must be keys and values, as in +tasks.{name}.max_new_tokens=4"
+                )
+            before = nodes[name]
+            nodes[name] = OmegaConf.merge(before, change)  # type: ignore[assignment]
+            _check_fields(nodes[name], f"tasks.{name}")
+            if (nodes[name].role, nodes[name].get("name")) != (before.role, before.get("name")):
+                raise ConfigError(f"tasks.{name}: a task's role and name stand in its YAML ({paths[name]})")
         run.tasks = OmegaConf.create({})
         for name, node in nodes.items():
             run.tasks[name] = node
@@ -112,6 +111,18 @@ class TaskFiles:
         raise ConfigError(
             f"there is no task {name!r} in the {self.world} world; choose one of: {listing(known)}{hint}"
         )
+
+
+def _check_fields(node: DictConfig, where: str) -> None:
+    """Raise ConfigError, beginning with `where`, for a task's node that lacks a field or has a wrong one."""
+    for key in ("_target_", "role", "max_new_tokens"):
+        if OmegaConf.is_missing(node, key) or node.get(key) is None:
+            raise ConfigError(f"{where} lacks {key}; a task needs _target_, role, max_new_tokens and scorer")
+    if node.role not in ROLES:
+        raise ConfigError(f"{where}: role={node.role} is not known; choose one of: {', '.join(ROLES)}")
+    tokens = node.max_new_tokens
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise ConfigError(f"{where}: max_new_tokens={tokens} must be a whole number of at least 1")
 
 
 @lru_cache(maxsize=256)

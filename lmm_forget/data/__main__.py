@@ -71,7 +71,7 @@ def _data(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--config-dir", metavar="DIR", help="a folder with task YAMLs of your own (DIR/task/mine.yaml)"
     )
-    given = parser.parse_intermixed_args(arguments)
+    given = parser.read(arguments)
     form, choices = take_format(given.choices)
     options, changes = _sorted(choices, given.action)
     task = _task(options, changes, given.config_dir)

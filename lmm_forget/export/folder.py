@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmm_forget.errors import ConfigError, LmmForgetError, StoreError
 from lmm_forget.export.card import model_card
+from lmm_forget.files import usual_mode
 
 if TYPE_CHECKING:
     from lmm_forget.export.job import ExportedStage
@@ -64,7 +65,7 @@ def _write(stage: ExportedStage, lmm: LMM, draft: Path, out: Path) -> list[Path]
         (draft / "README.md").write_text(model_card(stage), encoding="utf-8")
         files = sorted(path for path in draft.rglob("*") if path.is_file())
         for path in files:
-            path.chmod(0o644)  # safetensors lets only its owner read a file
+            usual_mode(path)
         refuse_existing(out)
         draft.rename(out)
     except (OSError, SafetensorError) as error:  # a full disk may come as either

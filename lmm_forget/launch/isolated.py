@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lmm_forget.config import one_line, resolve, search_path, single_name, slug, swept
 from lmm_forget.errors import ConfigError, LaunchError
-from lmm_forget.launch.jobs import Job, make_job
+from lmm_forget.launch import scratch
+from lmm_forget.launch.jobs import ROOT, Job, make_job
 from lmm_forget.launch.processes import Outcome
 from lmm_forget.launch.session import complain, run_jobs, show_summary
 
@@ -80,7 +79,12 @@ class Isolated(Launcher):
 
     def work(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Bring these jobs to their end, wherever this launcher runs them; failures do not raise."""
-        return run_jobs(jobs, self.grace)
+        return run_jobs(jobs, self.grace, self.accept)
+
+    def accept(self) -> None:
+        """The jobs have been checked and will run: what Hydra wrote about the sweep goes to the sweep's folder."""
+        assert self._config is not None
+        scratch.accept(Path(self._config.hydra.sweep.dir), ROOT / str(self._config.name))
 
     @property
     def one_batch(self) -> bool:
@@ -94,7 +98,7 @@ class Isolated(Launcher):
         try:
             composed = self._context.config_loader.load_sweep_config(self._config, overrides)
             name = str(self._config.name)
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:  # whatever Hydra makes of these words
             raise ConfigError(f"{' '.join(overrides)}: {one_line(error, overrides)}") from error
         choices = swept(overrides, given_overrides(self._config))
         grid = composed.hydra.sweeper.get("params")

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -95,15 +95,18 @@ def make_job(config: Mapping[str, Any], name: str) -> Job:
 def prepare(
     jobs: Sequence[Job],
     hold: Callable[[Job], None] = lambda job: None,
+    *,
     reader: InputReader | None = None,
+    check: Callable[[Sequence[Job]], None] = lambda jobs: None,
 ) -> tuple[list[Job], list[Job]]:
     """Check every folder, then write the job.yaml of those that are not finished; returns (to run, finished).
 
     Grid points that resolve to the same job are one job. A finished job whose model folder, data or code changed since
     (`reader` reads them) is to be run again; what it had found is kept in its folder. Nothing is written before all of
-    them are checked; `hold` is called for every job to run before its folder is touched. Raises ConfigError where a
-    finished folder or an earlier grid point holds another configuration, LaunchError where a job runs now. A folder
-    without results that held another configuration is begun anew, and stderr says so.
+    them are checked, by `check(jobs to run)` at the end, which may raise; `hold` is then called for every job to run
+    before any folder is touched. Raises ConfigError where a finished folder or an earlier grid point holds another
+    configuration, LaunchError where a job runs now. A folder without results that held another configuration is begun
+    anew, and stderr says so.
     """
     unique: dict[str, Job] = {}
     other: dict[str, list[str]] = {}
@@ -126,6 +129,8 @@ def prepare(
     finished = [job for job in finished if job.name not in stale]
     done = {job.name for job in finished}
     waiting = [job for job in unique.values() if job.name not in done]
+    if waiting:
+        check(waiting)
     for job in waiting:
         hold(job)
     for job in waiting:
@@ -154,6 +159,7 @@ class Folders:
         self._held = ExitStack()
         self._claims: list[Claims] = []
         self._gone: set[str] = set()
+        self._made: list[Path] = []
         self._next = 0.0
 
     def __enter__(self) -> Folders:
@@ -163,15 +169,23 @@ class Folders:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """Let others in."""
+        """Let others in; folders that were made for a job that is refused after all are taken away again."""
         self._held.close()
+        for folder in reversed(self._made):
+            with suppress(OSError):  # something lies in it
+                folder.rmdir()
+
+    def _make(self, folder: Path) -> None:
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._made.extend(reversed(missing))
 
     def hold(self, job: Job) -> None:
         """Take a job's folder; waits `stale` seconds, once, for a command that cannot be seen and says nothing.
 
         Raises LaunchError if another command is in it.
         """
-        job.folder.mkdir(parents=True, exist_ok=True)
+        self._make(job.folder)
         self.refresh()  # of the folders before this one
         holder = Claims(job.folder, beat=None).holder(CLAIM)
         claims = Claims(job.folder, beat=self._beat, silence=0 if holder in self._gone else self._stale)

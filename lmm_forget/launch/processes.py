@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from lmm_forget.errors import ConfigError
+from lmm_forget.files import naming
 from lmm_forget.heartbeat import close_status, read_status
 from lmm_forget.job import thread_environment
 from lmm_forget.launch.jobs import Job
@@ -201,7 +202,7 @@ class Pool:
             self._start(job, [free.pop(0) for _ in range(wanted)])
 
     def _start(self, job: Job, gpus: list[str]) -> None:
-        with job.log.open("ab") as log:
+        with naming(job.log), job.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "lmm_forget.job", str(job.file)],
                 stdin=subprocess.DEVNULL,

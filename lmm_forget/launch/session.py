@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lmm_forget.errors import ConfigError, LaunchError
+from lmm_forget.errors import ConfigError, DataError, LaunchError
 from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.live import View
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only, wants_submitting_only
 from lmm_forget.launch.processes import Outcome, Pool, side_by_side
 from lmm_forget.metrics.resolution import resolution
 from lmm_forget.workers import SHUTDOWN
+
+GRACE = SHUTDOWN + 5.0
+"""Seconds that a stopped job gets to save before it is killed."""
+FROM_FILES = ("lmm_forget.tasks.jsonl.JsonlTask", "lmm_forget.tasks.llava.LlavaTask")
+"""Tasks whose `path` is a file of samples, or one for each split."""
 
 
 class JobsFailed(LaunchError):
@@ -21,11 +28,14 @@ class JobsFailed(LaunchError):
     exit_code = 1
 
 
-def run_jobs(jobs: Sequence[Job], grace: float = SHUTDOWN + 5.0) -> list[Outcome]:
+def run_jobs(
+    jobs: Sequence[Job], grace: float = GRACE, accepted: Callable[[], None] = lambda: None
+) -> list[Outcome]:
     """Bring every job to its end and return an outcome for each, in the order given; failures do not raise.
 
     Jobs that are finished already are not run again. Raises ConfigError or LaunchError before anything is started,
-    Stopped after Ctrl-C or SIGTERM, Planned when only the plan was wanted.
+    Stopped after Ctrl-C or SIGTERM, Planned when only the plan was wanted. A file is written, and `accepted` called,
+    only when all is checked.
     """
     if wants_submitting_only(jobs[0].config):
         raise ConfigError("sweep.submit_only=true hands jobs to a scheduler; add hydra/launcher=slurm")
@@ -34,7 +44,8 @@ def run_jobs(jobs: Sequence[Job], grace: float = SHUTDOWN + 5.0) -> list[Outcome
         print("\n".join([plan.line(), *plan.by_recipe()]))
         raise Planned
     with Folders(beat=None) as folders:  # the pool forks: it refreshes them itself
-        waiting, finished = prepare(jobs, folders.hold, plan.reader)
+        waiting, finished = prepare(jobs, folders.hold, reader=plan.reader, check=_check_machine)
+        accepted()
         outcomes = {job.name: Outcome(job, finished=True) for job in finished}
         if not waiting:
             done = f"all {len(finished)} jobs are" if len(finished) > 1 else f"{finished[0].name} is"
@@ -64,6 +75,50 @@ def _run(
         for outcome in Pool(size, view, gpus, grace, plan.pick, folders.refresh).run(waiting):
             outcomes[outcome.job.name] = outcome
     tell_notices([job for job in waiting if outcomes[job.name].finished])
+
+
+def _check_machine(jobs: Sequence[Job]) -> None:
+    """Raise ConfigError or DataError where this machine cannot hold one of the jobs to run, or has not its files."""
+    side_by_side([job.config for job in jobs])
+    check_inputs(jobs)
+
+
+def check_inputs(jobs: Sequence[Job]) -> None:
+    """Raise LmmForgetError for a model or a task that a job would not find, before anything is written for it."""
+    seen: set[str] = set()
+    for job in jobs:
+        model, tasks = job.config["model"], job.config["tasks"]
+        for what in (model, *tasks.values()):
+            if (text := repr(what)) not in seen:
+                seen.add(text)
+                _check_model(model) if what is model else _check_task(what)
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a model that a job would not find."""
+    path = model.get("path")
+    if not path and not model.get("hub_id"):
+        raise ConfigError(
+            f"model {model.get('name')!r} has neither `path` nor `hub_id`; set model.path=FOLDER"
+        )
+    if path and not str(path).startswith("package:"):
+        folder = Path(os.path.expanduser(str(path)))
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path={path} is not a model folder: it has no config.json")
+
+
+def _check_task(task: Mapping[str, Any]) -> None:
+    """Raise LmmForgetError for a task that cannot be built, or whose file of samples is not there."""
+    from lmm_forget.tasks.loading import build_task
+
+    build_task(task)
+    if task.get("_target_") not in FROM_FILES:
+        return
+    path = task.get("path")
+    for file in path.values() if isinstance(path, Mapping) else [path]:
+        if isinstance(file, str) and not Path(file).expanduser().is_file():
+            what = "is a folder, not a file" if Path(file).expanduser().is_dir() else "is missing"
+            raise DataError(f"task {task['name']}: {file} {what}; a path starts at the working directory")
 
 
 def tell_before(plan: SweepPlan, waiting: Sequence[Job]) -> None:

@@ -16,7 +16,7 @@ from lmm_forget import job as one_job
 from lmm_forget.errors import LaunchError, LmmForgetError
 from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only
-from lmm_forget.launch.session import show_summary, tell_notices
+from lmm_forget.launch.session import check_inputs, show_summary, tell_notices
 from lmm_forget.metrics.resolution import resolution
 from lmm_forget.ranks import Place
 
@@ -77,7 +77,7 @@ def run_as_rank(job: Job, place: Place) -> int:
 def _prepare(job: Job, until: Folders, store: Any) -> bytes:
     """Claim and write the job's folder, and tell the other ranks how that went."""
     try:
-        waiting, _ = prepare([job], until.hold)
+        waiting, _ = prepare([job], until.hold, check_inputs)
     except LmmForgetError:
         store.set("word", REFUSED)
         raise

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmm_forget.files import draft_of
 from lmm_forget.metrics.turned import turned_rows, turned_wrong
 from lmm_forget.probes.prober import Look, Prober
 from lmm_forget.probes.watch import StageProbes
@@ -97,6 +98,5 @@ def _placed(table: pa.Table, stage: int, step: int | None) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    pq.write_table(table, fresh, compression="zstd")
-    fresh.replace(path)
+    with draft_of(path) as draft:
+        pq.write_table(table, draft, compression="zstd")

@@ -18,6 +18,8 @@ def question(settings: Sequence[Setting]) -> str:
     recipes = {setting.first.within for setting in settings}
     if len(settings) == 1:
         return f"What did {settings[0].name} learn when taught {taught}, and what did the model forget?"
+    if settings and all(len(group) == 1 for group in by_model(settings)):
+        return f"What did each model learn when taught {taught}, and what did it forget?"
     if len(recipes) == 1:
         return f"At which learning rate does {settings[0].first.within} learn {taught} without forgetting?"
     knew = "what the model knew" if len(by_model(settings)) == 1 else "what each model knew"
@@ -37,7 +39,11 @@ def answer(settings: Sequence[Setting], compared: Sequence[Difference] = ()) -> 
     lines = []
     for group in groups:
         short = {setting.name: setting.within for setting in group}
-        inside = [replace(each, name=short[each.name]) for each in compared if each.name in short]
+        inside = [
+            replace(each, name=short[each.name], against=short[each.against])
+            for each in compared
+            if each.name in short and each.against in short
+        ]
         told = _answer([replace(setting, name=setting.within) for setting in group], inside)
         lines.append(f"{group[0].first.model}: {told}")
     return "\n".join(lines)
@@ -47,19 +53,19 @@ def _answer(settings: Sequence[Setting], compared: Sequence[Difference]) -> str:
     known = [s for s in settings if s.figures["learning"]["value"] is not None]
     if not known:
         return "No job has finished yet."
-    if all(s.figures["final"]["value"] is None for s in known):
-        best = max(known, key=_learned)
-        return f"{best.name} learned {_points(best, 'learning')}; nothing was held out, so what it cost is unknown."
-    known = [s for s in known if s.figures["final"]["value"] is not None]
+    held = [s for s in known if s.figures["final"]["value"] is not None]
+    unknown = "" if held else "; nothing was held out, so what it cost is unknown"
+    known = held or known
     learned = [s for s in known if _beyond(s, "learning", 1)]
     if not learned:
-        best = max(known, key=_learned)
-        subject = "It" if len(known) == 1 else "None: no recipe"
-        return f"{subject} learned no more than chance allows ({best.name}: {_points(best, 'learning')})."
-    kept = [s for s in learned if not _beyond(s, "final", -1)]
-    if len(known) == 1:
+        return _nothing_learned(known, alone=len(settings) == 1, more=unknown)
+    if not held:
+        best = max(learned, key=_learned)
+        return f"{best.name} learned {_points(best, 'learning')}{unknown}."
+    if len(settings) == 1:
         (only,) = known
         return f"It learned {_points(only, 'learning')} and {_cost(only)}."
+    kept = [s for s in learned if not _beyond(s, "final", -1)]
     if kept:
         best = max(kept, key=_learned)
         told = f"{best.name}: it learned {_points(best, 'learning')} and {_cost(best)}."
@@ -68,11 +74,33 @@ def _answer(settings: Sequence[Setting], compared: Sequence[Difference]) -> str:
             most = max(more, key=_learned)
             told += f" {most.name} learned {_points(most, 'learning')}, but {_cost(most)}."
         return told
+    return _all_forgot(known, learned, compared)
+
+
+def _nothing_learned(known: Sequence[Setting], *, alone: bool, more: str) -> str:
+    """The answer where no setting learned more than chance allows; `alone`: the sweep has a single one."""
+    best = max(known, key=_learned)
+    if all(_beyond(s, "learning", -1) for s in known):
+        told = "It" if alone else "None: all"
+        return f"{told} got worse at what was taught (best: {best.name}, {_points(best, 'learning')}){more}."
+    if alone:
+        return f"It learned no more than chance allows ({best.name}: {_points(best, 'learning')}){more}."
+    return f"None learned more than chance allows (best: {best.name}, {_points(best, 'learning')}){more}."
+
+
+def _all_forgot(known: Sequence[Setting], learned: Sequence[Setting], compared: Sequence[Difference]) -> str:
+    """The answer where every setting that `learned` forgot; the other `known` ones did not learn beyond chance."""
     least, most = max(learned, key=_final), max(learned, key=_learned)
-    told = f"None. {least.name} forgot least: it learned {_points(least, 'learning')} and {_cost(least)}."
+    cost = f"{_points(least, 'learning')} and {_cost(least)}"
+    if len(learned) == 1 < len(known):
+        return f"None. {least.name} alone learned more than chance allows: it learned {cost}."
+    among = "" if len(learned) == len(known) else "Of those that learned, "
+    told = f"None. {among}{least.name} forgot least: it learned {cost}."
+    if len(learned) == 1:  # of the others it is not known what they cost
+        return told
     if least is most:
         return f"{told} No other learned more."
-    gap = next((each.learning for each in compared if each.name == most.name), None)
+    gap = next((d.learning for d in compared if (d.name, d.against) == (most.name, least.name)), None)
     if gap is not None and gap["low"] is not None and gap["low"] <= 0:
         return f"{told} No other learned more beyond chance."
     return f"{told} {most.name} learned most, {_points(most, 'learning')}, and {_cost(most)}."

@@ -24,9 +24,11 @@ HELP = """usage: python -m lmm_forget.store COMMAND [KEY ...] [store=FOLDER] [fo
   verify [KEY ...]       read every byte again and compare it with its checksums; exit code 1 if anything is damaged
   gc [runs=FOLDER ...]   what no job folder refers to that lies below the folder that holds the store, or below one of
                          these; apply=true removes it
-  rm KEY ...             remove these; a stage that is needed again is computed again
+  rm KEY ...             remove these (at least 4 characters of each key); a stage that is needed again is computed
+                         again. A stage that a job folder rests on, found as gc finds it, needs force=true.
 
-A KEY is the beginning of what `ls` lists. The store is multirun/.store unless store=FOLDER says otherwise.
+A KEY is the beginning of what `ls` lists. The store is multirun/.store unless store=FOLDER says otherwise. Links are
+followed; gc and rm stop, and remove nothing, where a job folder or a link cannot be read.
 
 examples:
   python -m lmm_forget.store ls
@@ -35,8 +37,10 @@ examples:
 """
 COUNTED = ("stage", "probe")
 TAKES_NO_KEY = ("ls", "gc")
-ONLY_FOR = {"runs": "gc", "apply": "gc"}
-OPTIONS = {"store": "multirun/.store", "runs": (), "apply": "false"}
+ONLY_FOR = {"runs": ("gc", "rm"), "apply": ("gc",), "force": ("rm",)}
+OPTIONS = {"store": "multirun/.store", "runs": (), "apply": "false", "force": "false"}
+LEAST = 4
+"""Characters of a key that `rm` wants: a slip of the finger names nothing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,11 +55,15 @@ def _run(words: Sequence[str]) -> int:
     form, words = take_format(words)
     options: dict[str, Any] = {**OPTIONS, "format": form}
     plain: list[str] = []
+    given: set[str] = set()
     for word in words:
         name, equals, value = word.partition("=")
         if equals and name == "runs":
             options["runs"] = (*options["runs"], value)
         elif equals and name in OPTIONS:
+            if name in given:
+                raise ConfigError(f"{name} is given twice")
+            given.add(name)
             options[name] = value
         elif equals:
             raise ConfigError(f"there is no option {name}; there are: {', '.join(options)}")
@@ -71,8 +79,13 @@ def _run(words: Sequence[str]) -> int:
         "rm": _rm,
     }
     for name, where in ONLY_FOR.items():
-        if command in known and options[name] != OPTIONS[name] and command != where:
-            raise ConfigError(f"{name}= belongs to {where}, not to {command}")
+        if command in known and options[name] != OPTIONS[name] and command not in where:
+            raise ConfigError(f"{name}= belongs to {' and '.join(where)}, not to {command}")
+    for name in ("apply", "force"):
+        if options[name] not in ("true", "false"):
+            raise ConfigError(f"{name}={options[name]}: true or false")
+    if not options["store"].strip():
+        raise ConfigError("store= is empty; name the store's folder")
     if command in TAKES_NO_KEY and keys:
         raise ConfigError(f"{command} takes no key; found {keys[0]}")
     if command not in known:
@@ -113,7 +126,9 @@ def _show(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
 
 def _explain(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
     _given(keys, "explain", 2)
-    one, other = (_record(store, care.find(store, key, ("stage",))) for key in keys[:2])
+    if len(keys) > 2:
+        raise ConfigError(f"explain takes 2 keys; found {len(keys)}")
+    one, other = (_record(store, care.find(store, key, ("stage",))) for key in keys)
     differing = explain(one["ingredients"], other["ingredients"])
     if options["format"] == "json":
         print(json.dumps([{"ingredient": n, "a": a, "b": b} for n, a, b in differing], indent=1))
@@ -152,21 +167,15 @@ def _verify(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
 
 def _gc(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
     apply = options["apply"] == "true"
-    if options["apply"] not in ("true", "false"):
-        raise ConfigError(f"apply={options['apply']}: true or false")
-    care.items(store)  # is there a store at all?
-    named = [Path(text) for text in options["runs"]]
-    for folder in named:
-        if not folder.is_dir():
-            raise ConfigError(f"runs={folder} is not a folder; name one that holds job folders")
-    beside = store.root.absolute().parent
-    kept, jobs = care.references([beside, *named])
-    if apply and not jobs and not named:
-        raise StoreError(
-            f"no job folder below {beside} refers to anything; if that is right, say so with runs={beside}"
-        )
-    spare = care.unused(store, kept)
+    listed = care.items(store)  # before the references: what is filed from now on is not looked at
     remains = list(care.drafts(store))
+    folders = _run_folders(store, options["runs"])
+    kept, jobs = care.references(folders, store.root)
+    if apply and not jobs and not options["runs"]:
+        raise StoreError(
+            f"no job folder below {folders[0]} refers to anything; if that is right, say so with runs={folders[0]}"
+        )
+    spare = care.unused(store, listed, kept)
     if apply:
         for item in spare:
             care.remove(store, item)
@@ -180,21 +189,39 @@ def _gc(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
         print(f"{item.kind:<8} {item.key[:12]:<12} {size(item.size):>10}  {item.about}")
     done = "removed" if apply else "would be removed; apply=true does it"
     print(
-        f"{jobs} job folders below {', '.join(map(str, [beside, *named]))} keep {len(kept)} things; {len(spare)} "
+        f"{jobs} job folders below {', '.join(map(str, folders))} keep {len(kept)} things; {len(spare)} "
         f"others, {size(total)}, {done}"
     )
     return 0
 
 
 def _rm(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
-    found = [care.find(store, key) for key in _given(keys, "rm", 1)]
+    wanted = [care.find(store, key, least=LEAST) for key in _given(keys, "rm", 1)]
+    found = [*{(item.kind, item.key): item for item in wanted}.values()]
     for item in found:
         if (who := care.worker(store, item)) is not None:
             raise StoreError(f"{item.kind} {item.key}: {who} works on it")
+    if options["force"] == "false" and any(item.kind == "stage" for item in found):
+        kept, _ = care.references(_run_folders(store, options["runs"]), store.root)
+        for item in found:
+            if item.kind == "stage" and item.key in kept:
+                raise StoreError(
+                    f"stage {item.key}: {kept[item.key].parent} rests on it; delete that folder first, "
+                    "or add force=true"
+                )
     for item in found:
         care.remove(store, item)
         print(f"removed {item.kind} {item.key}, {size(item.size)}")
     return 0
+
+
+def _run_folders(store: Store, named: Sequence[str]) -> list[Path]:
+    """Where job folders may lie that use the store: beside it (beside the link, if it is one, too), and `named`."""
+    for text in named:
+        if not text.strip() or not Path(text).is_dir():
+            raise ConfigError(f"runs={text} is not a folder; name one that holds job folders")
+    beside = [store.root.absolute().parent, store.root.resolve().parent]
+    return [*dict.fromkeys([*beside, *map(Path, named)])]
 
 
 def _record(store: Store, item: care.Item) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmm_forget.errors import StoreError
-from lmm_forget.files import sealed, sync, unseal, write_atomic
+from lmm_forget.files import sealed, sync, unseal, usual_mode, write_atomic
 from lmm_forget.store.claims import Claims
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class Store:
                 draft.mkdir(parents=True)
                 kinds = json.dumps(dict.fromkeys(sorted(delta), "replace"))
                 save_file(dict(delta), draft / DELTA, metadata={"kinds": kinds})
+                usual_mode(draft / DELTA)
                 sync(draft / DELTA)
                 text = sealed({**record, "schema": RECORD_SCHEMA, "key": key})
                 (draft / RECORD).write_text(text, encoding="utf-8")

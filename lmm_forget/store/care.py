@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,18 +60,28 @@ def items(store: Store) -> list[Item]:
     return sorted(found, key=lambda item: KINDS.index(item.kind))
 
 
-def find(store: Store, key: str, kinds: tuple[str, ...] = KINDS) -> Item:
-    """The one item whose key begins with `key`. Raises StoreError for none or several."""
+def find(store: Store, key: str, kinds: tuple[str, ...] = KINDS, least: int = 1) -> Item:
+    """The one item whose key begins with `key`; a whole key is meant before the beginning of another one.
+
+    Raises StoreError for none or several, for a blank key, and for one of fewer than `least` characters.
+    """
+    where = f"python -m lmm_forget.store ls store={store.root} lists all"
+    if not key.strip():
+        raise StoreError(f"a key is {key!r}, which every key begins with; {where}")
     named = [item for item in items(store) if item.key.startswith(key)]
+    named = [item for item in named if item.key == key] or named
     matching = [item for item in named if item.kind in kinds]
-    if len(matching) == 2 and {item.kind for item in matching} == {"stage", "partial"}:
+    if {item.kind for item in matching} == {"stage", "partial"} and len({item.key for item in matching}) == 1:
         matching = [item for item in matching if item.kind == "stage"]
     if named and not matching:
         raise StoreError(f"{key} is of kind {named[0].kind}; expected {' or '.join(kinds)}")
     if len(matching) != 1:
         what = "nothing" if not matching else f"{len(matching)} things"
+        raise StoreError(f"{what} in {store.root} begins with {key!r}; {where}")
+    if len(key) < least and key != matching[0].key:
         raise StoreError(
-            f"{what} in {store.root} begins with {key!r}; python -m lmm_forget.store ls store={store.root} lists all"
+            f"{key!r} is short for the key of something to remove; give at least {least} characters of "
+            f"{matching[0].key}"
         )
     return matching[0]
 
@@ -99,33 +110,88 @@ def verify(store: Store, item: Item) -> Fault | None:
     return None
 
 
-def references(runs: Iterable[Path]) -> tuple[set[str], int]:
-    """(keys that the job folders below `runs` refer to, number of those folders).
+def references(runs: Iterable[Path], store: Path | None = None) -> tuple[dict[str, Path], int]:
+    """(every key that a job folder below `runs` refers to, with one file that names it; number of those folders).
 
-    Raises StoreError for a file that should say so and does not: what it kept cannot be told from what nobody needs.
+    Links are followed, each folder is read once, and `store` (a store's folder) is not looked into. Raises StoreError
+    for whatever may refer to something and cannot be read: a folder, a link to nowhere, a file that does not say what
+    its job rests on, a job with results and no such file. What that keeps cannot be told from what nobody needs.
     """
-    keys: set[str] = set()
-    paths = sorted({path.resolve() for folder in runs for path in folder.rglob(REFERENCES)})
-    for path in paths:
+    keys: dict[str, Path] = {}
+    files = reference_files(runs, store)
+    for path in files:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found = [content["stages"], content["models"], content.get("probes", [])]
-            keys.update(*(map(str, each) for each in found))
+            for each in (content["stages"], content["models"], content.get("probes", [])):
+                if not isinstance(each, list):
+                    raise TypeError
+                for key in each:
+                    keys.setdefault(str(key), path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{path} does not say what its job rests on ({type(error).__name__}); run that job's command again, or "
                 "delete its folder"
             ) from None
-    return keys, len(paths)
+    return keys, len(files)
 
 
-def unused(store: Store, kept: set[str]) -> list[Item]:
-    """Items that no key in `kept` names and nobody works on; what was found damaged is never kept."""
+def reference_files(runs: Iterable[Path], store: Path | None = None) -> list[Path]:
+    """The files named REFERENCES below `runs`, wherever links lead; see `references`, also for what it raises."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set() if store is None else _identity(store)
+    waiting = list(runs)
+    while waiting:
+        folder = waiting.pop()
+        here = _identity(folder)
+        if here <= seen:
+            continue
+        seen |= here
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise StoreError(
+                f"{folder} cannot be read ({error.strerror}), so what it refers to is not known; make it readable"
+            ) from None
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_symlink():
+                _identity(path)  # that it leads somewhere
+            if entry.is_dir():
+                waiting.append(path)
+            elif entry.name == REFERENCES:
+                found.append(path)
+        names = {entry.name for entry in entries}
+        if "results.json" in names and REFERENCES not in names:
+            raise StoreError(
+                f"{folder} is a finished job without {REFERENCES}, so what it rests on is not known; run that job's "
+                "command again, or delete its folder"
+            )
+    return sorted(found)
+
+
+def _identity(path: Path) -> set[tuple[int, int]]:
+    """Which folder or file this is, whatever it is called. Raises StoreError for a link that leads nowhere."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        link = f" is a link to {os.readlink(path)}, which" if path.is_symlink() else ""
+        raise StoreError(
+            f"{path}{link} cannot be read ({error.strerror}), so what it refers to is not known; bring it back, or "
+            f"delete {'the link' if link else 'it'}"
+        ) from None
+    return {(status.st_dev, status.st_ino)}
+
+
+def unused(store: Store, listed: Iterable[Item], kept: Collection[str]) -> list[Item]:
+    """Those of `listed` that no key in `kept` names and nobody works on; what was found damaged is never kept.
+
+    What is `listed` before the references are read, and not after: what a job files in between is no one's yet.
+    """
 
     def spare(item: Item) -> bool:
         return item.key not in kept and worker(store, item) is None
 
-    return [item for item in items(store) if item.kind == "damaged" or spare(item)]
+    return [item for item in listed if item.kind == "damaged" or spare(item)]
 
 
 def worker(store: Store, item: Item) -> str | None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.files import file_checksum, sealed, unseal
+from lmm_forget.files import file_checksum, sealed, unseal, usual_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +81,7 @@ def save_states(path: Path, plan: Mapping[str, Any], tensors: Mapping[str, Tenso
     header = sealed({"plan": dict(plan), "tensors": hashes}, indent=None)
     try:
         save_file(whole, fresh, metadata={_SEALED: header})
+        usual_mode(fresh)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)

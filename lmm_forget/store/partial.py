@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.files import file_checksum, sealed, sync, unseal, write_atomic
+from lmm_forget.files import file_checksum, sealed, sync, unseal, usual_mode, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,7 @@ class Partial:
                 shutil.rmtree(here, ignore_errors=True)
                 here.mkdir(parents=True)
                 save_file(dict(tensors), here / TENSORS)
+                usual_mode(here / TENSORS)
                 sync(here / TENSORS)
                 content = {**state, "schema": SCHEMA, "key": self.key, "step": step}
                 write_atomic(here / STATE, sealed({**content, "tensors": file_checksum(here / TENSORS)}))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmm_forget.files import naming
 from lmm_forget.tracking.probes import stage_curves
 from lmm_forget.tracking.tracker import Measured
 
@@ -65,7 +66,8 @@ class CsvFiles:
 
     def _append(self, name: str, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._folder / name, "a", newline="", encoding="utf-8") as file:
+        path = self._folder / name
+        with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
             if file.tell() == 0:
                 writer.writeheader()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import ConfigError
+from lmm_forget.files import write_atomic
 
 IDENTITY = "wandb_run.json"
 """In the job's folder: the id of its W&B run, whoever starts the job again."""
@@ -143,9 +144,7 @@ def run_id(folder: Path, name: str) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     made = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name)[:80]}-{secrets.token_hex(5)}"
-    fresh = path.with_name(f".{IDENTITY}.{os.getpid()}")
-    fresh.write_text(json.dumps({"id": made}) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_atomic(path, json.dumps({"id": made}) + "\n")
     return made
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -224,13 +226,38 @@ def test_removing_takes_keys_and_spares_what_is_in_work(
         (["gc", "aaaa"], "gc takes no key; found aaaa"),
         (["ls", "apply=true"], "apply= belongs to gc, not to ls"),
         (["explain", "aaaa", "mmmm"], "mmmm is of kind answers; expected stage"),
+        (["explain", "aaaa", "aabb", "cccc"], "explain takes 2 keys; found 3"),
+        *(
+            ([command, key], "which every key begins with")
+            for command in ("show", "verify", "rm")
+            for key in ("", " ")
+        ),
+        (["explain", "aaaa", ""], "which every key begins with"),
+        (["rm", "aa"], "2 things in "),
+        (["rm", "aaaa1", "aa"], "2 things in "),
+        (
+            ["rm", "aab"],
+            "'aab' is short for the key of something to remove; give at least 4 characters of aabb2",
+        ),
+        (["rm", " aabb2"], "nothing in "),
+        (["rm", "*"], "nothing in "),
+        (["rm"], "rm needs 1 key"),
+        (["rm", "aaaa"], "demo/llm rests on it; delete that folder first, or add force=true"),
+        (["rm", "aabb", "aaaa"], "demo/llm rests on it"),
+        (["rm", "aabb", "force=yes"], "force=yes: true or false"),
+        (["gc", "force=true"], "force= belongs to rm, not to gc"),
+        (["gc", "apply=true", "runs="], "runs= is not a folder"),
+        (["gc", "apply=true", "apply=false"], "apply is given twice"),
+        (["ls", "store="], "store is given twice"),
     ],
 )
 def test_mistakes_are_one_line(
     home: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
+    before = sorted((home / "multirun").rglob("*"))
     code, out, err = call(home, capsys, *words)
     assert code == 2 and out == "" and err.count("\n") == 1 and said in err
+    assert sorted((home / "multirun").rglob("*")) == before
 
 
 def test_a_store_that_is_not_there_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,3 +266,134 @@ def test_a_store_that_is_not_there_and_help(tmp_path: Path, capsys: pytest.Captu
     assert main(["--help"]) == 0
     helped: Any = capsys.readouterr().out
     assert all(word in helped for word in ("ls", "show", "explain", "verify", "gc", "rm", "store="))
+
+
+def kept(home: Path, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    return {item["key"] for item in json.loads(call(home, capsys, "ls", "format=json")[1])}
+
+
+def refer(folder: Path, *keys: str) -> Path:
+    folder.mkdir(parents=True)
+    path = folder / "store.json"
+    path.write_text(json.dumps({"store": "x", "stages": [*keys], "models": ["mmmm"]}))
+    return path
+
+
+def test_job_folders_behind_links_keep_their_stages(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = home / "multirun"
+    refer(home / "disk" / "job", "aabb2")
+    (runs / "demo" / "moved").symlink_to(home / "disk" / "job")  # a finished job, moved away and linked back
+    (home / "disk" / "loop").symlink_to(home / "disk")
+    (runs / "again").symlink_to(runs)  # a loop
+    (runs / "same").symlink_to(home / "disk")
+    code, out, _ = call(home, capsys, "gc", "apply=true")
+    assert code == 0 and "2 job folders" in out and kept(home, capsys) == {"aaaa1", "aabb2", "cccc", "mmmm"}
+    (runs / "demo" / "moved").unlink()
+    (runs / "same").unlink()
+    assert call(home, capsys, "gc", "apply=true")[0] == 0
+    assert kept(home, capsys) == {"aaaa1", "cccc"}
+
+
+def test_links_inside_a_linked_sweep_are_followed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refer(home / "elsewhere" / "job", "aabb2")
+    (home / "sweep").mkdir()
+    (home / "sweep" / "job").symlink_to("../elsewhere/job")
+    (home / "multirun" / "sweep").symlink_to("../sweep")
+    assert call(home, capsys, "gc", "apply=true")[0] == 0 and "aabb2" in kept(home, capsys)
+    record = home / "alone" / "store.json"  # and where only the file itself is a link
+    refer(home / "alone", "aabb2").rename(home / "away.json")
+    record.symlink_to(home / "away.json")
+    (home / "multirun" / "sweep").unlink()
+    assert call(home, capsys, "gc", "apply=true", f"runs={home / 'alone'}")[0] == 0
+    assert "aabb2" in kept(home, capsys)
+
+
+@pytest.mark.parametrize("place", ["demo", "demo/job", "demo/llm/store.json", "demo/llm/answers.parquet"])
+@pytest.mark.parametrize("target", ["/nowhere/at/all", "itself"])
+def test_a_link_to_nowhere_stops_cleaning(
+    place: str, target: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = home / "multirun" / place
+    if link.exists():
+        link.rename(home / "before")
+        refer(home / "multirun" / "other", "aaaa1")
+    link.symlink_to(link if target == "itself" else target)
+    for words in (("gc", "apply=true"), ("gc",), ("rm", "aabb2")):
+        code, out, err = call(home, capsys, *words)
+        assert code == 2 and out == "" and err.count("\n") == 1 and f"{link} is a link to " in err
+    assert kept(home, capsys) == {"aaaa1", "aabb2", "cccc", "mmmm"}
+    link.unlink()
+    assert call(home, capsys, "gc")[0] == 0
+
+
+def test_a_finished_job_without_its_references_stops_cleaning(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = home / "multirun" / "demo" / "mlp"
+    job.mkdir()
+    (job / "results.json").write_text("{}")
+    code, _, err = call(home, capsys, "gc", "apply=true")
+    assert code == 2 and err.count("\n") == 1 and f"{job} is a finished job without store.json" in err
+    assert len(kept(home, capsys)) == 4
+
+
+def test_a_folder_that_cannot_be_read_stops_cleaning(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = home / "multirun" / "demo" / "llm"
+    real = os.scandir
+
+    def refusing(path: Any) -> Any:  # root reads everything, so permissions alone would not show it
+        if Path(path) == job:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    code, _, err = call(home, capsys, "gc", "apply=true")
+    assert code == 2 and err.count("\n") == 1 and f"{job} cannot be read (Permission denied)" in err
+    monkeypatch.undo()
+    assert len(kept(home, capsys)) == 4
+
+
+def test_a_store_that_is_a_link_is_kept_by_jobs_beside_it_and_beside_the_link(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "work").mkdir()
+    (home / "work" / ".store").symlink_to(home / "multirun" / ".store")
+    refer(home / "work" / "demo" / "one", "aabb2")
+    assert main(["gc", "apply=true", f"store={home / 'work' / '.store'}"]) == 0
+    assert "2 job folders below" in capsys.readouterr().out
+    assert kept(home, capsys) == {"aaaa1", "aabb2", "cccc", "mmmm"}
+
+
+def test_what_is_filed_while_references_are_read_is_not_removed(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmm_forget.store import care
+
+    real = care.references
+
+    def meanwhile(*given: Any) -> Any:
+        stage(Store(home / "multirun" / ".store"), "eeee5", 5)
+        return real(*given)
+
+    monkeypatch.setattr(care, "references", meanwhile)
+    assert call(home, capsys, "gc", "apply=true")[0] == 0
+    assert kept(home, capsys) == {"aaaa1", "cccc", "eeee5"}
+
+
+def test_a_whole_key_is_no_prefix_of_another_and_force_removes(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(home / "multirun" / ".store")
+    stage(store, "aabb23", 3)
+    assert json.loads(call(home, capsys, "show", "aabb2")[1])["key"] == "aabb2"
+    Partial(store, "aabb9").save(7, DELTA, {})
+    code, _, err = call(home, capsys, "rm", "aabb")  # two stages and a half-trained one
+    assert code == 2 and "3 things in " in err
+    call(home, capsys, "rm", "aabb23")
+    code, _, err = call(home, capsys, "rm", "aabb")  # a stage and another stage's half
+    assert code == 2 and "2 things in " in err
+    code, out, _ = call(home, capsys, "rm", "aaaa", "aaaa1", "force=true")
+    assert code == 0 and out.count("removed stage aaaa1") == 1
+    assert kept(home, capsys) == {"aabb2", "aabb9", "cccc", "mmmm"}

@@ -31,4 +31,4 @@ class Slurm(Isolated):
     def work(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Bring these jobs to their end in Slurm; see run_in_slurm. Raises ConfigError for unusable settings."""
         refuse_without_waiting(not self.one_batch, jobs[0].config)
-        return run_in_slurm(jobs, Settings.read(self.given))
+        return run_in_slurm(jobs, Settings.read(self.given), self.accept)

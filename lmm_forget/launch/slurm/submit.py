@@ -60,6 +60,12 @@ def queued(jobs: Sequence[Job]) -> dict[str, str]:
     return found
 
 
+def check_request(jobs: Sequence[Job], settings: Settings) -> None:
+    """Raise ConfigError, before anything is written, where these settings cannot be asked of Slurm for these jobs."""
+    for job in jobs:
+        settings.parameters(job.config["hardware"], str(job.config["name"]))
+
+
 def submit(jobs: Sequence[Job], settings: Settings) -> dict[str, str]:
     """Submit every job, those that ask for the same as one array; returns name -> Slurm id. Raises LaunchError."""
     alike: dict[tuple[Any, ...], list[Job]] = {}

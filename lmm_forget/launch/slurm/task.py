@@ -114,7 +114,7 @@ def _nothing_to_do(folder: Path, submission: Submission, slurm_id: str, *, first
 def _print_to(path: Path) -> None:
     """Let everything this process and its children print end up in a file, behind what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(handle, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +18,7 @@ from lmm_forget.launch.processes import Outcome, Stopped
 from lmm_forget.launch.session import tell_before, tell_notices
 from lmm_forget.launch.slurm import queue
 from lmm_forget.launch.slurm.settings import Settings
-from lmm_forget.launch.slurm.submit import queued, submit
+from lmm_forget.launch.slurm.submit import check_request, queued, submit
 from lmm_forget.launch.slurm.ticket import Ticket, close_ticket
 
 CAUSES = {
@@ -43,11 +43,13 @@ class Detached(Stopped):
     """Ctrl-C ended the command that watched; the jobs go on by themselves."""
 
 
-def run_in_slurm(jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
+def run_in_slurm(
+    jobs: Sequence[Job], settings: Settings, accepted: Callable[[], None] = lambda: None
+) -> list[Outcome]:
     """Submit what is neither finished nor in the queue, and wait for all; an outcome for each job, in the order given.
 
     Raises ConfigError or LaunchError before anything is submitted, Planned when only the plan was wanted, Submitted
-    with `sweep.submit_only`, Detached after Ctrl-C, SIGTERM or SIGHUP.
+    with `sweep.submit_only`, Detached after Ctrl-C, SIGTERM or SIGHUP. `accepted` is called when all is checked.
     """
     plan = SweepPlan([*{job.name: job for job in jobs}.values()])
     if wants_plan_only(jobs[0].config):
@@ -59,9 +61,11 @@ def run_in_slurm(jobs: Sequence[Job], settings: Settings) -> list[Outcome]:
         )
     ids = queued(plan.jobs)
     with Folders() as folders:
+        rest = [job for job in plan.jobs if job.name not in ids]
         waiting, finished = prepare(
-            [job for job in plan.jobs if job.name not in ids], folders.hold, plan.reader
+            rest, folders.hold, reader=plan.reader, check=lambda jobs: check_request(jobs, settings)
         )
+        accepted()
         tell_before(plan, waiting)
         if ids:
             print(f"{_many(len(ids))} in Slurm's queue already", file=sys.stderr)

@@ -1,0 +1,104 @@
+"""Runs many command lines of this package quickly: imports once, and forks a child for every line.
+
+    python -m tests.fork_server        reads {"module", "words", "cwd"} as JSON lines, answers {"code", "out", "err"}
+
+A line that would start a job ends with the code STARTS instead: nothing is trained here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+import traceback
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+STARTS = 77
+"""Exit code of a command that got as far as starting a job's process or submitting it to Slurm."""
+WARM = (
+    "hydra",
+    "lmm_forget.run",
+    "lmm_forget.plan",
+    "lmm_forget.launch.session",
+    "lmm_forget.launch.isolated",
+    "lmm_forget.launch.slurm.watch",
+    "lmm_forget.launch.torchrun",
+    "lmm_forget.report.summary",
+    "lmm_forget.compare",
+    "lmm_forget.status",
+    "lmm_forget.why",
+    "lmm_forget.export.folder",
+    "lmm_forget.store.care",
+    "lmm_forget.tasks.jsonl",
+    "lmm_forget.data.report",
+)
+
+
+def warm() -> None:
+    """Import what the commands need, and compose once; let no job start."""
+    for name in WARM:
+        importlib.import_module(name)
+    from lmm_forget.config import compose
+    from lmm_forget.launch import processes
+    from lmm_forget.launch.slurm import watch
+
+    compose([])
+
+    def starts(*given: Any, **named: Any) -> NoReturn:
+        os._exit(STARTS)
+
+    processes.Pool.run = starts  # type: ignore[method-assign]
+    watch.submit = starts
+
+
+def answer(module: str, words: list[str], cwd: str) -> dict[str, Any]:
+    """What one command line does, in a child of its own."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if child == 0:
+            code: Any = 1
+            try:
+                os.chdir(cwd)
+                os.environ["TMPDIR"] = tempfile.tempdir = f"{cwd}/tmp"
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                code = call(module, words)
+                sys.stdout.flush()
+            except SystemExit as end:
+                code = end.code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+        _, status = os.waitpid(child, 0)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+        return {"code": os.waitstatus_to_exitcode(status), "out": texts[0], "err": texts[1]}
+
+
+def call(module: str, words: list[str]) -> Any:
+    """`python -m lmm_forget.<module> <words>`, in this process."""
+    name = f"lmm_forget.{module}"
+    spec = find_spec(name)
+    if spec is not None and spec.submodule_search_locations is not None:
+        name += ".__main__"
+    sys.argv = [name, *words]
+    return importlib.import_module(name).main(words)
+
+
+def main() -> None:
+    """Answer until there is no more."""
+    warm()
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(answer(asked["module"], asked["words"], asked["cwd"])), flush=True)
+
+
+if __name__ == "__main__":
+    main()
