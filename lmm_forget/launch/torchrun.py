@@ -77,7 +77,7 @@ def run_as_rank(job: Job, place: Place) -> int:
 def _prepare(job: Job, until: Folders, store: Any) -> bytes:
     """Claim and write the job's folder, and tell the other ranks how that went."""
     try:
-        waiting, _ = prepare([job], until.hold, check_inputs)
+        waiting, _ = prepare([job], until.hold, check=check_inputs)
     except LmmForgetError:
         store.set("word", REFUSED)
         raise
