@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmm_forget.config import choices, compose, conf_dir, differences, resolve, single_name, slug, swept
+from lmm_forget.config import (
+    choices,
+    compose,
+    conf_dir,
+    differences,
+    machine,
+    resolve,
+    resolving,
+    single_name,
+    slug,
+    swept,
+)
 from lmm_forget.config.orders import permutation
 from lmm_forget.errors import ConfigError
 
@@ -170,7 +181,7 @@ def test_default_names(mine: Path) -> None:
         (["training.betas=[0.9]"], r"training.betas=\[0.9\] cannot be used; it must be two numbers"),
         (
             ["hardware.precision=fp16"],
-            r"hardware.precision=fp16 is not known; choose one of: bf16, fp32, bf16-true",
+            r"hardware.precision=fp16 is not known; choose one of: auto, bf16, fp32, bf16-true",
         ),
         (["data.on_bad_sample=ignore"], r"data.on_bad_sample=ignore is not known; choose one of: fail, skip"),
         (["objective=accuracy"], r"objective=accuracy is not known; choose one of: target_learning"),
@@ -281,3 +292,26 @@ def test_differences_leave_out_where_and_how_fast() -> None:
     new = {"seed": 1, "store": "b", "hardware": {"threads": 2, "precision": "fp32"}, "x": {}, "y": None}
     assert differences(old, new) == ["hardware.precision: bf16 -> fp32", "seed: 0 -> 1", "y: absent -> null"]
     assert differences(old, old) == []
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "fast"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu sse avx2 avx512f amx_bf16 amx_tile\n", True),
+        ("flags : avx512_bf16\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("flags : avx2 fma avx512f avx512vl\nbugs : bf16\n", False),
+        ("", False),
+    ],
+)
+def test_automatic_precision_is_bf16_where_the_processor_multiplies_it(
+    cpuinfo: str, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert machine.multiplies_bf16(tmp_path / "cpuinfo") is fast
+    assert machine.multiplies_bf16(tmp_path / "missing") is False
+    monkeypatch.setattr(resolving, "multiplies_bf16", lambda: fast)
+    found = resolve(compose(["experiment=smoke"]))["hardware"]["precision"]
+    assert found == ("bf16" if fast else "fp32")
+    assert resolve(compose(["hardware.precision=bf16"]))["hardware"]["precision"] == "bf16"
+    assert resolve(compose(["hardware=gpu"]))["hardware"]["precision"] == "bf16"

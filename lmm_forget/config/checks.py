@@ -87,7 +87,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_bad_sample": ("fail", "skip"),
     "hardware.accelerator": ("cpu", "gpu"),
     "hardware.strategy": ("auto", "ddp", "fsdp"),
-    "hardware.precision": ("bf16", "fp32", "bf16-true"),
+    "hardware.precision": ("auto", "bf16", "fp32", "bf16-true"),
 }
 
 

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lmm_forget.config.checks import GROUPS, check
 from lmm_forget.config.composing import register_resolvers, search_path
 from lmm_forget.config.hydra_keys import check_hydra
+from lmm_forget.config.machine import multiplies_bf16
 from lmm_forget.config.messages import one_line
 from lmm_forget.config.naming import check_name
 from lmm_forget.config.orders import arrange, listed
@@ -149,13 +150,16 @@ def _learning_rate(
 
 
 def _settle_hardware(config: dict[str, Any], micro_batch: Any) -> None:
-    """Put what `hardware` leaves to the model in one place: `micro_batch` on a CPU, where nothing can be measured.
+    """Settle what `hardware` leaves open: `precision`, and on a CPU `micro_batch`, which is the model's there.
 
     An attention implementation is a property of the loaded model: it moves to `model.attention`.
     """
     hardware = config["hardware"]
     if hardware["attention"] is not None:
         config["model"]["attention"], hardware["attention"] = hardware["attention"], None
+    if hardware["precision"] == "auto":
+        fast = hardware["accelerator"] == "gpu" or multiplies_bf16()
+        hardware["precision"] = "bf16" if fast else "fp32"
     # On a CPU running out of memory ends the process; under fsdp a rank that runs out leaves the others waiting.
     measured = hardware["accelerator"] == "gpu" and hardware["strategy"] != "fsdp"
     if hardware["micro_batch"] == "auto" and not measured:
