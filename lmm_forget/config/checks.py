@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from lmm_forget.errors import ConfigError
 OBJECTIVES = ("target_learning", "target_forgetting", "target_overall", "heldout_forgetting")
 Test = Callable[[Any], bool]
 MOST = 2**63
-"""What any number of a configuration is below: what torch takes as a seed, and a float holds."""
+"""What any whole number of a configuration is below: what torch takes as a seed."""
 
 
 def _whole(value: Any, least: int) -> bool:
@@ -19,7 +20,9 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST < value < MOST
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and -MOST < value < MOST
 
 
 def _positive(value: Any) -> bool:

@@ -127,8 +127,16 @@ def yaml_fault(path: Path) -> str | None:
             return f"{path} must hold keys and values, and holds something else"
         return f"{path} cannot be read: {error.strerror}"
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        return f"{path} is not readable YAML: {_short(_flat(str(error)), 300)}"
+        return f"{path} is not readable YAML: {_yaml_reason(error)}"
     return None
+
+
+def _yaml_reason(error: Exception) -> str:
+    """What is wrong in a YAML file and in which line; the parser's own text repeats the file's path."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return _short(_flat(str(error)), 300)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {_short(_flat(str(problem)), 300)}"
 
 
 def _broken_file(config_dir: str | Path | None) -> str | None:

@@ -27,7 +27,8 @@ NOTES = {
     "units": "Percentage points; 0 is no change, negative is forgetting; with 95 % intervals (low, high); "
     "* excludes 0.",
     "recovery": "Worst (picked as the lowest stage) and recovery (final - worst, never negative) carry no *.",
-    "questions": "The intervals of a job cover questions, not seeds.",
+    "questions": "The intervals of a job cover questions, not seeds and not kinds of processor; both move figures by "
+    "several points more (README).",
     "tiny": "The tiny tasks are small stand-ins: their numbers are not the paper's benchmarks.",
 }
 

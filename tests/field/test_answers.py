@@ -94,11 +94,11 @@ def test_control_tokens_in_the_data(shared_home: Path, lmm: LMM, where: str, tok
 def test_a_sample_with_a_control_token_ends_the_run_by_its_id(own_home: Path) -> None:
     """LlamaFactory 8434 and transformers 36002: 'image features and image tokens do not match', in some later step.
 
-    Right: a question that holds the mark of a picture is found before the first step, with its task and id.
+    Right: a question with more marks than pictures is found before the first step, with its task and id.
     """
     rows = read_rows(own_home / "data.jsonl")
     for row in rows:
-        row["question"] = "Where is <image> it?" if row["id"] == "q7" else row["question"]
+        row["question"] = "Is <image> or <image> it?" if row["id"] == "q7" else row["question"]
     write_rows(own_home / "data.jsonl", rows)
     failed = job(own_home, "data.eval_samples=24", into="marked", code=2)
     status = json.loads((failed / "status.json").read_text())

@@ -137,7 +137,8 @@ def test_milestones_can_be_kept_to_some_skills_and_gc_keeps_what_the_job_rests_o
     assert len(rested) == 1 + 3 + 1  # the base's states; looks at base and stages; the milestone
     held = {item.key for item in care.items(Store(plain[0])) if item.kind == "probe"}
     assert set(rested) <= held
-    spare = care.unused(Store(plain[0]), care.references([tmp_path])[0])
+    store = Store(plain[0])
+    spare = care.unused(store, care.items(store), care.references([tmp_path], store.root)[0])
     assert not set(rested) & {item.key for item in spare}
 
 

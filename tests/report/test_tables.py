@@ -51,7 +51,7 @@ def test_largest_possible_numbers_are_not_cut_at_80_columns(make: Make) -> None:
 
 def test_notes_say_what_the_intervals_cover(make: Make) -> None:
     text = " ".join(printed([make()]).split())
-    assert "The intervals of a job cover questions, not seeds." in text
+    assert "The intervals of a job cover questions, not seeds and not kinds of processor" in text
     assert "not the paper's benchmarks" in text
     real = make(tasks=("cub200", "pixmocount"), suite=("ai2d",))
     assert "not the paper's" not in printed([real])
