@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import pyarrow as pa
 
-from lmm_forget.errors import StoreError
 from lmm_forget.evaluation.answers import Answer
 
 VERSION = b"1"
@@ -37,13 +35,3 @@ def answers_to_table(answers: Sequence[Answer]) -> pa.Table:
     columns = {name: [getattr(answer, name) for answer in answers] for name in SCHEMA.names}
     columns["references"] = [list(references) for references in columns["references"]]
     return pa.table(columns, schema=SCHEMA)
-
-
-def table_to_answers(table: pa.Table) -> list[Answer]:
-    """The answers of a table made by `answers_to_table`. Raises StoreError for another version or columns."""
-    version = (table.schema.metadata or {}).get(b"lmm_forget.answers")
-    if version != VERSION or table.schema.names != [field.name for field in fields(Answer)]:
-        said = version.decode() if version else "none"
-        raise StoreError(f"not a table of answers of version {VERSION.decode()} (its version: {said})")
-    rows = table.to_pylist()
-    return [Answer(**{**row, "references": tuple(row["references"])}) for row in rows]

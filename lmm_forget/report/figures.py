@@ -54,15 +54,6 @@ def job_figures(results: Mapping[str, Any], folder: Path) -> list[Path]:
     return [path for name, figure in pictures.items() for path in save(figure, folder / name)]
 
 
-def sweep_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write a sweep's `learning_vs_forgetting` and `heldout_per_stage`, each .png and .svg, into `folder`."""
-    pictures = {
-        "learning_vs_forgetting": learning_vs_forgetting(rows),
-        "heldout_per_stage": heldout_per_stage(rows),
-    }
-    return [path for name, figure in pictures.items() for path in save(figure, folder / name)]
-
-
 def heldout_per_stage(rows: Sequence[Row]) -> Figure:
     """Held-out mean at the base and after each stage, a line per setting, with the interval of each change.
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from lmm_forget.files import write_atomic
 from lmm_forget.report.differences import Difference, differences
-from lmm_forget.report.figures import heldout_per_stage, job_figures, learning_vs_forgetting, save, svg
+from lmm_forget.report.figures import heldout_per_stage, learning_vs_forgetting, save, svg
 from lmm_forget.report.formats import latex, markdown, table_csv
-from lmm_forget.report.load import SCHEMA, Sweep, load_results, load_sweep, refuse_unreadable
+from lmm_forget.report.load import SCHEMA, Sweep, load_sweep, refuse_unreadable
 from lmm_forget.report.matrices import held_out_changes, picture, scores
 from lmm_forget.report.page import page
 from lmm_forget.report.probes import probe_figures
@@ -65,16 +65,6 @@ def summarize(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def job_summary(folder: Path) -> dict[str, Any]:
-    """Write one finished job's pictures into its folder and return its entry of summary.json.
-
-    Raises DataError if it has no usable results.json.
-    """
-    results = load_results(folder / "results.json")
-    job_figures(results, folder)
-    return _entry(sweep_rows([results])[0])
-
-
 def _figures(sweep: Sweep, rows: Sequence[Row], settings: Sequence[Setting]) -> dict[str, Figure]:
     """Every picture of the sweep, by the name of its files."""
     if not rows:
@@ -120,6 +110,3 @@ def _entry(row: Row) -> dict[str, Any]:
     entry["figures"] = {figure: dict(estimate) for figure, estimate in row.figures.items()}
     entry["heldout_per_stage"] = [dict(stage) for stage in row.heldout_per_stage]
     return entry
-
-
-__all__ = ["job_summary", "summarize"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmm_forget.evaluation.answers import flips
 from lmm_forget.evaluation.ask import ask_task
 from lmm_forget.training.precision import Compute
 from tests.contract.test_recipes import LESSON
+from tests.evaluation.flips import flips
 from tests.evaluation.questions import Questions
 from tests.models.subjects import SUBJECTS, subject
 from tests.models.tiny import FAMILIES

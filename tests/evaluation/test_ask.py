@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.evaluation.answers import Answer, flips
+from lmm_forget.evaluation.answers import Answer
 from lmm_forget.evaluation.ask import ask, ask_task, subset
 from lmm_forget.evaluation.generate import generate
 from lmm_forget.models.loading import LMM
 from lmm_forget.progress import NullProgress
+from tests.evaluation.flips import flips
 from tests.evaluation.questions import Questions, sample
 from tests.models.tiny import picture, tiny_lmm
 
