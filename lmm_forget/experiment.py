@@ -82,4 +82,5 @@ def _corridor(
     results["job"].update(repairs=repairs, notices=ground.notices)
     results["timings"].update(base=base_seconds, base_asked=asked, total=time.monotonic() - started)
     write_tables(job_dir, ground, base, stages, results, base_look)
+    ground.settle_references()
     return results

@@ -105,11 +105,35 @@ class Ground:
         self.pending.clear()
 
     def refer(self, kind: str, key: str) -> None:
-        """Note in the job's folder that this job rests on something in the store, so that nobody cleans it away."""
+        """Note in the job's folder that this job rests on something in the store, so that nobody cleans it away.
+
+        What an earlier start of the job rested on stays there until `settle_references`: it may be met again.
+        """
         if key not in self.references[kind] and self.ranks.first:
             self.references[kind].append(key)
-            content = {"store": str(self.store.root), **self.references}
-            write_atomic(self.job_dir / REFERENCES, json.dumps(content, indent=1) + "\n", durable=False)
+            self._write_references(self._former())
+
+    def settle_references(self) -> None:
+        """The job is done: keep only what it rests on."""
+        if self.ranks.first:
+            self._write_references({})
+
+    def _former(self) -> dict[str, list[str]]:
+        """What the file names so far; nothing where there is none or it belongs to another store."""
+        try:
+            content = json.loads((self.job_dir / REFERENCES).read_text(encoding="utf-8"))
+            known = {kind: [str(key) for key in content[kind]] for kind in self.references}
+            return known if content["store"] == str(self.store.root) else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _write_references(self, former: Mapping[str, list[str]]) -> None:
+        kept = {
+            kind: [*keys, *(key for key in former.get(kind, []) if key not in keys)]
+            for kind, keys in self.references.items()
+        }
+        text = json.dumps({"store": str(self.store.root), **kept}, indent=1) + "\n"
+        write_atomic(self.job_dir / REFERENCES, text, durable=False)
 
 
 @dataclass(frozen=True)

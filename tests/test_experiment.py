@@ -18,7 +18,9 @@ from lmm_forget.errors import ConfigError, StoreError
 from lmm_forget.models.loading import load
 from lmm_forget.models.weights import model_hashes, tensor_hash, weights_hash
 from lmm_forget.progress import NullProgress
+from lmm_forget.ranks import ALONE
 from lmm_forget.recipes.plain import Plain
+from lmm_forget.stage import Ground
 from lmm_forget.store import Store
 
 SMALL = [
@@ -313,3 +315,26 @@ def test_what_cannot_work_is_said_before_the_first_question(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="bf16"):
         experiment.run(config, tmp_path, heard)
     assert heard.questions() == 0
+
+
+def test_a_job_that_starts_again_keeps_what_it_rested_on_until_it_is_done(tmp_path: Path) -> None:
+    """Its finished stages are named by nothing else while it asks the base once more, and gc may run then."""
+    store = Store(tmp_path / "store")
+    old = {"store": str(store.root), "stages": ["one", "two"], "models": ["base"], "probes": []}
+    (tmp_path / "store.json").write_text(json.dumps(old))
+    ground = object.__new__(Ground)
+    ground.job_dir, ground.store, ground.ranks = tmp_path, store, ALONE
+    ground.references = {"stages": [], "models": [], "probes": []}
+
+    def named() -> dict[str, Any]:
+        return dict(json.loads((tmp_path / "store.json").read_text()))
+
+    ground.refer("models", "base")
+    assert named() == old
+    ground.refer("stages", "three")
+    assert set(named()["stages"]) == {"one", "two", "three"}
+    ground.settle_references()
+    assert named() == {**old, "stages": ["three"]}
+    ground.store = Store(tmp_path / "another")
+    ground.refer("stages", "four")
+    assert named()["stages"] == ["three", "four"]

@@ -13,8 +13,10 @@ from lmm_forget.errors import ConfigError
 
 PACKAGED = "package:"
 """Prefix of a `path` that names a model shipped inside this package."""
-MODEL_FILES = frozenset({".json", ".safetensors", ".jinja", ".txt", ".model"})
+MODEL_FILES = frozenset({".json", ".safetensors", ".jinja", ".model"})
 """Kinds of files that are read from a model's folder."""
+VOCABULARIES = frozenset({"vocab.txt", "merges.txt"})
+"""Files of other kinds that are read as well."""
 
 
 def packaged_folder(name: str) -> Path:
@@ -54,7 +56,8 @@ def folder_fingerprint(folder: Path) -> str:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in name.parts)
-        if path.suffix not in MODEL_FILES or hidden or not path.is_file():
+        read = path.suffix in MODEL_FILES or path.name in VOCABULARIES
+        if not read or hidden or not path.is_file():
             continue
         with path.open("rb") as file:
             found.update(f"{name.as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 PACKAGE = "lmm_forget"
@@ -43,12 +44,10 @@ def _user_sources(objects: Iterable[Any]) -> dict[str, Path]:
     ]
     while waiting:
         name = waiting.pop()
-        module = sys.modules.get(name)
-        path = None if module is None else _user_file(module)
-        if module is None or path is None or name in found:
-            continue
-        found[name] = path
-        waiting += _imported(module)
+        path = None if name in found else _user_file(name)
+        if path is not None:
+            found[name] = path
+            waiting += _imported(name, path)
     return found
 
 
@@ -60,24 +59,46 @@ def _defined_in(value: Any) -> Iterator[str]:
     yield from (str(owner.__module__) for owner in owners if getattr(owner, "__module__", None))
 
 
-def _imported(module: ModuleType) -> Iterator[str]:
-    """Names of the modules that a module's globals are, or come from."""
-    for value in list(vars(module).values()):
-        if isinstance(value, ModuleType):
-            yield value.__name__
-        elif inspect.isclass(value) or inspect.isroutine(value):
-            yield from _defined_in(value)
+def _imported(name: str, path: Path) -> Iterator[str]:
+    """Names that a module's source imports, at any depth; of `from a import b` both `a` and `a.b`, with their packages.
+
+    Read from the source: what an import brings (a table, a number) does not tell where it came from.
+    """
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".") if node.level else []
+            base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for each in names:
+            pieces = each.split(".")
+            yield from (".".join(pieces[: i + 1]) for i in range(len(pieces)) if pieces[0])
 
 
-def _user_file(module: ModuleType) -> Path | None:
+def _user_file(name: str) -> Path | None:
     """A module's source file; None where it belongs to this package or to something that is installed."""
+    if name.partition(".")[0] in {PACKAGE, *sys.stdlib_module_names}:
+        return None
+    module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
-    if file is None or module.__name__.partition(".")[0] == PACKAGE:
+    if module is None:
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError, AttributeError):
+            return None
+        file = spec.origin if spec is not None else None
+    if file is None or not file.endswith(".py"):
         return None
     path = Path(file)
-    if {"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(_STANDARD_LIBRARY):
-        return None
-    return path
+    installed = {"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(_STANDARD_LIBRARY)
+    return None if installed else path
 
 
 def _digest(files: dict[str, Path]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ ROLES = {
 """Names of speakers, and whom they stand for."""
 _CALLS = ("tool_calls", "function_call")
 _FORMS = {"conversations": ("from", "value"), "messages": ("role", "content")}
+
+_OTHER_MARK = re.compile(r"<(?:video|audio|speech|point_cloud)>")
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,9 @@ def _turn(turn: Any, where: str, number: int) -> _Turn:
             f"{where}: turn {number} calls a tool ({called!r}), which can be neither taught nor asked"
         )
     text, own = _content(content, f"{where}: '{who} turn'")
+    other = _OTHER_MARK.search(text)
+    if other and who == "human":
+        raise DataError(f"{where}: turn {number} has the mark {other[0]}; models are shown pictures only")
     if own and who != "human":
         raise DataError(
             f"{where}: turn {number}, a {who} turn, has {len(own)} {MARK} mark{'s' * (len(own) != 1)}; only "

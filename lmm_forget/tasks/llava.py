@@ -17,6 +17,8 @@ from lmm_forget.tasks.rows import FileRows, Row
 from lmm_forget.tasks.values import text_of
 
 TURNS = ("one", "first", "each")
+NOT_SHOWN = ("video", "videos", "audio", "audios", "tools", "functions")
+"""Keys of an item that are a part of its question elsewhere: without them it would be another question."""
 _READ = ("id", "image", "images", "image_id", "conversations", "messages", "system", "split")
 
 
@@ -79,7 +81,7 @@ def _items(path: Path) -> list[Any]:
     if not path.is_file():
         raise DataError(f"{path} is a folder, not a JSON file" if path.exists() else f"{path} is missing")
     try:
-        found = json.loads(path.read_bytes().decode("utf-8-sig"))
+        found = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
@@ -91,6 +93,30 @@ def _items(path: Path) -> list[Any]:
             f"{path}: {'an empty list' if found == [] else 'not a list'}; it must list conversations"
         )
     return found
+
+
+class _Ambiguous(dict[str, Any]):
+    """An object in which a key stands twice, `key` the first such: of the values only one could be read."""
+
+    key = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    keys = [key for key, _ in pairs]
+    odd = _Ambiguous(found)
+    odd.key = next(key for key in keys if keys.count(key) > 1)
+    return odd
+
+
+def _refuse_unread(value: Any, where: str) -> None:
+    """Raise DataError for what no reader here takes: a key that stands twice, anywhere in an item."""
+    if isinstance(value, _Ambiguous):
+        raise DataError(f"{where}: the key {brief(value.key)!r} stands twice")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_unread(each, where)
 
 
 def _name(item: Any, number: int) -> str:
@@ -105,6 +131,10 @@ def _item_rows(item: Any, where: str, number: int, root: Path, turns: str) -> It
     """The rows of one item. Raises DataError beginning with `where`."""
     if not isinstance(item, dict):
         raise DataError(f"{where}: a {type(item).__name__}, not an object")
+    _refuse_unread(item, where)
+    unshown = next((key for key in NOT_SHOWN if item.get(key)), None)
+    if unshown is not None:
+        raise DataError(f"{where}: it has {unshown!r}, which models are not shown here; only pictures are")
     split = item.get("split")
     if split is not None and split not in SPLITS:
         raise DataError(f"{where}: split {brief(split)!r} is not one of {', '.join(SPLITS)}")

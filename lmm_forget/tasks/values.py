@@ -9,6 +9,7 @@ import datetime
 import decimal
 import json
 import re
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,8 @@ def text_of(value: Any, where: str, *, strip: bool = True) -> str:
     else:
         raise DataError(f"{where} is {_named(value)}, not a text")
     if strip:
-        text = text.strip()
-    if not text.strip():
+        text = trimmed(text)
+    if not trimmed(text):
         raise DataError(f"{where} is empty")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(f"{where} holds half of a surrogate pair, which no text file can store")
@@ -66,9 +67,23 @@ def text_of(value: Any, where: str, *, strip: bool = True) -> str:
 
 def optional_text(value: Any, where: str) -> str | None:
     """`text_of`, or None where there is nothing: null or blank text. Raises DataError like it."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and not trimmed(value)):
         return None
     return text_of(value, where)
+
+
+def trimmed(text: str) -> str:
+    """A text without what nobody sees at its ends: blanks, line breaks, zero-width and control characters."""
+    first, last = 0, len(text)
+    while first < last and _unseen(text[first]):
+        first += 1
+    while last > first and _unseen(text[last - 1]):
+        last -= 1
+    return text[first:last]
+
+
+def _unseen(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
 
 
 def question_of(value: Any, where: str) -> str:

@@ -22,10 +22,12 @@ from tests.store.test_keys import CONFIG, REST
 
 SCORER = """
 from lmm_forget.tasks.scoring.exact import ExactMatch
-import my_words
+from my_words import LIMIT  # a number does not tell where it came from
 
 class MyScorer(ExactMatch):
-    pass
+    def tolerant(self, answer, sample):
+        from my_late import FACTOR
+        return super().tolerant(answer, sample) * FACTOR
 """
 
 
@@ -39,13 +41,14 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "my_scorer.py").write_text(SCORER)
     (tmp_path / "my_words.py").write_text("LIMIT = 1\n")
+    (tmp_path / "my_late.py").write_text("FACTOR = 1\n")
     return tmp_path
 
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     yield
-    for name in ("my_scorer", "my_words"):
+    for name in ("my_scorer", "my_words", "my_late"):
         sys.modules.pop(name, None)
 
 
@@ -101,6 +104,10 @@ CHANGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         lambda f: (f / "my_scorer.py").write_text(SCORER + "# another rule\n") and None,
         ["the scorer of task mine"],
     ),
+    "imported late": (
+        lambda f: edit(f / "my_late.py", "FACTOR = 1", "FACTOR = 0"),
+        ["the scorer of task mine"],
+    ),
     "imported by the scorer": (
         lambda f: edit(f / "my_words.py", "LIMIT = 1", "LIMIT = 2"),
         ["the scorer of task mine"],
@@ -130,7 +137,7 @@ def test_the_same_files_elsewhere_are_the_same(
     before, _ = InputReader().read(config(folder, scorer))
     there = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(folder, there)
-    (there / "model" / "notes.md").write_text("not read by any model")
+    (there / "model" / "README.txt").write_text("not read by any model")
     assert InputReader().read(config(there, scorer))[0] == before
 
 

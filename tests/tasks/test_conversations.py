@@ -225,3 +225,35 @@ def test_the_fingerprint_follows_the_system_prompt(tmp_path: Path) -> None:
         item = {"id": 1, "image": "a.png", "conversations": [*said, *turns]}
         prints.append(task(tmp_path, item).fingerprint("test"))
     assert len(set(prints)) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "question", "reason"),
+    [
+        ({"video": "v.mp4"}, "What happens?", "it has 'video'"),
+        ({"audios": ["a.wav"]}, "What is said?", "it has 'audios'"),
+        ({"tools": "[{}]"}, "Call one.", "it has 'tools'"),
+        ({}, "<video>\nWhat happens?", "turn 0 has the mark <video>"),
+        ({}, "<audio>\nWhat is said?", "turn 0 has the mark <audio>"),
+    ],
+)
+def test_what_is_not_shown_to_models_is_not_left_out_of_a_question(
+    tmp_path: Path, more: dict[str, Any], question: str, reason: str
+) -> None:
+    good = {"id": "good", "conversations": [human("Hello?"), gpt("x")], "videos": []}
+    odd = {"id": "odd", "conversations": [human(question), gpt("y")], **more}
+    made = task(tmp_path, good, odd)
+    with pytest.raises(DataError, match="1 of 2 samples cannot be used .*id odd.*") as caught:
+        made.check("test")
+    assert reason in str(caught.value)
+    assert [sample.id for sample in task(tmp_path, good, odd).check("test", "skip")] == ["good"]
+
+
+def test_a_key_that_stands_twice_makes_a_bad_sample(tmp_path: Path) -> None:
+    good = {"id": "good", "conversations": [human("Hello?"), gpt("x")]}
+    made = task(tmp_path, good)
+    turns = '{"from": "human", "value": "Q"}, {"from": "gpt", "value": "a", "value": "b"}'
+    odd = f'{{"id": "odd", "conversations": [{turns}]}}'
+    (tmp_path / "data.json").write_text(f"[{json.dumps(good)}, {odd}]")
+    with pytest.raises(DataError, match="id odd.*the key 'value' stands twice"):
+        made.check("test")

@@ -35,6 +35,9 @@ TEXTS: list[tuple[Any, str]] = [
     ("red\n", "red"),
     ("\tred \r\n", "red"),
     ("dark  red\nor pink ", "dark  red\nor pink"),
+    ("\u00a0red\u200b", "red"),
+    ("\ufeffred\x00", "red"),
+    ("re\u00add", "re\u00add"),
     ("3.0", "3.0"),
     ("007", "007"),
     ("true", "true"),
@@ -88,6 +91,8 @@ REFUSED: list[tuple[Any, str]] = [
     (1j, "'answer' is 1j, a complex, not a text"),
     ("", "'answer' is empty"),
     (" \n", "'answer' is empty"),
+    ("\u200b", "'answer' is empty"),
+    ("\u00ad\u2060", "'answer' is empty"),
     ("\ud800", "'answer' holds half of a surrogate pair"),
 ]
 
