@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.errors import ConfigError, LmmForgetError, brief
 from lmm_forget.tracking import names
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ class Wanted:
 
 
 def build(wanted: Wanted) -> Workspace:
-    """The view, ready to be saved; the same every time. Raises ConfigError without the package for it."""
+    """The view, ready to be saved; the same every time.
+
+    Raises ConfigError without the package for it, and for what that package refuses.
+    """
     try:
         import wandb_workspaces.reports.v2 as blocks
         import wandb_workspaces.workspaces as parts
@@ -60,14 +64,17 @@ def build(wanted: Wanted) -> Workspace:
         runs = parts.RunsetSettings(
             pinned_columns=["run:displayName", *COLUMNS], filters=[expr.Metric("Group") == wanted.sweep]
         )
-    view = parts.Workspace(
-        entity=wanted.entity,
-        project=wanted.project,
-        name=wanted.name,
-        sections=sections,
-        settings=parts.WorkspaceSettings(x_axis=names.STAGE, max_runs=100),
-        runset_settings=runs,
-    )
+    try:
+        view = parts.Workspace(
+            entity=wanted.entity,
+            project=wanted.project,
+            name=wanted.name,
+            sections=sections,
+            settings=parts.WorkspaceSettings(x_axis=names.STAGE, max_runs=100),
+            runset_settings=runs,
+        )
+    except ValueError as error:  # the package checks what it is given, and tells it in four lines
+        raise ConfigError(_refused(wanted, error)) from error
     _same_every_time(view)
     return view
 
@@ -98,6 +105,15 @@ def save(view: Workspace, over: str | None = None) -> str:
         raise LmmForgetError(
             f"the dashboard could not be saved in {view.entity}/{view.project}: {reason}"
         ) from error
+
+
+def _refused(wanted: Wanted, error: ValueError) -> str:
+    """Why the package takes no view of this kind: its one rule of its own is that a name holds no symbols."""
+    odd = next((sign for sign in wanted.name if unicodedata.category(sign)[0] == "S"), None)
+    if odd is not None:
+        what = f"{odd!r} (U+{ord(odd):04X})"
+        return f"title={wanted.name!r} holds the symbol {what}; W&B takes letters, digits, blanks and punctuation"
+    return f"W&B takes no such dashboard: {brief(error, 300)}"
 
 
 def _section(name: str, panels: Sequence[Any], *, columns: int) -> Any:

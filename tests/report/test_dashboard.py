@@ -54,12 +54,50 @@ def test_every_benchmark_has_a_panel_and_the_rest_is_there(capsys: pytest.Captur
         ([], "entity is missing"),
         (["entity=me", "format=pdf"], "format=pdf is not known; choose one of: view, json"),
         (["entity=me", "suite=none"], "suite"),
+        (["entity=me", "title=${x}"], "title='${x}' holds the symbol '$' (U+0024)"),
+        (["entity=me", "title=Runs \U0001f680"], "(U+1F680)"),
+        (["entity=me", "title=a + b"], "holds the symbol '+'"),
+        (["entity=me", "title= "], "title=' ' is blank"),
+        (["entity=me", "title="], "title='' is blank"),
+        (["entity=me", "title=\u200b"], "title='\\u200b' is blank"),
+        (["entity=me", "title=a\x1bb"], "title='a\\x1bb' holds the character U+001B"),
+        (["entity=me", "title=" + "x" * 129], "title=xxxxxxxxxxxxxxxxxxxx… has 129 characters"),
+        (["entity= "], "entity=' ' is blank"),
+        (["entity="], "entity='' is blank"),
+        (["entity=a b"], "entity='a b' cannot be the name of a user or team in W&B: it holds ' '"),
+        (["entity=a/b"], "entity='a/b' cannot be the name of a user or team in W&B: it holds '/'"),
+        (["entity=me", "project= "], "project=' ' is blank"),
+        (["entity=me", "project=x/y"], "project='x/y' cannot be the name of a project in W&B: it holds '/'"),
+        (["entity=me", "project=x?nw=1"], "holds '?'"),
+        (["entity=me", "sweep= "], "sweep=' ' is blank"),
+        (["entity=me", "sweep=multirun/demo"], "sweep='multirun/demo' is no sweep's name"),
+        (["entity=me", "view= "], "view=' ' is blank"),
+        (["entity=me", "view=notaurl"], "view=notaurl is not the address of a saved view; it looks like"),
+        (["entity=me", "view=http://[x"], "view=http://[x is not the address of a saved view"),
+        (["entity=me", "view=https://wandb.ai/me"], "https://wandb.ai/me/lmm-forget?nw="),
+        (["entity=me", "view=https://wandb.ai/me/lmm-forget"], "is not the address of a saved view"),
+        (["entity=me", "view=https://wandb.ai/me/lmm-forget?nw=nwuserme"], "is not the address of a saved"),
+        (["entity=me", "view=https://wandb.ai/you/p?nw=a1"], "is a view of you/p, and the dashboard is for"),
     ],
 )
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
-    assert dashboard.main(words) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("lmm-forget: error: ") and said in line
+    """Whatever is done with the view, before the network is asked and before anything is printed."""
+    for more in ([], ["format=json"]) if "format=pdf" not in words else ([],):
+        assert dashboard.main([*words, *more]) == 2
+        told = capsys.readouterr()
+        (line,) = told.err.strip().splitlines()
+        assert line.startswith("lmm-forget: error: ") and said in line and told.out == ""
+
+
+def test_names_that_wandb_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    view = shown(
+        capsys, "entity=My-team_1", "project=a b.c", "title=Küche, 2nd (seed 0)", "sweep=demo-seed=0"
+    )
+    assert (view["entity"], view["project"], view["displayName"]) == (
+        "My-team_1",
+        "a b.c",
+        "Küche, 2nd (seed 0)",
+    )
 
 
 def test_saving_makes_a_view_and_replaces_one(
