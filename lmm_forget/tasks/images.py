@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import hashlib
 import io
 import logging
@@ -43,11 +44,32 @@ _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 _URL = re.compile(r"data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:([^,;]*)((?:;[^,;]*)*),(.*)", re.IGNORECASE | re.DOTALL)
 _BASE64 = re.compile(r"/(?:iVBOR|9j/|R0lGOD|UklGR)[A-Za-z0-9+/=]{40,}$")  # how PNG, JPEG, GIF and WebP begin
+_OF_URLS = bytes.maketrans(b"-_", b"+/")  # the alphabet of base64 in URLs, and the usual one
 _EMPTY = hashlib.sha256().hexdigest()
 
 # What Pillow says beside its exceptions is no line for people: a picture is read, or it is a bad sample.
 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+def _silence_libtiff() -> None:
+    """Let libtiff, which Pillow reads TIFFs with, write nothing to stderr of its own: what it found Pillow raises.
+
+    Done once, where Linux tells which library is loaded; a handler is the whole process's, so no thread can be missed.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            loaded = {line.split(maxsplit=5)[5].strip() for line in maps if "/libtiff" in line}
+        for path in loaded:
+            library = ctypes.CDLL(path)
+            for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+                handler(None)
+    except (OSError, AttributeError):  # another system, or a library without these: its lines stay
+        return
+
+
+_silence_libtiff()
 
 
 @dataclass(frozen=True)
@@ -63,8 +85,13 @@ class Inspected:
 
 
 def source_of(name: str, root: Path) -> Source:
-    """The source that a data file names: a URL as it stands, or a file, below `root` unless it is absolute."""
-    return name if _URL.match(name) else Path(os.path.abspath(root / name))
+    """The source that a data file names: a URL as it stands, or a file, below `root` unless it is absolute.
+
+    Blanks around a URL do not count, as in a browser; a name that is all blank is kept, to be refused as empty.
+    """
+    if not name.strip():
+        return ""
+    return name.strip() if _URL.match(name.strip()) else Path(os.path.abspath(root / name))
 
 
 def name_of(source: Source, root: Path) -> str:
@@ -172,7 +199,7 @@ def _opened(source: Source) -> Iterator[Image.Image]:
     Pillow's readers raise whatever the damaged bytes lead them into: OSError, SyntaxError, struct.error, KeyError,
     OverflowError, MemoryError and more.
     """
-    where = "image" if isinstance(source, bytes) else f"image {_described(source)}"
+    where = "image" if isinstance(source, bytes) or source == "" else f"image {_described(source)}"
     try:
         with _stream(source) as file, Image.open(file) as opened:
             yield opened
@@ -196,7 +223,13 @@ def _stream(source: Source) -> io.BytesIO | io.BufferedReader:
 
 
 def _url_bytes(url: str) -> bytes:
-    """What a `data:` URL holds. Raises DataError for other URLs, and for one that is none."""
+    """What a `data:` URL holds, as browsers read it: padding may be missing, and the alphabet be the one of URLs.
+
+    Raises DataError for other URLs, and for one that is none.
+    """
+    url = url.strip()
+    if not url:
+        raise DataError("is empty")
     scheme = url[: url.index(":")].lower()
     if scheme != "data":
         if scheme == "file":
@@ -212,7 +245,9 @@ def _url_bytes(url: str) -> bytes:
     if "base64" not in (option.strip() for option in options):
         return content
     try:
-        return base64.b64decode(re.sub(rb"\s+", b"", content), validate=True)
+        signs = re.sub(rb"\s+", b"", content).translate(_OF_URLS)
+        padded = signs if b"=" in signs else signs + b"=" * (-len(signs) % 4)
+        return base64.b64decode(padded, validate=True)
     except ValueError as error:
         raise DataError(f"is not valid base64 ({brief(error)})") from None
 

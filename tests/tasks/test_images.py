@@ -259,6 +259,28 @@ def test_pillow_says_nothing_beside(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("(10000, 9000)\n", "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="libtiff is only found on Linux")
+def test_libtiff_says_nothing_beside(tmp_path: Path) -> None:
+    """What libtiff writes about a damaged TIFF goes to file descriptor 2, past everything Python has."""
+    noise = Image.effect_noise((64, 64), 50)
+    names = []
+    for kind in ("tiff_adobe_deflate", "tiff_lzw"):
+        noise.save(tmp_path / "x.tif", compression=kind)
+        content = bytearray((tmp_path / "x.tif").read_bytes())
+        content[60:300] = b"\xff" * 240
+        names.append(str(tmp_path / f"{kind}.tif"))
+        Path(names[-1]).write_bytes(content)
+    code = (
+        "import sys; from PIL import Image\nfor name in sys.argv[1:]:\n try: Image.open(name).load()\n"
+        " except OSError as error: print(error)"
+    )
+    for first, silent in (("", False), ("from lmm_forget.tasks import images\n", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", first + code, *names], capture_output=True, text=True, check=False
+        )
+        assert done.stdout == "decoder error -2\n" * 2 and (done.stderr == "") is silent
+
+
 # --- URLs ----------------------------------------------------------------------------------------------------------
 
 
@@ -266,11 +288,17 @@ def url(content: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def test_data_urls_are_pictures() -> None:
+def test_data_urls_are_pictures(tmp_path: Path) -> None:
+    """As browsers read them: blanks around them, no padding and the alphabet of URLs are no fault."""
     file = io.BytesIO()
     Image.new("RGB", (3, 2), RED).save(file, "PNG")
     content = file.getvalue()
+    content += (
+        b"x" * (-len(content) % 3) + b"\xfb\xef\xbe\xff\xff\xff" + b"x"
+    )  # ++++////: it may stand behind
     plain = base64.b64encode(content).decode()
+    of_urls = base64.urlsafe_b64encode(content).decode()
+    assert plain.endswith("==") and {"-", "_"} <= set(of_urls)
     for written in (
         url(content),
         url(content, "image/jpeg"),  # the bytes decide
@@ -278,7 +306,12 @@ def test_data_urls_are_pictures() -> None:
         f"data:image/png;base64,{plain[:20]}\n{plain[20:]}",
         f"data:image/png;base64,{quote(plain)}",
         f"data:image/png,{quote(content)}",
+        f"data:image/png;base64,{plain.rstrip('=')}",
+        f"data:image/png;base64,{of_urls}",
+        f"data:image/png;base64,{of_urls.rstrip('=')}",
+        f" \n{url(content)}\t",
     ):
+        assert source_of(written, tmp_path) == written.strip()
         assert read_image(written).getpixel((1, 1)) == RED and picture_size(written) == (3, 2)
         assert content_digest(written) == hashlib.sha256(content).hexdigest(), "as if it were a file"
 
@@ -288,6 +321,10 @@ REFUSED = [
     (f"data:image/png;base64,{LONG}", r"cannot be read \(not an image file\)"),
     (f"data:image/png;base64,{LONG}*", "is not valid base64"),
     (f"data:image/png;base64,{LONG}A", "is not valid base64"),
+    (f"data:image/png;base64,{LONG}AA=", "is not valid base64"),
+    (f" data:image/png;base64,{LONG}*", "is not valid base64"),
+    ("", "^image is empty$"),
+    (" \n", "^image is empty$"),
     (f"data:text/plain;base64,{LONG}", "holds text/plain, not an image"),
     (f"data:{LONG};base64,{LONG}", "holds a+….*, not an image"),
     (f"data:,{LONG}", "holds text, not an image"),
