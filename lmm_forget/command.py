@@ -27,6 +27,8 @@ TAKE_A_VALUE = (
     "-i",
 )
 """Hydra's options that are followed by a value."""
+SHORT = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name"}
+"""Hydra's short names, and the options that they are."""
 FORMATS = ("table", "json")
 
 
@@ -99,9 +101,10 @@ def options_first(
         name, equals, value = word.partition("=")
         if name not in valued and not (name.startswith("--") and any(v.startswith(name) for v in valued)):
             continue
-        if name in seen and name not in often:
-            raise ConfigError(f"{name} is given twice")
-        seen.add(name)
+        long = SHORT.get(name, name)
+        if long in seen and name not in often:
+            raise ConfigError(f"{long} is given twice")
+        seen.add(long)
         following = value if equals else next(words, None)
         if following is not None and not following.strip():
             raise ConfigError(f"{name} is empty")

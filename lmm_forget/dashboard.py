@@ -46,7 +46,7 @@ def _dashboard(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="see below")
     parser.add_argument(
-        "--config-dir", metavar="DIR", help="a folder with groups of your own (task/mine.yaml)"
+        "--config-dir", "-cd", metavar="DIR", help="a folder with groups of your own (task/mine.yaml)"
     )
     given = parser.read(arguments)
     form, rest = take_format(given.overrides, ("view", "json"))

@@ -42,7 +42,7 @@ def _plan(arguments: Sequence[str]) -> None:
         help="choices as for lmm_forget.run: model=…, recipe=…, recipe.layers=…; format=table|json",
     )
     parser.add_argument(
-        "--config-dir", metavar="DIR", help="a folder with groups of your own (recipe/mine.yaml)"
+        "--config-dir", "-cd", metavar="DIR", help="a folder with groups of your own (recipe/mine.yaml)"
     )
     given = parser.read(arguments)
     form, overrides = take_format(given.overrides)

@@ -115,6 +115,8 @@ def test_options_are_given_once_and_have_a_value() -> None:
         (["--config-dir", "a", "b=c", "--config-dir", "d"], "--config-dir is given twice"),
         (["--config-dir", ""], "--config-dir is empty"),
         (["--config-dir= "], "--config-dir is empty"),
+        (["-cd", "a", "b=c", "--config-dir", "d"], "--config-dir is given twice"),
+        (["-cd", "a", "-cd", "a"], "--config-dir is given twice"),
     ):
         with pytest.raises(ConfigError, match=message):
             options_first(words)
@@ -146,3 +148,26 @@ def test_every_command_takes_overrides_and_folders_as_run_does(
     assert plan._choices(["recipe=own"], folder)[1]["rules"] == [{"component": "vision"}]
     assert plan.main(["model=nope", "--config-dir", folder, "recipe=own"]) == 2
     assert "there is no model 'nope'" in capsys.readouterr().err
+    assert plan.main(["model=nope", "-cd", folder, "recipe=own"]) == 2
+    assert "there is no model 'nope'" in capsys.readouterr().err
+
+
+def test_a_file_is_no_configuration_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmm_forget import dashboard, plan, run
+    from lmm_forget.data import __main__ as data
+
+    monkeypatch.chdir(tmp_path)
+    Path("data.jsonl").write_text("{}")
+    for option in ("--config-dir", "-cd"):
+        for main, words in (
+            (run.main, ["sweep.plan=true"]),
+            (plan.main, []),
+            (dashboard.main, ["entity=me"]),
+            (data.main, ["check", "task=x"]),
+        ):
+            assert main([*words, option, "data.jsonl"]) == 2
+            said = capsys.readouterr().err
+            assert said.startswith("lmm-forget: error: the configuration folder data.jsonl is a file; give")
+            assert said.count("\n") == 1

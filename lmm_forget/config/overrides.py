@@ -16,15 +16,19 @@ from lmm_forget.errors import ConfigError
 
 LONGEST, LONGEST_SHOWN = 10_000, 60
 """Characters that a word of the command line may have, and those of it that a message repeats."""
+FOLDER = "give the folder that groups of your own are in (recipe/mine.yaml, task/mine.yaml)"
 _SWEEPS = (",", "range(", "choice(", "interval(", "glob(", "${")
 
 
 def checked(overrides: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
     """A command line's words as Hydra may have them; `folders` are the user's own, whose choices are listed too.
 
-    Raises ConfigError for a word that cannot be one, for a group that is deleted, given no choice or several in
-    brackets, for a bad name, and for Hydra's own settings where they would do nothing.
+    Raises ConfigError for a folder that is a file, for a word that cannot be one, for a group that is deleted, given no
+    choice or several in brackets, for a bad name, and for Hydra's own settings where they would do nothing.
     """
+    for folder in folders:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"the configuration folder {folder} is a file; {FOLDER}")
     kept = []
     for word in overrides:
         key, equals, value = word.lstrip("+~").partition("=")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmm_forget.command import Parser, run_command, take_format
-from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.errors import ConfigError, DataError, brief
 
 if TYPE_CHECKING:
     from lmm_forget.tasks.base import Task
@@ -69,7 +69,7 @@ def _data(arguments: Sequence[str]) -> int:
     parser.add_argument("action", choices=tuple(OPTIONS))
     parser.add_argument("choices", nargs="*", metavar="key=value", help="see below")
     parser.add_argument(
-        "--config-dir", metavar="DIR", help="a folder with task YAMLs of your own (DIR/task/mine.yaml)"
+        "--config-dir", "-cd", metavar="DIR", help="a folder with task YAMLs of your own (DIR/task/mine.yaml)"
     )
     given = parser.read(arguments)
     form, choices = take_format(given.choices)
@@ -113,16 +113,18 @@ def _task(options: Mapping[str, str], changes: Sequence[str], config_dir: str | 
     from omegaconf.errors import OmegaConfBaseException
 
     from lmm_forget.config import conf_dir, one_line
+    from lmm_forget.config.overrides import checked
     from lmm_forget.config.tasks import TaskFiles
     from lmm_forget.tasks.loading import build_task
 
+    checked((), [] if config_dir is None else [Path(config_dir)])
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"the configuration folder {config_dir} does not exist")
     folders = ([] if config_dir is None else [Path(config_dir)]) + [conf_dir()]
     file = TaskFiles(folders, "real").load(options["task"])
     mine = [item.removeprefix("task.") for item in changes if item.startswith("task.")]
     try:
-        node = OmegaConf.merge(file.node, OmegaConf.from_dotlist(mine))
+        node = OmegaConf.merge(file.node, *map(_change, mine))
         missing = sorted(OmegaConf.missing_keys(node))
         if missing:
             raise ConfigError(
@@ -131,6 +133,20 @@ def _task(options: Mapping[str, str], changes: Sequence[str], config_dir: str | 
         return build_task(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
+
+
+def _change(text: str) -> Any:
+    """A change to the task's YAML as a node. Raises ConfigError for a value that is no YAML."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        why = getattr(error, "problem", None) or "it refers to itself or is nested too deeply"
+        raise ConfigError(
+            f"cannot read 'task.{brief(text)}': {brief(why, 200)}; quote lists and commas"
+        ) from error
 
 
 def _check(
@@ -185,6 +201,9 @@ def _prepare(task: Task, options: Mapping[str, str], form: str) -> int:
 
     if "out" not in options:
         raise ConfigError("prepare needs out=DIR")
+    for key in ("out", "source"):
+        if key in options and not options[key].strip():
+            raise ConfigError(f"{key}={options[key]!r} is blank; name a folder")
     if options.get("retry_gone", "false") not in ("true", "false"):
         raise ConfigError(f"retry_gone={options['retry_gone']} must be true or false")
     with _progress("downloading") as advance:

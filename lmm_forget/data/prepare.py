@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmm_forget.data.downloads import Got, Wanted, fetch_all
-from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.errors import ConfigError, DataError, brief
 from lmm_forget.tasks.base import Task
 from lmm_forget.tasks.pixmo_images import REPORT, write_rows
 from lmm_forget.tasks.pixmocount import PixmoCount
@@ -39,10 +40,12 @@ def prepare(
 
     Pictures that are there are kept, those that were gone the last time are not asked for again unless `retry_gone`
     (those that only failed in passing are). `source` is a local copy of the rows, `samples` takes only the first rows
-    of each split. Raises ConfigError for a task that needs no preparing, DataError for rows that cannot be used.
+    of each split. Raises ConfigError for a task that needs no preparing and for an `out` that cannot be a folder
+    (before the network is asked), DataError for rows that cannot be used.
     """
     if not isinstance(task, PixmoCount):
         raise ConfigError(f"task {task.name} needs no preparing; pixmocount does")
+    _refuse_folder(out)
     rows = _rows(task, source, samples)
     write_rows(out, rows)
     wanted = list(
@@ -84,6 +87,19 @@ def prepare(
     }
     _write(out, report)
     return report
+
+
+def _refuse_folder(out: Path) -> None:
+    """Raise ConfigError where no folder can be made or written; nothing is made yet."""
+    try:
+        there = next(path for path in (out, *out.absolute().parents) if path.exists() or path.is_symlink())
+        what = f"{there} is not a folder" if not there.is_dir() else ""
+        if not what and not os.access(there, os.W_OK | os.X_OK):
+            what = f"{there} cannot be written"
+    except (OSError, ValueError) as error:  # a name too long, or one with a null character
+        what = getattr(error, "strerror", None) or str(error)
+    if what:
+        raise ConfigError(f"out={brief(out, 200)} cannot be used: {what}; name another folder")
 
 
 def _rows(task: PixmoCount, source: str | None, samples: int | None) -> list[dict[str, Any]]:

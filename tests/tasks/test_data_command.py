@@ -134,6 +134,8 @@ def test_samples_longer_than_the_context_are_counted(
             "check has no option 'shet'; it has task, model, samples, sheet, format; did you",
         ),
         (["ai2d"], "'ai2d' is not key=value"),
+        (["task=tiny_ai2d", "task.x=[1,"], "cannot read 'task.x=[1,': expected the node content"),
+        (["task=tiny_ai2d", "task.x=&a {x: *a}"], "it refers to itself or is nested too deeply"),
         (["samples=3"], "check needs task=NAME"),
         (["task=ai2d", "--config-dir", "/nowhere"], "the configuration folder /nowhere does not exist"),
         (["task=ai2d"], "lmms-lab/ai2d cannot be reached (no network, and it is not in the cache)"),
@@ -148,6 +150,38 @@ def test_bad_requests_are_one_line(
     assert main(["check", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("lmm-forget: error: ")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("data.jsonl", "out=data.jsonl cannot be used: data.jsonl is not a folder; name another folder"),
+        ("data.jsonl/x/y", "data.jsonl is not a folder"),
+        ("gone", "gone is not a folder"),  # a link that leads nowhere
+        (" ", "out=' ' is blank"),
+        ("", "out='' is blank"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_where_pictures_go_is_checked_before_anything_is_fetched(
+    out: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lmm_forget.data import prepare
+
+    asked: list[object] = []
+    monkeypatch.setattr(prepare, "_rows", lambda *given: asked.append(given) or [])
+    monkeypatch.chdir(tmp_path)
+    Path("data.jsonl").write_text("{}")
+    Path("gone").symlink_to("nowhere")
+    assert main(["prepare", "task=pixmocount", f"out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and error.startswith("lmm-forget: error: ")
+    assert not asked and sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "gone"]
+    assert main(["prepare", "task=pixmocount", "out=new/folder"]) == 0 and len(asked) == 1
 
 
 def test_answer_formats_and_looks() -> None:
