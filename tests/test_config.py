@@ -225,6 +225,18 @@ def test_default_names(mine: Path) -> None:
         ),
         (["recipe=llm,mlp"], r"several values need -m"),
         (["recipe=[llm"], r"cannot read 'recipe=\[llm'"),
+        (
+            ['model.path=quo"te'],
+            r"^cannot read 'model.path=quo\"te': a quote \(\"\) is not closed; .* 'quo\"te'$",
+        ),
+        (["model.path=it's"], r"a quote \('\) is not closed; .* \"it's\"$"),
+        (["model.path=]a"], r"^cannot read 'model.path=\]a': it holds signs that .* only have in quotes"),
+        (
+            ["model@foo=tiny_next"],
+            r"^model@foo: there is no model that stands at 'foo'; choose a model with m",
+        ),
+        (["recipe@own.x=llm"], r"^recipe@own.x: there is no recipe that stands at 'own.x'"),
+        (["suite.tasks={a: 1}"], r"override suite.tasks=\{a: 1\}: Cannot merge"),
         (["training.max_steps=${nope}"], r"nope"),
         (["recipe=projector", "model.training.learning_rate=null"], r"no learning rate"),
     ],
@@ -251,6 +263,54 @@ def test_a_typo_in_a_users_file_is_found(mine: Path) -> None:
         config("sequence=single", "sequence.task=my_skill", folder=mine)
     with pytest.raises(ConfigError, match="does not exist"):
         compose([], mine / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["suite.tasks={a: 1}"], r"suite.tasks=\{a: 1\}"),
+        (["hydra.sweeper.params=3"], r"hydra.sweeper.params=3"),
+        (["recipe=nope"], r"there is no recipe 'nope'"),
+        (["model.path=${nope}"], r"nope"),
+    ],
+)
+def test_a_broken_file_that_is_not_used_is_not_blamed(mine: Path, overrides: list[str], message: str) -> None:
+    (mine / "task/aa_broken.yaml").write_text("a: [1, 2\n")
+    with pytest.raises(ConfigError, match=message) as caught:
+        config(*overrides, folder=mine)
+    assert "broken" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_of_several_broken_files_the_one_that_is_used_is_named(mine: Path) -> None:
+    (mine / "recipe").mkdir(exist_ok=True)
+    for name in ("a", "b", "c"):
+        (mine / f"recipe/{name}.yaml").write_text("name: [x\n")
+    with pytest.raises(ConfigError, match=r"recipe/b.yaml is not readable YAML: line 2"):
+        compose(["recipe=b"], mine)
+    (mine / "recipe/b.yaml").write_text("name: b\nrules: ${a\n")
+    with pytest.raises(ConfigError, match=r"recipe/b.yaml is not readable YAML: no viable alternative"):
+        compose(["recipe=b"], mine)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("x: 1\nscorer: &a {_target_: t, x: *a}\n", r"line 2: the node that begins here refers to itself"),
+        ("x: &a [1, {y: *a}]\n", r"line 1: the node that begins here refers to itself"),
+        ("x: " + "[" * 3000 + "]" * 3000 + "\n", r"it is nested too deeply"),
+    ],
+)
+def test_a_yaml_without_an_end_is_named_in_a_short_line(mine: Path, text: str, why: str) -> None:
+    (mine / "recipe").mkdir(exist_ok=True)
+    for name in ("recipe/endless", "task/endless"):
+        (mine / f"{name}.yaml").write_text(text)
+    for overrides in (["recipe=endless"], ["sequence=single", "sequence.task=endless"]):
+        with pytest.raises(ConfigError, match=rf"endless.yaml is not readable YAML: {why}") as caught:
+            config(*overrides, folder=mine)
+        assert len(str(caught.value)) < len(str(mine)) + 200
+    shared = "a: &a {x: 1}\nb: [*a, *a, {c: *a}]\n"
+    (mine / "recipe/shared.yaml").write_text(f"name: shared\n{shared}")
+    assert compose(["recipe=shared"], mine).recipe.b[2].c.x == 1
 
 
 GROUPS = ["recipe", "model", "sequence"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from traceback import walk_tb
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+
+from lmm_forget.errors import brief
 
 _TELLING = ("model", "recipe", "sequence", "hardware", "logger", "hydra/launcher")
 """Groups whose choices have fields of their own."""
@@ -25,8 +29,9 @@ def one_line(
     from omegaconf.errors import OmegaConfBaseException
 
     text = str(error)
-    if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
-        return _broken_file(config_dir) or f"a YAML file cannot be read: {_short(_flat(text))}"
+    read = _file_being_read(error)
+    if read is not None:
+        return yaml_fault(read) or f"{read} cannot be read: {_short(_flat(text))}"
     if isinstance(error, RecursionError):
         where = f" in {config_dir}" if config_dir is not None else ""
         return f"the defaults lists of the YAMLs{where} include each other without end"
@@ -35,24 +40,28 @@ def one_line(
     if isinstance(error, OverrideParseException):
         why = _flat(error.message.splitlines()[0])
         word = _short(str(error.override), 80)
-        return f"cannot read {word!r}: {_short(why, 200)}; write key=value, and quote lists and commas"
+        return f"cannot read {word!r}: {_unreadable(str(error.override), why)}"
     unknown = re.search(r"Could not (?:override|delete|append to)[a-z ]* '([^']+)'", text)
     if unknown:
-        return _unknown_key(unknown.group(1).split("@")[0], overrides, config_dir)
+        key, at, package = unknown.group(1).partition("@")
+        if at:
+            return (
+                f"{key}@{package}: there is no {key} that stands at {package!r}; choose a {key} with {key}=…"
+            )
+        return _unknown_key(key, overrides, config_dir)
     if "Multiple values for" in text:
         return _flat(text.splitlines()[0])
     if "An item is already at" in text:
         return f"{_flat(text.splitlines()[0]).rstrip('.')}; leave out the leading +"
     if "sweep" in text.lower() and "--multirun" in text:
         return f"{_flat(text.splitlines()[0])}; several values need -m, one value with commas needs quotes"
-    broken = _broken_file(config_dir)
-    if broken is not None:
-        return broken
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename} cannot be read: {error.strerror}"
     full_key = getattr(error, "full_key", None)
-    where = f"{full_key}: " if full_key else ""
+    where = f"{brief(full_key)}: " if full_key else ""
     told = _flat(text.splitlines()[0] if text else type(error).__name__)
+    if told.startswith("Error merging override") and (why := str(error.__cause__ or error.__context__ or "")):
+        told = f"{_short(told, 200)}: {_flat(why.splitlines()[0])}"  # Hydra's own line does not say why
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _short(where + told)
     asked = f"cannot make a configuration of {' '.join(overrides)!r}" if overrides else "no configuration"
@@ -127,26 +136,74 @@ def yaml_fault(path: Path) -> str | None:
             return f"{path} must hold keys and values, and holds something else"
         return f"{path} cannot be read: {error.strerror}"
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        return f"{path} is not readable YAML: {_yaml_reason(error)}"
+        return f"{path} is not readable YAML: {_yaml_reason(path, error)}"
     return None
 
 
-def _yaml_reason(error: Exception) -> str:
+def _yaml_reason(path: Path, error: Exception) -> str:
     """What is wrong in a YAML file and in which line; the parser's own text repeats the file's path."""
+    if isinstance(error, RecursionError) or "recursion depth" in str(error):
+        return _itself(path) or "it is nested too deeply"
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None or problem is None:
         return _short(_flat(str(error)), 300)
     return f"line {mark.line + 1}, column {mark.column + 1}: {_short(_flat(str(problem)), 300)}"
 
 
-def _broken_file(config_dir: str | Path | None) -> str | None:
-    """The first YAML of the user's folder that cannot be used: Hydra's errors do not name the file."""
-    if config_dir is None:
+def _itself(path: Path) -> str | None:
+    """Where a node of a YAML file holds itself (`x: &a [*a]`), which no value can; None if none does."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
-    paths = [
-        path for depth in ("*", "*/*", "*/*/*") for path in sorted(Path(config_dir).glob(f"{depth}.yaml"))
-    ]
-    return next((fault for path in paths if (fault := yaml_fault(path)) is not None), None)
+    above: set[int] = set()
+    done: set[int] = set()
+    todo = [(root, False)]
+    while todo:  # a loop, because a file may be nested deeper than Python calls
+        node, leaves = todo.pop()
+        if leaves:
+            above.discard(id(node))
+            done.add(id(node))
+        elif id(node) in above:
+            return f"line {node.start_mark.line + 1}: the node that begins here refers to itself (&… and *… in it)"
+        elif isinstance(node, yaml.CollectionNode) and id(node) not in done:
+            above.add(id(node))
+            todo.append((node, True))
+            for item in node.value:
+                todo += [(part, False) for part in (item if isinstance(item, tuple) else (item,))]
+    return None
+
+
+def _file_being_read(error: BaseException) -> Path | None:
+    """The YAML file whose reading ended in `error`; None if it came from anything else.
+
+    Hydra's errors do not name the file, and a folder may hold broken files that a command does not use.
+    """
+    frames = []
+    cause: BaseException | None = error
+    while cause is not None:
+        frames += [frame for frame, _ in walk_tb(cause.__traceback__)]
+        cause = cause.__cause__
+    for frame in reversed(frames):
+        path = frame.f_locals.get("full_path")
+        if frame.f_code.co_name == "load_config" and isinstance(path, str) and Path(path).is_file():
+            return Path(os.path.relpath(path)) if Path(path).is_relative_to(Path.cwd()) else Path(path)
+    return None
+
+
+def _unreadable(word: str, why: str) -> str:
+    """What is wrong with a word that Hydra's parser refuses, and `why` it says so, in words for people."""
+    why = re.sub(r"^\w*Exception: ", "", why)
+    value = word.partition("=")[2]
+    for quote in ("'", '"'):
+        other = '"' if quote == "'" else "'"
+        if other not in value and len(re.findall(rf"(?<!\\){quote}", value)) % 2:
+            return f"a quote ({quote}) is not closed; close it, or write the value in the other quotes: " + (
+                f"{other}{_short(value, 80)}{other}"
+            )
+    if not why or why in word or word in why:
+        why = "it holds signs that a value may only have in quotes"
+    return f"{_short(why, 200)}; write key=value, and quote lists and commas"
 
 
 def _short(text: str, most: int = 400) -> str:
