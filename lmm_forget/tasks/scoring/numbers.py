@@ -47,7 +47,7 @@ _DIGIT = re.compile(r"\d")
 _TAGS = re.compile(r"</?[a-z|][^<>]*(?:>|\Z)")
 _BEFORE = re.compile(
     r"(?:\b(?:minus|negative|not|no|than|over|under|above|below|exceed(?:s|ing)?|beyond|at (?:least|most)|up to"
-    r"|twice|double|half|(?:half|quarter|third) of)|(?<![=-])>=?|<=?|[≤≥])\s*\Z"
+    r"|twice|double|half|(?:half|quarter|third) of)|(?<![=-])>=?|<=?|[≤≥^])\s*\Z"
 )
 _AFTER = re.compile(
     r"\s?[%‰]|\s?\+(?!\s?\w)|[ -](?:percent|per cent|[mbtr]+illions?|dozens?|half|halves|quarters?|first|thirds?"
@@ -207,8 +207,9 @@ def stated_number(answer: str) -> Decimal | None:
 
 NOTHING = re.compile(r"\b(?:no|none|nothing|nobody)\b")
 REFUSAL = re.compile(
-    r"\bno (?:\w+ ){0,2}(?:idea|clue|answer|information|way|means|image|picture|data)\b|\bcan ?(?:not|'t)\b|\bunable\b"
-    r"|\bimpossible\b|\bunclear\b|\bunknown\b|\bnot (?:\w+ )?(?:sure|certain|able|clear|possible)\b|\b(?:not|n't) know\b|\bsorry\b"
+    r"\bno (?:\w+ ){0,2}(?:idea|clue|answer|information|way|means|image|picture|data)\b"
+    r"|\bcan ?(?:not|'t)\b|\bunable\b|\bsorry\b|\b(?:not|n't) know\b"
+    r"|\bimpossible\b|\bunclear\b|\bunknown\b|\bnot (?:\w+ )?(?:sure|certain|able|clear|possible)\b"
 )
 
 

@@ -19,7 +19,8 @@ class AnswerScorer(ABC):
     score depends on which of several look-alike characters was printed; `compat` gets them as they are.
 
     `value` is right by this project's definition, `tolerant` (never below it) also reads answers in another
-    format (of a long one its two ends, see `wrapping.excerpt`), `compat` is what the public code named by the field `compat` ("paper.mmstar", "lmms_eval.mmstar":
+    format (of a long one its two ends, see `wrapping.excerpt`),
+    `compat` is what the public code named by the field `compat` ("paper.mmstar", "lmms_eval.mmstar":
     see `scoring.compat`) makes of the same answer, its defects included; None without a rule, or where the
     rule has no score. Raises ConfigError for a rule that does not exist.
     """
