@@ -43,7 +43,7 @@ def contains_any(answer: str, references: Sequence[str]) -> bool:
 
 
 def states_any(answer: str, references: Sequence[str]) -> bool:
-    """The tolerant `contains_any`: no "not", "no" or "without" stands before the reference, and markup and number formats are read.
+    """The tolerant `contains_any`: no "not" or "without" stands before the reference; markup and formats are read.
 
     Where the answer says that it answers ("the answer is …", see `wrapping.stated`), only what it says there counts.
     """

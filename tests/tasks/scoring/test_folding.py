@@ -243,7 +243,7 @@ def disguised(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> tuple[str, str]
     """An ASCII text, and the same with look-alikes in it."""
     text = draw(texts)
     out = []
-    for char, following in zip(text, f"{text[1:]} ", strict=True):
+    for char, following in zip(text, f"{text} "[1:], strict=True):
         if char in ".," and not following.isdigit():
             apart = STOPS if char == "." else SEPARATORS
             out.append(draw(st.sampled_from(DISGUISES[char] + apart)))
