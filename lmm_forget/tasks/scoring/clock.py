@@ -12,8 +12,8 @@ from lmm_forget.tasks.scoring.words import normalize
 from lmm_forget.tasks.scoring.wrapping import final_parts, stated
 
 DIAL = 12 * 60  # minutes in one turn of the hour hand
-STRICT = re.compile(r"(?<![\w:.^/])(\d{1,2}):(\d{2})(?::\d{2})?(?![\d^]|:\d)")
-LENIENT = re.compile(r"(?<![\w:.^/])(\d{1,2})\s*[:.h]\s*(\d{1,2})(?::\d{2})?(?![\d^]|:\d)")
+STRICT = re.compile(r"(?<![\w:.^/])(?<!(?<!\w)-)(\d{1,2}):(\d{2})(?::\d{2})?(?![\d^]|:\d)")
+LENIENT = re.compile(r"(?<![\w:.^/])(?<!(?<!\w)-)(\d{1,2})\s*[:.h]\s*(\d{1,2})(?::\d{2})?(?![\d^]|:\d)")
 _HOURS = "twelve one two three four five six seven eight nine ten eleven"
 HOUR = {word: i for i, word in enumerate(_HOURS.split())}
 _HOUR = rf"(?P<hour>1[0-2]|0?[1-9]|{'|'.join(HOUR)})"

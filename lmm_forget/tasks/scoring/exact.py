@@ -13,6 +13,10 @@ from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.words import affirms, contains, normalize, tokens
 from lmm_forget.tasks.scoring.wrapping import final_parts, stated, unwrap
 
+DENYING = re.compile(
+    r"\b(?:no|without|lacks?|(?:any|every)thing but|other than|rather than|instead of)(?=\s+\w)",
+    re.IGNORECASE,
+)
 BARE = re.compile(r"\W*(yes|no)\W*")
 LEADING = re.compile(r"\W*(yes|no)(?!\w)(?P<stop>\W*$|\s*[,.;:!-])?")
 NO_ANSWER = re.compile(r"\W*no (?:idea|clue|answer|information|way to (?:know|say|tell))\b")
@@ -39,13 +43,18 @@ def contains_any(answer: str, references: Sequence[str]) -> bool:
 
 
 def states_any(answer: str, references: Sequence[str]) -> bool:
-    """The tolerant `contains_any`: no "not" stands before the reference, and markup and number formats are read.
+    """The tolerant `contains_any`: no "not" or "without" stands before the reference; markup and formats are read.
 
     Where the answer says that it answers ("the answer is …", see `wrapping.stated`), only what it says there counts.
     """
-    parts = [tokens(whole_ranges(plain_figures(part))) for part in stated(answer)]
-    wanted = [tokens(whole_ranges(plain_figures(unwrap(reference)))) for reference in references]
+    parts = [_stated_words(part) for part in stated(answer)]
+    wanted = [_stated_words(unwrap(reference)) for reference in references]
     return any(affirms(part, reference) for part in parts for reference in wanted)
+
+
+def _stated_words(text: str) -> list[str]:
+    """The tokens of a text, with a "not" behind every word that denies what follows it as "not" does."""
+    return tokens(whole_ranges(plain_figures(DENYING.sub(r"\g<0> not", text))))
 
 
 def read_yes_no(answer: str) -> str | None:

@@ -24,8 +24,8 @@ _SAME: dict[str, str] = {
     "\\": "\u2216\u29f5",
     "|": "\u2223",
     ":": "\u2236\ua789\ufe55",
-    ",": "\u060c\u066c\u3001\ufe51",
-    ".": "\u066b\u3002\u06d4",
+    ",": "\u066c",
+    ".": "\u066b",
     ";": "\u061b",
     "?": "\u061f",
     "%": "\u066a",
@@ -36,6 +36,8 @@ _SAME: dict[str, str] = {
     " ": "\u2800\u3164\uffa0\u2062\u2063\u2064",
     "\n": "\u2028\u2029",
 }
+_SEPARATORS = {"\u060c": ",", "\u3001": ",", "\ufe51": ",", "\u3002": ".", "\u06d4": "."}
+"""Signs between items and behind sentences, which are in no number."""
 _SIGNS = {ord(sign): to for to, signs in reversed(_SAME.items()) for sign in signs}
 _VISIBLE_FORMATS = frozenset(
     "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\u2062\u2063\u2064"
@@ -49,7 +51,7 @@ _BETWEEN = frozenset(".,/")
 _EXPONENT = re.compile(r"[-+]?\d+|[A-Za-z]")
 
 Piece = tuple[str, str]
-"""A part of a folded text: its kind (text, apart, fraction, raised, lowered) and its spelling."""
+"""A part of a folded text: its kind (text, apart, separator, fraction, raised, lowered) and its spelling."""
 
 
 def fold(text: str) -> str:
@@ -59,7 +61,8 @@ def fold(text: str) -> str:
     - minus signs, hyphens and dashes: "-" (a soft hyphen too where it stands for a minus, else it goes);
     - quotes, primes and accents that stand alone: ' and "; full-width forms, ligatures, "…": what they look like;
     - blanks of every width: a blank; zero-width characters, direction marks and variation selectors go;
-    - Arabic, Chinese and Japanese commas, stops and per cent signs: theirs in ASCII; "×": "x";
+    - Arabic, Chinese and Japanese commas, stops and per cent signs: theirs in ASCII, those that are in no number
+      ("、", "。") with a blank before a digit; "×": "x";
     - raised figures: "^2" (letters alone: as they are), lowered ones: as they are behind a letter ("CO₂" is
       "CO2"), else "_2"; both in braces before a digit;
     - fractions: "1/2", with a blank beside a digit; circled and boxed figures or letters: "(1)", "(A)".
@@ -108,6 +111,8 @@ _PIECES = _Pieces()
 
 def _pieces(char: str) -> tuple[Piece, ...]:
     category = unicodedata.category(char)
+    if char in _SEPARATORS:
+        return (("separator", _SEPARATORS[char]),)
     if category == "Nd":
         return (("text", str(unicodedata.decimal(char))),)
     if ord(char) in _SIGNS:
@@ -190,6 +195,8 @@ def _joined(pieces: list[Piece]) -> str:
             sign = "^" if kind == "raised" else "_"
             simple = _EXPONENT.fullmatch(text) and not digit_next
             out += f"{sign}{text}" if simple else f"{sign}{{{text}}}"
+        elif kind == "separator":
+            out += f"{text} " if digit_next else text
         elif kind in ("fraction", "apart"):
             out += " " if out and (out[-1].isnumeric() or out[-1] in ".,/}") else ""
             runs_on = digit_next or (level and following[:1] in _BETWEEN and following[1:2] in _DIGITS)

@@ -61,6 +61,7 @@ DENIED = re.compile(
     r"|\brul(?:e|ed|es|ing)\s+out|\beliminat(?:e|ed|es|ing))(?:\s+(?:think|believe|say|that|the|be|a|an|correct|right|best|is))*\s*$",
     re.IGNORECASE,
 )
+DEEPEST = 4
 SEVERAL = re.compile(
     rf"(?<!\w){_OPEN}([A-Z]){_SHUT}\s*(?:,|/|&|\+|;|(?:,\s*)?\b(?:or|and)\b)\s*(?:(?:option|maybe|perhaps|possibly)\s+)?"
     rf"{_OPEN}([A-Z])(?![\w'-]){_SHUT}(?=\s*(?:[.,;:!?/&]|$|and\b|or\b))"
@@ -122,8 +123,8 @@ def _of_lines(lines: list[str], choices: Sequence[str]) -> set[str]:
     return found
 
 
-def _named(text: str, choices: Sequence[str]) -> set[str]:
-    """All letters that one line names, in any way."""
+def _named(text: str, choices: Sequence[str], deep: int = 0) -> set[str]:
+    """All letters that one line names, in any way; at most DEEPEST announcements are read one inside another."""
     if lone := LONE.fullmatch(text):
         return {lone[1].upper()}
     lower = text.lower()
@@ -140,8 +141,8 @@ def _named(text: str, choices: Sequence[str]) -> set[str]:
         elif (beside := BESIDE.fullmatch(text)) and option_of_text(beside[2], choices) == beside[1]:
             found.add(beside[1])  # "B blue bird"
             announced = False
-    if announced and (lead_in := LEAD_IN.fullmatch(text)):
-        found |= _named(lead_in["rest"], choices)
+    if announced and deep < DEEPEST and (lead_in := LEAD_IN.fullmatch(text)):
+        found |= _named(lead_in["rest"], choices, deep + 1)
     if found:
         letters = set(string.ascii_uppercase[: len(choices) or 26])
         for match in SEVERAL.finditer(text):

@@ -27,7 +27,7 @@ TENS = {
     )
 }
 SMALL |= TENS
-SCALES = {"hundred": 100, "thousand": 1000}
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 # A number token has no letter or digit right beside it: neither "mp3" nor "5th" holds a number. Figures that an
 # operator joins ("1/2", "2^2", "5x5", "3:45", "3-3"), that have a scale ("5 million") or another sign ("-$5", "√5")
@@ -37,13 +37,24 @@ TOKEN = re.compile(
     r"(?P<word>[^\W\d_]+)"
     r"|(?P<joined>(?<!\w)[-+]?\d[\d.,]*(?:(?: ?[x*^/÷] ?|[-+:=·])[-+]?(?:\d[\d.,]*|\{[^{}]*\})(?!\w))+)"
     r"|(?P<signed>(?<!\w)- ?[$€£¥₹] ?\.?\d[\d.,]*|(?:\A- |[√∛±∓≠] ?)\.?\d[\d.,]*)"
-    rf"|(?P<scaled>(?<!\w)[-+]?{_FIGURE}\s+(?:hundred|thousand|million|billion|trillion|dozen)\b)"
+    rf"|(?P<scaled>(?<!\w)[-+]?{_FIGURE}\s+(?:hundred|thousand|[mbtr]+illion|dozen|lakh|crore|bn|mn|tn|k)s?\b)"
     rf"|(?P<digits>(?<!\w)[-+]?(?:(?<![\w.])\.\d+|{_FIGURE})(?!\w|,\d|\.\d))"
     r"|(?P<malformed>(?<!\w)[-+]?\d[\d.,]*\d(?!\w))"
     r"|(?P<other>[^\s])"
 )
 _DIGIT = re.compile(r"\d")
-MINUS = frozenset({"minus", "negative", "not"})
+# What makes another number, or a bound, of the figure or the number words that it stands beside.
+_TAGS = re.compile(r"</?[a-z|][^<>]*(?:>|\Z)")
+_BEFORE = re.compile(
+    r"(?:\b(?:minus|negative|not|no|than|over|under|above|below|exceed(?:s|ing)?|beyond|at (?:least|most)|up to"
+    r"|twice|double|half|(?:half|quarter|third) of)|(?<![=-])>=?|<=?|[≤≥^])\s*\Z"
+)
+_AFTER = re.compile(
+    r"\s?[%‰]|\s?\+(?!\s?\w)|[ -](?:percent|per cent|[mbtr]+illions?|dozens?|half|halves|quarters?|first|thirds?"
+    r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?)\b|-second\b"
+    r"|,? and an? (?:half|quarter|third|fifth|tenth)\b|,? or (?:more|less|fewer|greater|higher|above|below)\b"
+    r"|,? at (?:least|most)\b"
+)
 
 # Ways to write a number that only tolerant readings know.
 _SIGNED_MONEY = re.compile(r"(?<!\w)([-+])\s?([$€£¥₹])\s?(?=[\d.])|(?<!\w)([$€£¥₹])\s?([-+])(?=[\d.])")
@@ -57,8 +68,10 @@ _UNITS = (
     "mm cm dm km kg mg lb lbs oz ml cl hz khz mhz ghz kb mb gb tb kcal cal kwh kw mph kmh km/h ft in yd px pt "
     "usd eur gbp inr cny min sec hrs hr yrs yr years days"
 )
-_SCALED = re.compile(rf"(?<![\w.,])({_FIGURE})\s+(thousand|million|billion|trillion)\b", re.IGNORECASE)
-_ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALED = re.compile(
+    rf"(?<![\w.,])({_FIGURE})\s+(hundred|thousand|million|billion|trillion)\b", re.IGNORECASE
+)
+_ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _UNIT = re.compile(rf"(?<![\w.,])([-+]?\d+(?:[.,]\d+)*)(?=(?:{'|'.join(_UNITS.split())})\b)", re.IGNORECASE)
 
 
@@ -66,19 +79,21 @@ class _Words:
     """Reads consecutive number words ("two hundred and five") into one value."""
 
     def __init__(self) -> None:
-        self.total: int | None = None  # finished thousands
+        self.total: int | None = None  # finished thousands, millions, …
         self.part: int | None = None  # what is read below the next scale
-        self.scale = 0  # last scale word that was read
+        self.hundred = False  # whether `part` has its hundreds
+        self.scale = 0  # last scale above hundred that was read; 0: none
         self.last = ""
+        self.begun = False
 
     def take(self, word: str) -> bool:
         """Add a word if it continues the number; False if it does not."""
-        scaled = word in SCALES and bool(self.part) and self.scale < SCALES[word]
-        if scaled and self.part and not (word == "thousand" and self.total is not None):
-            self.part *= SCALES[word]
-            self.scale = SCALES[word]
-            if word == "thousand":
-                self.total, self.part, self.scale = self.part, None, 0
+        scale = SCALES.get(word, 0)
+        if scale == 100 and self.part and not self.hundred:
+            self.part, self.hundred = self.part * scale, True
+        elif scale > 100 and self.part and (not self.scale or scale < self.scale):
+            self.total = (self.total or 0) + self.part * scale
+            self.part, self.hundred, self.scale = None, False, scale
         elif word in SMALL and self._fits(SMALL[word]):
             self.part = (self.part or 0) + SMALL[word]
         else:
@@ -102,7 +117,8 @@ class _Words:
 
 def find_numbers(text: str) -> list[Decimal | None]:
     """The numbers of a text in order; None stands for digits that form no number ("1,2,3", "1.2.3", "1/2", "2^2",
-    "5 million", "minus 5").
+    "5 million", "minus 5"), that
+    are a part or a bound ("5%", "5 and a half", "two thirds", "more than 5", "5+").
 
     Reads "5", "-5", "2.5", "1,250", "seventeen", "twenty-one", "two hundred and five". Letters beside digits
     ("mp3", "5th") and number words inside other words ("someone") are not numbers.
@@ -115,33 +131,34 @@ def _numbers(plain: str) -> tuple[Decimal | None, ...]:
     found: list[Decimal | None] = []
     run = _Words()
     linked = ""  # hyphen or "and" met inside a run; only kept if a number word follows
-    before, minus = "", False  # the last token, and whether a "minus" stands before the run
+    start = end = 0  # where the run lies
+
+    def add(value: Decimal, start: int, end: int) -> None:
+        before = _TAGS.sub("", plain[max(0, start - 40) : start])
+        found.append(None if _BEFORE.search(before) or _AFTER.match(plain, end) else value)
 
     def finish() -> None:
         nonlocal run, linked
         value = run.value()
         if value is not None:
-            found.append(None if minus else value)
+            add(value, start, end)
         run, linked = _Words(), ""
 
     for match in TOKEN.finditer(plain):
         token, kind = match[0], match.lastgroup
         if kind == "word" and run.take(token):
-            if not linked and before in MINUS:
-                minus = True
-            linked = ""
+            start, linked, end = start if run.begun else match.start(), "", match.end()
+            run.begun = True
         elif run.last and not linked and (token == "-" or (token == "and" and run.last in SCALES)):
             linked = token
         else:
             finish()
-            minus = before in MINUS
             if kind == "digits":
-                found.append(None if minus else Decimal(token.replace(",", "")))
+                add(Decimal(token.replace(",", "")), match.start(), match.end())
             elif kind in ("malformed", "joined", "signed", "scaled"):
                 found.append(None)
-            elif kind == "word":
-                run.take(token)
-        before = token
+            elif kind == "word" and run.take(token):
+                run.begun, start, end = True, match.start(), match.end()
     finish()
     return tuple(found)
 
@@ -188,14 +205,20 @@ def stated_number(answer: str) -> Decimal | None:
     return None
 
 
-NOTHING = re.compile(r"\b(?:no|none|nothing)\b")
+NOTHING = re.compile(r"\b(?:no|none|nothing|nobody)\b")
+REFUSAL = re.compile(
+    r"\bno (?:\w+ ){0,2}(?:idea|clue|answer|information|way|means|image|picture|data)\b"
+    r"|\bcan ?(?:not|'t)\b|\bunable\b|\bsorry\b|\b(?:not|n't) know\b"
+    r"|\bimpossible\b|\bunclear\b|\bunknown\b|\bnot (?:\w+ )?(?:sure|certain|able|clear|possible)\b"
+)
 
 
 @dataclass(frozen=True)
 class WholeNumber(AnswerScorer):
     """`value`: the one number in the answer equals a reference's.
 
-    `tolerant`: also the number that the answer says is its answer (see `stated_number`); "no", "none" are zero.
+    `tolerant`: also the number that the answer says is its answer (see `stated_number`); "no", "none" are zero, where
+    the answer is no refusal ("no idea").
 
     Raises DataError for a sample with a reference that does not state exactly one whole number.
     """
@@ -207,7 +230,8 @@ class WholeNumber(AnswerScorer):
     def tolerant(self, answer: str, sample: Sample) -> float:
         """1 also for a number that is announced or written in another way, and for nothing where that is counted."""
         number = stated_number(answer)
-        if number is None and not find_numbers(answer) and NOTHING.search(normalize(answer)):
+        plain = normalize(answer).replace("no one", "nobody")
+        if not REFUSAL.search(plain) and not find_numbers(plain) and NOTHING.search(plain):
             number = Decimal(0)
         return float(
             number is not None and number in [self._reference(text, sample) for text in sample.answers]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from lmm_forget.tasks.base import Sample
 from lmm_forget.tasks.scoring.compat import rule
 from lmm_forget.tasks.scoring.folding import fold
+from lmm_forget.tasks.scoring.wrapping import excerpt
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class AnswerScorer(ABC):
     score depends on which of several look-alike characters was printed; `compat` gets them as they are.
 
     `value` is right by this project's definition, `tolerant` (never below it) also reads answers in another
-    format, `compat` is what the public code named by the field `compat` ("paper.mmstar", "lmms_eval.mmstar":
+    format (of a long one its two ends, see `wrapping.excerpt`),
+    `compat` is what the public code named by the field `compat` ("paper.mmstar", "lmms_eval.mmstar":
     see `scoring.compat`) makes of the same answer, its defects included; None without a rule, or where the
     rule has no score. Raises ConfigError for a rule that does not exist.
     """
@@ -32,7 +34,7 @@ class AnswerScorer(ABC):
         """Score one answer."""
         said, asked = fold(answer), folded_sample(sample)
         value = self.strict(said, asked)
-        tolerant = value if value >= 1 else max(value, self.tolerant(said, asked))
+        tolerant = value if value >= 1 else max(value, self.tolerant(excerpt(said), asked))
         public = rule(self.compat)
         return {
             "value": value,

@@ -81,6 +81,9 @@ def _inside(part: str, whole: str, signed: bool = False) -> bool:
 FIGURE = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*(%?)")
 
 
+PERCENT = re.compile(r"(?<=\d)\s?(?:%|per ?cent\b)", re.IGNORECASE)
+
+
 def read_figure(text: str) -> Decimal | None:
     """The number that a whole text is ("1,250", "-3.5", "5 %" = 0.05), else None."""
     match = FIGURE.fullmatch(normalize(text))
@@ -121,8 +124,8 @@ class RelaxedAccuracy(AnswerScorer):
         return float(any(self._inside(answer, reference) for reference in sample.answers))
 
     def _inside(self, answer: str, reference: str) -> bool:
-        target = set(find_numbers(plain_figures(reference)))
+        target = set(find_numbers(plain_figures(PERCENT.sub("", reference))))
         if read_figure(reference) is None or len(target) != 1:
             return states_any(answer, [reference])
-        a, b = stated_number(answer), target.pop()
+        a, b = stated_number(PERCENT.sub("", answer)), target.pop()
         return a is not None and b is not None and close(a, b, self.tolerance)

@@ -16,7 +16,7 @@ from lmm_forget.tasks.scoring.words import affirms, tokens
 from lmm_forget.tasks.scoring.wrapping import stated, unwrap
 
 DIGIT = re.compile(r"\d")
-NUMERAL = re.compile(r"[-+]? ?[$€£¥₹]? ?\d")
+NUMERAL = re.compile(r"[<>≤≥]?=?[-+]? ?[$€£¥₹]? ?\d")
 GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?")
 
 
@@ -37,11 +37,13 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def same_figures(a: str, b: str) -> bool:
-    """Whether two texts have the same figures in order, signs included; texts with unlike counts are not compared."""
+    """Whether two texts have the same figures in order, signs included; unlike counts agree without fractions."""
     if a == b or not (DIGIT.search(a) and DIGIT.search(b)):
         return True
     first, second = figures(plain_figures(a)), figures(plain_figures(b))
-    return len(first) != len(second) or first == second
+    if len(first) != len(second):  # "2 and two"; but "1/2" is not "1 2"
+        return not any("/" in str(figure) for figure in first + second)
+    return first == second
 
 
 def figures(text: str) -> list[Decimal | str]:

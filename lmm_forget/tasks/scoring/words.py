@@ -12,9 +12,12 @@ from lmm_forget.tasks.scoring.folding import fold
 # A number keeps its sign, decimal point and thousands commas, so that "1.5" is never read as "15".
 WORD = re.compile(r"(?<!\w)[-+]?\d+(?:[.,]\d+)*(?!\w)|\w+")
 
+# A sign that belongs to a word or a figure stays with it ("c++", "c#", "B-", "Na+", "<5").
 # One number is one token: neither "2" nor "10" is in "10^2"; "3" is not in "3/4", "3:45", "3.5cm", "-$3", "3 million".
+_SIGNED = r"(?=\d*[^\W\d])\w+(?:\+{1,2}|#)(?!\w)|(?<![\w-])[^\W\d]{1,2}-(?=\s|\Z|[.,;:!?)\]\"'])"
 TOKEN = re.compile(
-    r"(?<!\w)[-+]?\d+(?:[.,]\d+)* ?[x·*] ?10\^(?:\{[^{}]*\}|[-+]?\d+)"
+    r"(?<![=-])[<>≤≥]=? ?[-+]?[$€£¥₹]?\d+(?:[.,]\d+)*%?"
+    r"|(?<!\w)[-+]?\d+(?:[.,]\d+)* ?[x·*] ?10\^(?:\{[^{}]*\}|[-+]?\d+)"
     r"|[√∛±∓≠] ?\d+(?:[.,]\d+)*"
     r"|[-+]?\w+(?:[.,]\w+)*\^(?:\{[^{}]*\}|[-+]?\w+)"
     r"|(?<![\w/])[-+]?(?:\d+ )?\d{1,3}/\d{1,3}(?![\w/]|[.,]\d)"
@@ -23,10 +26,12 @@ TOKEN = re.compile(
     r"|(?<!\w)[-+]?\d+(?:[.,]\d+)* (?:hundred|thousand|million|billion|trillion)\b"
     r"|(?<!\w)[-+]?\d+(?:[.,]\d+)*(?![\w]|[.,]\d)"
     r"|(?<!\w)[-+]?\d+(?:[.,]\d+)+\w*"
+    rf"|{_SIGNED}"
     r"|\w+"
 )
 _FIGURE = re.compile(r"[\d^]")
-_PLAIN = re.compile(r"\w+")  # what TOKEN comes to where there is no figure
+_TAG = re.compile(r"</?[a-z][a-z0-9_]*(?: [a-z-]+=[^<>]*)?/?>")
+_PLAIN = re.compile(rf"{_SIGNED}|\w+")  # what TOKEN comes to where there is no figure
 NEGATIONS = frozenset({"not", "never", "neither", "nor", "cannot"})
 ARTICLES = frozenset({"a", "an", "the"})
 
@@ -49,7 +54,13 @@ def words(text: str) -> list[str]:
 def tokens(text: str) -> list[str]:
     """Like `words`, but powers, fractions, times and figures with a unit or a scale are one token each."""
     plain = normalize(text)
-    return (TOKEN if _FIGURE.search(plain) else _PLAIN).findall(plain)
+    if not _FIGURE.search(plain):
+        return _PLAIN.findall(plain)
+    if ">" in plain and "<" in plain:
+        plain = _TAG.sub(
+            lambda m: f" {m[0][:-1].lstrip('</')} ", plain
+        )  # the ">" of "<b>5" is no sign of "5"
+    return [token.replace(" ", "") if token[0] in "<>≤≥" else token for token in TOKEN.findall(plain)]
 
 
 def contains(answer: Sequence[str], reference: Sequence[str]) -> bool:

@@ -10,6 +10,11 @@ import re
 
 from lmm_forget.tasks.scoring.folding import fold
 
+LONGEST = 4000
+"""So many characters of an answer are read for a tolerant score."""
+DEEPEST = 6
+"""So many layers of markup are taken off."""
+
 _MARK = re.compile(r"[*_`$\\<#>•^]")
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>|^.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _TAGGED = re.compile(
@@ -22,6 +27,7 @@ _JSON = re.compile(
 _BOX = re.compile(
     r"(?:\\f?box(?:ed)?|\x08oxed|(?<!\w)boxed)\s*\{"
 )  # "\b" may have become a control character
+_BLANKS = re.compile(r"\s+")
 _BREAK = re.compile(r"</?(?:br|p|div|li|ul|ol|h[1-6])\b[^<>]*>", re.IGNORECASE)
 _TAG = re.compile(
     r"</?(?:b|strong|i|em|u|span|code|mark|center|font|s|answer)\b[^<>]*>"
@@ -29,7 +35,7 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$", re.MULTILINE)
-_LINE_START = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•][ \t]+(?![ \t\d]))+", re.MULTILINE)
+_LINE_START = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*(?![ \t\d])|[-*•][ \t]+(?![ \t\d]))+", re.MULTILINE)
 _FRACTION = re.compile(r"(\d?)\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _COMMAND = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf)?|emph|math(?:rm|bf|it|sf|tt|bb)|operatorname|underline|mbox|bm|boldsymbol)"
@@ -38,8 +44,8 @@ _COMMAND = re.compile(
 _DISPLAY = re.compile(r"\$\$([^$]+)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _INLINE = re.compile(r"(?<![\w\\$])\$(?=\S)([^$\n]*?)(?<=\S)\$(?![\w$])")  # not the "$" of "$5 and $6"
 _INDEX = re.compile(r"(?<=[A-Za-z])_\{?(\d+)\}?(?!\d)")
-_STARS = re.compile(r"(?<![\w*])(\*{1,3})(?=\S)([^\n]+?)(?<=\S)\1(?![\w*])")
-_LINES = re.compile(r"(?<!\w)(_{1,3})(?=[^\s_])([^\n]+?)(?<=[^\s_])\1(?!\w)")
+_STARS = re.compile(r"(?<![\w*])(\*{1,3})(?=\S)([^\n]{1,300}?)(?<=\S)\1(?![\w*])")
+_LINES = re.compile(r"(?<!\w)(_{1,3})(?=[^\s_])([^\n]{1,300}?)(?<=[^\s_])\1(?!\w)")
 _LOOSE = re.compile(r"(?<!\w)\*{2,}|\*{2,}(?!\w)")
 _SYMBOLS = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "x"),
@@ -61,6 +67,15 @@ _DECLARED = re.compile(
 )
 
 
+def excerpt(text: str) -> str:
+    """The text; the first and the last whole words of one that is longer than `LONGEST`, half of it each."""
+    if len(text) <= LONGEST:
+        return text
+    first, last = text[: LONGEST // 2], text[-(LONGEST // 2) :]
+    first = first[: len(first) - len(_BLANKS.split(first)[-1])]
+    return f"{first}\n{last[len(_BLANKS.split(last, maxsplit=1)[0]) :]}"
+
+
 def unwrap(text: str) -> str:
     """The folded text without Markdown emphasis, code marks, headings and bullets, LaTeX and HTML markup.
 
@@ -72,14 +87,15 @@ def unwrap(text: str) -> str:
     if not _marked(text):
         return text
     text = _TAG.sub("", _BREAK.sub("\n", _FENCE.sub("", text))).replace("`", "")
-    before = None
-    while before != text:  # from the innermost outwards
+    for _ in range(DEEPEST):  # from the innermost outwards
         before = text
         text = _FRACTION.sub(lambda m: f"{m[1]}{' ' if m[1] else ''}{m[2]}/{m[3]}", text)
         text = _COMMAND.sub(r"\1", text)
         text = _DISPLAY.sub(lambda m: _formula(m[1] or m[2] or m[3]), text)
         text = _INLINE.sub(lambda m: _formula(m[1]), text)
         text = _LINES.sub(r"\2", _STARS.sub(r"\2", text))
+        if text == before:
+            break
     for pattern, plain in _SYMBOLS:
         text = pattern.sub(plain, text)
     return _LOOSE.sub("", _LINE_START.sub("", text))
@@ -120,12 +136,15 @@ def stated(text: str) -> tuple[str, ...]:
 
 
 def _boxes(text: str) -> list[str]:
-    r"""Contents of every \boxed{…}, braces inside included; an unclosed one ends with the text."""
-    found = []
+    r"""Contents of every \boxed{…}, those of a box inside it included; an unclosed one ends with the text."""
+    found: list[str] = []
+    end = 0
     for match in _BOX.finditer(text):
+        if match.start() < end:
+            continue
         depth, end = 1, match.end()
         while end < len(text) and depth:
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             end += 1
-        found.append(text[match.end() : end - (depth == 0)])
+        found.append(_BOX.sub("", text[match.end() : end - (depth == 0)]))
     return found

@@ -30,6 +30,7 @@ ZEROS = [chr(code) for code in range(sys.maxunicode) if unicodedata.decimal(chr(
 FRACTIONS = {c: Fraction(unicodedata.numeric(c)).limit_denominator(10) for c in "¼½¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⅐⅑⅒↉"}
 RAISED, LOWERED, CIRCLED = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉", "⓪①②③④⑤⑥⑦⑧⑨"
 POINTS, COMMAS = ".\uff0e\u2024\u066b", ",\uff0c\u066c"
+STOPS, SEPARATORS = "\u3002\uff61\ufe12\u06d4", "\u060c\u3001\uff64\ufe51\ufe11"  # in no number
 
 
 def value_of(text: str) -> Fraction | None:
@@ -155,6 +156,29 @@ def test_what_is_read_of_a_number_is_its_value_or_nothing(text: str) -> None:
         assert read_number(text) == value
 
 
+@settings(max_examples=100)
+@given(
+    groups=st.lists(
+        st.integers(0, 999).map(str) | st.integers(0, 999).map("{:03}".format), min_size=2, max_size=4
+    ),
+    zero=st.sampled_from(ZEROS),
+    sign=st.sampled_from(STOPS + SEPARATORS),
+    hidden=st.sampled_from(["", "\u200b", "\ufe0f"]),
+)
+def test_a_sign_between_items_joins_no_two_numbers(
+    groups: list[str], zero: str, sign: str, hidden: str
+) -> None:
+    written = ["".join(chr(ord(zero) + int(digit)) for digit in group) for group in groups]
+    text = (hidden + sign + hidden).join(written)
+    plain = "." if sign in STOPS else ","
+    assert fold(text) == f"{plain} ".join(groups)
+    joined = Sample("s", "i", (), "?", (plain.join(groups), "".join(groups)))
+    for scorer in (ExactMatch(), RelaxedAccuracy(tolerance=0.0), ClosedOpen()):
+        assert scorer(text, joined)["value"] == 0.0, scorer
+    assert read_figure(text) is None
+    assert read_number(text) in (None, *map(Decimal, groups))
+
+
 @settings(max_examples=150)
 @given(a=numbers(), b=numbers())
 def test_different_numbers_never_score(a: str, b: str) -> None:
@@ -202,8 +226,8 @@ DISGUISES: dict[str, str] = {
     "'": "'\u2018\u2019\u201b\u2032\u02bc\uff07\u00b4",
     '"': '"\u201c\u201d\u201e\u2033\uff02\u00ab\u00bb',
     " ": " \u00a0\u2002\u2007\u2009\u200a\u202f\u3000",
-    ".": POINTS + "\u3002",
-    ",": COMMAS + "\u060c\u3001",
+    ".": POINTS,
+    ",": COMMAS,
     ":": ":\uff1a\u2236",
     "%": "%\uff05\u066a",
     "/": "/\uff0f\u2215\u2044",
@@ -219,8 +243,11 @@ def disguised(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> tuple[str, str]
     """An ASCII text, and the same with look-alikes in it."""
     text = draw(texts)
     out = []
-    for char in text:
-        if char.isdigit():
+    for char, following in zip(text, f"{text} "[1:], strict=True):
+        if char in ".," and not following.isdigit():
+            apart = STOPS if char == "." else SEPARATORS
+            out.append(draw(st.sampled_from(DISGUISES[char] + apart)))
+        elif char.isdigit():
             out.append(chr(ord(draw(st.sampled_from(ZEROS))) + int(char)))
         elif char in DISGUISES:
             out.append(draw(st.sampled_from(DISGUISES[char])))

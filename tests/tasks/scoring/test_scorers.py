@@ -23,6 +23,7 @@ from lmm_forget.tasks.scoring.overlap import bleu, token_f1
 from lmm_forget.tasks.scoring.text import ANLS, ContainsText, RelaxedAccuracy, similarity
 from lmm_forget.tasks.scoring.vqa import VQAAccuracy, vqa_accuracy
 from lmm_forget.tasks.scoring.words import normalize, words
+from lmm_forget.tasks.scoring.wrapping import LONGEST, excerpt
 
 
 def sample(*answers: str, choices: tuple[str, ...] | None = None) -> Sample:
@@ -480,3 +481,36 @@ def test_vqa_accuracy_leaves_each_annotator_out_once(answers: list[str]) -> None
 )
 def test_the_official_normaliser(text: str, normal: str) -> None:
     assert normalize_vqa(text) == normal
+
+
+LOOPS = [
+    "the answer is ",
+    "Answer: ",
+    "\\boxed{",
+    "_a ",
+    "**",
+    "*a ",
+    "<think>",
+    "<answer> ",
+    "\\[ ",
+    "( ",
+    "1-",
+    "not ",
+]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("times", [500, 20_000])
+def test_an_answer_that_repeats_itself_is_scored_without_recursion(loop: str, times: int) -> None:
+    for scorer, asked in SCORERS:
+        if not isinstance(scorer, ANLS):
+            assert scorer(loop * times, asked)["tolerant"] is not None
+
+
+def test_of_a_long_answer_both_ends_are_read() -> None:
+    filler = "so it goes on. " * 1000
+    assert OptionLetter()(f"{filler}\nAnswer: B", sample("B", choices=BIRDS))["tolerant"] == 1
+    assert OptionLetter()(f"B\n{filler}", sample("B", choices=BIRDS))["tolerant"] == 1
+    assert ExactMatch()(f"{filler} wren {filler}", sample("wren"))["tolerant"] == 0
+    assert len(excerpt(filler)) <= LONGEST + 1
+    assert excerpt("1" * (LONGEST + 1)).strip() == ""  # no part of a number
