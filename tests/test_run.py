@@ -249,8 +249,8 @@ def test_status_is_written_while_a_job_lives(tmp_path: Path) -> None:
 BAD_YAML = {
     "latin": ("name: café\n".encode("latin-1"), "x.yaml is not UTF-8"),
     "utf16": ("name: a\n".encode("utf-16"), "x.yaml is not UTF-8"),
-    "tabs": (b"name: a\n\tb: 3\n", "x.yaml is not readable YAML: while scanning"),
-    "twice": (b"name: a\nname: b\n", "x.yaml is not readable YAML: while constructing a mapping"),
+    "tabs": (b"name: a\n\tb: 3\n", "x.yaml is not readable YAML: line 2, column 1: found character"),
+    "twice": (b"name: a\nname: b\n", "x.yaml is not readable YAML: line 2, column 1: found duplicate key"),
     "list": (b"- 1\n", "must hold keys and values"),
     "number": (b"3\n", "x.yaml must hold keys and values"),
     "brackets": (b"name: [1\n", "x.yaml is not readable YAML"),
