@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lmm_forget.errors import ConfigError, LaunchError
+from lmm_forget.files import write_atomic
 from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.processes import Pool, _Child, child_environment, side_by_side, visible_gpus
 from lmm_forget.store.claims import Holder
@@ -79,7 +80,8 @@ def test_a_command_on_another_machine_is_watched_before_its_folders_are_taken(
     def claim(beat: int) -> None:
         for one in jobs:
             one.folder.mkdir(exist_ok=True)
-            (one.folder / ".claim.json").write_text(json.dumps({**elsewhere, "beat": beat}))
+            # As the package writes it: a reader must not meet a file that is half written.
+            write_atomic(one.folder / ".claim.json", json.dumps({**elsewhere, "beat": beat}), durable=False)
 
     claim(0)
     ended = threading.Event()
