@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -255,8 +256,7 @@ def _stale(finished: Sequence[Job], reader: InputReader) -> dict[str, list[str]]
 
 def _keep_previous(job: Job, changed: Sequence[str]) -> None:
     """Move what a finished job left into `previous-<n>` of its folder, its results first: the job is done again."""
-    number = 1 + len(list(job.folder.glob(f"{PREVIOUS}*")))
-    aside = job.folder / f"{PREVIOUS}{number}"
+    aside = next(path for number in count(1) if not (path := job.folder / f"{PREVIOUS}{number}").exists())
     print(
         f"{job.folder} was finished, but what it read has changed ({_few(changed)}): it is done again, and its former "
         f"results go to {aside.name}/",

@@ -44,8 +44,8 @@ def job_identity(results: Results) -> str:
 
 def same(jobs: Iterable[Results], task: str, name: str) -> bool:
     """Whether all jobs that know it have the same `fingerprint`, `references` or `scorer` of a task."""
-    found = [asked(results, task)[name] for results in jobs]
-    return len(set(found)) <= 1
+    found = {asked(results, task)[name] for results in jobs}
+    return len(found - {None}) <= 1  # an earlier version's record does not say
 
 
 def scored_alike(one: Results, two: Results) -> bool:

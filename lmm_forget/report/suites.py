@@ -70,10 +70,12 @@ def _asked_alike(sweep: Sweep) -> Sweep:
             named = ", ".join(apart[:3]) + (f" and {len(apart) - 3} more" if len(apart) > 3 else "")
             notes.append(f"The jobs {sentence.format(named)}.")
     by_model: dict[str, set[str]] = {}
+    told_all = all(
+        each["base"].get("fingerprints") for each in jobs
+    )  # an earlier version's record tells weights alone
     for each in jobs:
-        by_model.setdefault(str((each["config"].get("model") or {}).get("name")), set()).add(
-            base_identity(each)
-        )
+        base = base_identity(each) if told_all else str(each["base"].get("weights_hash"))
+        by_model.setdefault(str((each["config"].get("model") or {}).get("name")), set()).add(base)
     several = [model for model, bases in by_model.items() if len(bases) > 1]
     if several:
         notes.append(f"Not all jobs called {', '.join(several)} started from the same base model.")
