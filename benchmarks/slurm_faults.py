@@ -37,7 +37,7 @@ GRID += ["training.max_steps=6", f"seed={PEACE},{FAILS},{CANCELLED},{SLOW}"]
 ACCIDENTS = f"""
 import os, sys, time
 if "lmm_forget.launch.slurm.task" in sys.orig_argv and not os.environ.get("CALM"):
-    from lmm_forget import stopping
+    from lmm_forget.distributed import stop_signals
     index, rank = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_PROCID")
     again, plain = os.environ.get("SLURM_RESTART_COUNT", "0") != "0", stopping.safe_point
     def safe_point():
@@ -64,8 +64,8 @@ def read(path: Path) -> dict:
 
 
 def states(sweep: Path) -> dict[str, str]:
-    """State and error of every job, as `lmm_forget.status` tells them."""
-    line = [sys.executable, "-m", "lmm_forget.status", str(sweep), "format=json"]
+    """State and error of every job, as `lmm-forget status` tells them."""
+    line = [sys.executable, "-m", "lmm_forget", "status", str(sweep), "format=json"]
     found = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
     return {job["job"]: f"{job['state']} {job['error'] or ''}".strip() for job in found["jobs"]}
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmm_forget.recipes.selection import tune as tune
+
+# `python -m lmm_forget.plan` and its like answer for one more version, from a folder of their own.
+__path__.append(os.path.join(__path__[0], "deprecated"))
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "tune"]

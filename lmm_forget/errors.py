@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar
 
 LONGEST = 2000
@@ -49,3 +50,15 @@ def brief(value: object, limit: int = 80) -> str:
         return text
     head = limit // 3
     return f"{text[:head]}…{text[head + 1 - limit :]}"
+
+
+def format_os_error(error: OSError) -> str:
+    """`multirun/x: Permission denied`."""
+    name = error.filename2 or error.filename
+    return f"{name}: {error.strerror}" if name and error.strerror else str(error)
+
+
+def print_error(error: BaseException | str, who: str = "error") -> None:
+    """Print an error as the one line on stderr that scripts and people look for; endless words are cut."""
+    words = (word if len(word) <= 300 else f"{word[:200]}…{word[-60:]}" for word in str(error).split())
+    print(f"lmm-forget: {who}: {' '.join(words)}", file=sys.stderr, flush=True)

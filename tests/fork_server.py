@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 import traceback
-from importlib.util import find_spec
 from typing import Any, NoReturn
 
 STARTS = 77
@@ -21,15 +20,15 @@ STARTS = 77
 WARM = (
     "hydra",
     "lmm_forget.run",
-    "lmm_forget.plan",
+    "lmm_forget.cli.plan",
     "lmm_forget.launch.session",
     "lmm_forget.launch.isolated",
     "lmm_forget.launch.slurm.watch",
     "lmm_forget.launch.torchrun",
     "lmm_forget.report.summary",
-    "lmm_forget.compare",
-    "lmm_forget.status",
-    "lmm_forget.why",
+    "lmm_forget.cli.compare",
+    "lmm_forget.cli.status",
+    "lmm_forget.cli.why",
     "lmm_forget.export.folder",
     "lmm_forget.store.care",
     "lmm_forget.tasks.jsonl",
@@ -83,13 +82,9 @@ def answer(module: str, words: list[str], cwd: str) -> dict[str, Any]:
 
 
 def call(module: str, words: list[str]) -> Any:
-    """`python -m lmm_forget.<module> <words>`, in this process."""
-    name = f"lmm_forget.{module}"
-    spec = find_spec(name)
-    if spec is not None and spec.submodule_search_locations is not None:
-        name += ".__main__"
-    sys.argv = [name, *words]
-    return importlib.import_module(name).main(words)
+    """`lmm-forget <module> <words>`, in this process."""
+    sys.argv = [f"lmm-forget {module}", *words]
+    return importlib.import_module(f"lmm_forget.cli.{module}").main(words)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.command import one_folder, options_first, run_command, take_format, take_options
+from lmm_forget.cli.parser import one_folder, options_first, run_command, take_format, take_options
 from lmm_forget.config import conf_dir
 from lmm_forget.errors import ConfigError, DataError
 
@@ -68,7 +68,10 @@ def test_one_folder(words: list[str]) -> None:
 
 def test_a_reader_that_leaves_is_no_error() -> None:
     """`… | head -1`: no traceback, whichever command it is; the pipe is closed before anything is written."""
-    code = "import sys; from lmm_forget.command import run_command; sys.exit(run_command(lambda w: print('x' * 9), []))"
+    code = (
+        "import sys; from lmm_forget.cli.parser import run_command; "
+        "sys.exit(run_command(lambda w: print('x' * 9), []))"
+    )
     done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.stdout is not None and done.stderr is not None
     done.stdout.close()
@@ -81,15 +84,12 @@ def test_every_command_says_what_it_is_and_refuses_an_unknown_format(
 ) -> None:
     from importlib import import_module
 
-    try:
-        module = import_module(f"lmm_forget.{command}.__main__")
-    except ModuleNotFoundError:
-        module = import_module(f"lmm_forget.{command}")
+    module = import_module(f"lmm_forget.cli.{command}")
     try:
         code = module.main(["--help"])
     except SystemExit as end:  # argparse prints its help and ends
         code = end.code
-    assert code == 0 and f"python -m lmm_forget.{command}" in capsys.readouterr().out
+    assert code == 0 and f"lmm-forget {command}" in capsys.readouterr().out
     first = ["check"] if command == "data" else []
     assert module.main([*first, "format=pdf"]) == 2
     assert capsys.readouterr().err.startswith("lmm-forget: error: format=pdf is not known; choose one of: ")
@@ -130,7 +130,8 @@ def test_every_command_takes_overrides_and_folders_as_run_does(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`key=value --config-dir D key=value`, whatever the folder is called, and wherever the command is given."""
-    from lmm_forget import dashboard, plan, run
+    from lmm_forget import run
+    from lmm_forget.cli import dashboard, plan
 
     home = tmp_path / f"{folder} home"
     (home / folder / "task").mkdir(parents=True)
@@ -155,8 +156,8 @@ def test_every_command_takes_overrides_and_folders_as_run_does(
 def test_a_file_is_no_configuration_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmm_forget import dashboard, plan, run
-    from lmm_forget.data import __main__ as data
+    from lmm_forget import run
+    from lmm_forget.cli import dashboard, data, plan
 
     monkeypatch.chdir(tmp_path)
     Path("data.jsonl").write_text("{}")

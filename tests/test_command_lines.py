@@ -114,7 +114,7 @@ def run(folder: Path, chosen: list[Line]) -> list[str]:
             if what is not None:
                 said = (found["err"] or found["out"])[-1500:]
                 words = shlex.join((line.module, *line.words)).encode("utf-8", "backslashreplace").decode()
-                wrong.append(f"python -m lmm_forget.{words[:400]}\n  {what}\n  {said}")
+                wrong.append(f"lmm-forget {words[:400]}\n  {what}\n  {said}")
     finally:
         server.close()
     return wrong

@@ -12,15 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lmm_forget import experiment, stopping
 from lmm_forget.config import compose, resolve
+from lmm_forget.distributed import stop_signals
+from lmm_forget.distributed.process_group import ALONE
 from lmm_forget.errors import ConfigError, StoreError
+from lmm_forget.experiment import pipeline
+from lmm_forget.experiment.stage import Ground
 from lmm_forget.models.loading import load
 from lmm_forget.models.weights import model_hashes, tensor_hash, weights_hash
 from lmm_forget.progress import NullProgress
-from lmm_forget.ranks import ALONE
 from lmm_forget.recipes.plain import Plain
-from lmm_forget.stage import Ground
 from lmm_forget.store import Store
 
 SMALL = [
@@ -63,7 +64,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     config = configure(folder / "store", "recipe=mlp_gateup", "sequence.order=0")
     job = folder / "job"
     job.mkdir()
-    return folder, config, experiment.run(copy.deepcopy(config), job, NullProgress())
+    return folder, config, pipeline.run(copy.deepcopy(config), job, NullProgress())
 
 
 def test_results_say_what_the_schema_promises(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
@@ -149,7 +150,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(
 ) -> None:
     _, config, results = done
     heard = Listening()
-    again = experiment.run(copy.deepcopy(config), tmp_path, heard)
+    again = pipeline.run(copy.deepcopy(config), tmp_path, heard)
     assert heard.steps() == 0
     assert heard.questions() == 0
     assert timeless(again) == timeless(results)
@@ -160,7 +161,7 @@ def test_the_same_job_in_a_fresh_store_gives_the_same_bytes(
 ) -> None:
     _, config, results = done
     torch.manual_seed(1234)  # what ran before must not matter
-    fresh = experiment.run(
+    fresh = pipeline.run(
         {**copy.deepcopy(config), "store": str(tmp_path / "store")}, tmp_path, NullProgress()
     )
     assert timeless(fresh) == timeless(results)
@@ -171,7 +172,7 @@ def test_orders_share_their_common_prefix(
 ) -> None:
     _, config, results = done
     heard = Listening()
-    other = experiment.run(
+    other = pipeline.run(
         configure(Path(config["store"]), "recipe=mlp_gateup", "sequence.order=1"), tmp_path, heard
     )
     assert [s["task"] for s in other["stages"]] == ["tiny_cub200", "tiny_pathvqa", "tiny_pixmocount"]
@@ -192,7 +193,7 @@ def test_what_is_damaged_is_named_moved_aside_and_computed_again(
     content[-5] ^= 1
     path.write_bytes(content)
     heard = Listening()
-    again = experiment.run({**copy.deepcopy(config), "store": str(store)}, tmp_path, heard)
+    again = pipeline.run({**copy.deepcopy(config), "store": str(store)}, tmp_path, heard)
     assert heard.steps() == 1
     (line,) = again["job"].pop("repairs")
     assert f"{path} is damaged: model." in line and "moved to" in line and line in capsys.readouterr().err
@@ -215,12 +216,12 @@ def test_the_model_is_put_together_only_when_something_is_asked_of_it(
             yield name, tensor
 
     monkeypatch.setattr(Store, "tensors", counted)
-    experiment.run(copy.deepcopy(config), tmp_path, NullProgress())
+    pipeline.run(copy.deepcopy(config), tmp_path, NullProgress())
     assert read == []
     store = tmp_path / "store"
     shutil.copytree(config["store"], store)
     shutil.rmtree(store / "stages" / results["stages"][2]["key"])
-    experiment.run({**copy.deepcopy(config), "store": str(store)}, tmp_path, NullProgress())
+    pipeline.run({**copy.deepcopy(config), "store": str(store)}, tmp_path, NullProgress())
     assert (
         len(read) == len(set(read)) == 12
     )  # two stages moved each of them; the last writer's bytes are enough
@@ -231,7 +232,7 @@ def test_a_full_snapshot_holds_every_tensor_and_leads_to_the_same_model(
 ) -> None:
     _, config, results = done
     full = configure(tmp_path / "store", "recipe=mlp_gateup", "sequence.order=0", "snapshot=full")
-    again = experiment.run(full, tmp_path, NullProgress())
+    again = pipeline.run(full, tmp_path, NullProgress())
     assert [s["key"] for s in again["stages"]] == [s["key"] for s in results["stages"]]
     assert again["figures"] == results["figures"]
     model = load(config["model"]).model
@@ -261,7 +262,7 @@ def test_a_store_that_cannot_be_written_is_enough_when_everything_is_there(
         raise StoreError("read-only")
 
     monkeypatch.setattr(Store, "writing", refuse)
-    again = experiment.run(copy.deepcopy(config), tmp_path, NullProgress())
+    again = pipeline.run(copy.deepcopy(config), tmp_path, NullProgress())
     assert timeless(again) == timeless(results)
 
 
@@ -270,26 +271,26 @@ def test_a_stage_behind_its_last_step_is_filed_before_the_job_stops(
 ) -> None:
     """A request to stop that comes while tensors are rounded, hashed and written costs nothing that was trained."""
     config = configure(tmp_path / "store", "recipe=sa_proj", "sequence=single", "sequence.task=cub200")
-    finish, handlers = Plain.finish, {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    finish, handlers = Plain.finish, {number: signal.getsignal(number) for number in stop_signals.SIGNALS}
 
     def interrupted(*given: Any, **more: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return finish(*given, **more)
 
-    monkeypatch.setattr(stopping, "_limit", 10**6)  # the timer behind a request must not end the tests
+    monkeypatch.setattr(stop_signals, "_limit", 10**6)  # the timer behind a request must not end the tests
     monkeypatch.setattr(Plain, "finish", interrupted)
-    stopping.listen()
+    stop_signals.listen()
     try:
-        with pytest.raises(stopping.Interrupted):
-            experiment.run(copy.deepcopy(config), tmp_path, NullProgress())
+        with pytest.raises(stop_signals.Interrupted):
+            pipeline.run(copy.deepcopy(config), tmp_path, NullProgress())
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        stopping._asked.clear()
-        stopping._listening = False
+        stop_signals._asked.clear()
+        stop_signals._listening = False
     monkeypatch.undo()
     again = Listening()
-    experiment.run(copy.deepcopy(config), tmp_path, again)
+    pipeline.run(copy.deepcopy(config), tmp_path, again)
     assert again.steps() == 0 and again.questions() > 0
 
 
@@ -300,7 +301,7 @@ def test_a_disk_without_room_is_said_before_training(tmp_path: Path, monkeypatch
     with pytest.raises(
         StoreError, match=r"needs \d+\.\d MB in the store .*1\.0 MB are free; free .* gc store="
     ):
-        experiment.run(configure(tmp_path / "store"), tmp_path, heard)
+        pipeline.run(configure(tmp_path / "store"), tmp_path, heard)
     assert heard.steps() == 0
 
 
@@ -310,10 +311,10 @@ def test_what_cannot_work_is_said_before_the_first_question(tmp_path: Path) -> N
         tmp_path / "store", "recipe=sa_proj", "training.global_batch=64", "hardware.micro_batch=8"
     )
     with pytest.raises(ConfigError, match=r"global_batch|global batch"):
-        experiment.run(config, tmp_path, heard)
+        pipeline.run(config, tmp_path, heard)
     config = configure(tmp_path / "store", "hardware.precision=bf16-true", "training.learning_rate=5e-6")
     with pytest.raises(ConfigError, match="bf16"):
-        experiment.run(config, tmp_path, heard)
+        pipeline.run(config, tmp_path, heard)
     assert heard.questions() == 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmm_forget.command import run_command
+from lmm_forget.cli.parser import run_command
 from lmm_forget.files import draft_of, naming, usual_mode, write_atomic
 from lmm_forget.store import Partial, Store
 from lmm_forget.store.looks import save_states
@@ -113,7 +113,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(limit: int, file: str, fini
     (folder,) = (finished / "multirun" / "small").glob("*/job.yaml")
     for name in ("results.json", "answers.parquet", "training.csv"):
         (folder.parent / name).unlink(missing_ok=True)
-    done = start("lmm_forget.job", str(folder), cwd=finished, limit=limit)
+    done = start("lmm_forget.experiment.job", str(folder), cwd=finished, limit=limit)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("lmm-forget: error: ") == 1
     said = done.stderr.splitlines()[-1]  # after the progress of loading
@@ -128,7 +128,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(limit: int, file: str, fini
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize(
-    "words", [["lmm_forget.store", "--help"], ["lmm_forget.run", "--help"], ["lmm_forget.cli"]]
+    "words", [["lmm_forget", "store", "--help"], ["lmm_forget.run", "--help"], ["lmm_forget"]]
 )
 def test_a_full_standard_output_is_named(words: list[str], tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:

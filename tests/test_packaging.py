@@ -83,7 +83,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     assert "Requires-Python: >=3.11" in metadata
     assert "License-Expression: Apache-2.0" in metadata
     scripts = wheel.read("lmm_forget-0.1.0.dist-info/entry_points.txt").decode()
-    assert "lmm-forget = lmm_forget.cli:main" in scripts
+    assert "lmm-forget = lmm_forget.cli.main:main" in scripts
     assert "lmm_forget-0.1.0.dist-info/licenses/LICENSE" in wheel.namelist()
 
 

@@ -1,4 +1,4 @@
-"""`python -m lmm_forget.plan` as its users call it."""
+"""`lmm-forget plan` as its users call it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.plan import collapsed, main
+from lmm_forget.cli.plan import collapsed, main
 from tests.models.tiny import tiny_lmm
 
 
@@ -134,12 +134,12 @@ def test_help_needs_no_torch() -> None:
     code = (
         "import sys, runpy\n"
         "sys.argv = ['plan', '--help']\n"
-        "try: runpy.run_module('lmm_forget.plan', run_name='__main__')\n"
+        "try: runpy.run_module('lmm_forget.cli.plan', run_name='__main__')\n"
         "except SystemExit as end: print('code', end.code, 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("usage: python -m lmm_forget.plan") and lines[-1] == "code 0 False"
+    assert lines[0].startswith("usage: lmm-forget plan") and lines[-1] == "code 0 False"
 
 
 def test_no_network_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

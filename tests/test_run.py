@@ -11,18 +11,25 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.command import options_first
+from lmm_forget.cli.parser import options_first
+from lmm_forget.distributed.process_group import Place
 from lmm_forget.errors import LaunchError
 from lmm_forget.launch.torchrun import world_overrides
-from lmm_forget.ranks import Place
 from lmm_forget.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def call(module: str, *arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+COMMAND = {
+    "run": ["lmm_forget.run"],
+    "lmm-forget": ["lmm_forget"],
+    "job": ["lmm_forget", "job"],
+}
+
+
+def call(command: str, *arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
-    line = [sys.executable, "-m", f"lmm_forget.{module}", *arguments]
+    line = [sys.executable, "-m", *COMMAND[command], *arguments]
     return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -192,15 +199,17 @@ def test_the_configuration_can_be_printed(tmp_path: Path) -> None:
 
 
 def test_the_script_lists_and_dispatches(tmp_path: Path) -> None:
-    listed = call("cli", cwd=tmp_path)
+    listed = call("lmm-forget", cwd=tmp_path)
     assert listed.returncode == 0 and "  run " in listed.stdout and "  plan " in listed.stdout
-    unknown = call("cli", "rum", cwd=tmp_path)
+    unknown = call("lmm-forget", "rum", cwd=tmp_path)
     assert (
         unknown.returncode == 2 and "did you mean run?" in unknown.stderr and unknown.stderr.count("\n") == 1
     )
-    inner = call("cli", "run", "recipe=nope", cwd=tmp_path)
+    inner = call("lmm-forget", "run", "recipe=nope", cwd=tmp_path)
     assert inner.returncode == 2 and inner.stderr.startswith("lmm-forget: error: there is no recipe")
-    assert call("cli", "run", "--help", cwd=tmp_path).stdout == call("run", "--help", cwd=tmp_path).stdout
+    assert (
+        call("lmm-forget", "run", "--help", cwd=tmp_path).stdout == call("run", "--help", cwd=tmp_path).stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +228,7 @@ def test_a_job_refuses_a_file_that_is_none(tmp_path: Path, text: str | None, mes
 
 
 def test_status_is_written_while_a_job_lives(tmp_path: Path) -> None:
-    from lmm_forget.heartbeat import StatusFile, close_status, read_status
+    from lmm_forget.distributed.heartbeat import StatusFile, close_status, read_status
 
     with StatusFile(tmp_path) as status:
         assert read_status(tmp_path)["phase"] == "starting"
@@ -307,3 +316,18 @@ def test_odd_words_are_one_line(
     said = capsys.readouterr().err
     assert said.startswith("lmm-forget: error: ") and said.count("\n") == 1 and message in said
     assert len(said) < 600 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command", ["plan", "compare", "status", "dashboard", "why", "data", "store", "export", "report"]
+)
+def test_old_commands_answer_with_the_new_name(command: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", f"lmm_forget.{command}", "--help"]
+    done = subprocess.run(
+        line, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and f"lmm-forget {command}" in done.stdout
+    assert done.stderr.startswith(
+        f"lmm-forget: note: `python -m lmm_forget.{command}` is now `lmm-forget {command}`"
+    )
+    assert done.stderr.count("\n") == 1

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from lmm_forget import experiment
 from lmm_forget.config import compose, resolve
 from lmm_forget.errors import ConfigError
+from lmm_forget.experiment import pipeline
 from lmm_forget.progress import NullProgress
 
 SMALL = [
@@ -45,7 +45,7 @@ def test_the_switch_reads_other_scores_of_the_same_answers(tmp_path: Path) -> No
         job = tmp_path / scoring
         job.mkdir()
         counting = Counting()
-        found[scoring] = experiment.run(copy.deepcopy(config), job, counting)
+        found[scoring] = pipeline.run(copy.deepcopy(config), job, counting)
         work[scoring] = counting.done
     assert work["strict"]["ask"] == 24 and work["strict"]["teach"] > 0
     assert work["compat"]["ask"] == 0
@@ -79,7 +79,7 @@ def test_a_task_without_a_public_score_is_refused_before_any_work(tmp_path: Path
     with pytest.raises(
         ConfigError, match="data.scoring=compat: there is no compat score of tiny_mmstar; name a rule"
     ):
-        experiment.run(config, tmp_path, NullProgress())
+        pipeline.run(config, tmp_path, NullProgress())
 
 
 def test_the_switch_has_two_positions() -> None:

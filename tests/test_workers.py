@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from lmm_forget import job
+from lmm_forget.distributed.heartbeat import Bystander, correct_status, read_status
+from lmm_forget.distributed.stop_signals import SIGNALS, Interrupted
+from lmm_forget.distributed.workers import End, _conclude, blame, run_workers
 from lmm_forget.errors import LaunchError
-from lmm_forget.heartbeat import Bystander, correct_status, read_status
-from lmm_forget.stopping import SIGNALS, Interrupted
-from lmm_forget.workers import End, _conclude, blame, run_workers
+from lmm_forget.experiment import job
 
 TEACHING = {"state": "running", "phase": "stage 2/5 teach", "done": 3, "total": 8, "unit": "step"}
 LOST = "RuntimeError: Connection closed by peer"
@@ -106,7 +106,7 @@ def test_being_asked_to_stop_before_any_worker_is_there(
     def counting(devices: int) -> None:
         raise asked
 
-    monkeypatch.setattr("lmm_forget.workers._enough_gpus", counting)
+    monkeypatch.setattr("lmm_forget.distributed.workers._enough_gpus", counting)
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     hardware = {"nodes": 1, "devices": 2, "accelerator": "gpu", "threads": 1}
@@ -116,7 +116,7 @@ def test_being_asked_to_stop_before_any_worker_is_there(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        monkeypatch.setattr("lmm_forget.stopping._listening", False)
+        monkeypatch.setattr("lmm_forget.distributed.stop_signals._listening", False)
     assert read_status(tmp_path)["state"] == "interrupted"
 
 

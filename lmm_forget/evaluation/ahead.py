@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from lmm_forget.distributed.stop_signals import SIGNALS, safe_point
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.stopping import SIGNALS, safe_point
 from lmm_forget.tasks.base import Sample, Task
 
 R = TypeVar("R")

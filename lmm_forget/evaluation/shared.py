@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from lmm_forget.distributed.process_group import ALONE, Ranks
+from lmm_forget.distributed.stop_signals import Interrupted, at_safe_points, safe_point
+from lmm_forget.distributed.stop_signals import asked as stop_asked
 from lmm_forget.errors import ConfigError
 from lmm_forget.evaluation.answers import Answer
 from lmm_forget.evaluation.ask import answer_batch, batch_size, mark, subset
 from lmm_forget.evaluation.preparing import encoded, looked_at
 from lmm_forget.progress import Progress
-from lmm_forget.ranks import ALONE, Ranks
-from lmm_forget.stopping import Interrupted, at_safe_points, safe_point
-from lmm_forget.stopping import asked as stop_asked
 from lmm_forget.store import Kept, Said, Store
 from lmm_forget.store.keys import digest
 from lmm_forget.tasks.base import Sample, Task

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmm_forget.errors import ConfigError, StoreError
-from lmm_forget.job import read_config
+from lmm_forget.experiment.job import read_config
 from lmm_forget.report.load import load_results, load_sweep
 from lmm_forget.store import Store
 

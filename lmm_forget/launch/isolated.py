@@ -36,7 +36,7 @@ class Returned(JobReturn):
 
 
 class Isolated(Launcher):
-    """Runs grid points as processes (`python -m lmm_forget.job`), side by side as `hardware.jobs` allows.
+    """Runs grid points as processes (`lmm-forget job`), side by side as `hardware.jobs` allows.
 
     The plugin class that Hydra sees derives from this one; Hydra insists that it lies in `hydra_plugins`.
     `grace` is how many seconds a stopped job gets before it is killed.

@@ -17,13 +17,14 @@ from typing import Any
 import yaml
 
 from lmm_forget.config.naming import differences
+from lmm_forget.distributed.heartbeat import read_status
+from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.errors import ConfigError, LaunchError
+from lmm_forget.experiment.job import read_config
 from lmm_forget.files import write_atomic
-from lmm_forget.heartbeat import read_status
-from lmm_forget.job import read_config
 from lmm_forget.launch.slurm import queue
 from lmm_forget.launch.slurm.ticket import Ticket
-from lmm_forget.store.claims import BEAT, Claims, Holder
+from lmm_forget.store.claims import BEAT, Claims
 from lmm_forget.store.inputs import InputReader
 from lmm_forget.store.inputs import changed as changed_inputs
 
@@ -284,10 +285,10 @@ def _refuse_running(job: Job) -> None:
                 f"scancel {ticket.id}"
             )
     status = read_status(job.folder)
-    holder = Holder.read(status)
+    holder = ProcessId.parse(status)
     if status.get("state") != "running" or holder is None:
         return
-    alive = holder.alive()
+    alive = holder.is_alive()
     if alive is None:
         alive = _beats(job.folder, status.get("beat"))
     if alive:

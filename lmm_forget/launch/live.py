@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from lmm_forget.heartbeat import read_status
+from lmm_forget.distributed.heartbeat import read_status
 from lmm_forget.launch.jobs import Job
 from lmm_forget.launch.processes import Outcome
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
+from lmm_forget.distributed.heartbeat import close_status, read_status
+from lmm_forget.distributed.workers import SHUTDOWN
 from lmm_forget.errors import ConfigError
+from lmm_forget.experiment.job import thread_environment
 from lmm_forget.files import naming
-from lmm_forget.heartbeat import close_status, read_status
-from lmm_forget.job import thread_environment
 from lmm_forget.launch.jobs import Job
-from lmm_forget.workers import SHUTDOWN
 
 PR_SET_PDEATHSIG = 1
 POLL = 0.2
@@ -204,7 +204,7 @@ class Pool:
     def _start(self, job: Job, gpus: list[str]) -> None:
         with naming(job.log), job.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lmm_forget.job", str(job.file)],
+                [sys.executable, "-m", "lmm_forget.experiment.job", str(job.file)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

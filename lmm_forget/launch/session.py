@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmm_forget.distributed.workers import SHUTDOWN
 from lmm_forget.errors import ConfigError, DataError, LaunchError
 from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.live import View
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only, wants_submitting_only
 from lmm_forget.launch.processes import Outcome, Pool, side_by_side
 from lmm_forget.metrics.resolution import resolution
-from lmm_forget.workers import SHUTDOWN
 
 GRACE = SHUTDOWN + 5.0
 """Seconds that a stopped job gets to save before it is killed."""
@@ -67,9 +67,7 @@ def _run(
     tell_before(plan, waiting)
     if len(plan.jobs) > 1:
         where = waiting[0].folder.parent
-        print(
-            f"python -m lmm_forget.status {where} shows how far it is, also from elsewhere", file=sys.stderr
-        )
+        print(f"lmm-forget status {where} shows how far it is, also from elsewhere", file=sys.stderr)
     size, gpus = side_by_side([job.config for job in waiting])
     with View(waiting, finished) as view:
         for outcome in Pool(size, view, gpus, grace, plan.pick, folders.refresh).run(waiting):

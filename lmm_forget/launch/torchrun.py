@@ -1,7 +1,7 @@
 """One job whose processes torchrun started: `torchrun --nproc_per_node 2 -m lmm_forget.run hardware=ddp …`.
 
 Every rank composes the configuration; rank 0 alone prepares the job's folder, and the others wait for it. Then all of
-them run the job in this process, as the workers that lmm_forget.workers starts do.
+them run the job in this process, as the workers that lmm_forget.distributed.workers starts do.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmm_forget import job as one_job
+from lmm_forget.distributed.process_group import Place
 from lmm_forget.errors import LaunchError, LmmForgetError
+from lmm_forget.experiment import job as one_job
 from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only
 from lmm_forget.launch.session import check_inputs, show_summary, tell_notices
 from lmm_forget.metrics.resolution import resolution
-from lmm_forget.ranks import Place
 
 RUN, FINISHED, REFUSED = b"run", b"finished", b"refused"
 """What rank 0 tells the others when it has looked at the job's folder."""

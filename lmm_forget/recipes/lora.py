@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lmm_forget.building import is_number
+from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import ConfigError, PlanError
 from lmm_forget.recipes.method import check_compat, delta_of, to_base, to_masters
 from lmm_forget.recipes.plain import Plain

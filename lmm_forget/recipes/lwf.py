@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmm_forget.building import is_number
+from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import ConfigError, PlanError
 from lmm_forget.recipes.method import cast_where_used
 from lmm_forget.recipes.plain import Plain, answer_losses, logits_at, sample_means, taught

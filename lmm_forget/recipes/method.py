@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lmm_forget.building import build
+from lmm_forget.config.instantiation import build
 from lmm_forget.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:

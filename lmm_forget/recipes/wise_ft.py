@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lmm_forget.building import is_number
+from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import ConfigError, PlanError
 from lmm_forget.recipes.method import check_compat, to_base
 from lmm_forget.recipes.plain import Plain

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lmm_forget.building import is_number
+from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import DataError
 from lmm_forget.report.identity import job_identity
 

@@ -186,7 +186,7 @@ class Store:
         if free < needed + ROOM:
             raise StoreError(
                 f"{what} needs {size(needed + ROOM)} in the store {self.root}, {size(free)} are free; free "
-                f"{size(needed + ROOM - free)} (python -m lmm_forget.store gc store={self.root}), "
+                f"{size(needed + ROOM - free)} (lmm-forget store gc store={self.root}), "
                 "or choose another folder with store=FOLDER"
             )
 
@@ -212,7 +212,7 @@ class Store:
             if free < ROOM:
                 return (
                     f"cannot write {path} ({reason}; {size(free)} free); nothing in the store is lost: free some "
-                    f"space (python -m lmm_forget.store gc store={self.root}) and give the same command again"
+                    f"space (lmm-forget store gc store={self.root}) and give the same command again"
                 )
         return f"cannot write {path} ({reason}); choose a writable folder with room: store=FOLDER"
 

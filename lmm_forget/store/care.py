@@ -65,7 +65,7 @@ def find(store: Store, key: str, kinds: tuple[str, ...] = KINDS, least: int = 1)
 
     Raises StoreError for none or several, for a blank key, and for one of fewer than `least` characters.
     """
-    where = f"python -m lmm_forget.store ls store={store.root} lists all"
+    where = f"lmm-forget store ls store={store.root} lists all"
     if not key.strip():
         raise StoreError(f"a key is {key!r}, which every key begins with; {where}")
     named = [item for item in items(store) if item.key.startswith(key)]

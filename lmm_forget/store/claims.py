@@ -11,15 +11,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.files import write_atomic
 
 BEAT = 5.0
@@ -28,39 +28,6 @@ SILENCE = 60.0
 """Seconds without a sign of life after which a claim from another machine is taken over."""
 POLL = 0.2
 """Seconds between two looks at a claim that somebody else holds."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process, told apart from every other one, also after its number was given away again."""
-
-    host: str
-    boot: str
-    namespace: str
-    pid: int
-    start: str
-
-    @classmethod
-    def me(cls) -> Holder:
-        """This process."""
-        return cls(socket.gethostname(), _boot(), _namespace(), os.getpid(), _start(os.getpid()))
-
-    @classmethod
-    def read(cls, fields: Any) -> Holder | None:
-        """From a mapping that `asdict` made; None for anything else."""
-        try:
-            return cls(**{name: fields[name] for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError):
-            return None
-
-    def alive(self) -> bool | None:
-        """Whether the process lives; None if that cannot be seen from here (another machine or container)."""
-        here = (socket.gethostname(), _boot(), _namespace())
-        if (self.host, self.boot, self.namespace) == here:
-            return _start(self.pid) == self.start != ""
-        if self.host == here[0] and self.boot != here[1] and "" not in (self.boot, here[1]):
-            return False  # this machine has been restarted since
-        return None
 
 
 class Claims:
@@ -108,8 +75,8 @@ class Claims:
 
     def alive(self, name: str) -> bool | None:
         """Whether whoever holds the claim lives; None if that cannot be seen from here, or nobody holds it."""
-        holder = Holder.read(_read(self.folder / f"{name}.json"))
-        return None if holder is None else holder.alive()
+        holder = ProcessId.parse(_read(self.folder / f"{name}.json"))
+        return None if holder is None else holder.is_alive()
 
     def live(self, name: str) -> bool:
         """Whether somebody holds the claim and is not known to be dead."""
@@ -142,8 +109,8 @@ class Claims:
         """Whether the claim's holder is dead, or has shown no sign of life for `silence` while we watched."""
         if path in self._held:
             return False  # another thread of ours
-        holder = Holder.read(_parse(text))
-        alive = holder.alive() if holder is not None else None
+        holder = ProcessId.parse(_parse(text))
+        alive = holder.is_alive() if holder is not None else None
         if alive is not None:
             return not alive
         last, since = self._seen.get(path, ("", 0.0))
@@ -220,7 +187,7 @@ def _create(path: Path, text: str) -> bool:
 
 
 def _text(nonce: str, beat: int) -> str:
-    return json.dumps({**asdict(Holder.me()), "nonce": nonce, "beat": beat}, sort_keys=True) + "\n"
+    return json.dumps({**asdict(ProcessId.current()), "nonce": nonce, "beat": beat}, sort_keys=True) + "\n"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -241,38 +208,3 @@ def _parse(text: str) -> dict[str, Any]:
 def _nonce(path: Path) -> str | None:
     found = _read(path)
     return None if found is None else found.get("nonce")
-
-
-def _boot() -> str:
-    """What tells one start of this machine from the next; empty where the system does not say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    """In which container's process numbers we count."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _start(pid: int) -> str:
-    """When a process started, in the system's own count; empty for one that does not live (or is only unburied)."""
-    try:
-        fields = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return ""
-        try:  # a system without /proc: the number alone has to do
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return ""
-        except PermissionError:
-            pass
-        return "alive"
-    return "" if fields[0] in ("Z", "X") else fields[19]

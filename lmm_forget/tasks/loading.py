@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmm_forget.building import build
+from lmm_forget.config.instantiation import build
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Task
 

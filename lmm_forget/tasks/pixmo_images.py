@@ -40,7 +40,7 @@ def write_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 def read_prepared(task: str, path: str) -> Iterator[Prepared]:
     """Every row whose picture was there to be downloaded. DataError for a folder that is not finished."""
     folder = Path(path).expanduser()
-    again = f"`python -m lmm_forget.data prepare task={task} out={path}`"
+    again = f"`lmm-forget data prepare task={task} out={path}`"
     if not (folder / ROWS).is_file():
         raise DataError(f"task {task}: {path} was not prepared; {again} does it")
     report = _report(folder)

@@ -70,7 +70,7 @@ class PixmoCount(HubTask):
         if self.train_path is None:
             raise DataError(
                 f"task {self.name}: training needs the data set's images; "
-                f"`python -m lmm_forget.data prepare task={self.name} out=DIR` downloads them, "
+                f"`lmm-forget data prepare task={self.name} out=DIR` downloads them, "
                 f"then +tasks.{self.name}.train_path=DIR"
             )
         rows = []

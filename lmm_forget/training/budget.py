@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmm_forget.ranks import ALONE, Ranks
+from lmm_forget.distributed.process_group import ALONE, Ranks
 from lmm_forget.recipes.method import parameter_dtypes
 from lmm_forget.training.batches import TrainItem, as_item
 from lmm_forget.training.fit import fit

@@ -21,10 +21,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lmm_forget.distributed.process_group import ALONE, Ranks
+from lmm_forget.distributed.stop_signals import at_safe_points
 from lmm_forget.errors import ConfigError, PlanError, StoreError
 from lmm_forget.progress import NullProgress, Progress
-from lmm_forget.ranks import ALONE, Ranks
-from lmm_forget.stopping import at_safe_points
 from lmm_forget.training.batches import accumulation, global_batches, loader, slots
 from lmm_forget.training.determinism import derived_seed, repeatable_kernels, seed_everything
 from lmm_forget.training.loggers import log_training

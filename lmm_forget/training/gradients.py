@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lmm_forget.ranks import Ranks
+from lmm_forget.distributed.process_group import Ranks
 
 BUCKET = 1 << 25
 """Elements sent at a time: 128 MiB of fp32, large enough for full speed, small beside the model."""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from lmm_forget.distributed.process_group import ALONE, Ranks
+from lmm_forget.distributed.stop_signals import Interrupted, asked, listen_again
 from lmm_forget.errors import LmmForgetError
 from lmm_forget.models.family import IGNORE
-from lmm_forget.ranks import ALONE, Ranks
-from lmm_forget.stopping import Interrupted, asked, listen_again
 from lmm_forget.training.batches import MicroBatch, checked, smaller
 from lmm_forget.training.determinism import derived_seed, generators, put_back, seed_everything
 from lmm_forget.training.gradients import average

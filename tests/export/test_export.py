@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from lmm_forget import experiment
+from lmm_forget.cli.export import main
 from lmm_forget.config import compose, resolve
-from lmm_forget.export.__main__ import main
-from lmm_forget.job import main as run_job
+from lmm_forget.experiment import pipeline
+from lmm_forget.experiment.job import main as run_job
 from lmm_forget.models.loading import LMM
 from lmm_forget.models.weights import model_hashes, weights_hash
 from tests.models.tiny import picture, tiny_lmm
@@ -81,13 +81,13 @@ def make_job(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> Expo
     config = resolve(compose([*SMALL, *overrides, f"store={folder / 'store'}"]))
     job.mkdir(parents=True)
     (job / "job.yaml").write_text(json.dumps(config))
-    grounds, lay = [], experiment.lay_ground
+    grounds, lay = [], pipeline.lay_ground
 
     def listening(*arguments: Any) -> Any:
         grounds.append(lay(*arguments))
         return grounds[-1]
 
-    monkeypatch.setattr(experiment, "lay_ground", listening)
+    monkeypatch.setattr(pipeline, "lay_ground", listening)
     assert run_job([str(job / "job.yaml")]) == 0
     return Exported(job, folder / family, grounds[0].lmm, json.loads((job / "results.json").read_text()))
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lmm_forget.config import compose, resolve, single_name
 from lmm_forget.evaluation.ask import ask
-from lmm_forget.job import main as job_main
+from lmm_forget.experiment.job import main as job_main
 from lmm_forget.models.folders import packaged_folder
 from lmm_forget.models.loading import LMM, load
 from lmm_forget.tasks.jsonl import JsonlTask

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmm_forget.cli.plan import main as plan_main
 from lmm_forget.errors import LmmForgetError, PlanError
 from lmm_forget.models.weights import model_hashes
-from lmm_forget.plan import main as plan_main
 from lmm_forget.recipes.method import build_method, parameter_dtypes
 from lmm_forget.recipes.selection import Rule, load_recipe, make_plan
 from lmm_forget.training.fit import fit
@@ -116,7 +116,7 @@ def test_an_exported_model_says_what_the_trained_one_said(tmp_path: Path) -> Non
 
     Right: the exported folder, asked as a base, says to the letter what the stage model said in its job.
     """
-    from lmm_forget.export.__main__ import main as export_main
+    from lmm_forget.cli.export import main as export_main
     from tests.field.inputs import answers, home, job
 
     folder = home(tmp_path)

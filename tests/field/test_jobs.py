@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
-from lmm_forget.compare import main as compare_main
-from lmm_forget.heartbeat import read_status
+from lmm_forget.cli.compare import main as compare_main
+from lmm_forget.cli.plan import main as plan_main
+from lmm_forget.cli.status import status_of
+from lmm_forget.cli.store import main as store_main
+from lmm_forget.distributed.heartbeat import read_status
 from lmm_forget.launch.jobs import Folders, make_job
-from lmm_forget.plan import main as plan_main
 from lmm_forget.report.summary import summarize
 from lmm_forget.run import main as run_main
-from lmm_forget.status import status_of
-from lmm_forget.store.__main__ import main as store_main
 from lmm_forget.tracking import open_tracker
 from tests.field.inputs import (
     QUICK,
@@ -181,8 +181,8 @@ def test_a_reader_that_leaves_early(plain: Path) -> None:
 
     Right: nothing on stderr but what the command has to say.
     """
-    for words in (f"status '{plain.parent}'", "cli", f"compare '{plain}' format=json"):
-        line = f"'{sys.executable}' -m lmm_forget.{words} | true; exit ${{PIPESTATUS[0]}}"
+    for words in (f"status '{plain.parent}'", "", f"compare '{plain}' format=json"):
+        line = f"'{sys.executable}' -m lmm_forget {words} | true; exit ${{PIPESTATUS[0]}}"
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         done = subprocess.run(
             ["bash", "-c", line], env=env, capture_output=True, text=True, timeout=300, check=False
@@ -226,7 +226,7 @@ def test_a_killed_job_is_not_running(tmp_path: Path) -> None:
     folder = tmp_path / "sweep" / "job"
     folder.mkdir(parents=True)
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom lmm_forget.heartbeat import StatusFile\n"
+        "import sys, time\nfrom pathlib import Path\nfrom lmm_forget.distributed.heartbeat import StatusFile\n"
         "with StatusFile(Path(sys.argv[1])) as status:\n"
         "    status.phase('teach', 9, 'step')\n    print('ready', flush=True)\n    time.sleep(600)\n"
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from lmm_forget.compare import main as compare_main
+from lmm_forget.cli.compare import main as compare_main
 from lmm_forget.metrics import TaskScores, compare_pair
 from lmm_forget.report.summary import summarize
 from lmm_forget.run import main as run_main

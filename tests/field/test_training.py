@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmm_forget.config import compose, resolve
-from lmm_forget.heartbeat import read_status
+from lmm_forget.distributed.heartbeat import read_status
 from lmm_forget.models.family import IGNORE
 from lmm_forget.models.weights import model_hashes
 from lmm_forget.store import Partial, Store

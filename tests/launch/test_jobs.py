@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.files import write_atomic
 from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.processes import Pool, _Child, child_environment, side_by_side, visible_gpus
-from lmm_forget.store.claims import Holder
 
 CONFIG = {
     "name": "x",
@@ -64,7 +64,7 @@ def test_one_command_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
     with Folders() as third:
         prepare([job(tmp_path / "a")], third.hold)
     (tmp_path / "a/.claim.json").write_text(
-        json.dumps({**asdict(replace(Holder.me(), start="1")), "nonce": "n"})
+        json.dumps({**asdict(replace(ProcessId.current(), start="1")), "nonce": "n"})
     )
     with Folders() as fourth:  # the command before was killed
         prepare([job(tmp_path / "a")], fourth.hold)
@@ -74,7 +74,7 @@ def test_a_command_on_another_machine_is_watched_before_its_folders_are_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its claims change as long as it lives; one that is silent is watched once, not once for every folder."""
-    elsewhere = {**asdict(replace(Holder.me(), host="login1", boot="x", pid=7)), "nonce": "n"}
+    elsewhere = {**asdict(replace(ProcessId.current(), host="login1", boot="x", pid=7)), "nonce": "n"}
     jobs = [job(tmp_path / name) for name in ("a", "b")]
 
     def claim(beat: int) -> None:
@@ -137,17 +137,19 @@ def test_finished_jobs_are_set_apart_and_fields_of_where_and_how_fast_may_change
         prepare([faster])
 
 
-def _status(folder: Path, holder: Holder, beat: int = 1) -> None:
+def _status(folder: Path, holder: ProcessId, beat: int = 1) -> None:
     content = {"state": "running", "beat": beat, **asdict(holder), "updated": "1970-01-01T00:00:00+00:00"}
     (folder / "status.json").write_text(json.dumps(content))
 
 
 def test_a_job_runs_as_long_as_its_process_lives_whatever_the_clock_says(tmp_path: Path) -> None:
     prepare([job(tmp_path / "a")])
-    _status(tmp_path / "a", Holder.me())
+    _status(tmp_path / "a", ProcessId.current())
     with pytest.raises(LaunchError, match=f"a is running already .process {os.getpid()} on"):
         prepare([job(tmp_path / "a")])
-    _status(tmp_path / "a", replace(Holder.me(), start="1"))  # its number was given to another process
+    _status(
+        tmp_path / "a", replace(ProcessId.current(), start="1")
+    )  # its number was given to another process
     prepare([job(tmp_path / "a")])
 
 
@@ -155,7 +157,7 @@ def test_a_job_on_another_machine_runs_as_long_as_its_heart_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lmm_forget.launch.jobs.STALE", 1.0)
-    distant = replace(Holder.me(), host="elsewhere")
+    distant = replace(ProcessId.current(), host="elsewhere")
     prepare([job(tmp_path / "a")])
     _status(tmp_path / "a", distant)
     beating = threading.Timer(0.2, _status, (tmp_path / "a", distant, 2))

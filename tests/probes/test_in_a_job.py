@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lmm_forget import experiment, why
+from lmm_forget.cli import why
 from lmm_forget.config import compose, resolve
 from lmm_forget.errors import ConfigError
+from lmm_forget.experiment import pipeline
 from lmm_forget.progress import NullProgress
 from lmm_forget.store import Store, care
 
@@ -37,7 +38,7 @@ def configure(store: Path, *overrides: str) -> dict[str, Any]:
 
 def carry_out(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
-    results = experiment.run(copy.deepcopy(config), folder, NullProgress())
+    results = pipeline.run(copy.deepcopy(config), folder, NullProgress())
     (folder / "results.json").write_text(json.dumps(results, allow_nan=False))
     return results
 

@@ -1,4 +1,4 @@
-"""python -m lmm_forget.compare on folders as jobs leave them."""
+"""lmm-forget compare on folders as jobs leave them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmm_forget.compare import main
+from lmm_forget.cli.compare import main
 from lmm_forget.errors import ConfigError
 from lmm_forget.metrics import mcnemar
 from lmm_forget.report.conditions import Condition

@@ -1,6 +1,6 @@
 """The W&B view as code. After a change on purpose, write the golden file anew:
 
-python -m lmm_forget.dashboard entity=team format=json > tests/report/golden/dashboard.json
+lmm-forget dashboard entity=team format=json > tests/report/golden/dashboard.json
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmm_forget import dashboard
+from lmm_forget.cli import dashboard
 from tests.tracking.server import KEY, Server
 
 GOLDEN = Path(__file__).parent / "golden" / "dashboard.json"

@@ -1,4 +1,4 @@
-"""python -m lmm_forget.report."""
+"""lmm-forget report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.report.__main__ import main
+from lmm_forget.cli.report import main
 
 
 def test_command_prints_the_table_or_json(
@@ -42,6 +42,6 @@ def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.Ca
 
 def test_help() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lmm_forget.report", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "lmm_forget", "report", "--help"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("usage: python -m lmm_forget.report") and done.stderr == ""
+    assert done.stdout.startswith("usage: lmm-forget report") and done.stderr == ""

@@ -221,7 +221,7 @@ def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
 def test_one_record_that_lacks_something_does_not_take_the_page_down(
     spoil: Any, words: str, make: Make, put: Put, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lmm_forget.report.__main__ import main
+    from lmm_forget.cli.report import main
 
     broken = make("llm")
     root = put("broken", results=broken)

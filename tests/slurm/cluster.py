@@ -50,7 +50,7 @@ class Cluster:
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", f"lmm_forget.{module}", *arguments],
+            [sys.executable, "-m", "lmm_forget", module, *arguments],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,

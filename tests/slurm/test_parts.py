@@ -15,7 +15,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from lmm_forget import status
+from lmm_forget.cli import status
 from lmm_forget.config import conf_dir
 from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.launch.jobs import Job
@@ -124,8 +124,8 @@ def test_a_rank_whose_peer_ended_has_nothing_to_say(sweep: Path, monkeypatch: py
         (one.folder / "rank-1.json").write_text(json.dumps({"state": "failed", "error": "Connection closed"}))
         return 1
 
-    monkeypatch.setattr("lmm_forget.job.main", lost)
-    monkeypatch.setattr("lmm_forget.stopping.asked", lambda: True)
+    monkeypatch.setattr("lmm_forget.experiment.job.main", lost)
+    monkeypatch.setattr("lmm_forget.distributed.stop_signals.asked", lambda: True)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:
         assert task._run(one.file, 1, sent) == 0

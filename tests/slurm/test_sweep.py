@@ -137,7 +137,7 @@ def test_submitted_without_waiting_watched_and_left_alone(cluster, tmp_path: Pat
     line = ["-m", *SLURM, "name=later", f"seed={PLAIN},{LONG}", "sweep.submit_only=true"]
     submitted = slurm.call("run", *line)
     assert submitted.returncode == 0, submitted.stderr
-    assert "python -m lmm_forget.status multirun/later" in submitted.stdout and "scancel" in submitted.stdout
+    assert "lmm-forget status multirun/later" in submitted.stdout and "scancel" in submitted.stdout
     long = tmp_path / "multirun" / "later" / f"seed={LONG}"
     slurm_id = wait_for(lambda: at_work(long), "a first step")
     wait_for(lambda: (long.parent / f"seed={PLAIN}" / "results.json").exists(), "the other job's end")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from lmm_forget.cli.store import main
 from lmm_forget.files import file_checksum, sealed, write_atomic
 from lmm_forget.models.weights import tensor_hash
 from lmm_forget.store import Kept, Partial, Said, Store
-from lmm_forget.store.__main__ import main
 from lmm_forget.store.looks import save_states
 
 DELTA = {"w": torch.arange(1000.0)}

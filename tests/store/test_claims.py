@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.store import Store
-from lmm_forget.store.claims import Claims, Holder
+from lmm_forget.store.claims import Claims
 
 
 def _hold(root: str, taken: multiprocessing.synchronize.Event) -> None:
@@ -33,7 +34,7 @@ def test_a_claim_keeps_others_out_until_its_holder_dies(tmp_path: Path) -> None:
         with store.claim("stage-k", wait=False) as held:
             assert not held
         assert store.claims.live("stage-k")
-        assert store.claims.holder("stage-k") == f"process {holder.pid} on {Holder.me().host}"
+        assert store.claims.holder("stage-k") == f"process {holder.pid} on {ProcessId.current().host}"
         with store.claim("stage-other", wait=False) as held:
             assert held
     finally:
@@ -46,7 +47,7 @@ def test_a_claim_keeps_others_out_until_its_holder_dies(tmp_path: Path) -> None:
     assert not list((tmp_path / "claims").iterdir())
 
 
-def _write(folder: Path, holder: Holder, beat: int = 0) -> Path:
+def _write(folder: Path, holder: ProcessId, beat: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "x.json"
     path.write_text(json.dumps({**asdict(holder), "nonce": "n", "beat": beat}))
@@ -68,7 +69,7 @@ def take(claims: Claims) -> bool:
 def test_a_dead_holder_of_this_machine_is_taken_over_at_once(
     tmp_path: Path, change: dict[str, object]
 ) -> None:
-    _write(tmp_path, replace(Holder.me(), **change))  # type: ignore[arg-type]
+    _write(tmp_path, replace(ProcessId.current(), **change))  # type: ignore[arg-type]
     assert take(Claims(tmp_path, silence=1000))
 
 
@@ -76,7 +77,7 @@ def test_a_dead_holder_of_this_machine_is_taken_over_at_once(
 def test_a_distant_holder_is_taken_over_only_after_watched_silence(
     tmp_path: Path, change: dict[str, str]
 ) -> None:
-    distant = replace(Holder.me(), **change)  # type: ignore[arg-type]
+    distant = replace(ProcessId.current(), **change)  # type: ignore[arg-type]
     claims = Claims(tmp_path, silence=0.3)
     path = _write(tmp_path, distant)
     os.utime(path, (1, 1))  # however old the file looks
@@ -91,7 +92,7 @@ def test_a_distant_holder_is_taken_over_only_after_watched_silence(
 
 
 def test_a_live_holder_is_waited_for(tmp_path: Path) -> None:
-    _write(tmp_path, Holder.me())
+    _write(tmp_path, ProcessId.current())
     claims = Claims(tmp_path, silence=0.0)
     assert not take(claims)
     time.sleep(0.1)
@@ -120,7 +121,7 @@ def test_held_claims_show_signs_of_life(tmp_path: Path) -> None:
 
 def test_a_holder_whose_claim_was_taken_over_does_not_drop_the_new_one(tmp_path: Path) -> None:
     with Claims(tmp_path).claim("x"):
-        path = _write(tmp_path, replace(Holder.me(), host="elsewhere"))
+        path = _write(tmp_path, replace(ProcessId.current(), host="elsewhere"))
     assert path.exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from lmm_forget.data.__main__ import main
+from lmm_forget.cli.data import main
 from lmm_forget.data.report import answer_format, look
 from tests.tasks import published
 from tests.tasks.published import png

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from lmm_forget import experiment
 from lmm_forget.config import compose, resolve
 from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.experiment import pipeline
 from lmm_forget.progress import NullProgress
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
@@ -232,7 +232,7 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
 
     def run(*more: str) -> dict[str, Any]:
         config = resolve(compose([*overrides, *more], str(tmp_path / "conf")))
-        return experiment.run(config, tmp_path, NullProgress())
+        return pipeline.run(config, tmp_path, NullProgress())
 
     with pytest.raises(
         DataError, match=r"1 of 12 samples cannot be used \(first: 1: image \S*gone.png is missing\)"

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from lmm_forget.config import compose, resolve
-from lmm_forget.ground import lay_ground
+from lmm_forget.experiment.context import lay_ground
 from lmm_forget.progress import NullProgress
 from lmm_forget.tasks.base import SPLITS, Task
 from lmm_forget.tasks.clusters import assign

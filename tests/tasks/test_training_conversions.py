@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, Features, List, Value
 
-from lmm_forget.data.__main__ import main
+from lmm_forget.cli.data import main
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.base import Task
 from tests.tasks import published
@@ -214,7 +214,7 @@ def test_pixmo_count_is_downloaded_verified_and_resumed(
     report = json.loads((out / "report.json").read_text())
     (out / "report.json").write_text(json.dumps({**report, "complete": False}))
     with pytest.raises(
-        DataError, match=r"half downloaded \(6 of 9 images\); `python -m lmm_forget.data prepare task=pix"
+        DataError, match=r"half downloaded \(6 of 9 images\); `lmm-forget data prepare task=pix"
     ):
         made("pixmocount", train_path=str(out)).check("train")
     with pytest.raises(DataError, match=r"was not prepared; .*prepare"):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from lmm_forget.distributed.process_group import ALONE, VARIABLES, Place
 from lmm_forget.errors import LaunchError
-from lmm_forget.ranks import ALONE, VARIABLES, Place
 from lmm_forget.training.batches import smaller
 from tests.models.tiny import FAMILIES
 from tests.training.world import GLOBAL_BATCH, RECIPES

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from lmm_forget import stopping
+from lmm_forget.distributed import stop_signals
+from lmm_forget.distributed.stop_signals import Interrupted
 from lmm_forget.errors import StoreError
 from lmm_forget.models.weights import model_hashes
-from lmm_forget.stopping import Interrupted
 from lmm_forget.store import Partial, Store
 from lmm_forget.training import resume as states
 from lmm_forget.training.resume import Resume
@@ -144,8 +144,8 @@ class asking_after:
         self.step, self.number = step, number
 
     def __enter__(self) -> None:
-        self.before = {n: signal.getsignal(n) for n in stopping.SIGNALS}
-        stopping.listen()
+        self.before = {n: signal.getsignal(n) for n in stop_signals.SIGNALS}
+        stop_signals.listen()
         from lmm_forget.recipes.plain import Plain
 
         self.loss, calls = Plain.loss, 0
@@ -165,14 +165,14 @@ class asking_after:
         Plain.loss = self.loss  # type: ignore[method-assign]
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        stopping._asked.clear()
-        stopping._listening = False
+        stop_signals._asked.clear()
+        stop_signals._listening = False
 
 
 @pytest.fixture(autouse=True)
 def no_sudden_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The timer that ends a process which does not stop must not end the tests."""
-    monkeypatch.setattr(stopping, "_limit", 10**6)
+    monkeypatch.setattr(stop_signals, "_limit", 10**6)
     yield
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from lmm_forget import stopping
+from lmm_forget.distributed import stop_signals
+from lmm_forget.distributed.process_group import ALONE, Place, Ranks, join
 from lmm_forget.evaluation.shared import Exam, examine
 from lmm_forget.models.weights import model_hashes
 from lmm_forget.progress import NullProgress
-from lmm_forget.ranks import ALONE, Place, Ranks, join
 from lmm_forget.recipes.method import build_method, parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import load_recipe
@@ -155,7 +155,7 @@ class Asked(Plain):
     def loss(self, lmm: Any, batch: Any, labels: Any) -> Any:
         self.calls += 1
         if self.here and self.calls == 3:
-            stopping._asked.set()
+            stop_signals._asked.set()
         return super().loss(lmm, batch, labels)
 
 
@@ -172,9 +172,9 @@ def resumed(seen: Seen, ranks: Ranks, strategy: str, folder: Path) -> dict[str, 
     stopped = False
     try:
         stage(resume=resume, method=Asked(ranks.rank == 1))
-    except stopping.Interrupted:
+    except stop_signals.Interrupted:
         stopped = True
-    stopping._asked.clear()
+    stop_signals._asked.clear()
     found, whole = stage(resume=resume), stage()
     return {
         "stopped": stopped,

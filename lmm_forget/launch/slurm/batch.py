@@ -20,9 +20,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lmm_forget.command import complain
-from lmm_forget.errors import LmmForgetError
-from lmm_forget.heartbeat import close_status, correct_status, read_status
+from lmm_forget.distributed.heartbeat import close_status, correct_status, read_status
+from lmm_forget.errors import LmmForgetError, print_error
 from lmm_forget.launch.slurm import queue
 from lmm_forget.launch.slurm.task import STOPPED, own_id
 from lmm_forget.launch.slurm.ticket import Submission
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.chdir(submission.cwd)
         return end(submission, int(given[2]), os.environ)
     except (LmmForgetError, OSError) as error:
-        complain(error)
+        print_error(error)
         return int(given[2]) or 2
 
 

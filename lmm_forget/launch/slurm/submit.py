@@ -2,8 +2,8 @@
 
 submitit's own entry point is not used. It runs a pickled function under signal handlers of its own, which leave the
 process inside the handler and put the job back with the pickled arguments; a job here is a job.yaml that anybody can
-read, its own handlers stop it at a step boundary (lmm_forget.stopping), and it goes on from the store. So the batch
-script runs `python -m lmm_forget.launch.slurm.task`, and no pickle is written.
+read, its own handlers stop it at a step boundary (lmm_forget.distributed.stop_signals), and it goes on from the
+store. So the batch script runs `python -m lmm_forget.launch.slurm.task`, and no pickle is written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from lmm_forget.config.naming import differences
 from lmm_forget.errors import ConfigError, LaunchError
-from lmm_forget.job import read_config, world_size
+from lmm_forget.experiment.job import read_config, world_size
 from lmm_forget.launch.jobs import Job
 from lmm_forget.launch.processes import DISTRIBUTED
 from lmm_forget.launch.slurm import queue

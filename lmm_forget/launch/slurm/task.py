@@ -15,9 +15,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lmm_forget.command import complain
-from lmm_forget.errors import LaunchError, LmmForgetError
-from lmm_forget.heartbeat import correct_status, rank_failure
+from lmm_forget.distributed.heartbeat import correct_status, rank_failure
+from lmm_forget.errors import LaunchError, LmmForgetError, print_error
 from lmm_forget.launch.processes import DISTRIBUTED, DISTRIBUTED_PREFIXES
 from lmm_forget.launch.slurm.ticket import Submission, Ticket
 
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         worker = worker_variables(os.environ)
         told = _nothing_to_do(job.parent, submission, slurm_id, first=rank == 0)
     except (LmmForgetError, OSError) as error:
-        complain(error)
+        print_error(error)
         return 2
     if told is not None:
         print(told, flush=True)
@@ -123,14 +122,14 @@ def _print_to(path: Path) -> None:
 
 
 def _run(job: Path, rank: int, submission: Submission) -> int:
-    from lmm_forget import stopping
-    from lmm_forget.job import main as work
+    from lmm_forget.distributed import stop_signals
+    from lmm_forget.experiment.job import main as work
 
-    stopping.give(max(1.0, submission.signal - MARGIN))
+    stop_signals.give(max(1.0, submission.signal - MARGIN))
     code = work([str(job)])
-    for number in stopping.SIGNALS:  # whatever comes now is too late, and would make a failure of the end
+    for number in stop_signals.SIGNALS:  # whatever comes now is too late, and would make a failure of the end
         signal.signal(number, signal.SIG_IGN)
-    if code == 1 and stopping.asked():
+    if code == 1 and stop_signals.asked():
         # Another rank stopped, or failed, while this one waited for it inside a collective call: what that one has
         # to say counts.
         if rank:
@@ -140,7 +139,7 @@ def _run(job: Path, rank: int, submission: Submission) -> int:
         code = STOPPED
     if code != STOPPED:
         return code
-    return 0 if rank else 128 + (stopping.asked_by() or signal.SIGTERM)
+    return 0 if rank else 128 + (stop_signals.asked_by() or signal.SIGTERM)
 
 
 if __name__ == "__main__":

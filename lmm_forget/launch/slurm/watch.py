@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from lmm_forget.distributed.heartbeat import close_status, read_status
 from lmm_forget.errors import ConfigError, LaunchError
-from lmm_forget.heartbeat import close_status, read_status
 from lmm_forget.launch.jobs import Folders, Job, prepare
 from lmm_forget.launch.live import View
 from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only, wants_submitting_only
@@ -199,10 +199,10 @@ def _say_where(sweep: Path, ids: Mapping[str, str]) -> None:
     """How to look at jobs that go on by themselves, and how to end them."""
     if ids:
         print(f"{_many(len(ids))} in Slurm's queue, and {'go' if len(ids) > 1 else 'goes'} on by itself")
-        print(f"  watch:  python -m lmm_forget.status {sweep}")
+        print(f"  watch:  lmm-forget status {sweep}")
         print(f"  cancel: scancel {_bases(ids)}", flush=True)
     else:
-        print(f"nothing is in Slurm's queue; python -m lmm_forget.status {sweep} shows every job", flush=True)
+        print(f"nothing is in Slurm's queue; lmm-forget status {sweep} shows every job", flush=True)
 
 
 def _bases(ids: Mapping[str, str]) -> str:

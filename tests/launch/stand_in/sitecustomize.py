@@ -108,7 +108,10 @@ ASKED = []
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
-        names = ["lmm_forget.experiment", *(["torch"] if os.environ.get("STAND_IN_TORCH") != "real" else [])]
+        names = [
+            "lmm_forget.experiment.pipeline",
+            *(["torch"] if os.environ.get("STAND_IN_TORCH") != "real" else []),
+        ]
         return importlib.machinery.ModuleSpec(name, self) if name in names else None
 
     def exec_module(self, module):
@@ -120,7 +123,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 # A job's process, or the front door as one of several ranks; elsewhere everything stays what it is.
-if "lmm_forget.job" in sys.orig_argv or (
+if "lmm_forget.experiment.job" in sys.orig_argv or (
     "lmm_forget.run" in sys.orig_argv and os.environ.get("WORLD_SIZE", "1") != "1"
 ):
     sys.meta_path.insert(0, _Finder())

@@ -17,7 +17,7 @@ STEPS = 20
 
 
 def run(config, job_dir, progress, ranks):
-    from lmm_forget import stopping
+    from lmm_forget.distributed import stop_signals
 
     folder, seed = Path(job_dir), config["seed"]
     place = {
@@ -34,7 +34,7 @@ def run(config, job_dir, progress, ranks):
     again = len((folder / f"starts{ranks.rank}.txt").read_text().split()) > 1
     done = int(state.read_text()) if state.exists() and ranks.first else 0
     progress.phase("stage 1 of 1: teach", STEPS, "step")
-    with stopping.at_safe_points():
+    with stop_signals.at_safe_points():
         while done < STEPS:
             # The first start of a long job never ends by itself, and one that waits for a rank that failed neither.
             slow = seed == CRASH or (seed in (LONG, LONGER) and not again)
@@ -43,7 +43,7 @@ def run(config, job_dir, progress, ranks):
             if ranks.first:
                 state.write_text(str(done))
             progress.advance(1)
-            stopping.safe_point()
+            stop_signals.safe_point()
     if not ranks.first:
         return None
     meet(folder, ranks)
@@ -96,7 +96,7 @@ def nothing(*arguments, **more):
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
-        known = ("lmm_forget.experiment", "torch", "torch.distributed")
+        known = ("lmm_forget.experiment.pipeline", "torch", "torch.distributed")
         return (
             importlib.machinery.ModuleSpec(name, self, is_package=name == "torch") if name in known else None
         )
@@ -111,5 +111,5 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.run = run
 
 
-if {"lmm_forget.job", "lmm_forget.launch.slurm.task"} & set(sys.orig_argv):  # a job's own process
+if {"lmm_forget.experiment.job", "lmm_forget.launch.slurm.task"} & set(sys.orig_argv):  # a job's own process
     sys.meta_path.insert(0, Finder())

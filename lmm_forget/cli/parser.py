@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lmm_forget.errors import ConfigError, LmmForgetError
+from lmm_forget.errors import ConfigError, LmmForgetError, format_os_error, print_error
 
 Act = Callable[[list[str]], int | None]
 TAKE_A_VALUE = (
@@ -48,13 +48,13 @@ def run_command(act: Act, arguments: Sequence[str] | None, help_text: str | None
         sys.stdout.flush()  # a reader that has left shows here, not while Python ends
         return code
     except LmmForgetError as error:
-        complain(error)
+        print_error(error)
         return error.exit_code
     except BrokenPipeError:
         reader_left()
         return 0
     except OSError as error:  # a folder that cannot be read or written, a full disk
-        complain(_stdout_failed(error) or told(error))
+        print_error(_stdout_failed(error) or format_os_error(error))
         return 2
     except KeyboardInterrupt:
         print("lmm-forget: stopped", file=sys.stderr, flush=True)
@@ -113,12 +113,6 @@ def options_first(
     return [*options, *others]
 
 
-def told(error: OSError) -> str:
-    """`multirun/x: Permission denied`."""
-    name = error.filename2 or error.filename
-    return f"{name}: {error.strerror}" if name and error.strerror else str(error)
-
-
 def _stdout_failed(error: OSError) -> str | None:
     """The line for an error that names no file, where it was standard output that could not be written."""
     if error.filename is not None or error.errno is None:
@@ -131,12 +125,6 @@ def _stdout_failed(error: OSError) -> str | None:
         reader_left()  # or Python tries once more while it ends
         return f"standard output: {error.strerror or error}"
     return None
-
-
-def complain(error: BaseException | str, who: str = "error") -> None:
-    """Print an error as the one line on stderr that scripts and people look for; endless words are cut."""
-    words = (word if len(word) <= 300 else f"{word[:200]}…{word[-60:]}" for word in str(error).split())
-    print(f"lmm-forget: {who}: {' '.join(words)}", file=sys.stderr, flush=True)
 
 
 def reader_left() -> None:

@@ -1,4 +1,4 @@
-"""`python -m lmm_forget.status multirun/<name>`: every job of a sweep, now, from its files and Slurm's queue.
+"""`lmm-forget status multirun/<name>`: every job of a sweep, now, from its files and Slurm's queue.
 
 It changes nothing, needs no model library, and works while jobs run and long after, wherever the folder can be seen.
 """
@@ -6,7 +6,6 @@ It changes nothing, needs no model library, and works while jobs run and long af
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,19 +16,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lmm_forget.command import one_folder, run_command, take_format
+from lmm_forget.cli.parser import one_folder, run_command, take_format
+from lmm_forget.distributed.heartbeat import read_status
+from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.errors import LmmForgetError
-from lmm_forget.heartbeat import read_status
-from lmm_forget.job import read_config
+from lmm_forget.experiment.job import read_config
 from lmm_forget.launch.jobs import Job
 from lmm_forget.launch.live import time_left
 from lmm_forget.launch.planning import SweepPlan
 from lmm_forget.launch.slurm import queue
 from lmm_forget.launch.slurm.ticket import Ticket
 from lmm_forget.report.load import job_folders
-from lmm_forget.store.claims import Holder
 
-HELP = """usage: python -m lmm_forget.status FOLDER [format=table|json]
+HELP = """usage: lmm-forget status FOLDER [format=table|json]
 
 Shows every job of multirun/<name> (or the one job multirun/<name>/<job>): its state, what it is doing, how fast and
 how long still, how many of its stages are done, its Slurm job and why that waits, where its log is, and the last error.
@@ -153,8 +152,8 @@ def _unreadable(path: Path) -> str | None:
 
 
 def _alive(status: Mapping[str, Any]) -> bool:
-    holder = Holder.read(status)
-    alive = holder.alive() if holder is not None else None
+    holder = ProcessId.parse(status)
+    alive = holder.is_alive() if holder is not None else None
     if alive is not None:
         return alive
     try:
@@ -219,7 +218,3 @@ def _pace(job: Mapping[str, Any]) -> str:
     if not speed:
         return ""
     return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmm_forget.distributed.process_group import ALONE, Ranks
+from lmm_forget.distributed.stop_signals import at_safe_points, safe_point
 from lmm_forget.errors import StoreError
 from lmm_forget.evaluation.answers import Answer
 from lmm_forget.evaluation.ask import batch_size
@@ -17,9 +19,7 @@ from lmm_forget.evaluation.shared import Exam, examine
 from lmm_forget.files import write_atomic
 from lmm_forget.metrics.summary import results_scores
 from lmm_forget.progress import NullProgress, Progress
-from lmm_forget.ranks import ALONE, Ranks
 from lmm_forget.recipes.method import Method, delta_of, parameter_dtypes
-from lmm_forget.stopping import at_safe_points, safe_point
 from lmm_forget.store import Partial, Store, answering_key, path_keys, stage_key
 from lmm_forget.store.care import REFERENCES
 from lmm_forget.store.code import user_code

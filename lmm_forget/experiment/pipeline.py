@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.ground import lay_ground, settle_micro_batch
-from lmm_forget.measured import measured_base, measured_stage
+from lmm_forget.distributed.process_group import ALONE, Ranks
+from lmm_forget.experiment.context import lay_ground, settle_micro_batch
+from lmm_forget.experiment.results import assemble, write_tables
+from lmm_forget.experiment.stage import ask_all, look, run_stage
+from lmm_forget.experiment.stage_metrics import measured_base, measured_stage
 from lmm_forget.progress import Progress
-from lmm_forget.ranks import ALONE, Ranks
-from lmm_forget.results import assemble, write_tables
-from lmm_forget.stage import ask_all, look, run_stage
 from lmm_forget.tracking.tracker import Null, Tracker
 
 MOST_REPAIRS = 100

@@ -1,4 +1,4 @@
-"""`python -m lmm_forget.compare A B`: what changed between two jobs, two stages, or a job and its base.
+"""`lmm-forget compare A B`: what changed between two jobs, two stages, or a job and its base.
 
 A and B are folders of finished jobs, `multirun/demo/sa_proj`, with `@2` for the model after its second stage, `@base`
 for the model before any, and nothing (or `@last`) for the end. One folder alone is compared with its own base. Two
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from lmm_forget.command import Parser, run_command, take_format
+from lmm_forget.cli.parser import Parser, run_command, take_format
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.report.conditions import Condition
 from lmm_forget.report.load import is_job
@@ -26,10 +25,10 @@ from lmm_forget.report.places import Place, place, split_stage
 
 EXAMPLES = """\
 examples:
-  python -m lmm_forget.compare multirun/demo/llm multirun/demo/sa_proj
-  python -m lmm_forget.compare multirun/demo/sa_proj@2 multirun/demo/sa_proj@5 format=json
-  python -m lmm_forget.compare multirun/demo/sa_proj --fail-if "heldout < -1.0"
-  python -m lmm_forget.compare multirun/night1 multirun/night2 --fail-if "heldout.high < 0" --fail-if "worst < -5"
+  lmm-forget compare multirun/demo/llm multirun/demo/sa_proj
+  lmm-forget compare multirun/demo/sa_proj@2 multirun/demo/sa_proj@5 format=json
+  lmm-forget compare multirun/demo/sa_proj --fail-if "heldout < -1.0"
+  lmm-forget compare multirun/night1 multirun/night2 --fail-if "heldout.high < 0" --fail-if "worst < -5"
 
 A condition is NAME[.FIELD] < NUMBER (also <=, >, >=). NAME: heldout or targets (means), worst (the held-out benchmark
 that fell most), or a task. FIELD: value (the default), low, high, p_value, p_holm (tasks), lost, gained, resolvable.
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(arguments: Sequence[str]) -> int:
     parser = Parser(
-        prog="python -m lmm_forget.compare",
+        prog="lmm-forget compare",
         description=(__doc__ or "").split("\n", 1)[1].strip(),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,7 +83,7 @@ def pairs_of(words: Sequence[str]) -> tuple[list[tuple[Place, Place]], list[str]
     """
     if len(words) not in (1, 2):
         raise ConfigError(
-            f"found {len(words)} folders, expected one or two: python -m lmm_forget.compare A B (see --help)"
+            f"found {len(words)} folders, expected one or two: lmm-forget compare A B (see --help)"
         )
     named = [split_stage(word) for word in words]
     if len(named) == 1:
@@ -142,7 +141,3 @@ def _json(words: Sequence[str], found: Sequence[dict[str, Any]], notes: Sequence
     if len(found) == 1 and not notes:
         return found[0]
     return {"schema": SCHEMA, "sweeps": list(words), "comparisons": list(found), "notes": list(notes)}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,9 @@
 """One job from its resolved job.yaml: run it, say how it goes in status.json, leave results.json.
 
-    python -m lmm_forget.job multirun/demo/sa_proj/job.yaml
+    lmm-forget job multirun/demo/sa_proj/job.yaml
 
-A job on several devices starts one worker for each (lmm_forget.workers), and every worker runs this file again; where
-Slurm or torchrun started the workers (see lmm_forget.ranks), it is one of them at once. Rank 0 alone writes.
+A job on several devices starts one worker for each (lmm_forget.distributed.workers), and every worker runs this file
+again. Where Slurm or torchrun started the workers, this process is one of them at once. Rank 0 alone writes.
 
 Exit codes: 0 done, 2 a mistake in what was asked for (one line on stderr), 1 any other failure (traceback on stderr),
 143 stopped by SIGTERM or SIGUSR2. In every case status.json says the same, and the same command goes on where it ended.
@@ -22,13 +22,12 @@ from typing import Any
 
 import yaml
 
-from lmm_forget.command import complain, told
-from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError
+from lmm_forget.distributed.heartbeat import Bystander, StatusFile, correct_status
+from lmm_forget.distributed.process_group import Place
+from lmm_forget.distributed.stop_signals import Interrupted, listen
+from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError, format_os_error, print_error
 from lmm_forget.files import write_atomic
-from lmm_forget.heartbeat import Bystander, StatusFile, correct_status
 from lmm_forget.progress import Progress
-from lmm_forget.ranks import Place
-from lmm_forget.stopping import Interrupted, listen
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """What the operating system says of a disk or a folder that takes no (more) files: nobody's programming mistake."""
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(path: Path, config: dict[str, Any]) -> int:
     """Run a job, or be one of its workers; `config` is what job.yaml at `path` holds. Returns the exit code."""
-    from lmm_forget.workers import follow_agent, run_workers
+    from lmm_forget.distributed.workers import follow_agent, run_workers
 
     follow_agent(os.environ)
     os.environ.update(thread_environment(config["hardware"]["threads"]))
@@ -153,7 +152,7 @@ def _report_work(
                 line = (
                     "out of memory outside of a step's forward and backward pass: what is trained does not fit this "
                     f"device with its optimizer state ({_first_line(error)}); use hardware=fsdp with more devices, or "
-                    "a recipe that moves less (python -m lmm_forget.plan)"
+                    "a recipe that moves less (lmm-forget plan)"
                 )
                 status.end("failed", line)
                 return _complain(LmmForgetError(line))
@@ -170,7 +169,7 @@ def _report_work(
 
 def _cannot_write(error: OSError, folder: Path) -> str:
     """The line for a disk that takes no more."""
-    line = told(error) if error.filename else f"{folder}: {error.strerror or error}"
+    line = format_os_error(error) if error.filename else f"{folder}: {error.strerror or error}"
     return f"{line}; nothing finished is lost: make room and give the same command again"
 
 
@@ -180,8 +179,8 @@ def _run(
     """Import the heavy floors below, fix what decides the last bits, and do the work; None on ranks but the first."""
     import torch
 
-    from lmm_forget import experiment
-    from lmm_forget.ranks import join
+    from lmm_forget.distributed.process_group import join
+    from lmm_forget.experiment import pipeline
     from lmm_forget.store.keys import digest
 
     _refuse_without_gpu(config["hardware"], place)
@@ -189,7 +188,7 @@ def _run(
     torch.use_deterministic_algorithms(True, warn_only=True)  # some operations have no deterministic form
     ranks = join(place, config["hardware"]["accelerator"])
     ranks.same(digest(config), "configuration")
-    results = experiment.run(config, folder, status, ranks)
+    results = pipeline.run(config, folder, status, ranks)
     ranks.leave()
     return results
 
@@ -212,7 +211,7 @@ def _refuse_without_gpu(hardware: Mapping[str, Any], place: Place | None) -> Non
 
 
 def _complain(error: LmmForgetError, place: Place | None = None) -> int:
-    complain(error, f"rank {place.rank}" if place and place.rank else "error")
+    print_error(error, f"rank {place.rank}" if place and place.rank else "error")
     return 2
 
 

@@ -1,15 +1,14 @@
-"""`python -m lmm_forget.plan`: which tensors a recipe would move in a model, without weights and without a network."""
+"""`lmm-forget plan`: which tensors a recipe would move in a model, without weights and without a network."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.command import Parser, run_command, take_format
+from lmm_forget.cli.parser import Parser, run_command, take_format
 from lmm_forget.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  python -m lmm_forget.plan model=llava_onevision_7b recipe=sa_proj
-  python -m lmm_forget.plan model=qwen2_5_vl_3b recipe=mlp_gateup recipe.layers=upper_half
-  python -m lmm_forget.plan model=llava_next_8b recipe=llm recipe.layers=14:28 format=json
+  lmm-forget plan model=llava_onevision_7b recipe=sa_proj
+  lmm-forget plan model=qwen2_5_vl_3b recipe=mlp_gateup recipe.layers=upper_half
+  lmm-forget plan model=llava_next_8b recipe=llm recipe.layers=14:28 format=json
 """
 
 
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(arguments: Sequence[str]) -> None:
     parser = Parser(
-        prog="python -m lmm_forget.plan",
+        prog="lmm-forget plan",
         description="Show which tensors a recipe moves in a model, a stage's delta, and what training needs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -174,7 +173,3 @@ def _size(count: int) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f} M"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

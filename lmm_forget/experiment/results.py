@@ -19,8 +19,8 @@ from lmm_forget.probes.records import add_probes, write_probes
 from lmm_forget.store.keys import NOT_WEIGHTS, digest, task_view
 
 if TYPE_CHECKING:
+    from lmm_forget.experiment.stage import Ground, Taught
     from lmm_forget.probes.prober import Look
-    from lmm_forget.stage import Ground, Taught
 
 SCHEMA = 1
 LIBRARIES = (

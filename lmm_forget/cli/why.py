@@ -1,4 +1,4 @@
-"""`python -m lmm_forget.why FOLDER`: how output shift and forgetting go together, and which questions turned wrong."""
+"""`lmm-forget why FOLDER`: how output shift and forgetting go together, and which questions turned wrong."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.command import one_folder, run_command, take_format, take_options
+from lmm_forget.cli.parser import one_folder, run_command, take_format, take_options
 from lmm_forget.errors import ConfigError, DataError, LmmForgetError
 from lmm_forget.files import write_atomic
 
-HELP = """usage: python -m lmm_forget.why FOLDER [format=table|json] [examples=12]
+HELP = """usage: lmm-forget why FOLDER [format=table|json] [examples=12]
 
 Reads multirun/<name> (or one job of it) whose jobs ran with a probe, e.g. probe=both, and writes there
   why.md             which of three statements about forgetting hold here, and the tables they rest on
@@ -271,7 +271,3 @@ def _show(
     wrong = "held-out questions that turned wrong, and formats said instead"
     table(wrong, ("job", "after", "wrong", *KINDS), turned_rows(turned))
     console.print(escape("\n".join(verdicts(found, said)).replace("**", "").removeprefix("## ")))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmm_forget.distributed.heartbeat import close_status, correct_status, rank_failure, read_status
+from lmm_forget.distributed.stop_signals import STOP_LIMIT, Interrupted, end_with
 from lmm_forget.errors import LaunchError
-from lmm_forget.heartbeat import close_status, correct_status, rank_failure, read_status
-from lmm_forget.stopping import STOP_LIMIT, Interrupted, end_with
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -97,7 +97,9 @@ def _launch(path: Path, devices: int) -> list[End] | None:
         )  # or it looks the host's name up, which may lead nowhere
     try:
         with _quiet():
-            elastic_launch(_launch_config(devices), sys.executable)("-m", "lmm_forget.job", str(path))
+            elastic_launch(_launch_config(devices), sys.executable)(
+                "-m", "lmm_forget.experiment.job", str(path)
+            )
     except ChildFailedError as error:
         return [End(rank, one.exitcode, one.timestamp) for rank, one in error.failures.items()]
     except SignalException:

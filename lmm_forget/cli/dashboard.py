@@ -1,14 +1,13 @@
-"""`python -m lmm_forget.dashboard`: build the W&B view of a project and save it there."""
+"""`lmm-forget dashboard`: build the W&B view of a project and save it there."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from lmm_forget.command import Parser, run_command, take_format, take_options
+from lmm_forget.cli.parser import Parser, run_command, take_format, take_options
 from lmm_forget.config.naming import NAME
 from lmm_forget.errors import ConfigError, brief
 from lmm_forget.report.dashboard import Wanted, as_json, build, save
@@ -26,9 +25,9 @@ EXAMPLES = """\
   model=…, sequence=…, suite=… as for lmm_forget.run: which tasks there are panels for
 
 examples:
-  python -m lmm_forget.dashboard entity=my-team
-  python -m lmm_forget.dashboard entity=my-team project=forgetting sweep=demo title="Demo"
-  python -m lmm_forget.dashboard entity=my-team model=llava_onevision_7b format=json
+  lmm-forget dashboard entity=my-team
+  lmm-forget dashboard entity=my-team project=forgetting sweep=demo title="Demo"
+  lmm-forget dashboard entity=my-team model=llava_onevision_7b format=json
 """
 
 
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dashboard(arguments: Sequence[str]) -> None:
     parser = Parser(
-        prog="python -m lmm_forget.dashboard",
+        prog="lmm-forget dashboard",
         description="Build the saved W&B view of a project: figures of merit, stages, benchmarks, probes, runs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -128,7 +127,3 @@ def wanted(own: dict[str, str], overrides: Sequence[str], config_dir: str | None
         sweep=own.get("sweep") or None,
         **more,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmm_forget.results import Answers, score
-from lmm_forget.stage import Ground, Taught
+from lmm_forget.experiment.results import Answers, score
+from lmm_forget.experiment.stage import Ground, Taught
 from lmm_forget.tracking.tracker import Measured
 
 if TYPE_CHECKING:

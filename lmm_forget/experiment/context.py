@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmm_forget.distributed.process_group import ALONE, Ranks
 from lmm_forget.errors import brief
+from lmm_forget.experiment.stage import Ground
 from lmm_forget.progress import Progress
-from lmm_forget.ranks import ALONE, Ranks
-from lmm_forget.stage import Ground
 from lmm_forget.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ def lay_ground(
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
     from lmm_forget.evaluation.ask import subset
     from lmm_forget.evaluation.shared import Exam, require_compat
+    from lmm_forget.experiment.results import versions
     from lmm_forget.models.fingerprint import model_fingerprints
     from lmm_forget.models.loading import load
     from lmm_forget.models.weights import model_hashes
     from lmm_forget.recipes.method import build_method
     from lmm_forget.recipes.selection import make_plan, rules_from_config
-    from lmm_forget.results import versions
     from lmm_forget.store import Store
     from lmm_forget.store.inputs import InputReader
     from lmm_forget.tasks.loading import build_task

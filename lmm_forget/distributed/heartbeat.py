@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.files import write_atomic
 from lmm_forget.progress import NullProgress
-from lmm_forget.store.claims import Holder
 
 HEARTBEAT = 1.0
 """Seconds between two writes of status.json."""
@@ -65,7 +65,7 @@ class StatusFile:
             "info": {},
             "error": None,
             "beat": 0,
-            **asdict(Holder.me()),
+            **asdict(ProcessId.current()),
             "started": _now(),
         }
 

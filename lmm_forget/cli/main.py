@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import runpy
+import importlib
 import sys
 from collections.abc import Sequence
 
-from lmm_forget.command import run_command
+from lmm_forget.cli.parser import run_command
 from lmm_forget.errors import ConfigError
 
 COMMANDS = {
@@ -45,18 +45,19 @@ def _dispatch(given: list[str]) -> int:
         hint = f"; did you mean {near[0]}?" if near else ""
         shown = command if len(command) < 60 else f"{command[:60]}…"
         raise ConfigError(f"no command {shown!r}; there are: {', '.join(COMMANDS)}{hint}")
-    before = sys.argv
-    sys.argv = [f"lmm-forget {command}", *rest]
-    try:
-        runpy.run_module(f"lmm_forget.{command}", run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return end.code or 0
-        print(end.code, file=sys.stderr)
-        return 1
-    finally:
-        sys.argv = before
-    return 0
+    module = "experiment.job" if command == "job" else f"cli.{command}"
+    return int(importlib.import_module(f"lmm_forget.{module}").main(rest) or 0)
+
+
+def run_old_command(command: str) -> int:
+    """What `python -m lmm_forget.COMMAND` does: say the new name on stderr, then run it; returns its exit code."""
+    print(
+        f"lmm-forget: note: `python -m lmm_forget.{command}` is now `lmm-forget {command}` "
+        f"(or `python -m lmm_forget {command}`)",
+        file=sys.stderr,
+        flush=True,
+    )
+    return main([command, *sys.argv[1:]])
 
 
 def overview() -> str:
@@ -65,7 +66,3 @@ def overview() -> str:
     return "\n".join(
         ["usage: lmm-forget COMMAND [arguments]", "", *lines, "", "lmm-forget COMMAND --help says more."]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

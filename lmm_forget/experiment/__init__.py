@@ -1,0 +1,1 @@
+"""One job from its resolved configuration to its results: context, stages, records."""
