@@ -24,11 +24,11 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring import clock, closed_open, letters, mixed, numbers, text, vqa
-from lmm_forget.tasks.scoring.annotators import CONTRACTIONS, normalize_vqa
-from lmm_forget.tasks.scoring.compat import RULES
+from lmm_forget.tasks.scoring import choice_or_text, clock, letters, numbers, text_match, vqa, yes_no_or_open
+from lmm_forget.tasks.scoring.compat import COMPAT_RULES
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
+from lmm_forget.tasks.scoring.vqa_normalizer import CONTRACTIONS, normalize_vqa_answer
+from lmm_forget.tasks.task import Sample
 
 NAMES = ("lmms-eval", "lmms_eval")
 Doc = dict[str, Any]
@@ -307,18 +307,18 @@ CASES = (
          tuple({**face, "index": 0, "category": "c", "l2_category": "l"} for face in FACES), LETTERS,
          letters.OptionLetter()),
     Case("realworldqa", "tasks.realworldqa.utils", realworldqa, STREET,
-         LETTERS + SMALL + ("Left", "Yesterday", "Right now", "three", "3"), mixed.ChoiceOrText()),
+         LETTERS + SMALL + ("Left", "Yesterday", "Right now", "three", "3"), choice_or_text.ChoiceOrText()),
     Case("textvqa", "tasks.textvqa.utils", process("textvqa_process_results", "exact_match"), ASKED, PHRASES + WORDS,
          vqa.VQAAccuracy()),
     Case("chartqa", "tasks.chartqa.utils", process("chartqa_process_results", "relaxed_overall"),
          tuple({"answer": a, "type": "human_test"} for a in ("100", "5%", "0", "-100", "1,250", "Blue", "0.05")),
-         FIGURES + ("Blue",), text.RelaxedAccuracy()),
-    Case("docvqa", "api.metrics", anls, READ, PHRASES, text.ANLS()),
-    Case("infovqa", "api.metrics", anls, READ, PHRASES, text.ANLS()),
+         FIGURES + ("Blue",), text_match.RelaxedAccuracy()),
+    Case("docvqa", "api.metrics", anls, READ, PHRASES, text_match.ANLS()),
+    Case("infovqa", "api.metrics", anls, READ, PHRASES, text_match.ANLS()),
     Case("ocrbench", "tasks.ocrbench.utils", ocrbench,
          (*({"answer": [f], "dataset": "HME100k", "question_type": "q"} for f in FORMULAS),
           *({"answer": a, "dataset": "IIIT5K", "question_type": "q"} for a in (["CAFE", "café"], ["12"], ["ＡＢ１"]))),
-         PHRASES + FORMULAS + ("AB1", "ａｂ１", "2012", "cafe"), text.ContainsText()),
+         PHRASES + FORMULAS + ("AB1", "ａｂ１", "2012", "cafe"), text_match.ContainsText()),
     Case("cub200", "tasks.cub200.utils", process("cub200_process_results", "acc"),
          tuple({"answer": letter} for letter in "ABDIZ"), LETTERS, letters.OptionLetter()),
     Case("pixmocount", "tasks.pixmocount.utils", process("pixmocount_process_results", "pixmocount_accuracy"),
@@ -336,7 +336,7 @@ CASES = (
            tuple({"answer": a} for a in ("03:45", "01:00", "00:30", "03:00")), TIMES + WORDS,
            clock.ClockTime(tolerance_minutes=1)) for name in ("timeclock", "cococlock", "openimgclock")),
     *(Case(f"pathvqa_{name}", "tasks.pathvqa.utils", process("pathvqa_process_results", f"pathvqa_{name}"), MEDICAL,
-           WORDS + ("12", "liver inflammation"), closed_open.ClosedOpen(open=opened))
+           WORDS + ("12", "liver inflammation"), yes_no_or_open.ClosedOpen(open=opened))
       for name, opened in (("exact_match", "exact"), ("f1", "f1"), ("bleu1", "bleu1"), ("bleu2", "bleu2"),
                            ("bleu3", "bleu3"), ("binary_accuracy", "exact"))),
 )  # fmt: skip
@@ -360,7 +360,7 @@ def only_leaves(folder: Path) -> None:
 def compare(case: Case, family: str, count: int, chance: random.Random) -> tuple[list[str], int, int]:
     """Disagreements in words; answers the task function gives points; those the strict score treats otherwise."""
     module = importlib.import_module(f"lmms_eval.{case.module}")
-    public, rule = case.public(module), RULES[f"{family}.{case.name}"]
+    public, rule = case.public(module), COMPAT_RULES[f"{family}.{case.name}"]
     pairs = [(doc, case.sample(doc)) for doc in case.docs]
     references = tuple(reference for _, sample in pairs for reference in sample.answers)
     wrong, points, strict = [], 0, 0
@@ -371,7 +371,7 @@ def compare(case: Case, family: str, count: int, chance: random.Random) -> tuple
             if (theirs is None) != (ours is None) or abs((theirs or 0) - (ours or 0)) > 1e-12:
                 wrong.append(f"{answer!r} for {list(sample.answers)}: theirs {theirs}, ours {ours}")
             points += bool(theirs)
-            strict += theirs is not None and abs(case.strict.strict(answer, sample) - theirs) > 1e-12
+            strict += theirs is not None and abs(case.strict.score_strict(answer, sample) - theirs) > 1e-12
     return wrong, points, strict
 
 
@@ -393,9 +393,9 @@ def compare_normaliser(count: int, chance: random.Random) -> list[str]:
     )
     process = official()
     return [
-        f"{answer!r}: theirs {process(answer)!r}, ours {normalize_vqa(answer)!r}"
+        f"{answer!r}: theirs {process(answer)!r}, ours {normalize_vqa_answer(answer)!r}"
         for answer in different(chance, PHRASES, words, count)
-        if process(answer) != normalize_vqa(answer)
+        if process(answer) != normalize_vqa_answer(answer)
     ]
 
 
@@ -439,7 +439,7 @@ def main() -> int:
     for case in CASES:
         path = options.folder / "lmms_eval" / Path(*case.module.split(".")).with_suffix(".py")
         rule = f"{family}.{case.name}"
-        if not path.exists() or rule not in RULES:
+        if not path.exists() or rule not in COMPAT_RULES:
             continue
         chance = random.Random(f"{options.seed}/{case.module}/{case.name}")
         wrong, *counts = compare(case, family, options.answers, chance)

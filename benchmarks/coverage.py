@@ -4,7 +4,8 @@
 
 Two models answer several questions about each image. The second forgets 15 % of what the first can do, an image mostly
 as a whole or not at all, which is as skewed as such data get. Every draw makes new images; the interval of
-`metrics.compare_pair`, which is that of results.json, is taken with the image as its unit and as if every question
+`metrics.compare_task_scores`, which is that of results.json, is taken with the image as its unit and as if every
+question
 stood alone, beside it the plain percentiles of the same resamples; each is compared with the change that the simulation
 has. Printed are the coverage of all three and how often a change of zero is called significant, for a small and for a
 usual number of images.
@@ -23,7 +24,7 @@ from unittest import mock
 
 import numpy as np
 
-from lmm_forget.metrics import TaskScores, compare_pair, figures
+from lmm_forget.metrics import TaskScores, compare_task_scores, compute_figures_of_merit
 from lmm_forget.metrics import intervals as made
 
 SIZES = ((120, 8), (400, 4))  # images, questions about each
@@ -67,13 +68,13 @@ def measure(
         for unit in units:
             clusters = labels if unit == "image" else np.arange(len(labels))
             scores = TaskScores("task", np.stack([before, after]), clusters)
-            found = compare_pair(scores, resamples=resamples)
+            found = compare_task_scores(scores, num_resamples=resamples)
             held[unit] += bool(found["low"] <= truth <= found["high"])
             if unit == "image":
                 with mock.patch.object(made, "bca", percentiles):
-                    plain = compare_pair(scores, resamples=resamples)
+                    plain = compare_task_scores(scores, num_resamples=resamples)
                 held["image, plain percentiles"] += bool(plain["low"] <= truth <= plain["high"])
-            null = compare_pair(TaskScores("task", np.stack([one, two]), clusters), resamples=1)
+            null = compare_task_scores(TaskScores("task", np.stack([one, two]), clusters), num_resamples=1)
             false_alarms[unit] += bool(null["p_value"] < 0.05)
     for unit, hits in held.items():
         told = (
@@ -90,9 +91,9 @@ def measure_run(rng: np.random.Generator, forgotten: tuple[float, ...], draws: i
     target = TaskScores("a", np.zeros((len(forgotten) + 1, 2)), ["i", "j"])
     for _ in range(draws):
         scores = {f"b{number}": stages(rng, f"b{number}", forgotten) for number in range(BENCHMARKS)}
-        heldout = figures(["a"] * len(forgotten), list(scores), {"a": target, **scores}, resamples=resamples)[
-            "heldout_forgetting"
-        ]
+        heldout = compute_figures_of_merit(
+            ["a"] * len(forgotten), list(scores), {"a": target, **scores}, num_resamples=resamples
+        )["heldout_forgetting"]
         for name, entry in (("final", heldout), ("worst", heldout["worst"])):
             held[name] += bool(entry["low"] <= truth[name] <= entry["high"])
     for name in truth:

@@ -17,59 +17,63 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmm_forget.config import compose, resolve
-from lmm_forget.evaluation.ask import ask_task, subset
-from lmm_forget.evaluation.generate import generate
-from lmm_forget.models.loading import LMM, assemble, load
-from lmm_forget.models.weights import model_hashes, weights_hash
-from lmm_forget.probes.passes import Prompts
+from lmm_forget.config import compose_config, resolve_config
+from lmm_forget.evaluation.generation import generate_answers
+from lmm_forget.evaluation.task_evaluation import evaluate_task, limit_samples
+from lmm_forget.models.loading import LMM, assemble_model, load_model
+from lmm_forget.models.weight_hashes import hash_parameters, hash_weights
+from lmm_forget.probes.forward_passes import PromptSet
+from lmm_forget.probes.probe_config import ProbeConfig
 from lmm_forget.probes.prober import Prober
-from lmm_forget.probes.spec import Spec
-from lmm_forget.probes.token_sets import find_sets
+from lmm_forget.probes.token_sets import find_token_sets
 from lmm_forget.progress import NullProgress
-from lmm_forget.recipes.selection import make_plan, rules_from_config
+from lmm_forget.recipes.selection import make_tune_plan, parse_rules
 from lmm_forget.store import Store
-from lmm_forget.tasks.loading import build_task
+from lmm_forget.tasks.task_loading import build_task
 
 
 def shallow(config: dict[str, Any], layers: int) -> LMM:
     """The embedded model with its first `layers` decoder layers."""
-    lmm = load(config["model"])
+    lmm = load_model(config["model"])
     inner: Any = lmm.components.text_model
     inner.layers = nn.ModuleList(list(inner.layers)[:layers])
     inner.config.num_hidden_layers = layers
-    return assemble(lmm.model, lmm.processor, lmm.spec)
+    return assemble_model(lmm.model, lmm.processor, lmm.spec)
 
 
 def look(config: dict[str, Any], lmm: LMM, captions: int) -> tuple[float, float, float]:
     """Seconds of a look at a moved model (in CPU time too), and MiB of the base's recorded states."""
     node = {**config["probe"], "n": captions, "residual_n": captions}
-    spec = Spec.of(node)
+    spec = ProbeConfig.from_config(node)
     assert spec is not None
     (name, task_node), *_ = node["tasks"].items()
     task = build_task(task_node)
-    prompts = Prompts(
-        task, task_node, subset(task.samples("test"), captions, name), captions, task.fingerprint("test")
+    prompts = PromptSet(
+        task,
+        task_node,
+        limit_samples(task.load_samples("test"), captions, name),
+        captions,
+        task.fingerprint_split("test"),
     )
     with tempfile.TemporaryDirectory() as folder:
         prober = Prober(
             spec,
             lmm,
-            make_plan(lmm.components, "llm", rules_from_config({**config["recipe"], "layers": "all"})),
+            make_tune_plan(lmm.components, "llm", parse_rules({**config["recipe"], "layers": "all"})),
             [prompts],
-            find_sets(lmm.processor.tokenizer, ("number", "letter", "yes_no", "clock"), {}, []),
-            greedy=generate,
+            find_token_sets(lmm.processor.tokenizer, ("number", "letter", "yes_no", "clock"), {}, []),
+            generate_greedily=generate_answers,
             store=Store(folder),
-            weights=weights_hash(model_hashes(lmm.model)),
-            identity={},
-            batch=64,
+            weights_hash=hash_weights(hash_parameters(lmm.model)),
+            settings_identity={},
+            batch_size=64,
         )
-        prober.look(prober.base_weights, NullProgress(), "")
+        prober.probe_model(prober.base_weights_hash, NullProgress(), "")
         with torch.no_grad():
             for p in lmm.components.text_model.parameters():
                 p.mul_(1.001)
         wall, cpu = time.perf_counter(), time.process_time()
-        prober.look("moved", NullProgress(), "")
+        prober.probe_model("moved", NullProgress(), "")
         seconds = time.perf_counter() - wall, time.process_time() - cpu
         states = sum(path.stat().st_size for path in Path(folder).glob("probes/*.safetensors")) / 2**20
     return *seconds, states
@@ -78,10 +82,10 @@ def look(config: dict[str, Any], lmm: LMM, captions: int) -> tuple[float, float,
 def evaluation(config: dict[str, Any], lmm: LMM, questions: int) -> tuple[float, float, int]:
     """Seconds (wall, CPU) of asking every task of the suite, and how many questions that is."""
     tasks = [build_task(config["tasks"][name]) for name in config["suite"]["tasks"]]
-    samples = [subset(task.samples("test"), questions, task.name) for task in tasks]
+    samples = [limit_samples(task.load_samples("test"), questions, task.name) for task in tasks]
     wall, cpu = time.perf_counter(), time.process_time()
     for task, chosen in zip(tasks, samples, strict=True):
-        ask_task(lmm, task, chosen)
+        evaluate_task(lmm, task, chosen)
     return time.perf_counter() - wall, time.process_time() - cpu, sum(map(len, samples))
 
 
@@ -93,8 +97,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    config = resolve(compose(["probe=both", "recipe=llm"]))
-    wall, cpu, n = evaluation(config, load(config["model"]), given.questions)
+    config = resolve_config(compose_config(["probe=both", "recipe=llm"]))
+    wall, cpu, n = evaluation(config, load_model(config["model"]), given.questions)
     print(f"one evaluation of the suite: {n} questions, {wall:.1f} s ({cpu:.1f} s of CPU)")
     print(f"{'layers':>6} {'captions':>8} {'seconds':>8} {'CPU':>6} {'states, MiB':>12}")
     for layers in (int(text) for text in given.layers.split(",")):

@@ -21,17 +21,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lmm_forget.evaluation.generate import generate
-from lmm_forget.models.components import Parts
+from lmm_forget.evaluation.generation import generate_answers
+from lmm_forget.models.components import ModelParts
 from lmm_forget.models.family import Family
-from lmm_forget.probes.passes import Prompts
+from lmm_forget.probes.forward_passes import PromptSet
+from lmm_forget.probes.probe_config import ProbeConfig
 from lmm_forget.probes.prober import Prober
-from lmm_forget.probes.spec import Spec
-from lmm_forget.probes.token_sets import find_sets
+from lmm_forget.probes.token_sets import find_token_sets
 from lmm_forget.progress import NullProgress
-from lmm_forget.recipes.plain import sample_means, token_losses
+from lmm_forget.recipes.plain import average_per_sample, compute_token_losses
 from lmm_forget.store import Store
-from lmm_forget.tasks.base import Sample, Task
+from lmm_forget.tasks.task import Sample, Task
 
 THINGS = ("apple", "star", "dog", "cup", "tree", "book", "key", "fish")
 ASKED = (
@@ -81,7 +81,7 @@ class Processor:
 class TextOnly(Family):
     """Only the encoding of a family."""
 
-    def parts(self, model: Any) -> Parts:
+    def parts(self, model: Any) -> ModelParts:
         raise NotImplementedError
 
     def apply_image_budget(self, config: Any, processor: Any, image: Any) -> None:
@@ -134,7 +134,9 @@ def teach(lmm: Any, moving: list[nn.Parameter], steps: int, rate: float) -> list
     for _ in range(steps):
         questions, answers = zip(*(counting(rng) for _ in range(8)), strict=True)
         encoded = lmm.family.encode(lmm.processor, questions, [()] * 8, answers)
-        loss = sample_means(token_losses(lmm.model, encoded.batch, encoded.labels), encoded.labels).mean()
+        loss = average_per_sample(
+            compute_token_losses(lmm.model, encoded.batch, encoded.labels), encoded.labels
+        ).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -159,14 +161,16 @@ def main() -> None:
     lmm = wrap(given.folder)
     rng = random.Random(1)
     taught = {"counting": [counting(rng)[1] for _ in range(256)]}
-    sets = find_sets(
+    sets = find_token_sets(
         lmm.processor.tokenizer, ("number", "letter", "yes_no", "clock", "taught"), taught, ASKED
     )
     for found in sets.values():
         print(f"{found.name}: {len(found.ids)} tokens, {' '.join(map(repr, found.tokens[:40]))}")
-        print(f"   split: {', '.join(found.split[:12]) or 'none'}")
+        print(f"   split: {', '.join(found.split_words[:12]) or 'none'}")
     task = Talk(name="talk", role="captions", max_new_tokens=20, scorer=lambda answer, sample: {"value": 0.0})
-    spec = Spec(True, True, given.prompts, given.prompts, ("forced",), "base", (), (), False, False, None)
+    spec = ProbeConfig(
+        True, True, given.prompts, given.prompts, ("forced",), "base", (), (), False, False, None
+    )
     named = dict(lmm.model.named_parameters())
     chosen = {
         "sa_proj": [n for n in named if ".self_attn." in n],
@@ -180,17 +184,17 @@ def main() -> None:
                 spec,
                 lmm,
                 SimpleNamespace(trainable=names),  # type: ignore[arg-type]
-                [Prompts(task, {"name": "talk"}, task.samples("")[: given.prompts], given.prompts, "talk")],
+                [PromptSet(task, {"name": "talk"}, task.samples("")[: given.prompts], given.prompts, "talk")],
                 sets,
-                greedy=generate,
+                generate_greedily=generate_answers,
                 store=Store(folder),
-                weights="base",
-                identity={},
-                batch=8,
+                weights_hash="base",
+                settings_identity={},
+                batch_size=8,
             )
-            before = prober.look("base", NullProgress(), "")
+            before = prober.probe_model("base", NullProgress(), "")
             losses = teach(lmm, [named[n] for n in names], given.steps, given.rate)
-            after = prober.look(recipe, NullProgress(), "")
+            after = prober.probe_model(recipe, NullProgress(), "")
             shift, written = after.readings
             print(f"\n{recipe}: {given.steps} steps of 8, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
             for name in sets:

@@ -57,16 +57,16 @@ def measure(path: Path, streaming: bool, workers: int) -> None:
     """Make both passes and print what they took."""
     import torch
 
-    from lmm_forget.config import compose, resolve
-    from lmm_forget.evaluation.ask import mark
-    from lmm_forget.evaluation.preparing import encoded, looked_at
-    from lmm_forget.models.loading import load
-    from lmm_forget.store import Kept
-    from lmm_forget.tasks.published import HubTask
+    from lmm_forget.config import compose_config, resolve_config
+    from lmm_forget.evaluation.question_encoding import encode_question_batches, index_questions
+    from lmm_forget.evaluation.task_evaluation import score_generation
+    from lmm_forget.models.loading import load_model
+    from lmm_forget.store import CachedResponse
+    from lmm_forget.tasks.hub import HubTask
     from lmm_forget.tasks.scoring.exact import ExactMatch
 
     torch.set_num_threads(1)
-    lmm = load(resolve(compose(["experiment=smoke"]))["model"])
+    lmm = load_model(resolve_config(compose_config(["experiment=smoke"]))["model"])
     task = HubTask(
         name="photos",
         role="held_out",
@@ -77,17 +77,19 @@ def measure(path: Path, streaming: bool, workers: int) -> None:
         scorer=ExactMatch(),
         max_new_tokens=4,
     )
-    samples = task.samples("test")
+    samples = task.load_samples("test")
     started = time.monotonic()
-    batches, _, light = looked_at(lmm, task, samples, BATCH, workers)
+    batches, _, light = index_questions(lmm, task, samples, BATCH, workers)
     looked = len(samples) / (time.monotonic() - started)
     marks: list[float] = []
     right, every = 0.0, max(1, len(batches) // 10)
     started = time.monotonic()
-    with closing(encoded(lmm, task, samples, batches, workers)) as ready:
+    with closing(encode_question_batches(lmm, task, samples, batches, workers)) as ready:
         for number, (places, _) in enumerate(ready, 1):
             for place in places:
-                right += mark(task, light[place], Kept(light[place].answers[0], 1, 1.0)).value
+                right += score_generation(
+                    task, light[place], CachedResponse(light[place].answers[0], 1, 1.0)
+                ).value
             if number % every == 0:
                 marks.append(own_memory(os.getpid()))
     fed = len(samples) / (time.monotonic() - started)

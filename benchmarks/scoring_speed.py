@@ -13,15 +13,15 @@ import random
 import time
 from collections.abc import Callable
 
-from lmm_forget.tasks.base import Sample
+from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrText
 from lmm_forget.tasks.scoring.clock import ClockTime
-from lmm_forget.tasks.scoring.closed_open import ClosedOpen
 from lmm_forget.tasks.scoring.letters import OptionLetter
-from lmm_forget.tasks.scoring.mixed import ChoiceOrText
 from lmm_forget.tasks.scoring.numbers import WholeNumber
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.text import ANLS, ContainsText, RelaxedAccuracy
+from lmm_forget.tasks.scoring.text_match import ANLS, ContainsText, RelaxedAccuracy
 from lmm_forget.tasks.scoring.vqa import VQAAccuracy
+from lmm_forget.tasks.scoring.yes_no_or_open import ClosedOpen
+from lmm_forget.tasks.task import Sample
 
 SYLLABLES = ("ba", "ren", "to", "mi", "lus", "cor", "vax", "ple", "sen", "dy")
 Made = tuple[tuple[str, ...], tuple[str, ...] | None]  # references, choices

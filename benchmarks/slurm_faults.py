@@ -36,7 +36,7 @@ GRID += ["hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "hard
 GRID += ["training.max_steps=6", f"seed={PEACE},{FAILS},{CANCELLED},{SLOW}"]
 ACCIDENTS = f"""
 import os, sys, time
-if "lmm_forget.launch.slurm.task" in sys.orig_argv and not os.environ.get("CALM"):
+if "lmm_forget.launch.slurm.rank_task" in sys.orig_argv and not os.environ.get("CALM"):
     from lmm_forget.distributed import stop_signals
     index, rank = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_PROCID")
     again, plain = os.environ.get("SLURM_RESTART_COUNT", "0") != "0", stopping.safe_point

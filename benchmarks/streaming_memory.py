@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lmm_forget.tasks.published import HubTask
+from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
 
 SIDE, ROWS_PER_GROUP, DIFFERENT = 96, 500, 250
@@ -83,7 +83,7 @@ def one_pass(path: Path, streaming: bool) -> tuple[list[float], float]:
         scorer=ExactMatch(),
         max_new_tokens=4,
     )
-    samples = task.samples("test")
+    samples = task.load_samples("test")
     marks, started = [], time.monotonic()
     for i in range(len(samples)):
         sample = samples[i]

@@ -49,19 +49,19 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
-    from lmm_forget.models.folders import packaged_folder
-    from lmm_forget.models.loading import assemble
+    from lmm_forget.models.loading import assemble_model
+    from lmm_forget.models.model_source import find_packaged_model
     from lmm_forget.recipes.method import build_method
-    from lmm_forget.recipes.selection import load_recipe, make_plan, rules_from_config
-    from lmm_forget.tiny.world import draw
-    from lmm_forget.training.batches import TrainItem
-    from lmm_forget.training.fit import fit
-    from lmm_forget.training.memory import watch_states
+    from lmm_forget.recipes.selection import load_recipe, make_tune_plan, parse_rules
+    from lmm_forget.tiny.renderers import render_image
+    from lmm_forget.training.micro_batches import TrainItem
+    from lmm_forget.training.state_memory import record_state_bytes
+    from lmm_forget.training.train_stage import train_stage
 
     logging.set_verbosity_error()
     node = load_recipe(recipe)
     method = build_method(node)
-    folder = packaged_folder("tiny_onevision")
+    folder = find_packaged_model("tiny_onevision")
     config = AutoConfig.from_pretrained(folder)
     config.text_config.update(TEXT)
     config.text_config.layer_types = ["full_attention"] * TEXT["num_hidden_layers"]
@@ -70,28 +70,37 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
     before = resident()
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-    lmm = assemble(model.eval(), processor, {"name": "random"})
-    plan = method.planned(model, make_plan(lmm.components, recipe, rules_from_config(node)))
+    lmm = assemble_model(model.eval(), processor, {"name": "random"})
+    plan = method.adapt_plan(model, make_tune_plan(lmm.components, recipe, parse_rules(node)))
     loaded = resident()
-    drawn = [draw("cub200", "train", i) for i in range(steps * TRAINING["global_batch"])]
+    drawn = [render_image("cub200", "train", i) for i in range(steps * TRAINING["global_batch"])]
     items = [
         TrainItem(f"s{i}", d.questions[0].text, [d.image], d.questions[0].answers[0])
         for i, d in enumerate(drawn)
     ]
-    method.prepare(lmm, plan)
-    with watch_states(model, method) as found:
-        fit(lmm, plan, method, items, training=TRAINING, hardware=HARDWARE, seed=0, task="memory")
+    method.start_stage(lmm, plan)
+    with record_state_bytes(model, method) as found:
+        train_stage(
+            lmm,
+            plan,
+            method,
+            items,
+            training_config=TRAINING,
+            hardware_config=HARDWARE,
+            seed=0,
+            task="memory",
+        )
     real = found[-1]
     return {
         "recipe": recipe,
         "parameters": sum(info.numel for info in lmm.components),
-        "trained": plan.counts["trainable"],
+        "trained": plan.parameter_counts["trainable"],
         "planned": plan.state_bytes,
         "real": real.total,
         "weights": real.weights,
         "gradients": real.gradients,
         "optimizer": real.optimizer,
-        "held": real.held,
+        "held": real.extra_state,
         "resident_before": before,
         "resident_loaded": loaded,
         "resident_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -1,7 +1,7 @@
 """`hydra/launcher=isolated`: Hydra takes launchers only from this namespace; the code is in lmm_forget.launch."""
 
-from lmm_forget.launch.isolated import Isolated
+from lmm_forget.launch.subprocess_launcher import SubprocessLauncher
 
 
-class IsolatedLauncher(Isolated):
-    """One process per grid point; see lmm_forget.launch.isolated."""
+class IsolatedLauncher(SubprocessLauncher):
+    """One process per grid point; see lmm_forget.launch.subprocess_launcher."""

@@ -1,7 +1,7 @@
 """`hydra/launcher=slurm`: Hydra takes launchers only from this namespace; the code is in lmm_forget.launch.slurm."""
 
-from lmm_forget.launch.slurm.launcher import Slurm
+from lmm_forget.launch.slurm.launcher import SlurmQueueLauncher
 
 
-class SlurmLauncher(Slurm):
+class SlurmLauncher(SlurmQueueLauncher):
     """One Slurm job per grid point; see lmm_forget.launch.slurm."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import ClassVar
 
-LONGEST = 2000
+MAX_MESSAGE_LENGTH = 2000
 """Characters of a message."""
 
 
@@ -17,7 +17,7 @@ class LmmForgetError(Exception):
     def __str__(self) -> str:
         """The message; of one that echoes more than anybody reads, such as a picture in a cell, both ends."""
         text = super().__str__()
-        return text if len(text) <= LONGEST else brief(text, LONGEST)
+        return text if len(text) <= MAX_MESSAGE_LENGTH else shorten_value(text, MAX_MESSAGE_LENGTH)
 
 
 class ConfigError(LmmForgetError):
@@ -40,16 +40,16 @@ class LaunchError(LmmForgetError):
     """A job could not be started, or ended without a result."""
 
 
-def brief(value: object, limit: int = 80) -> str:
+def shorten_value(value: object, max_length: int = 80) -> str:
     """A value as messages echo it: on one line, without control characters, and its middle left out if it is long."""
     text = str(value)
-    if len(text) > 4 * limit:  # of a whole file's content only the ends are looked at
-        text = text[: 2 * limit] + "…" + text[-2 * limit :]
-    text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
-    if len(text) <= limit:
+    if len(text) > 4 * max_length:  # of a whole file's content only the ends are looked at
+        text = text[: 2 * max_length] + "…" + text[-2 * max_length :]
+    text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    if len(text) <= max_length:
         return text
-    head = limit // 3
-    return f"{text[:head]}…{text[head + 1 - limit :]}"
+    head = max_length // 3
+    return f"{text[:head]}…{text[head + 1 - max_length :]}"
 
 
 def format_os_error(error: OSError) -> str:
@@ -58,7 +58,7 @@ def format_os_error(error: OSError) -> str:
     return f"{name}: {error.strerror}" if name and error.strerror else str(error)
 
 
-def print_error(error: BaseException | str, who: str = "error") -> None:
+def print_error(error: BaseException | str, label: str = "error") -> None:
     """Print an error as the one line on stderr that scripts and people look for; endless words are cut."""
     words = (word if len(word) <= 300 else f"{word[:200]}…{word[-60:]}" for word in str(error).split())
-    print(f"lmm-forget: {who}: {' '.join(words)}", file=sys.stderr, flush=True)
+    print(f"lmm-forget: {label}: {' '.join(words)}", file=sys.stderr, flush=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmm_forget.config import compose, resolve
-from lmm_forget.launch.jobs import Job, prepare
+from lmm_forget.config import compose_config, resolve_config
+from lmm_forget.launch.job_folders import Job, prepare_job_folders
 from lmm_forget.store import Store
 from tests.report.conftest import make_results, put_job
 
@@ -84,11 +84,11 @@ def world(root: Path) -> None:
         json.dumps({"store": "x", "stages": stages, "models": [], "probes": []})
     )
     words = ["name=demo", "recipe=llm", "store=multirun/.store", "data.train_samples=8"]
-    config = resolve(compose(words))
+    config = resolve_config(compose_config(words))
     config["store"] = str(root / "multirun" / ".store")
     interrupted = Job("llm-paper-seed0", sweep / "llm-paper-seed0", config)
     finished = Job("sa_proj-paper-seed0", sweep / "sa_proj-paper-seed0", {**config, "seed": 5})
-    prepare([interrupted, finished])
+    prepare_job_folders([interrupted, finished])
     for name, text in (
         ("status.json", '{"state": "interrupted"}'),
         ("training.csv", "stage,task,step\n1,tiny_cub200,1\n"),
@@ -100,7 +100,7 @@ def world(root: Path) -> None:
     )
     store = Store(root / "multirun" / ".store")
     for key in ("aaaa1111", "aaaa2222"):
-        folder = store.folder(key)
+        folder = store.get_stage_folder(key)
         folder.mkdir(parents=True)
         (folder / "record.json").write_text("{}")
 

@@ -21,18 +21,18 @@ WARM = (
     "hydra",
     "lmm_forget.run",
     "lmm_forget.cli.plan",
-    "lmm_forget.launch.session",
-    "lmm_forget.launch.isolated",
-    "lmm_forget.launch.slurm.watch",
+    "lmm_forget.launch.local",
+    "lmm_forget.launch.subprocess_launcher",
+    "lmm_forget.launch.slurm.monitor",
     "lmm_forget.launch.torchrun",
-    "lmm_forget.report.summary",
+    "lmm_forget.report.sweep_summary",
     "lmm_forget.cli.compare",
     "lmm_forget.cli.status",
     "lmm_forget.cli.why",
-    "lmm_forget.export.folder",
-    "lmm_forget.store.care",
+    "lmm_forget.export.model_writer",
+    "lmm_forget.store.maintenance",
     "lmm_forget.tasks.jsonl",
-    "lmm_forget.data.report",
+    "lmm_forget.data.inspection",
 )
 
 
@@ -40,17 +40,17 @@ def warm() -> None:
     """Import what the commands need, and compose once; let no job start."""
     for name in WARM:
         importlib.import_module(name)
-    from lmm_forget.config import compose
-    from lmm_forget.launch import processes
-    from lmm_forget.launch.slurm import watch
+    from lmm_forget.config import compose_config
+    from lmm_forget.launch import process_pool
+    from lmm_forget.launch.slurm import monitor
 
-    compose([])
+    compose_config([])
 
     def starts(*given: Any, **named: Any) -> NoReturn:
         os._exit(STARTS)
 
-    processes.Pool.run = starts  # type: ignore[method-assign]
-    watch.submit = starts
+    process_pool.ProcessPool.run_all = starts  # type: ignore[method-assign]
+    monitor.submit_jobs = starts
 
 
 def answer(module: str, words: list[str], cwd: str) -> dict[str, Any]:

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.cli.parser import one_folder, options_first, run_command, take_format, take_options
-from lmm_forget.config import conf_dir
+from lmm_forget.cli.parser import (
+    extract_format,
+    extract_options,
+    move_options_first,
+    parse_folder_argument,
+    run_command,
+)
+from lmm_forget.config import find_conf_dir
 from lmm_forget.errors import ConfigError, DataError
 
 COMMANDS = ("compare", "dashboard", "data", "export", "plan", "report", "status", "store", "why")
@@ -41,11 +47,11 @@ def test_help_comes_before_anything_is_done(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_words_with_an_equals_sign_that_are_no_options_stay_words() -> None:
-    options, rest = take_options(["multirun/why/llm-seed=0", "examples=3"], ("examples",))
+    options, rest = extract_options(["multirun/why/llm-seed=0", "examples=3"], ("examples",))
     assert options == {"examples": "3"} and rest == ["multirun/why/llm-seed=0"]
-    assert take_format(["a", "format=json", "b"]) == ("json", ["a", "b"])
-    assert take_format(["a"], ("text", "json")) == ("text", ["a"])
-    assert one_folder(["a"], "why") == Path("a")
+    assert extract_format(["a", "format=json", "b"]) == ("json", ["a", "b"])
+    assert extract_format(["a"], ("text", "json")) == ("text", ["a"])
+    assert parse_folder_argument(["a"], "why") == Path("a")
 
 
 @pytest.mark.parametrize(
@@ -57,13 +63,13 @@ def test_words_with_an_equals_sign_that_are_no_options_stay_words() -> None:
 )
 def test_formats_that_do_not_exist(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        take_format(words)
+        extract_format(words)
 
 
 @pytest.mark.parametrize("words", [[], ["a", "b"]])
 def test_one_folder(words: list[str]) -> None:
     with pytest.raises(ConfigError, match=rf"found {len(words)} folders, expected one: .*status multirun/<n"):
-        one_folder(words, "status")
+        parse_folder_argument(words, "status")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
@@ -107,7 +113,7 @@ def test_every_command_says_what_it_is_and_refuses_an_unknown_format(
     ],
 )
 def test_options_may_stand_anywhere(given: list[str], expected: list[str]) -> None:
-    assert options_first(given) == expected
+    assert move_options_first(given) == expected
 
 
 def test_options_are_given_once_and_have_a_value() -> None:
@@ -119,8 +125,10 @@ def test_options_are_given_once_and_have_a_value() -> None:
         (["-cd", "a", "-cd", "a"], "--config-dir is given twice"),
     ):
         with pytest.raises(ConfigError, match=message):
-            options_first(words)
-    assert options_first(["--fail-if", "a", "x", "--fail-if", "b"], ["--fail-if"], ["--fail-if"])[-1] == "x"
+            move_options_first(words)
+    assert (
+        move_options_first(["--fail-if", "a", "x", "--fail-if", "b"], ["--fail-if"], ["--fail-if"])[-1] == "x"
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +144,7 @@ def test_every_command_takes_overrides_and_folders_as_run_does(
     home = tmp_path / f"{folder} home"
     (home / folder / "task").mkdir(parents=True)
     (home / folder / "recipe").mkdir()
-    tiny = Path(conf_dir() / "task" / "tiny_cub200.yaml").read_text()
+    tiny = Path(find_conf_dir() / "task" / "tiny_cub200.yaml").read_text()
     (home / folder / "task" / "mine.yaml").write_text(tiny.replace("name: tiny_cub200", "name: mine"))
     (home / folder / "recipe" / "own.yaml").write_text("name: own\nrules: [{component: vision}]\n")
     monkeypatch.chdir(home)
@@ -146,7 +154,7 @@ def test_every_command_takes_overrides_and_folders_as_run_does(
     assert "own: 1 stage" in capsys.readouterr().out
     assert dashboard.main(["entity=me", *options, *single, "format=json"]) == 0
     assert '"chartTitle": "mine"' in capsys.readouterr().out
-    assert plan._choices(["recipe=own"], folder)[1]["rules"] == [{"component": "vision"}]
+    assert plan._compose_model_and_recipe(["recipe=own"], folder)[1]["rules"] == [{"component": "vision"}]
     assert plan.main(["model=nope", "--config-dir", folder, "recipe=own"]) == 2
     assert "there is no model 'nope'" in capsys.readouterr().err
     assert plan.main(["model=nope", "-cd", folder, "recipe=own"]) == 2

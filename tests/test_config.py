@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmm_forget.config import (
-    choices,
-    compose,
-    conf_dir,
-    differences,
-    machine,
-    resolve,
+    build_job_name,
+    build_single_job_name,
+    compose_config,
+    cpu_features,
+    find_conf_dir,
+    find_swept_choices,
+    list_config_differences,
+    list_group_choices,
+    resolve_config,
     resolving,
-    single_name,
-    slug,
-    swept,
 )
-from lmm_forget.config.orders import permutation
+from lmm_forget.config.task_order import build_permutation
 from lmm_forget.errors import ConfigError
 
 PAPER = ["cub200", "pixmocount", "pathvqa", "textvqa", "timeclock"]
@@ -30,7 +30,7 @@ TASK = "_target_: some.Task\nrole: {role}\nmax_new_tokens: 4\nscorer: {{_target_
 
 
 def config(*overrides: str, folder: Path | None = None) -> dict[str, Any]:
-    return resolve(compose(overrides, folder))
+    return resolve_config(compose_config(overrides, folder))
 
 
 @pytest.fixture
@@ -66,18 +66,20 @@ def test_the_default_run_is_concrete() -> None:
 
 @pytest.mark.parametrize("group", ["recipe", "sequence", "hardware", "logger", "experiment"])
 def test_every_packaged_choice_composes(group: str) -> None:
-    for name in choices(group):
+    for name in list_group_choices(group):
         extra = ["sequence.task=timeclock"] if name == "single" else []
         assert config(f"{group}={name}", *extra)["tasks"], name
 
 
 def test_every_yaml_says_what_it_is() -> None:
-    for path in conf_dir().rglob("*.yaml"):
+    for path in find_conf_dir().rglob("*.yaml"):
         assert "#" in path.read_text().split("\n", 2)[0], f"{path} begins without a comment"
 
 
 def test_orders_are_the_lexicographic_permutations() -> None:
-    assert [tuple(permutation(5, index)) for index in range(120)] == list(itertools.permutations(range(5)))
+    assert [tuple(build_permutation(5, index)) for index in range(120)] == list(
+        itertools.permutations(range(5))
+    )
 
 
 def test_sequences() -> None:
@@ -262,7 +264,7 @@ def test_a_typo_in_a_users_file_is_found(mine: Path) -> None:
     ):
         config("sequence=single", "sequence.task=my_skill", folder=mine)
     with pytest.raises(ConfigError, match="does not exist"):
-        compose([], mine / "elsewhere")
+        compose_config([], mine / "elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -286,10 +288,10 @@ def test_of_several_broken_files_the_one_that_is_used_is_named(mine: Path) -> No
     for name in ("a", "b", "c"):
         (mine / f"recipe/{name}.yaml").write_text("name: [x\n")
     with pytest.raises(ConfigError, match=r"recipe/b.yaml is not readable YAML: line 2"):
-        compose(["recipe=b"], mine)
+        compose_config(["recipe=b"], mine)
     (mine / "recipe/b.yaml").write_text("name: b\nrules: ${a\n")
     with pytest.raises(ConfigError, match=r"recipe/b.yaml is not readable YAML: no viable alternative"):
-        compose(["recipe=b"], mine)
+        compose_config(["recipe=b"], mine)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_a_yaml_without_an_end_is_named_in_a_short_line(mine: Path, text: str, w
         assert len(str(caught.value)) < len(str(mine)) + 200
     shared = "a: &a {x: 1}\nb: [*a, *a, {c: *a}]\n"
     (mine / "recipe/shared.yaml").write_text(f"name: shared\n{shared}")
-    assert compose(["recipe=shared"], mine).recipe.b[2].c.x == 1
+    assert compose_config(["recipe=shared"], mine).recipe.b[2].c.x == 1
 
 
 GROUPS = ["recipe", "model", "sequence"]
@@ -319,39 +321,50 @@ GROUPS = ["recipe", "model", "sequence"]
 def test_names_of_grid_points() -> None:
     given_line = ["recipe=sa_proj,llm", "sequence=order", "sequence.order=range(0,120)", "seed=1"]
     point = ["recipe=llm", "sequence=order", "sequence.order=17", "seed=1"]
-    assert swept(point, given_line) == {"recipe": "llm", "sequence.order": 17}
-    assert slug(swept(point, given_line), GROUPS) == "llm-order=17"
+    assert find_swept_choices(point, given_line) == {"recipe": "llm", "sequence.order": 17}
+    assert build_job_name(find_swept_choices(point, given_line), GROUPS) == "llm-order=17"
     assert (
-        slug({"sequence.order": 17, "recipe": "llm"}, GROUPS) == "llm-order=17"
+        build_job_name({"sequence.order": 17, "recipe": "llm"}, GROUPS) == "llm-order=17"
     )  # whatever the order of arguments
     assert (
-        slug(swept(["training.learning_rate=0.0001"], []), GROUPS) == "learning_rate=0.0001"
+        build_job_name(find_swept_choices(["training.learning_rate=0.0001"], []), GROUPS)
+        == "learning_rate=0.0001"
     )  # a sweeper's invention
     assert (
-        slug({"tasks.a.n_train": 1, "tasks.b.n_train": 2, "seed": 0}, [])
+        build_job_name({"tasks.a.n_train": 1, "tasks.b.n_train": 2, "seed": 0}, [])
         == "seed=0-tasks.a.n_train=1-tasks.b.n_train=2"
     )
-    assert slug({"sequence.order": [2, 0, 1]}, []) == "order=2.0.1"
-    assert slug({"training.max_steps": None, "data.validation": True}, []) == "validation=true-max_steps=null"
+    assert build_job_name({"sequence.order": [2, 0, 1]}, []) == "order=2.0.1"
+    assert (
+        build_job_name({"training.max_steps": None, "data.validation": True}, [])
+        == "validation=true-max_steps=null"
+    )
 
 
 @given(st.lists(st.text(min_size=1, max_size=80), min_size=2, max_size=2, unique=True))
 def test_slugs_are_safe_file_names_and_tell_values_apart(values: list[str]) -> None:
-    first, second = (slug({"model.path": value}, []) for value in values)
+    first, second = (build_job_name({"model.path": value}, []) for value in values)
     assert first != second
     assert "/" not in first and first.isascii() and first.isprintable() and len(first) < 120
 
 
 def test_single_runs_are_named_by_recipe_sequence_and_seed() -> None:
-    assert single_name(config("seed=3")) == "sa_proj-paper-seed3"
-    assert single_name(config("sequence=order", "sequence.order=4", "recipe=llm")) == "llm-order=4-seed0"
+    assert build_single_job_name(config("seed=3")) == "sa_proj-paper-seed3"
+    assert (
+        build_single_job_name(config("sequence=order", "sequence.order=4", "recipe=llm"))
+        == "llm-order=4-seed0"
+    )
 
 
 def test_differences_leave_out_where_and_how_fast() -> None:
     old = {"seed": 0, "store": "a", "hardware": {"threads": 1, "precision": "bf16"}, "x": {}}
     new = {"seed": 1, "store": "b", "hardware": {"threads": 2, "precision": "fp32"}, "x": {}, "y": None}
-    assert differences(old, new) == ["hardware.precision: bf16 -> fp32", "seed: 0 -> 1", "y: absent -> null"]
-    assert differences(old, old) == []
+    assert list_config_differences(old, new) == [
+        "hardware.precision: bf16 -> fp32",
+        "seed: 0 -> 1",
+        "y: absent -> null",
+    ]
+    assert list_config_differences(old, old) == []
 
 
 @pytest.mark.parametrize(
@@ -368,10 +381,10 @@ def test_automatic_precision_is_bf16_where_the_processor_multiplies_it(
     cpuinfo: str, fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
-    assert machine.multiplies_bf16(tmp_path / "cpuinfo") is fast
-    assert machine.multiplies_bf16(tmp_path / "missing") is False
-    monkeypatch.setattr(resolving, "multiplies_bf16", lambda: fast)
-    found = resolve(compose(["experiment=smoke"]))["hardware"]["precision"]
+    assert cpu_features.has_bf16_instructions(tmp_path / "cpuinfo") is fast
+    assert cpu_features.has_bf16_instructions(tmp_path / "missing") is False
+    monkeypatch.setattr(resolving, "has_bf16_instructions", lambda: fast)
+    found = resolve_config(compose_config(["experiment=smoke"]))["hardware"]["precision"]
     assert found == ("bf16" if fast else "fp32")
-    assert resolve(compose(["hardware.precision=bf16"]))["hardware"]["precision"] == "bf16"
-    assert resolve(compose(["hardware=gpu"]))["hardware"]["precision"] == "bf16"
+    assert resolve_config(compose_config(["hardware.precision=bf16"]))["hardware"]["precision"] == "bf16"
+    assert resolve_config(compose_config(["hardware=gpu"]))["hardware"]["precision"] == "bf16"

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lmm_forget.config import compose, resolve
+from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.distributed import stop_signals
-from lmm_forget.distributed.process_group import ALONE
+from lmm_forget.distributed.process_group import SINGLE_PROCESS
 from lmm_forget.errors import ConfigError, StoreError
 from lmm_forget.experiment import pipeline
-from lmm_forget.experiment.stage import Ground
-from lmm_forget.models.loading import load
-from lmm_forget.models.weights import model_hashes, tensor_hash, weights_hash
+from lmm_forget.experiment.stage import JobContext
+from lmm_forget.models.loading import load_model
+from lmm_forget.models.weight_hashes import hash_parameters, hash_tensor, hash_weights
 from lmm_forget.progress import NullProgress
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.store import Store
@@ -40,7 +40,7 @@ class Listening(NullProgress):
     def __init__(self) -> None:
         self.phases: list[tuple[str, int]] = []
 
-    def phase(self, name: str, total: int, unit: str) -> None:
+    def start_phase(self, name: str, total: int, unit: str) -> None:
         self.phases.append((name, total))
 
     def steps(self) -> int:
@@ -51,7 +51,7 @@ class Listening(NullProgress):
 
 
 def configure(store: Path, *overrides: str) -> dict[str, Any]:
-    return resolve(compose([*SMALL, *ORDER, f"store={store}", *overrides]))
+    return resolve_config(compose_config([*SMALL, *ORDER, f"store={store}", *overrides]))
 
 
 def timeless(results: dict[str, Any]) -> str:
@@ -64,7 +64,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     config = configure(folder / "store", "recipe=mlp_gateup", "sequence.order=0")
     job = folder / "job"
     job.mkdir()
-    return folder, config, pipeline.run(copy.deepcopy(config), job, NullProgress())
+    return folder, config, pipeline.run_experiment(copy.deepcopy(config), job, NullProgress())
 
 
 def test_results_say_what_the_schema_promises(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
@@ -128,21 +128,21 @@ def test_only_planned_tensors_moved_and_they_lie_in_the_delta(
     done: tuple[Path, dict[str, Any], dict[str, Any]],
 ) -> None:
     folder, config, results = done
-    lmm = load(config["model"])
-    base = model_hashes(lmm.model)
-    assert weights_hash(base) == results["base"]["weights_hash"]
+    lmm = load_model(config["model"])
+    base = hash_parameters(lmm.model)
+    assert hash_weights(base) == results["base"]["weights_hash"]
     store = Store(config["store"])
     current = dict(base)
     for stage in results["stages"]:
-        delta = store.delta(stage["key"])
-        record = store.record(stage["key"])
+        delta = store.load_delta(stage["key"])
+        record = store.find_record(stage["key"])
         assert record is not None
         assert all(".mlp.gate_proj." in name or ".mlp.up_proj." in name for name in delta)
         assert not any("vision" in name for name in delta)
         assert all(record["tensors"][name] != current[name] for name in delta)
         assert sum(t.numel() for t in delta.values()) == results["plan"]["trainable"]
         current.update(record["tensors"])
-        assert weights_hash(current) == stage["weights_hash"]
+        assert hash_weights(current) == stage["weights_hash"]
 
 
 def test_a_second_run_computes_nothing_and_says_the_same(
@@ -150,7 +150,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(
 ) -> None:
     _, config, results = done
     heard = Listening()
-    again = pipeline.run(copy.deepcopy(config), tmp_path, heard)
+    again = pipeline.run_experiment(copy.deepcopy(config), tmp_path, heard)
     assert heard.steps() == 0
     assert heard.questions() == 0
     assert timeless(again) == timeless(results)
@@ -161,7 +161,7 @@ def test_the_same_job_in_a_fresh_store_gives_the_same_bytes(
 ) -> None:
     _, config, results = done
     torch.manual_seed(1234)  # what ran before must not matter
-    fresh = pipeline.run(
+    fresh = pipeline.run_experiment(
         {**copy.deepcopy(config), "store": str(tmp_path / "store")}, tmp_path, NullProgress()
     )
     assert timeless(fresh) == timeless(results)
@@ -172,7 +172,7 @@ def test_orders_share_their_common_prefix(
 ) -> None:
     _, config, results = done
     heard = Listening()
-    other = pipeline.run(
+    other = pipeline.run_experiment(
         configure(Path(config["store"]), "recipe=mlp_gateup", "sequence.order=1"), tmp_path, heard
     )
     assert [s["task"] for s in other["stages"]] == ["tiny_cub200", "tiny_pathvqa", "tiny_pixmocount"]
@@ -193,7 +193,7 @@ def test_what_is_damaged_is_named_moved_aside_and_computed_again(
     content[-5] ^= 1
     path.write_bytes(content)
     heard = Listening()
-    again = pipeline.run({**copy.deepcopy(config), "store": str(store)}, tmp_path, heard)
+    again = pipeline.run_experiment({**copy.deepcopy(config), "store": str(store)}, tmp_path, heard)
     assert heard.steps() == 1
     (line,) = again["job"].pop("repairs")
     assert f"{path} is damaged: model." in line and "moved to" in line and line in capsys.readouterr().err
@@ -208,20 +208,20 @@ def test_the_model_is_put_together_only_when_something_is_asked_of_it(
 ) -> None:
     _, config, results = done
     read: list[str] = []
-    tensors = Store.tensors
+    tensors = Store.iterate_delta_tensors
 
     def counted(self: Store, key: str, names: Any = None) -> Any:
         for name, tensor in tensors(self, key, names):
             read.append(name)
             yield name, tensor
 
-    monkeypatch.setattr(Store, "tensors", counted)
-    pipeline.run(copy.deepcopy(config), tmp_path, NullProgress())
+    monkeypatch.setattr(Store, "iterate_delta_tensors", counted)
+    pipeline.run_experiment(copy.deepcopy(config), tmp_path, NullProgress())
     assert read == []
     store = tmp_path / "store"
     shutil.copytree(config["store"], store)
     shutil.rmtree(store / "stages" / results["stages"][2]["key"])
-    pipeline.run({**copy.deepcopy(config), "store": str(store)}, tmp_path, NullProgress())
+    pipeline.run_experiment({**copy.deepcopy(config), "store": str(store)}, tmp_path, NullProgress())
     assert (
         len(read) == len(set(read)) == 12
     )  # two stages moved each of them; the last writer's bytes are enough
@@ -232,14 +232,14 @@ def test_a_full_snapshot_holds_every_tensor_and_leads_to_the_same_model(
 ) -> None:
     _, config, results = done
     full = configure(tmp_path / "store", "recipe=mlp_gateup", "sequence.order=0", "snapshot=full")
-    again = pipeline.run(full, tmp_path, NullProgress())
+    again = pipeline.run_experiment(full, tmp_path, NullProgress())
     assert [s["key"] for s in again["stages"]] == [s["key"] for s in results["stages"]]
     assert again["figures"] == results["figures"]
-    model = load(config["model"]).model
-    snapshot = Store(full["store"]).delta(again["stages"][-1]["key"])
+    model = load_model(config["model"]).model
+    snapshot = Store(full["store"]).load_delta(again["stages"][-1]["key"])
     assert snapshot.keys() == dict(model.named_parameters()).keys()
     assert (
-        weights_hash({n: tensor_hash(t) for n, t in snapshot.items()})
+        hash_weights({n: hash_tensor(t) for n, t in snapshot.items()})
         == results["stages"][-1]["weights_hash"]
     )
 
@@ -248,8 +248,8 @@ def test_a_delta_is_hardly_larger_than_what_moved(done: tuple[Path, dict[str, An
     _, config, results = done
     store = Store(config["store"])
     for stage in results["stages"]:
-        moved = sum(t.numel() * t.element_size() for t in store.delta(stage["key"]).values())
-        size = (store.folder(stage["key"]) / "delta.safetensors").stat().st_size
+        moved = sum(t.numel() * t.element_size() for t in store.load_delta(stage["key"]).values())
+        size = (store.get_stage_folder(stage["key"]) / "delta.safetensors").stat().st_size
         assert moved < size <= 1.01 * moved
 
 
@@ -261,8 +261,8 @@ def test_a_store_that_cannot_be_written_is_enough_when_everything_is_there(
     def refuse(self: Store, path: Path) -> Any:
         raise StoreError("read-only")
 
-    monkeypatch.setattr(Store, "writing", refuse)
-    again = pipeline.run(copy.deepcopy(config), tmp_path, NullProgress())
+    monkeypatch.setattr(Store, "wrap_write_errors", refuse)
+    again = pipeline.run_experiment(copy.deepcopy(config), tmp_path, NullProgress())
     assert timeless(again) == timeless(results)
 
 
@@ -271,26 +271,29 @@ def test_a_stage_behind_its_last_step_is_filed_before_the_job_stops(
 ) -> None:
     """A request to stop that comes while tensors are rounded, hashed and written costs nothing that was trained."""
     config = configure(tmp_path / "store", "recipe=sa_proj", "sequence=single", "sequence.task=cub200")
-    finish, handlers = Plain.finish, {number: signal.getsignal(number) for number in stop_signals.SIGNALS}
+    finish, handlers = (
+        Plain.end_stage,
+        {number: signal.getsignal(number) for number in stop_signals.STOP_SIGNALS},
+    )
 
     def interrupted(*given: Any, **more: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return finish(*given, **more)
 
     monkeypatch.setattr(stop_signals, "_limit", 10**6)  # the timer behind a request must not end the tests
-    monkeypatch.setattr(Plain, "finish", interrupted)
-    stop_signals.listen()
+    monkeypatch.setattr(Plain, "end_stage", interrupted)
+    stop_signals.install_stop_handlers()
     try:
-        with pytest.raises(stop_signals.Interrupted):
-            pipeline.run(copy.deepcopy(config), tmp_path, NullProgress())
+        with pytest.raises(stop_signals.StopRequested):
+            pipeline.run_experiment(copy.deepcopy(config), tmp_path, NullProgress())
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        stop_signals._asked.clear()
-        stop_signals._listening = False
+        stop_signals._stop_requested.clear()
+        stop_signals._handlers_installed = False
     monkeypatch.undo()
     again = Listening()
-    pipeline.run(copy.deepcopy(config), tmp_path, again)
+    pipeline.run_experiment(copy.deepcopy(config), tmp_path, again)
     assert again.steps() == 0 and again.questions() > 0
 
 
@@ -301,7 +304,7 @@ def test_a_disk_without_room_is_said_before_training(tmp_path: Path, monkeypatch
     with pytest.raises(
         StoreError, match=r"needs \d+\.\d MB in the store .*1\.0 MB are free; free .* gc store="
     ):
-        pipeline.run(configure(tmp_path / "store"), tmp_path, heard)
+        pipeline.run_experiment(configure(tmp_path / "store"), tmp_path, heard)
     assert heard.steps() == 0
 
 
@@ -311,10 +314,10 @@ def test_what_cannot_work_is_said_before_the_first_question(tmp_path: Path) -> N
         tmp_path / "store", "recipe=sa_proj", "training.global_batch=64", "hardware.micro_batch=8"
     )
     with pytest.raises(ConfigError, match=r"global_batch|global batch"):
-        pipeline.run(config, tmp_path, heard)
+        pipeline.run_experiment(config, tmp_path, heard)
     config = configure(tmp_path / "store", "hardware.precision=bf16-true", "training.learning_rate=5e-6")
     with pytest.raises(ConfigError, match="bf16"):
-        pipeline.run(config, tmp_path, heard)
+        pipeline.run_experiment(config, tmp_path, heard)
     assert heard.questions() == 0
 
 
@@ -323,19 +326,19 @@ def test_a_job_that_starts_again_keeps_what_it_rested_on_until_it_is_done(tmp_pa
     store = Store(tmp_path / "store")
     old = {"store": str(store.root), "stages": ["one", "two"], "models": ["base"], "probes": []}
     (tmp_path / "store.json").write_text(json.dumps(old))
-    ground = object.__new__(Ground)
-    ground.job_dir, ground.store, ground.ranks = tmp_path, store, ALONE
-    ground.references = {"stages": [], "models": [], "probes": []}
+    ground = object.__new__(JobContext)
+    ground.job_dir, ground.store, ground.process_group = tmp_path, store, SINGLE_PROCESS
+    ground.store_references = {"stages": [], "models": [], "probes": []}
 
     def named() -> dict[str, Any]:
         return dict(json.loads((tmp_path / "store.json").read_text()))
 
-    ground.refer("models", "base")
+    ground.record_reference("models", "base")
     assert named() == old
-    ground.refer("stages", "three")
+    ground.record_reference("stages", "three")
     assert set(named()["stages"]) == {"one", "two", "three"}
-    ground.settle_references()
+    ground.drop_previous_references()
     assert named() == {**old, "stages": ["three"]}
     ground.store = Store(tmp_path / "another")
-    ground.refer("stages", "four")
+    ground.record_reference("stages", "four")
     assert named()["stages"] == ["three", "four"]

@@ -15,9 +15,14 @@ import pytest
 import torch
 
 from lmm_forget.cli.parser import run_command
-from lmm_forget.files import draft_of, naming, usual_mode, write_atomic
-from lmm_forget.store import Partial, Store
-from lmm_forget.store.looks import save_states
+from lmm_forget.files import (
+    add_path_to_os_errors,
+    apply_default_permissions,
+    atomic_temporary_file,
+    write_atomic,
+)
+from lmm_forget.store import StageCheckpoints, Store
+from lmm_forget.store.probe_cache import write_activation_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -48,14 +53,14 @@ def test_every_way_of_writing_follows_the_umask(umask: int, tmp_path: Path) -> N
     old = tmp_path / "old.json"
     old.write_text("before")
     write_atomic(old, "{}", durable=False)
-    with draft_of(tmp_path / "table.parquet") as draft:
+    with atomic_temporary_file(tmp_path / "table.parquet") as draft:
         draft.write_text("rows")
     tensors = {"w": torch.zeros(3)}
     store = Store(tmp_path / "store")
-    store.commit("aaaa", {"tensors": {"w": "x"}}, tensors)
-    Partial(store, "bbbb").save(1, tensors, {})
-    save_states(tmp_path / "store" / "probes" / "c.safetensors", {}, tensors)
-    with store.claim("stage-aaaa"):
+    store.commit_stage("aaaa", {"tensors": {"w": "x"}}, tensors)
+    StageCheckpoints(store, "bbbb").save(1, tensors, {})
+    write_activation_file(tmp_path / "store" / "probes" / "c.safetensors", {}, tensors)
+    with store.acquire_lease("stage-aaaa"):
         found = modes(tmp_path)
     assert len(found) >= 9 and {name: f"{mode:o}" for name, mode in found.items()} == dict.fromkeys(
         found, f"{0o666 & ~umask:o}"
@@ -64,7 +69,7 @@ def test_every_way_of_writing_follows_the_umask(umask: int, tmp_path: Path) -> N
 
 def test_a_mode_is_the_usual_one_whatever_it_was(umask: int, tmp_path: Path) -> None:
     (tmp_path / "x").touch(0o600)
-    usual_mode(tmp_path / "x")
+    apply_default_permissions(tmp_path / "x")
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
@@ -151,12 +156,12 @@ def write_all(path: Path) -> None:
 
 
 def append(path: Path) -> None:
-    with naming(path), open(path, "a"):
+    with add_path_to_os_errors(path), open(path, "a"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def draft(path: Path) -> None:
-    with draft_of(path) as other:
+    with atomic_temporary_file(path) as other:
         other.write_text("a part")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

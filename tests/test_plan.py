@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.cli.plan import collapsed, main
+from lmm_forget.cli.plan import group_tensor_names, main
 from tests.models.tiny import tiny_lmm
 
 
@@ -127,7 +127,7 @@ def test_a_bad_request_is_one_line_and_exit_code_2(
 def test_names_are_collapsed_by_layer_and_parent() -> None:
     names = [f"m.layers.{i}.mlp.{leaf}.weight" for i in (0, 1, 2, 5) for leaf in ("up", "down")]
     names += ["head.weight", "newline"]
-    assert collapsed(names) == ["m.layers.{0-2,5}.mlp: up, down", "head, newline"]
+    assert group_tensor_names(names) == ["m.layers.{0-2,5}.mlp: up, down", "head, newline"]
 
 
 def test_help_needs_no_torch() -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.cli.parser import options_first
-from lmm_forget.distributed.process_group import Place
+from lmm_forget.cli.parser import move_options_first
+from lmm_forget.distributed.process_group import RankInfo
 from lmm_forget.errors import LaunchError
-from lmm_forget.launch.torchrun import world_overrides
+from lmm_forget.launch.torchrun import build_world_size_overrides
 from lmm_forget.run import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,8 +53,8 @@ def test_help_is_quick_and_lists_what_there_is(tmp_path: Path) -> None:
 
 def test_options_may_stand_behind_overrides() -> None:
     given = ["seed=1", "--config-dir", "mine", "recipe=llm", "-m", "--cfg", "job"]
-    assert options_first(given) == ["--config-dir", "mine", "-m", "--cfg", "job", "seed=1", "recipe=llm"]
-    assert options_first(["seed=1", "--config-dir"]) == ["--config-dir", "seed=1"]
+    assert move_options_first(given) == ["--config-dir", "mine", "-m", "--cfg", "job", "seed=1", "recipe=llm"]
+    assert move_options_first(["seed=1", "--config-dir"]) == ["--config-dir", "seed=1"]
 
 
 def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_devices_and_nodes_are_those_that_torchrun_started(
     size, here = place
     if isinstance(expected, str):
         with pytest.raises(LaunchError, match=expected):
-            world_overrides(Place(0, size, 0, here), given)
+            build_world_size_overrides(RankInfo(0, size, 0, here), given)
     else:
-        assert world_overrides(Place(0, size, 0, here), given) == expected
+        assert build_world_size_overrides(RankInfo(0, size, 0, here), given) == expected
 
 
 def test_the_configuration_can_be_printed(tmp_path: Path) -> None:
@@ -228,18 +228,18 @@ def test_a_job_refuses_a_file_that_is_none(tmp_path: Path, text: str | None, mes
 
 
 def test_status_is_written_while_a_job_lives(tmp_path: Path) -> None:
-    from lmm_forget.distributed.heartbeat import StatusFile, close_status, read_status
+    from lmm_forget.distributed.heartbeat import StatusFile, close_running_status, read_job_status
 
     with StatusFile(tmp_path) as status:
-        assert read_status(tmp_path)["phase"] == "starting"
-        status.phase("teach", 8, "step")
+        assert read_job_status(tmp_path)["phase"] == "starting"
+        status.start_phase("teach", 8, "step")
         status.advance(2, loss=0.5)
         status.advance(2, rate="x")
         limit = time.monotonic() + 10
-        while read_status(tmp_path)["done"] != 4:
+        while read_job_status(tmp_path)["done"] != 4:
             assert time.monotonic() < limit
             time.sleep(0.05)
-        seen = read_status(tmp_path)
+        seen = read_job_status(tmp_path)
         assert (seen["state"], seen["total"], seen["unit"], seen["pid"]) == (
             "running",
             8,
@@ -248,10 +248,10 @@ def test_status_is_written_while_a_job_lives(tmp_path: Path) -> None:
         )
         assert seen["info"] == {"loss": 0.5, "rate": "x"} and seen["rate"] > 0
         assert seen["started"] <= seen["updated"]
-    close_status(tmp_path, "failed", "killed")
-    assert (read_status(tmp_path)["state"], read_status(tmp_path)["error"]) == ("failed", "killed")
-    close_status(tmp_path, "interrupted")  # the last word stays
-    assert read_status(tmp_path)["state"] == "failed"
+    close_running_status(tmp_path, "failed", "killed")
+    assert (read_job_status(tmp_path)["state"], read_job_status(tmp_path)["error"]) == ("failed", "killed")
+    close_running_status(tmp_path, "interrupted")  # the last word stays
+    assert read_job_status(tmp_path)["state"] == "failed"
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 

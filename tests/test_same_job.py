@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lmm_forget.report.load import load_sweep
+from lmm_forget.report.job_results import load_sweep
 from tests.test_main_job import results, run
 
 pytestmark = pytest.mark.timeout(1800)

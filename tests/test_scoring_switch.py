@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from lmm_forget.config import compose, resolve
+from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.errors import ConfigError
 from lmm_forget.experiment import pipeline
 from lmm_forget.progress import NullProgress
@@ -31,7 +31,7 @@ class Counting(NullProgress):
     def __init__(self) -> None:
         self.done = {"teach": 0, "ask": 0}
 
-    def phase(self, name: str, total: int, unit: str) -> None:
+    def start_phase(self, name: str, total: int, unit: str) -> None:
         for word in self.done:
             if word in name:
                 self.done[word] += total
@@ -41,11 +41,11 @@ def test_the_switch_reads_other_scores_of_the_same_answers(tmp_path: Path) -> No
     overrides = [*SMALL, "+tasks.tiny_mmstar.scorer.compat=paper.mmstar", f"store={tmp_path / 'store'}"]
     found, work = {}, {}
     for scoring in ("strict", "compat"):
-        config = resolve(compose([*overrides, f"data.scoring={scoring}"]))
+        config = resolve_config(compose_config([*overrides, f"data.scoring={scoring}"]))
         job = tmp_path / scoring
         job.mkdir()
         counting = Counting()
-        found[scoring] = pipeline.run(copy.deepcopy(config), job, counting)
+        found[scoring] = pipeline.run_experiment(copy.deepcopy(config), job, counting)
         work[scoring] = counting.done
     assert work["strict"]["ask"] == 24 and work["strict"]["teach"] > 0
     assert work["compat"]["ask"] == 0
@@ -75,13 +75,13 @@ def _ends(results: dict) -> tuple[dict, dict]:  # type: ignore[type-arg]
 
 
 def test_a_task_without_a_public_score_is_refused_before_any_work(tmp_path: Path) -> None:
-    config = resolve(compose([*SMALL, "data.scoring=compat", f"store={tmp_path / 'store'}"]))
+    config = resolve_config(compose_config([*SMALL, "data.scoring=compat", f"store={tmp_path / 'store'}"]))
     with pytest.raises(
         ConfigError, match="data.scoring=compat: there is no compat score of tiny_mmstar; name a rule"
     ):
-        pipeline.run(config, tmp_path, NullProgress())
+        pipeline.run_experiment(config, tmp_path, NullProgress())
 
 
 def test_the_switch_has_two_positions() -> None:
     with pytest.raises(ConfigError, match="data.scoring=lenient is not known; choose one of: strict, compat"):
-        resolve(compose([*SMALL, "data.scoring=lenient"]))
+        resolve_config(compose_config([*SMALL, "data.scoring=lenient"]))

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from lmm_forget.distributed.heartbeat import Bystander, correct_status, read_status
-from lmm_forget.distributed.stop_signals import SIGNALS, Interrupted
-from lmm_forget.distributed.workers import End, _conclude, blame, run_workers
+from lmm_forget.distributed.heartbeat import WorkerStatus, overwrite_status, read_job_status
+from lmm_forget.distributed.stop_signals import STOP_SIGNALS, StopRequested
+from lmm_forget.distributed.workers import WorkerExit, _write_final_status, find_root_cause, run_workers
 from lmm_forget.errors import LaunchError
 from lmm_forget.experiment import job
 
@@ -28,7 +28,7 @@ def told(folder: Path, rank: int, error: str | None, when: float, **status: Any)
         status = {**TEACHING, **status, **({"state": "failed", "error": error} if error else {})}
         (folder / "status.json").write_text(json.dumps(status))
     else:
-        Bystander(folder, rank).end("failed", error)
+        WorkerStatus(folder, rank).write_final_state("failed", error)
     os.utime(folder / ("status.json" if rank == 0 else f"rank-{rank}.json"), (when, when))
 
 
@@ -57,8 +57,8 @@ def test_the_first_cause_is_told(
 ) -> None:
     for rank, (error, when) in words.items():
         told(tmp_path, rank, error, when)
-    code = _conclude(tmp_path, 2, [End(*end) for end in ends])
-    status = read_status(tmp_path)
+    code = _write_final_status(tmp_path, 2, [WorkerExit(*end) for end in ends])
+    status = read_job_status(tmp_path)
     assert (code, status["state"]) == (expected[0], "failed")
     assert status["error"].startswith(expected[1]) and "\n" not in status["error"]
 
@@ -66,8 +66,8 @@ def test_the_first_cause_is_told(
 def test_a_rank_that_was_stopped_for_another_ones_failure_was_not_interrupted(tmp_path: Path) -> None:
     told(tmp_path, 0, None, 9.0, state="interrupted")
     told(tmp_path, 1, "boom", 8.0)
-    assert _conclude(tmp_path, 2, [End(1, 1, 9), End(0, 143, 9)]) == 1
-    assert (read_status(tmp_path)["state"], read_status(tmp_path)["error"]) == (
+    assert _write_final_status(tmp_path, 2, [WorkerExit(1, 1, 9), WorkerExit(0, 143, 9)]) == 1
+    assert (read_job_status(tmp_path)["state"], read_job_status(tmp_path)["error"]) == (
         "failed",
         "rank 1 of 2 failed: boom",
     )
@@ -87,17 +87,19 @@ def test_a_rank_that_was_stopped_for_another_ones_failure_was_not_interrupted(tm
 def test_being_asked_to_stop_is_no_failure(
     tmp_path: Path, state: str, ends: list[tuple[int, int, float]] | None, code: int, after: str
 ) -> None:
-    correct_status(tmp_path, state)
-    assert _conclude(tmp_path, 2, None if ends is None else [End(*end) for end in ends]) == code
-    assert read_status(tmp_path)["state"] == after
+    overwrite_status(tmp_path, state)
+    assert (
+        _write_final_status(tmp_path, 2, None if ends is None else [WorkerExit(*end) for end in ends]) == code
+    )
+    assert read_job_status(tmp_path)["state"] == after
 
 
 def test_a_rank_that_died_before_any_word(tmp_path: Path) -> None:
-    end, cause = blame(tmp_path, [End(1, 1, 9), End(0, 143, 9)], {})
+    end, cause = find_root_cause(tmp_path, [WorkerExit(1, 1, 9), WorkerExit(0, 143, 9)], {})
     assert (end.rank, cause) == (1, "ended with exit code 1 and left no cause; its last lines are in the log")
 
 
-@pytest.mark.parametrize("asked", [Interrupted(), KeyboardInterrupt()])
+@pytest.mark.parametrize("asked", [StopRequested(), KeyboardInterrupt()])
 def test_being_asked_to_stop_before_any_worker_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: BaseException
 ) -> None:
@@ -106,18 +108,18 @@ def test_being_asked_to_stop_before_any_worker_is_there(
     def counting(devices: int) -> None:
         raise asked
 
-    monkeypatch.setattr("lmm_forget.distributed.workers._enough_gpus", counting)
+    monkeypatch.setattr("lmm_forget.distributed.workers._check_gpu_count", counting)
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     hardware = {"nodes": 1, "devices": 2, "accelerator": "gpu", "threads": 1}
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
-        assert job.run(tmp_path / "job.yaml", {"hardware": hardware}) == 143
+        assert job.run_job(tmp_path / "job.yaml", {"hardware": hardware}) == 143
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        monkeypatch.setattr("lmm_forget.distributed.stop_signals._listening", False)
-    assert read_status(tmp_path)["state"] == "interrupted"
+        monkeypatch.setattr("lmm_forget.distributed.stop_signals._handlers_installed", False)
+    assert read_job_status(tmp_path)["state"] == "interrupted"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -126,8 +128,8 @@ def test_a_gpu_that_torch_cannot_use_is_said_before_anything_is_read(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(LaunchError, match=r"torch can use 0 GPUs here and needs 1 .*use hardware=cpu"):
-        job._refuse_without_gpu({"accelerator": "gpu"}, None)
-    job._refuse_without_gpu({"accelerator": "cpu"}, None)
+        job._check_gpu_available({"accelerator": "gpu"}, None)
+    job._check_gpu_available({"accelerator": "cpu"}, None)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +146,8 @@ def test_a_gpu_that_torch_cannot_use_is_said_before_anything_is_read(
 )
 def test_a_lost_connection_is_no_cause(text: str, gone: bool) -> None:
     """Its traceback would stand in the log beside the one that matters."""
-    assert job._peer_gone(RuntimeError(text)) is gone
-    assert not job._peer_gone(ValueError(text))
+    assert job._is_lost_connection(RuntimeError(text)) is gone
+    assert not job._is_lost_connection(ValueError(text))
 
 
 def test_other_machines_workers_are_not_started_from_here(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 
 from rich.console import Console
 
-from lmm_forget.cli.parser import Parser, run_command, take_format
+from lmm_forget.cli.parser import CommandLineParser, extract_format, run_command
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.report.conditions import Condition
-from lmm_forget.report.load import is_job
-from lmm_forget.report.pair_table import show
-from lmm_forget.report.pairs import SCHEMA, compare_places
-from lmm_forget.report.places import Place, place, split_stage
+from lmm_forget.report.comparison_table import print_comparisons
+from lmm_forget.report.fail_conditions import FailCondition
+from lmm_forget.report.job_comparison import COMPARISON_SCHEMA, compare_job_stages
+from lmm_forget.report.job_results import is_job_folder
+from lmm_forget.report.job_stages import JobStage, load_job_stage, split_job_and_stage
 
 EXAMPLES = """\
 examples:
@@ -39,11 +39,11 @@ exit codes: 0 compared, 1 a --fail-if condition holds, 2 a mistake in what was a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare what `argv` (default: the command line) names; returns the exit code, 1 where a condition holds."""
-    return run_command(_compare, argv)
+    return run_command(_run_compare, argv)
 
 
-def _compare(arguments: Sequence[str]) -> int:
-    parser = Parser(
+def _run_compare(arguments: Sequence[str]) -> int:
+    parser = CommandLineParser(
         prog="lmm-forget compare",
         description=(__doc__ or "").split("\n", 1)[1].strip(),
         epilog=EXAMPLES,
@@ -59,85 +59,109 @@ def _compare(arguments: Sequence[str]) -> int:
         metavar="CONDITION",
         help="exit with 1 where it holds; may be given several times",
     )
-    given = parser.read(arguments)
-    form, words = take_format(given.places)
-    conditions = [Condition.parse(text) for text in given.fail_if]
-    pairs, notes = pairs_of(words)
+    parsed = parser.parse_arguments(arguments)
+    output_format, stage_arguments = extract_format(parsed.places)
+    conditions = [FailCondition.parse(text) for text in parsed.fail_if]
+    pairs, notes = resolve_stage_pairs(stage_arguments)
     if conditions and notes:
         raise DataError(f"{notes[0]}; a --fail-if condition holds for all jobs or cannot be checked")
-    found = [compare_places(first, second) for first, second in pairs]
-    verdicts = [[condition.judge(each) for condition in conditions] for each in found]
-    for each, judged in zip(found, verdicts, strict=True):
+    comparisons = [compare_job_stages(first, second) for first, second in pairs]
+    condition_results = [[condition.evaluate(each) for condition in conditions] for each in comparisons]
+    for each, judged in zip(comparisons, condition_results, strict=True):
         each["conditions"] = judged
-    if form == "json":
-        print(json.dumps(_json(words, found, notes), indent=2, ensure_ascii=False, allow_nan=False))
+    if output_format == "json":
+        print(
+            json.dumps(
+                _build_json_report(stage_arguments, comparisons, notes),
+                indent=2,
+                ensure_ascii=False,
+                allow_nan=False,
+            )
+        )
     else:
-        show(found, notes, Console(highlight=False))
-    return int(any(one["holds"] for judged in verdicts for one in judged))
+        print_comparisons(comparisons, notes, Console(highlight=False))
+    return int(any(result["holds"] for judged in condition_results for result in judged))
 
 
-def pairs_of(words: Sequence[str]) -> tuple[list[tuple[Place, Place]], list[str]]:
+def resolve_stage_pairs(arguments: Sequence[str]) -> tuple[list[tuple[JobStage, JobStage]], list[str]]:
     """The pairs of places that one or two words of the command line mean, and what was left out.
 
     Raises ConfigError or DataError for words that mean nothing.
     """
-    if len(words) not in (1, 2):
+    if len(arguments) not in (1, 2):
         raise ConfigError(
-            f"found {len(words)} folders, expected one or two: lmm-forget compare A B (see --help)"
+            f"found {len(arguments)} folders, expected one or two: lmm-forget compare A B (see --help)"
         )
-    named = [split_stage(word) for word in words]
-    if len(named) == 1:
-        there = place(*named[0])
-        if there.stage == 0:
-            raise ConfigError(f"{words[0]} alone is compared with its own base, which it is")
-        return [(there.at(0), there)], []
-    for folder, _ in named:
+    parsed_stages = [split_job_and_stage(word) for word in arguments]
+    if len(parsed_stages) == 1:
+        compared_stage = load_job_stage(*parsed_stages[0])
+        if compared_stage.stage == 0:
+            raise ConfigError(f"{arguments[0]} alone is compared with its own base, which it is")
+        return [(compared_stage.with_stage(0), compared_stage)], []
+    for folder, _ in parsed_stages:
         if not folder.exists():
             raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
-        if folder.is_dir() and not is_job(folder) and not _jobs(folder):
+        if folder.is_dir() and not is_job_folder(folder) and not _find_finished_jobs(folder):
             raise DataError(
                 f"{folder}: holds no finished job, expected one or several folders with results.json"
             )
-    jobs = [{} if is_job(folder) else _jobs(folder) for folder, _ in named]
+    jobs = [{} if is_job_folder(folder) else _find_finished_jobs(folder) for folder, _ in parsed_stages]
     if not any(jobs):
-        return [(place(*named[0]), place(*named[1]))], []
+        return [(load_job_stage(*parsed_stages[0]), load_job_stage(*parsed_stages[1]))], []
     if not all(jobs):
-        odd = words[0] if jobs[0] else words[1]
-        raise ConfigError(f"{odd} is a sweep and the other is not; compare two jobs, or two sweeps")
-    return _matched(named, jobs)
+        sweep_argument = arguments[0] if jobs[0] else arguments[1]
+        raise ConfigError(
+            f"{sweep_argument} is a sweep and the other is not; compare two jobs, or two sweeps"
+        )
+    return _pair_jobs_by_name(parsed_stages, jobs)
 
 
-def _matched(
-    named: Sequence[tuple[Path, str | None]], jobs: Sequence[dict[str, Path]]
-) -> tuple[list[tuple[Place, Place]], list[str]]:
+def _pair_jobs_by_name(
+    parsed_stages: Sequence[tuple[Path, str | None]], jobs_by_name: Sequence[dict[str, Path]]
+) -> tuple[list[tuple[JobStage, JobStage]], list[str]]:
     """Two sweeps' jobs of equal name; where each has a single job, these."""
-    shared = [name for name in jobs[0] if name in jobs[1]]
+    shared = [name for name in jobs_by_name[0] if name in jobs_by_name[1]]
     notes = []
-    for (folder, _), mine, other in zip(named, jobs, reversed(jobs), strict=True):
-        alone = [name for name in mine if name not in other]
-        if alone and shared:
-            notes.append(f"only {folder} has finished {', '.join(alone)}: left out")
-    stages = [stage for _, stage in named]
+    for (folder, _), own_jobs, other_jobs in zip(
+        parsed_stages, jobs_by_name, reversed(jobs_by_name), strict=True
+    ):
+        unmatched_jobs = [name for name in own_jobs if name not in other_jobs]
+        if unmatched_jobs and shared:
+            notes.append(f"only {folder} has finished {', '.join(unmatched_jobs)}: left out")
+    stages = [stage for _, stage in parsed_stages]
     if shared:
-        return [(place(jobs[0][name], stages[0]), place(jobs[1][name], stages[1])) for name in shared], notes
-    if len(jobs[0]) == len(jobs[1]) == 1:
-        first, second = (next(iter(each.values())) for each in jobs)
-        return [(place(first, stages[0]), place(second, stages[1]))], notes
+        return [
+            (
+                load_job_stage(jobs_by_name[0][name], stages[0]),
+                load_job_stage(jobs_by_name[1][name], stages[1]),
+            )
+            for name in shared
+        ], notes
+    if len(jobs_by_name[0]) == len(jobs_by_name[1]) == 1:
+        first, second = (next(iter(each.values())) for each in jobs_by_name)
+        return [(load_job_stage(first, stages[0]), load_job_stage(second, stages[1]))], notes
     raise ConfigError(
-        f"{named[0][0]} and {named[1][0]} share no finished job's name "
-        f"({', '.join(jobs[0])}; {', '.join(jobs[1])}); name two jobs"
+        f"{parsed_stages[0][0]} and {parsed_stages[1][0]} share no finished job's name "
+        f"({', '.join(jobs_by_name[0])}; {', '.join(jobs_by_name[1])}); name two jobs"
     )
 
 
-def _jobs(folder: Path) -> dict[str, Path]:
+def _find_finished_jobs(sweep_dir: Path) -> dict[str, Path]:
     """Finished jobs below a sweep's folder, by name."""
-    if not folder.is_dir():
+    if not sweep_dir.is_dir():
         return {}
-    return {path.parent.name: path.parent for path in sorted(folder.glob("*/results.json"))}
+    return {path.parent.name: path.parent for path in sorted(sweep_dir.glob("*/results.json"))}
 
 
-def _json(words: Sequence[str], found: Sequence[dict[str, Any]], notes: Sequence[str]) -> dict[str, Any]:
+def _build_json_report(
+    arguments: Sequence[str], comparisons: Sequence[dict[str, Any]], notes: Sequence[str]
+) -> dict[str, Any]:
     """One comparison as it is; those of two sweeps as a list."""
-    if len(found) == 1 and not notes:
-        return found[0]
-    return {"schema": SCHEMA, "sweeps": list(words), "comparisons": list(found), "notes": list(notes)}
+    if len(comparisons) == 1 and not notes:
+        return comparisons[0]
+    return {
+        "schema": COMPARISON_SCHEMA,
+        "sweeps": list(arguments),
+        "comparisons": list(comparisons),
+        "notes": list(notes),
+    }

@@ -7,17 +7,22 @@ import json
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from lmm_forget.cli.parser import Parser, run_command, take_format, take_options
-from lmm_forget.config.naming import NAME
-from lmm_forget.errors import ConfigError, brief
-from lmm_forget.report.dashboard import Wanted, as_json, build, save
+from lmm_forget.cli.parser import CommandLineParser, extract_format, extract_options, run_command
+from lmm_forget.config.job_names import NAME_PATTERN
+from lmm_forget.errors import ConfigError, shorten_value
+from lmm_forget.report.wandb_workspace import (
+    DashboardSpec,
+    build_workspace,
+    save_workspace,
+    workspace_to_json,
+)
 
-OWN = ("entity", "project", "title", "sweep", "view")
-PROJECT = "lmm-forget"
+DASHBOARD_OPTIONS = ("entity", "project", "title", "sweep", "view")
+DEFAULT_PROJECT = "lmm-forget"
 """The project that runs are in unless they were told another one."""
-LONGEST = 128
+MAX_NAME_LENGTH = 128
 """Characters that W&B takes for a name."""
-_NO_NAME = "/\\#?%:"  # what W&B refuses in a project's name: it stands in an address
+_FORBIDDEN_CHARACTERS = "/\\#?%:"  # what W&B refuses in a project's name: it stands in an address
 EXAMPLES = """\
   entity=…   the user or team, project=… the project that the runs are in (default: lmm-forget)
   title=…    the view's name, sweep=… only the runs of this sweep, view=URL replaces a saved view
@@ -33,11 +38,11 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build the view that `argv` (default: the command line) asks for; returns the exit code (2 for a bad request)."""
-    return run_command(_dashboard, argv)
+    return run_command(_run_dashboard, argv)
 
 
-def _dashboard(arguments: Sequence[str]) -> None:
-    parser = Parser(
+def _run_dashboard(arguments: Sequence[str]) -> None:
+    parser = CommandLineParser(
         prog="lmm-forget dashboard",
         description="Build the saved W&B view of a project: figures of merit, stages, benchmarks, probes, runs.",
         epilog=EXAMPLES,
@@ -47,83 +52,95 @@ def _dashboard(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--config-dir", "-cd", metavar="DIR", help="a folder with groups of your own (task/mine.yaml)"
     )
-    given = parser.read(arguments)
-    form, rest = take_format(given.overrides, ("view", "json"))
-    own, overrides = take_options(rest, OWN)
-    _check_words(own)
-    view = build(wanted(own, overrides, given.config_dir))
-    if form == "json":
-        print(json.dumps(as_json(view), indent=1, sort_keys=True))
+    parsed = parser.parse_arguments(arguments)
+    output_format, remaining_arguments = extract_format(parsed.overrides, ("view", "json"))
+    dashboard_options, overrides = extract_options(remaining_arguments, DASHBOARD_OPTIONS)
+    _check_dashboard_options(dashboard_options)
+    view = build_workspace(build_dashboard_request(dashboard_options, overrides, parsed.config_dir))
+    if output_format == "json":
+        print(json.dumps(workspace_to_json(view), indent=1, sort_keys=True))
     else:
-        print(save(view, own.get("view")))
+        print(save_workspace(view, dashboard_options.get("view")))
 
 
-def _check_words(own: Mapping[str, str]) -> None:
+def _check_dashboard_options(options: Mapping[str, str]) -> None:
     """Raise ConfigError, before anything is built, for a word of this command's that W&B could not take."""
-    for key, value in own.items():
+    for key, value in options.items():
         if not any(sign.isprintable() and not sign.isspace() for sign in value):
             raise ConfigError(f"{key}={value!r} is blank; give it a value, or leave the word out")
-        odd = next((sign for sign in value if not sign.isprintable()), None)
-        if odd is not None:
-            raise ConfigError(f"{key}={value!r} holds the character U+{ord(odd):04X}, which no name can hold")
-        if key != "view" and len(value) > LONGEST:
+        unprintable = next((sign for sign in value if not sign.isprintable()), None)
+        if unprintable is not None:
             raise ConfigError(
-                f"{key}={value[:20]}… has {len(value)} characters; a name in W&B may have {LONGEST}"
+                f"{key}={value!r} holds the character U+{ord(unprintable):04X}, which no name can hold"
+            )
+        if key != "view" and len(value) > MAX_NAME_LENGTH:
+            raise ConfigError(
+                f"{key}={value[:20]}… has {len(value)} characters; a name in W&B may have {MAX_NAME_LENGTH}"
             )
     for key in ("entity", "project"):
-        value = own.get(key, "")
-        signs = [sign for sign in value if sign in _NO_NAME or (key == "entity" and sign.isspace())]
-        if signs or value != value.strip():
+        value = options.get(key, "")
+        forbidden = [
+            sign for sign in value if sign in _FORBIDDEN_CHARACTERS or (key == "entity" and sign.isspace())
+        ]
+        if forbidden or value != value.strip():
             raise ConfigError(
                 f"{key}={value!r} cannot be the name of {'a user or team' if key == 'entity' else 'a project'} in "
-                f"W&B: it holds {(signs or [' '])[0]!r}; use letters, digits, - and _"
+                f"W&B: it holds {(forbidden or [' '])[0]!r}; use letters, digits, - and _"
             )
-    if "sweep" in own and not NAME.fullmatch(own["sweep"]):
+    if "sweep" in options and not NAME_PATTERN.fullmatch(options["sweep"]):
         raise ConfigError(
-            f"sweep={own['sweep']!r} is no sweep's name; it is what name=… was in lmm_forget.run, with letters, "
+            f"sweep={options['sweep']!r} is no sweep's name; it is what name=… was in lmm_forget.run, with letters, "
             "digits and . _ - = +"
         )
-    if "view" in own:
-        _check_view(own["view"], own.get("entity"), own.get("project", PROJECT))
+    if "view" in options:
+        _check_view_url(options["view"], options.get("entity"), options.get("project", DEFAULT_PROJECT))
 
 
-def _check_view(address: str, entity: str | None, project: str) -> None:
+def _check_view_url(view_url: str, entity: str | None, project: str) -> None:
     """Raise ConfigError for an address that is not one of a saved view of the project."""
     try:
-        url = urlsplit(address)
+        url = urlsplit(view_url)
     except ValueError:
         url = urlsplit("")
-    places = [unquote(part) for part in url.path.split("/")[1:]]
+    path_parts = [unquote(part) for part in url.path.split("/")[1:]]
     name = parse_qs(url.query).get("nw", [""])[0]
-    web = url.scheme in ("http", "https") and url.netloc
-    if not web or len(places) != 2 or not all(places) or not name or name.startswith("nwuser"):
+    is_web_address = url.scheme in ("http", "https") and url.netloc
+    if (
+        not is_web_address
+        or len(path_parts) != 2
+        or not all(path_parts)
+        or not name
+        or name.startswith("nwuser")
+    ):
         raise ConfigError(
-            f"view={brief(address, 120)} is not the address of a saved view; it looks like "
+            f"view={shorten_value(view_url, 120)} is not the address of a saved view; it looks like "
             f"https://wandb.ai/{entity or 'ENTITY'}/{project}?nw=a0b1c2d3"
         )
-    if entity is not None and [part.lower() for part in places] != [entity.lower(), project.lower()]:
+    if entity is not None and [part.lower() for part in path_parts] != [entity.lower(), project.lower()]:
         raise ConfigError(
-            f"view={brief(address, 120)} is a view of {'/'.join(places)}, and the dashboard is for "
+            f"view={shorten_value(view_url, 120)} is a view of {'/'.join(path_parts)}, and the dashboard is for "
             f"{entity}/{project}; give the entity and project of the view that is replaced"
         )
 
 
-def wanted(own: dict[str, str], overrides: Sequence[str], config_dir: str | None = None) -> Wanted:
+def build_dashboard_request(
+    options: dict[str, str], overrides: Sequence[str], config_dir: str | None = None
+) -> DashboardSpec:
     """What the command line asks for: `own` words of this command, `overrides` of the configuration.
 
     Raises ConfigError.
     """
-    from lmm_forget.config import compose, resolve
+    from lmm_forget.config import compose_config, resolve_config
 
-    if not own.get("entity"):
+    if not options.get("entity"):
         raise ConfigError("entity is missing; name the user or team whose project it is: entity=my-team")
-    config = resolve(compose(overrides, config_dir))
-    more = {"name": own["title"]} if own.get("title") else {}
-    return Wanted(
-        entity=own["entity"],
-        project=own.get("project") or PROJECT,
+    config = resolve_config(compose_config(overrides, config_dir))
+    optional_fields = {"name": options["title"]} if options.get("title") else {}
+    return DashboardSpec(
+        entity=options["entity"],
+        project=options.get("project") or DEFAULT_PROJECT,
         targets=tuple(dict.fromkeys(config["sequence"]["tasks"])),
         suite=tuple(config["suite"]["tasks"]),
-        sweep=own.get("sweep") or None,
-        **more,
+        sweep=options.get("sweep") or None,
+        **optional_fields,
     )

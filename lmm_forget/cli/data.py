@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.cli.parser import Parser, run_command, take_format
-from lmm_forget.errors import ConfigError, DataError, brief
+from lmm_forget.cli.parser import CommandLineParser, extract_format, run_command
+from lmm_forget.errors import ConfigError, DataError, shorten_value
 
 if TYPE_CHECKING:
-    from lmm_forget.tasks.base import Task
+    from lmm_forget.tasks.task import Task
 
 EXAMPLES = """\
 check    read all of a task: counts, answers, unusable samples, pictures in both train and test, samples that do not
@@ -56,11 +56,11 @@ OPTIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what `argv` (default: the command line) asks; returns the exit code: 0, 1 (problems found) or 2."""
-    return run_command(_data, argv)
+    return run_command(_run_data_command, argv)
 
 
-def _data(arguments: Sequence[str]) -> int:
-    parser = Parser(
+def _run_data_command(arguments: Sequence[str]) -> int:
+    parser = CommandLineParser(
         prog="lmm-forget data",
         description="Look at a task's data, or fetch what it links to, before anything is trained.",
         epilog=EXAMPLES,
@@ -71,22 +71,22 @@ def _data(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--config-dir", "-cd", metavar="DIR", help="a folder with task YAMLs of your own (DIR/task/mine.yaml)"
     )
-    given = parser.read(arguments)
-    form, choices = take_format(given.choices)
-    options, changes = _sorted(choices, given.action)
-    task = _task(options, changes, given.config_dir)
-    if given.action == "prepare":
+    parsed = parser.parse_arguments(arguments)
+    output_format, choices = extract_format(parsed.choices)
+    options, changes = _split_options(choices, parsed.action)
+    task = _build_task(options, changes, parsed.config_dir)
+    if parsed.action == "prepare":
         try:
-            return _prepare(task, options, form)
+            return _run_prepare(task, options, output_format)
         except KeyboardInterrupt:
             print("stopped; the same command goes on where this one stopped", file=sys.stderr)
             return 130
-    return _check(task, options, changes, given.config_dir, form)
+    return _run_check(task, options, changes, parsed.config_dir, output_format)
 
 
-def _sorted(choices: Sequence[str], action: str) -> tuple[dict[str, str], list[str]]:
+def _split_options(choices: Sequence[str], action: str) -> tuple[dict[str, str], list[str]]:
     """The command's own options, and changes to the task's YAML."""
-    from lmm_forget.config.messages import closest
+    from lmm_forget.config.error_messages import suggest_closest
 
     options: dict[str, str] = {}
     changes: list[str] = []
@@ -101,30 +101,30 @@ def _sorted(choices: Sequence[str], action: str) -> tuple[dict[str, str], list[s
         else:
             known = (*OPTIONS[action], "format")
             raise ConfigError(
-                f"{action} has no option {key!r}; it has {', '.join(known)}{closest(key, known)}"
+                f"{action} has no option {key!r}; it has {', '.join(known)}{suggest_closest(key, known)}"
             )
     if "task" not in options:
         raise ConfigError(f"{action} needs task=NAME")
     return options, changes
 
 
-def _task(options: Mapping[str, str], changes: Sequence[str], config_dir: str | None) -> Task:
+def _build_task(options: Mapping[str, str], changes: Sequence[str], config_dir: str | None) -> Task:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from lmm_forget.config import conf_dir, one_line
-    from lmm_forget.config.overrides import checked
-    from lmm_forget.config.tasks import TaskFiles
-    from lmm_forget.tasks.loading import build_task
+    from lmm_forget.config import find_conf_dir, format_config_error
+    from lmm_forget.config.overrides import check_overrides
+    from lmm_forget.config.task_files import TaskFileFinder
+    from lmm_forget.tasks.task_loading import build_task
 
-    checked((), [] if config_dir is None else [Path(config_dir)])
+    check_overrides((), [] if config_dir is None else [Path(config_dir)])
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"the configuration folder {config_dir} does not exist")
-    folders = ([] if config_dir is None else [Path(config_dir)]) + [conf_dir()]
-    file = TaskFiles(folders, "real").load(options["task"])
-    mine = [item.removeprefix("task.") for item in changes if item.startswith("task.")]
+    folders = ([] if config_dir is None else [Path(config_dir)]) + [find_conf_dir()]
+    file = TaskFileFinder(folders, "real").load_task_file(options["task"])
+    task_changes = [item.removeprefix("task.") for item in changes if item.startswith("task.")]
     try:
-        node = OmegaConf.merge(file.node, *map(_change, mine))
+        node = OmegaConf.merge(file.node, *map(_parse_change, task_changes))
         missing = sorted(OmegaConf.missing_keys(node))
         if missing:
             raise ConfigError(
@@ -132,10 +132,10 @@ def _task(options: Mapping[str, str], changes: Sequence[str], config_dir: str | 
             )
         return build_task(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(format_config_error(error)) from error
 
 
-def _change(text: str) -> Any:
+def _parse_change(text: str) -> Any:
     """A change to the task's YAML as a node. Raises ConfigError for a value that is no YAML."""
     import yaml
     from omegaconf import OmegaConf
@@ -143,47 +143,53 @@ def _change(text: str) -> Any:
     try:
         return OmegaConf.from_dotlist([text])
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        why = getattr(error, "problem", None) or "it refers to itself or is nested too deeply"
+        reason = getattr(error, "problem", None) or "it refers to itself or is nested too deeply"
         raise ConfigError(
-            f"cannot read 'task.{brief(text)}': {brief(why, 200)}; quote lists and commas"
+            f"cannot read 'task.{shorten_value(text)}': {shorten_value(reason, 200)}; quote lists and commas"
         ) from error
 
 
-def _check(
-    task: Task, options: Mapping[str, str], changes: Sequence[str], config_dir: str | None, form: str
+def _run_check(
+    task: Task, options: Mapping[str, str], changes: Sequence[str], config_dir: str | None, output_format: str
 ) -> int:
-    from lmm_forget.data.report import read_all, summarise
-    from lmm_forget.data.sheet import contact_sheet
+    from lmm_forget.data.contact_sheet import draw_contact_sheet
+    from lmm_forget.data.inspection import build_data_report, inspect_splits
 
-    limit = _whole(options, "samples", None)
+    limit = _parse_whole_number(options, "samples", None)
     sheet = options.get("sheet", f"{task.name}.png")
     if sheet != "none":
-        _refuse_sheet(Path(sheet))
-    measure, context = None, 0
+        _check_sheet_path(Path(sheet))
+    count_tokens, context_length = None, 0
     if "model" in options:
-        from lmm_forget.data.context import measure_for
+        from lmm_forget.data.token_counter import make_token_counter
 
-        measure, context = measure_for(_model(options["model"], changes, config_dir))
-    with _progress("reading") as advance:
-        parts, absent = read_all(task, limit=limit, measure=measure, context=context, advance=advance)
-    if not parts:
-        raise DataError(absent["train"] if task.role == "target" else absent["test"])
-    report = summarise(task, parts, absent)
-    if measure is not None:
-        report["context"] = {"model": options["model"], "tokens": context}
+        count_tokens, context_length = make_token_counter(
+            _load_model_config(options["model"], changes, config_dir)
+        )
+    with _ProgressCounter("reading") as advance:
+        summaries, missing_splits = inspect_splits(
+            task, limit=limit, count_tokens=count_tokens, context_length=context_length, on_progress=advance
+        )
+    if not summaries:
+        raise DataError(missing_splits["train"] if task.role == "target" else missing_splits["test"])
+    report = build_data_report(task, summaries, missing_splits)
+    if count_tokens is not None:
+        report["context"] = {"model": options["model"], "tokens": context_length}
     report["sheet"] = None
     if sheet != "none":
-        report["sheet"] = str(contact_sheet(task, {part.split: part.shown for part in parts}, Path(sheet)))
-    if form == "json":
+        report["sheet"] = str(
+            draw_contact_sheet(task, {part.split: part.preview_samples for part in summaries}, Path(sheet))
+        )
+    if output_format == "json":
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
-        from lmm_forget.data.show import show_check
+        from lmm_forget.data.terminal_report import print_data_report
 
-        show_check(report)
+        print_data_report(report)
     return 1 if report["problems"] else 0
 
 
-def _refuse_sheet(path: Path) -> None:
+def _check_sheet_path(path: Path) -> None:
     """Raise ConfigError, before anything is read, where no contact sheet can be written."""
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ConfigError(f"sheet={path} must be a file that ends in .png, or none")
@@ -196,8 +202,8 @@ def _refuse_sheet(path: Path) -> None:
         raise ConfigError(f"sheet={path} cannot be written; name another file, or sheet=none")
 
 
-def _prepare(task: Task, options: Mapping[str, str], form: str) -> int:
-    from lmm_forget.data.prepare import prepare
+def _run_prepare(task: Task, options: Mapping[str, str], output_format: str) -> int:
+    from lmm_forget.data.pixmo_preparation import prepare_task_images
 
     if "out" not in options:
         raise ConfigError("prepare needs out=DIR")
@@ -206,50 +212,54 @@ def _prepare(task: Task, options: Mapping[str, str], form: str) -> int:
             raise ConfigError(f"{key}={options[key]!r} is blank; name a folder")
     if options.get("retry_gone", "false") not in ("true", "false"):
         raise ConfigError(f"retry_gone={options['retry_gone']} must be true or false")
-    with _progress("downloading") as advance:
-        report = prepare(
+    with _ProgressCounter("downloading") as advance:
+        report = prepare_task_images(
             task,
             Path(options["out"]).expanduser(),
             source=options.get("source"),
-            rate=_number(options, "rate", 20.0),
-            workers=_whole(options, "workers", 8) or 8,
-            retries=_whole(options, "retries", 4, least=0) or 0,
-            timeout=_number(options, "timeout", 30.0),
-            samples=_whole(options, "samples", None),
+            max_per_second=_parse_positive_number(options, "rate", 20.0),
+            num_workers=_parse_whole_number(options, "workers", 8) or 8,
+            max_retries=_parse_whole_number(options, "retries", 4, minimum=0) or 0,
+            timeout=_parse_positive_number(options, "timeout", 30.0),
+            max_rows_per_split=_parse_whole_number(options, "samples", None),
             retry_gone=options.get("retry_gone") == "true",
-            start=advance.start,
-            advance=lambda _: advance(1),
+            on_start=advance.set_total,
+            on_progress=lambda _: advance(1),
         )
-    if form == "json":
+    if output_format == "json":
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
-        from lmm_forget.data.show import show_prepared
+        from lmm_forget.data.terminal_report import print_prepare_report
 
-        show_prepared(report, options["out"], task.name)
+        print_prepare_report(report, options["out"], task.name)
     return 0
 
 
-def _model(name: str, changes: Sequence[str], config_dir: str | None) -> dict[str, Any]:
+def _load_model_config(name: str, changes: Sequence[str], config_dir: str | None) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    from lmm_forget.config import compose
+    from lmm_forget.config import compose_config
 
-    mine = [item for item in changes if item.startswith("model.")]
-    node = OmegaConf.to_container(compose([f"model={name}", *mine], config_dir).model, resolve=True)
+    model_changes = [item for item in changes if item.startswith("model.")]
+    node = OmegaConf.to_container(
+        compose_config([f"model={name}", *model_changes], config_dir).model, resolve=True
+    )
     assert isinstance(node, dict)
     return {str(key): value for key, value in node.items()}
 
 
-def _whole(options: Mapping[str, str], key: str, default: int | None, least: int = 1) -> int | None:
+def _parse_whole_number(
+    options: Mapping[str, str], key: str, default: int | None, minimum: int = 1
+) -> int | None:
     if key not in options:
         return default
     text = options[key]
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigError(f"{key}={text} must be a whole number of at least {least}")
+    if not text.isdecimal() or int(text) < minimum:
+        raise ConfigError(f"{key}={text} must be a whole number of at least {minimum}")
     return int(text)
 
 
-def _number(options: Mapping[str, str], key: str, default: float) -> float:
+def _parse_positive_number(options: Mapping[str, str], key: str, default: float) -> float:
     try:
         value = float(options.get(key, default))
     except ValueError:
@@ -259,25 +269,25 @@ def _number(options: Mapping[str, str], key: str, default: float) -> float:
     return value
 
 
-class _progress:
+class _ProgressCounter:
     """A count on the error stream while work goes on; nothing where that is no terminal."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, description: str) -> None:
         from rich.console import Console
         from rich.progress import Progress
 
         console = Console(stderr=True)
         self._bar = Progress(console=console, disable=not console.is_terminal, transient=True)
-        self._row = self._bar.add_task(what, total=None)
+        self._row = self._bar.add_task(description, total=None)
 
-    def start(self, total: int) -> None:
+    def set_total(self, total: int) -> None:
         """How many there will be."""
         self._bar.update(self._row, total=total)
 
     def __call__(self, n: int) -> None:
         self._bar.advance(self._row, n)
 
-    def __enter__(self) -> _progress:
+    def __enter__(self) -> _ProgressCounter:
         self._bar.start()
         return self
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmm_forget.cli.parser import run_command, take_format, take_options
+from lmm_forget.cli.parser import extract_format, extract_options, run_command
 from lmm_forget.errors import ConfigError
 
 HELP = """usage: lmm-forget export run=JOB out=FOLDER [stage=last] [store=FOLDER] [base=FOLDER] [format=json]
@@ -24,40 +24,45 @@ a model card. Transformers loads it without this package, AutoModelForImageTextT
 example:
   lmm-forget export run=multirun/demo/sa_proj out=exported/sa_proj
 """
-KEYS = ("run", "out", "stage", "store", "base", "format")
+OPTION_NAMES = ("run", "out", "stage", "store", "base", "format")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
-    return run_command(_export, arguments, HELP)
+    return run_command(_run_export, arguments, HELP)
 
 
-def _options(words: Sequence[str]) -> dict[str, str]:
-    options, odd = take_options(words, KEYS)
-    odd += [f"{key}=" for key, value in options.items() if not value]
-    if odd:
-        raise ConfigError(f"cannot read {odd[0]!r}; write key=value with one of: {', '.join(KEYS)}")
+def _parse_options(words: Sequence[str]) -> dict[str, str]:
+    options, invalid_words = extract_options(words, OPTION_NAMES)
+    invalid_words += [f"{key}=" for key, value in options.items() if not value]
+    if invalid_words:
+        raise ConfigError(
+            f"cannot read {invalid_words[0]!r}; write key=value with one of: {', '.join(OPTION_NAMES)}"
+        )
     for key, example in (("run", "multirun/<name>/<job>"), ("out", "FOLDER")):
         if key not in options:
             raise ConfigError(f"{key}= is missing; write {key}={example}")
     return options
 
 
-def _export(words: Sequence[str]) -> None:
-    from lmm_forget.export.folder import export, refuse_existing
-    from lmm_forget.export.job import find_stage
+def _run_export(words: Sequence[str]) -> None:
+    from lmm_forget.export.exported_stage import load_exported_stage
+    from lmm_forget.export.model_writer import export_stage, require_new_folder
 
-    form, rest = take_format(words, ("text", "json"))
-    options = _options(rest)
-    text, out = form == "text", Path(options["out"])
-    refuse_existing(out)
-    stage = find_stage(options["run"], options.get("stage", "last"), options.get("store"))
-    done = export(
-        stage, out, base=options.get("base"), say=lambda line: print(line, flush=True) if text else None
+    output_format, rest = extract_format(words, ("text", "json"))
+    options = _parse_options(rest)
+    is_text, out = output_format == "text", Path(options["out"])
+    require_new_folder(out)
+    stage = load_exported_stage(options["run"], options.get("stage", "last"), options.get("store"))
+    report = export_stage(
+        stage,
+        out,
+        base_folder=options.get("base"),
+        report_progress=lambda line: print(line, flush=True) if is_text else None,
     )
-    if text:
+    if is_text:
         print(
-            f"{out}: stage {done['stage']} ({done['task']}), {done['dtype']}, {done['bytes'] / 1e6:,.1f} MB"
+            f"{out}: stage {report['stage']} ({report['task']}), {report['dtype']}, {report['bytes'] / 1e6:,.1f} MB"
         )
     else:
-        print(json.dumps(done, indent=2))
+        print(json.dumps(report, indent=2))

@@ -27,29 +27,29 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code, 2 for an unknown one."""
-    return run_command(_dispatch, arguments)
+    return run_command(_run_subcommand, arguments)
 
 
-def _dispatch(given: list[str]) -> int:
-    if not given or given[0] in ("--help", "-h", "help"):
-        print(overview())
+def _run_subcommand(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(format_command_list())
         return 0
-    if given[0] == "--version":
+    if arguments[0] == "--version":
         from importlib.metadata import version
 
         print(f"lmm-forget {version('lmm-forget')}")
         return 0
-    command, rest = given[0], given[1:]
+    command, command_arguments = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        shown = command if len(command) < 60 else f"{command[:60]}…"
-        raise ConfigError(f"no command {shown!r}; there are: {', '.join(COMMANDS)}{hint}")
+        close_matches = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close_matches[0]}?" if close_matches else ""
+        shortened = command if len(command) < 60 else f"{command[:60]}…"
+        raise ConfigError(f"no command {shortened!r}; there are: {', '.join(COMMANDS)}{hint}")
     module = "experiment.job" if command == "job" else f"cli.{command}"
-    return int(importlib.import_module(f"lmm_forget.{module}").main(rest) or 0)
+    return int(importlib.import_module(f"lmm_forget.{module}").main(command_arguments) or 0)
 
 
-def run_old_command(command: str) -> int:
+def run_deprecated_command(command: str) -> int:
     """What `python -m lmm_forget.COMMAND` does: say the new name on stderr, then run it; returns its exit code."""
     print(
         f"lmm-forget: note: `python -m lmm_forget.{command}` is now `lmm-forget {command}` "
@@ -60,7 +60,7 @@ def run_old_command(command: str) -> int:
     return main([command, *sys.argv[1:]])
 
 
-def overview() -> str:
+def format_command_list() -> str:
     """The list of commands."""
     lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
     return "\n".join(

@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from lmm_forget.errors import ConfigError, LmmForgetError, format_os_error, print_error
 
-Act = Callable[[list[str]], int | None]
-TAKE_A_VALUE = (
+Command = Callable[[list[str]], int | None]
+OPTIONS_WITH_VALUE = (
     "--config-dir",
     "-cd",
     "--config-path",
@@ -27,59 +27,64 @@ TAKE_A_VALUE = (
     "-i",
 )
 """Hydra's options that are followed by a value."""
-SHORT = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name"}
+SHORT_OPTIONS = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name"}
 """Hydra's short names, and the options that they are."""
-FORMATS = ("table", "json")
+OUTPUT_FORMATS = ("table", "json")
 
 
-def run_command(act: Act, arguments: Sequence[str] | None, help_text: str | None = None) -> int:
+def run_command(command: Command, arguments: Sequence[str] | None, help_text: str | None = None) -> int:
     """Do what `arguments` (None: the command line's) ask `act` for; returns the exit code.
 
     `act` returns 0 or None when all is well, and its own code otherwise. An LmmForgetError is told in one line on
     stderr and ends with its `exit_code`, an OSError with 2; Ctrl-C with 130. Where `help_text` is given, `-h` and
     `--help` print it and `act` is not called.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if help_text is not None and {"-h", "--help"} & set(words):
+        if help_text is not None and {"-h", "--help"} & set(argv):
             print(help_text, end="", flush=True)
             return 0
-        code = act(words) or 0
+        code = command(argv) or 0
         sys.stdout.flush()  # a reader that has left shows here, not while Python ends
         return code
     except LmmForgetError as error:
         print_error(error)
         return error.exit_code
     except BrokenPipeError:
-        reader_left()
+        handle_broken_pipe()
         return 0
     except OSError as error:  # a folder that cannot be read or written, a full disk
-        print_error(_stdout_failed(error) or format_os_error(error))
+        print_error(_describe_stdout_error(error) or format_os_error(error))
         return 2
     except KeyboardInterrupt:
         print("lmm-forget: stopped", file=sys.stderr, flush=True)
         return 130
 
 
-class Parser(argparse.ArgumentParser):
+class CommandLineParser(argparse.ArgumentParser):
     """argparse whose complaints are this package's: one line, raised as ConfigError; options may stand anywhere."""
 
-    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+    def parse_arguments(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The arguments of a command line, its options wherever they stand among other words. Raises ConfigError."""
-        valued = [action for action in self._actions if action.option_strings and action.nargs is None]
-        names = [name for action in valued for name in action.option_strings]
-        often = [
-            name for action in valued if isinstance(action.default, list) for name in action.option_strings
+        value_actions = [action for action in self._actions if action.option_strings and action.nargs is None]
+        names = [name for action in value_actions for name in action.option_strings]
+        repeatable_options = [
+            name
+            for action in value_actions
+            if isinstance(action.default, list)
+            for name in action.option_strings
         ]
-        return self.parse_args(options_first(arguments, names, often))
+        return self.parse_args(move_options_first(arguments, names, repeatable_options))
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print with its usage."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def options_first(
-    arguments: Sequence[str], valued: Collection[str] = TAKE_A_VALUE, often: Collection[str] = ()
+def move_options_first(
+    arguments: Sequence[str],
+    options_with_value: Collection[str] = OPTIONS_WITH_VALUE,
+    repeatable_options: Collection[str] = (),
 ) -> list[str]:
     """The same command line, options before other words: argparse refuses `a=b --config-dir mine c=d`.
 
@@ -88,7 +93,7 @@ def options_first(
     """
     options: list[str] = []
     others: list[str] = []
-    seen: set[str] = set()
+    given_options: set[str] = set()
     words = iter(arguments)
     for word in words:
         if word == "--":
@@ -99,12 +104,14 @@ def options_first(
             continue
         options.append(word)
         name, equals, value = word.partition("=")
-        if name not in valued and not (name.startswith("--") and any(v.startswith(name) for v in valued)):
+        if name not in options_with_value and not (
+            name.startswith("--") and any(v.startswith(name) for v in options_with_value)
+        ):
             continue
-        long = SHORT.get(name, name)
-        if long in seen and name not in often:
+        long = SHORT_OPTIONS.get(name, name)
+        if long in given_options and name not in repeatable_options:
             raise ConfigError(f"{long} is given twice")
-        seen.add(long)
+        given_options.add(long)
         following = value if equals else next(words, None)
         if following is not None and not following.strip():
             raise ConfigError(f"{name} is empty")
@@ -113,60 +120,64 @@ def options_first(
     return [*options, *others]
 
 
-def _stdout_failed(error: OSError) -> str | None:
+def _describe_stdout_error(error: OSError) -> str | None:
     """The line for an error that names no file, where it was standard output that could not be written."""
     if error.filename is not None or error.errno is None:
         return None
     try:  # what Python had kept for it is gone after the error: one more sign shows whether it takes any
         os.write(sys.stdout.fileno(), b"\n")
-    except (OSError, ValueError) as again:
-        if getattr(again, "errno", None) != error.errno:
+    except (OSError, ValueError) as retry_error:
+        if getattr(retry_error, "errno", None) != error.errno:
             return None
-        reader_left()  # or Python tries once more while it ends
+        handle_broken_pipe()  # or Python tries once more while it ends
         return f"standard output: {error.strerror or error}"
     return None
 
 
-def reader_left() -> None:
+def handle_broken_pipe() -> None:
     """Whoever read our output (head, less) has seen enough: nothing written from here on is an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def take_options(words: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], list[str]]:
+def extract_options(
+    arguments: Sequence[str], option_names: Collection[str]
+) -> tuple[dict[str, str], list[str]]:
     """The `name=value` words among `words` whose name is one of `names`, and all others in their order.
 
     Folders may have `=` in their names (`sa_proj-seed=0`), so what is no option is no mistake here. Raises ConfigError
     for an option that is given twice.
     """
     options: dict[str, str] = {}
-    rest: list[str] = []
-    for word in words:
+    remaining: list[str] = []
+    for word in arguments:
         name, equals, value = word.partition("=")
-        if not equals or name not in names:
-            rest.append(word)
+        if not equals or name not in option_names:
+            remaining.append(word)
         elif name in options:
             raise ConfigError(f"{name} is given twice")
         else:
             options[name] = value
-    return options, rest
+    return options, remaining
 
 
-def take_format(words: Sequence[str], known: Sequence[str] = FORMATS) -> tuple[str, list[str]]:
+def extract_format(
+    arguments: Sequence[str], allowed_formats: Sequence[str] = OUTPUT_FORMATS
+) -> tuple[str, list[str]]:
     """The value of `format=` (default: the first of `known`), and the other words. Raises ConfigError."""
-    options, rest = take_options(words, ("format",))
-    form = options.get("format", known[0])
-    if form not in known:
-        raise ConfigError(f"format={form} is not known; choose one of: {', '.join(known)}")
-    return form, rest
+    options, remaining = extract_options(arguments, ("format",))
+    output_format = options.get("format", allowed_formats[0])
+    if output_format not in allowed_formats:
+        raise ConfigError(f"format={output_format} is not known; choose one of: {', '.join(allowed_formats)}")
+    return output_format, remaining
 
 
-def one_folder(words: Sequence[str], command: str) -> Path:
+def parse_folder_argument(arguments: Sequence[str], command_name: str) -> Path:
     """The only word of `words`, as a folder's path. Raises ConfigError for options, and unless there is one word."""
-    for word in words:
+    for word in arguments:
         if word.startswith("-") or ("=" in word and not Path(word).exists() and "/" not in word):
-            raise ConfigError(f"there is no option {word}; see python -m lmm_forget.{command} --help")
-    if len(words) != 1:
+            raise ConfigError(f"there is no option {word}; see python -m lmm_forget.{command_name} --help")
+    if len(arguments) != 1:
         raise ConfigError(
-            f"found {len(words)} folders, expected one: python -m lmm_forget.{command} multirun/<name>"
+            f"found {len(arguments)} folders, expected one: python -m lmm_forget.{command_name} multirun/<name>"
         )
-    return Path(words[0])
+    return Path(arguments[0])

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from lmm_forget.cli.parser import one_folder, run_command, take_format
-from lmm_forget.report.load import load_sweep
-from lmm_forget.report.rows import sweep_rows
-from lmm_forget.report.suites import shared_suite
-from lmm_forget.report.summary import summarize
-from lmm_forget.report.table import render
+from lmm_forget.cli.parser import extract_format, parse_folder_argument, run_command
+from lmm_forget.report.job_results import load_sweep
+from lmm_forget.report.job_rows import build_job_rows
+from lmm_forget.report.shared_suite import restrict_to_shared_suite
+from lmm_forget.report.sweep_summary import write_sweep_summary
+from lmm_forget.report.sweep_table import print_sweep_table
 
 HELP = """usage: lmm-forget report FOLDER [format=table|json]
 
@@ -24,17 +24,17 @@ Prints the table, or summary.json with format=json. No model library is needed.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
-    return run_command(_report, arguments, HELP)
+    return run_command(_run_report, arguments, HELP)
 
 
-def _report(words: Sequence[str]) -> None:
-    form, rest = take_format(words)
-    folder = one_folder(rest, "report")
-    summary = summarize(folder)
-    if form == "json":
+def _run_report(words: Sequence[str]) -> None:
+    output_format, rest = extract_format(words)
+    folder = parse_folder_argument(rest, "report")
+    summary = write_sweep_summary(folder)
+    if output_format == "json":
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
-    sweep = shared_suite(load_sweep(folder))
-    rows = sweep_rows(sweep.results.values())
-    render(rows, Console(), notes=summary["notes"], unfinished=sweep.unfinished)
+    sweep = restrict_to_shared_suite(load_sweep(folder))
+    rows = build_job_rows(sweep.results.values())
+    print_sweep_table(rows, Console(), notes=summary["notes"], unfinished=sweep.unfinished)
     print(f"report: {folder / 'summary.html'}")

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from traceback import walk_tb
 from typing import Any, NoReturn
 
-from lmm_forget.cli.parser import options_first, run_command
-from lmm_forget.distributed.process_group import Place
+from lmm_forget.cli.parser import move_options_first, run_command
+from lmm_forget.distributed.process_group import RankInfo
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError, format_os_error
 
 HELP = """\
@@ -48,7 +48,7 @@ groups and their choices:
 Results: multirun/<name>/<job>/results.json, and multirun/<name>/summary.html over all jobs of a name. The same
 command again does only what is missing. Every key is explained where it stands: {conf}
 """
-GROUPS = (
+HELP_GROUPS = (
     "model",
     "recipe",
     "sequence",
@@ -61,44 +61,44 @@ GROUPS = (
     "experiment",
     "task",
 )
-IN_PROCESS = (
+IN_PROCESS_MESSAGE = (
     "{what} with hydra/launcher=basic would mix grid points; use hydra/launcher=isolated, the default: "
     "python -m lmm_forget.run -m {words}"
 )
-LAUNCHED_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 1 (a job failed), 2 (nothing was started) or 130 (stopped)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we make one line of them
-    return run_command(_main, arguments)
+    return run_command(_run_command_line, arguments)
 
 
-def _main(words: list[str]) -> int:
+def _run_command_line(arguments: list[str]) -> int:
     try:
-        return _run(options_first(words))
+        return _parse_and_run(move_options_first(arguments))
     except LmmForgetError:
-        from lmm_forget.launch.torchrun import let_the_first_speak
+        from lmm_forget.launch.torchrun import wait_for_rank_zero_error
 
-        let_the_first_speak(os.environ)
+        wait_for_rank_zero_error(os.environ)
         raise
 
 
-def _run(given: list[str]) -> int:
+def _parse_and_run(arguments: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
-    from lmm_forget.config import one_line
-    from lmm_forget.config.overrides import checked
-    from lmm_forget.launch.scratch import carry
+    from lmm_forget.config import format_config_error
+    from lmm_forget.config.overrides import check_overrides
+    from lmm_forget.launch.hydra_output import copy_to_accepted_sweep
 
     parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign,assignment]
-    args = parser.parse_args(given)
+    parser.error = _raise_usage_error  # type: ignore[method-assign,assignment]
+    args = parser.parse_args(arguments)
     if args.help:
-        print(help_text([Path(args.config_dir)] if args.config_dir else []))
+        print(format_help([Path(args.config_dir)] if args.config_dir else []))
         return 0
-    shows = bool(args.cfg or args.info or args.shell_completion or args.hydra_help)
-    if args.multirun and (shows or args.run):
+    is_display_only = bool(args.cfg or args.info or args.shell_completion or args.hydra_help)
+    if args.multirun and (is_display_only or args.run):
         raise ConfigError("-m starts a sweep; leave it out to look at one configuration")
     if args.experimental_rerun:
         raise ConfigError("--experimental-rerun is not supported; a job is run again from its job.yaml")
@@ -106,63 +106,65 @@ def _run(given: list[str]) -> int:
         raise ConfigError("--resolve belongs to --cfg job")
     if args.package and not args.cfg:
         raise ConfigError("--package belongs to --cfg job")
-    place = None
-    if not shows:
-        _check_launch(args, os.environ)
-        place = Place.read(os.environ)
-    options, words = given[: len(given) - len(args.overrides)], list(args.overrides)
-    if place is not None:
-        from lmm_forget.launch.torchrun import world_overrides
+    rank_info = None
+    if not is_display_only:
+        _check_torchrun_launch(args, os.environ)
+        rank_info = RankInfo.from_environment(os.environ)
+    options, words = arguments[: len(arguments) - len(args.overrides)], list(args.overrides)
+    if rank_info is not None:
+        from lmm_forget.launch.torchrun import build_world_size_overrides
 
-        words += world_overrides(place, args.overrides)
-    given = [*options, *checked(words, [Path(args.config_dir)] if args.config_dir else [])]
-    with TemporaryDirectory() as scratch:  # Hydra writes down a sweep's grid before it is known to be run
+        words += build_world_size_overrides(rank_info, args.overrides)
+    arguments = [*options, *check_overrides(words, [Path(args.config_dir)] if args.config_dir else [])]
+    with TemporaryDirectory() as scratch_dir:  # Hydra writes down a sweep's grid before it is known to be run
         try:
-            return _hydra(given, args, place, Path(scratch))
+            return _run_hydra(arguments, args, rank_info, Path(scratch_dir))
         except LmmForgetError:
             raise
         except Exception as error:
-            if _is_ours(error):
+            if _is_package_error(error):
                 raise
-            raise ConfigError(one_line(error, args.overrides, args.config_dir)) from error
+            raise ConfigError(format_config_error(error, args.overrides, args.config_dir)) from error
         finally:
-            carry(Path(scratch))
+            copy_to_accepted_sweep(Path(scratch_dir))
 
 
-def _is_ours(error: BaseException) -> bool:
+def _is_package_error(error: BaseException) -> bool:
     """Whether this package's own code broke, behind Hydra's, and not Hydra's on what it was given.
 
     Hydra checks little of what it composes: a wrong word can end in an error of any kind.
     """
     frames = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
-    hydra = [place for place, name in enumerate(frames) if "/hydra/" in name.replace(os.sep, "/")]
+    hydra_frames = [index for index, name in enumerate(frames) if "/hydra/" in name.replace(os.sep, "/")]
     package = str(Path(__file__).parent)
-    return not hydra or any(name.startswith(package) for name in frames[hydra[0] :])
+    return not hydra_frames or any(name.startswith(package) for name in frames[hydra_frames[0] :])
 
 
-def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None, scratch: Path) -> int:
+def _run_hydra(
+    arguments: Sequence[str], args: argparse.Namespace, rank_info: RankInfo | None, scratch_dir: Path
+) -> int:
     """Hand the command line to Hydra, with our task function; the exit code. `place` is for one of several ranks.
 
     `scratch` is where Hydra writes about a sweep.
     """
     import hydra
 
-    from lmm_forget.config.composing import VERSION_BASE, conf_dir, register_resolvers
-    from lmm_forget.config.hydra_keys import Refused
-    from lmm_forget.launch.planning import Planned
-    from lmm_forget.launch.processes import Stopped
+    from lmm_forget.config.composing import HYDRA_VERSION_BASE, find_conf_dir, register_resolvers
+    from lmm_forget.config.hydra_settings import CallbackConfigError
+    from lmm_forget.launch.process_pool import SweepStopped
+    from lmm_forget.launch.sweep_plan import DryRunFinished
 
-    register_resolvers(scratch)
+    register_resolvers(scratch_dir)
     failures: list[Exception] = []
     codes: list[int] = []
 
-    def task(cfg: Any) -> float | None:
+    def run_composed_job(cfg: Any) -> float | None:
         # What Hydra would print of an exception, it cannot print of a value.
         try:
-            if place is not None:
-                codes.append(_rank(cfg, place))
+            if rank_info is not None:
+                codes.append(_run_rank(cfg, rank_info))
                 return None
-            return _single(cfg, args)
+            return _run_single_job(cfg, args)
         except LmmForgetError as error:
             failures.append(error)
             return None
@@ -170,117 +172,129 @@ def _hydra(given: Sequence[str], args: argparse.Namespace, place: Place | None, 
             failures.append(LaunchError(format_os_error(error)))
             return None
 
-    before, showwarning = sys.argv, warnings.showwarning
-    sys.argv = [before[0], *given]
-    warnings.showwarning = _note
+    saved_argv, showwarning = sys.argv, warnings.showwarning
+    sys.argv = [saved_argv[0], *arguments]
+    warnings.showwarning = _print_warning
     try:
-        hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name="run")(task)()
-    except Refused as refused:
+        hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(find_conf_dir()), config_name="run")(
+            run_composed_job
+        )()
+    except CallbackConfigError as refused:
         raise refused.error from None
-    except Planned:
+    except DryRunFinished:
         return 0
-    except Stopped as stop:
+    except SweepStopped as stop:
         line = str(stop) or "stopped; the same command goes on where it ended"
         print(f"lmm-forget: {line}", file=sys.stderr)
         return 130
     finally:
-        sys.argv, warnings.showwarning = before, showwarning
+        sys.argv, warnings.showwarning = saved_argv, showwarning
     if failures:
         raise failures[0]
     return codes[0] if codes else 0
 
 
-def _note(message: Warning | str, *where: Any, **more: Any) -> None:
+def _print_warning(message: Warning | str, *location: Any, **options: Any) -> None:
     """A warning of Hydra's as one line, without the line of its source."""
     print(f"lmm-forget: note: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
-def _rank(cfg: Any, place: Place) -> int:
+def _run_rank(cfg: Any, rank_info: RankInfo) -> int:
     """Run the composed configuration as one of the processes that torchrun started; the exit code."""
-    from lmm_forget.config import resolve, single_name
-    from lmm_forget.launch.jobs import make_job
-    from lmm_forget.launch.torchrun import run_as_rank
+    from lmm_forget.config import build_single_job_name, resolve_config
+    from lmm_forget.launch.job_folders import make_job
+    from lmm_forget.launch.torchrun import run_job_on_rank
 
-    config = resolve(_with_hydra(cfg))
-    return run_as_rank(make_job(config, single_name(config)), place)
+    config = resolve_config(_add_hydra_node(cfg))
+    return run_job_on_rank(make_job(config, build_single_job_name(config)), rank_info)
 
 
-def _with_hydra(cfg: Any) -> Any:
+def _add_hydra_node(cfg: Any) -> Any:
     """The configuration with Hydra's own node, which Hydra takes out of what it hands to a task."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
-    whole = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])
-    with open_dict(whole):
-        whole.hydra = HydraConfig.get()
-    return whole
+    full_config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg])
+    with open_dict(full_config):
+        full_config.hydra = HydraConfig.get()
+    return full_config
 
 
-def _single(cfg: Any, args: argparse.Namespace) -> float | None:
+def _run_single_job(cfg: Any, args: argparse.Namespace) -> float | None:
     """Run the composed configuration as one job; returns its objective. Raises LmmForgetError."""
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from lmm_forget.config import resolve, single_name, slug, swept
-    from lmm_forget.launch.isolated import given_overrides
-    from lmm_forget.launch.jobs import make_job
-    from lmm_forget.launch.scratch import accept
-    from lmm_forget.launch.session import GRACE, complain, run_jobs, show_summary
+    from lmm_forget.config import build_job_name, build_single_job_name, find_swept_choices, resolve_config
+    from lmm_forget.launch.hydra_output import accept_sweep
+    from lmm_forget.launch.job_folders import make_job
+    from lmm_forget.launch.local import GRACE_SECONDS, print_job_failures, run_jobs, write_and_print_summary
+    from lmm_forget.launch.subprocess_launcher import list_sweep_overrides
 
-    whole = _with_hydra(cfg)
-    config = resolve(whole)
-    name = single_name(config)
-    grid = OmegaConf.to_container(whole.hydra.sweeper.get("params") or OmegaConf.create({}))
-    if grid and whole.hydra.mode == RunMode.RUN:
-        what = ", ".join(map(str, grid))
+    full_config = _add_hydra_node(cfg)
+    config = resolve_config(full_config)
+    job_name = build_single_job_name(config)
+    grid = OmegaConf.to_container(full_config.hydra.sweeper.get("params") or OmegaConf.create({}))
+    if grid and full_config.hydra.mode == RunMode.RUN:
+        swept_keys = ", ".join(map(str, grid))
         print(
-            f"lmm-forget: note: experiment={whole.hydra.runtime.choices.experiment} is a sweep over {what}; this is "
+            f"lmm-forget: note: experiment={full_config.hydra.runtime.choices.experiment} is a sweep over "
+            f"{swept_keys}; this is "
             "one job of it, add -m for all",
             file=sys.stderr,
         )
     if (
-        whole.hydra.mode == RunMode.MULTIRUN
+        full_config.hydra.mode == RunMode.MULTIRUN
         and config["hardware"]["devices"] * config["hardware"]["nodes"] > 1
     ):
-        raise LaunchError(IN_PROCESS.format(what="several devices", words=" ".join(_without_launcher(args))))
-    if whole.hydra.mode == RunMode.MULTIRUN:  # Hydra's own launcher, which calls this once per grid point
-        given = [
-            *given_overrides(
-                OmegaConf.create({"hydra": {**whole.hydra, "overrides": {"task": args.overrides}}})
+        raise LaunchError(
+            IN_PROCESS_MESSAGE.format(what="several devices", words=" ".join(_drop_launcher_overrides(args)))
+        )
+    if (
+        full_config.hydra.mode == RunMode.MULTIRUN
+    ):  # Hydra's own launcher, which calls this once per grid point
+        sweep_overrides = [
+            *list_sweep_overrides(
+                OmegaConf.create({"hydra": {**full_config.hydra, "overrides": {"task": args.overrides}}})
             )
         ]
-        choices = swept([str(item) for item in whole.hydra.overrides.task], given)
-        name = slug(choices, [str(key) for key in whole.hydra.runtime.choices]) or name
-    job = make_job(config, name)
-    launcher = OmegaConf.to_container(whole.hydra.launcher, resolve=True)
+        choices = find_swept_choices(
+            [str(item) for item in full_config.hydra.overrides.task], sweep_overrides
+        )
+        job_name = (
+            build_job_name(choices, [str(key) for key in full_config.hydra.runtime.choices]) or job_name
+        )
+    job = make_job(config, job_name)
+    launcher = OmegaConf.to_container(full_config.hydra.launcher, resolve=True)
     assert isinstance(launcher, dict)
     target = str(launcher.pop("_target_"))
 
-    def accepted() -> None:
-        if whole.hydra.mode == RunMode.MULTIRUN:
-            accept(Path(whole.hydra.sweep.dir), job.folder.parent)
+    def on_accepted() -> None:
+        if full_config.hydra.mode == RunMode.MULTIRUN:
+            accept_sweep(Path(full_config.hydra.sweep.dir), job.folder.parent)
 
     if target.endswith(".SlurmLauncher"):
-        from lmm_forget.launch.slurm.settings import Settings
-        from lmm_forget.launch.slurm.watch import run_in_slurm
+        from lmm_forget.launch.slurm.monitor import run_jobs_in_slurm
+        from lmm_forget.launch.slurm.settings import SlurmSettings
 
-        settings = Settings.read({str(key): value for key, value in launcher.items()})
-        outcomes = run_in_slurm([job], settings, accepted)
+        settings = SlurmSettings.from_config({str(key): value for key, value in launcher.items()})
+        outcomes = run_jobs_in_slurm([job], settings, on_accepted)
     else:
-        outcomes = run_jobs([job], float(launcher.get("grace", GRACE)), accepted)
-    error = complain(outcomes)
+        outcomes = run_jobs([job], float(launcher.get("grace", GRACE_SECONDS)), on_accepted)
+    error = print_job_failures(outcomes)
     if error is not None:
         raise error
-    show_summary(job.folder.parent)
-    return job.objective()
+    write_and_print_summary(job.folder.parent)
+    return job.read_objective()
 
 
-def _check_launch(args: argparse.Namespace, env: Mapping[str, str]) -> None:
+def _check_torchrun_launch(args: argparse.Namespace, environment: Mapping[str, str]) -> None:
     """Refuse what would train a mixture of grid points. Raises LaunchError or ConfigError."""
-    found = [key for key in LAUNCHED_BY_TORCHRUN if key in env]
-    if args.multirun and found:
+    torchrun_variables = [key for key in TORCHRUN_VARIABLES if key in environment]
+    if args.multirun and torchrun_variables:
         raise LaunchError(
-            f"-m under torchrun ({', '.join(found)} set) would run every job on every rank; start it with plain "
+            f"-m under torchrun ({', '.join(torchrun_variables)} set) would run every job on every rank; "
+            "start it with plain "
             f"python -m lmm_forget.run -m {' '.join(args.overrides)}"
         )
     if args.multirun and any(
@@ -289,25 +303,27 @@ def _check_launch(args: argparse.Namespace, env: Mapping[str, str]) -> None:
         for text in args.overrides:
             key, _, value = text.lstrip("+").partition("=")
             if key in ("hardware.devices", "hardware.nodes") and value != "1":
-                raise LaunchError(IN_PROCESS.format(what=text, words=" ".join(_without_launcher(args))))
+                raise LaunchError(
+                    IN_PROCESS_MESSAGE.format(what=text, words=" ".join(_drop_launcher_overrides(args)))
+                )
 
 
-def _without_launcher(args: argparse.Namespace) -> list[str]:
+def _drop_launcher_overrides(args: argparse.Namespace) -> list[str]:
     return [word for word in args.overrides if "hydra/launcher" not in word]
 
 
-def help_text(folders: Sequence[Path] = ()) -> str:
+def format_help(config_dirs: Sequence[Path] = ()) -> str:
     """What `--help` prints; `folders` are the user's own, whose choices are listed too."""
     import textwrap
 
-    from lmm_forget.config import choices, conf_dir
+    from lmm_forget.config import find_conf_dir, list_group_choices
 
     lines = []
-    for group in GROUPS:
-        names = ", ".join(choices(group, folders)) or "-"
+    for group in HELP_GROUPS:
+        names = ", ".join(list_group_choices(group, config_dirs)) or "-"
         lines += textwrap.wrap(names, 110, initial_indent=f"  {group:<11}", subsequent_indent=" " * 13)
-    return HELP.format(groups="\n".join(lines), conf=conf_dir())
+    return HELP.format(groups="\n".join(lines), conf=find_conf_dir())
 
 
-def _refuse(message: str) -> NoReturn:
+def _raise_usage_error(message: str) -> NoReturn:
     raise ConfigError(f"{message}; see python -m lmm_forget.run --help")

@@ -16,17 +16,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lmm_forget.cli.parser import one_folder, run_command, take_format
-from lmm_forget.distributed.heartbeat import read_status
+from lmm_forget.cli.parser import extract_format, parse_folder_argument, run_command
+from lmm_forget.distributed.heartbeat import read_job_status
 from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.errors import LmmForgetError
-from lmm_forget.experiment.job import read_config
-from lmm_forget.launch.jobs import Job
-from lmm_forget.launch.live import time_left
-from lmm_forget.launch.planning import SweepPlan
-from lmm_forget.launch.slurm import queue
-from lmm_forget.launch.slurm.ticket import Ticket
-from lmm_forget.report.load import job_folders
+from lmm_forget.experiment.job import read_job_config
+from lmm_forget.launch.job_folders import Job
+from lmm_forget.launch.progress_display import format_time_left
+from lmm_forget.launch.slurm import squeue
+from lmm_forget.launch.slurm.job_record import SlurmJobRecord
+from lmm_forget.launch.sweep_plan import SweepPlan
+from lmm_forget.report.job_results import find_job_folders
 
 HELP = """usage: lmm-forget status FOLDER [format=table|json]
 
@@ -38,111 +38,122 @@ on where it ended), failed, lost (it says running, but nobody can see it run)
 
 exit codes: 0 shown, 2 there is no such folder or no job in it
 """
-NAME_WIDTH = 32
+MIN_NAME_WIDTH = 32
 """Characters of a job's name that stay on one line whatever the terminal's width."""
-STATES = ("running", "queued", "waiting", "done", "interrupted", "failed", "lost")
-SILENT = 120.0
+JOB_STATES = ("running", "queued", "waiting", "done", "interrupted", "failed", "lost")
+HEARTBEAT_TIMEOUT_SECONDS = 120.0
 """Seconds without a heartbeat after which a job on another machine is called lost; clocks may differ a little."""
-STOPPED_BY_SLURM = ("CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+INTERRUPTED_SLURM_STATES = ("CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
-    return run_command(_status, arguments, HELP)
+    return run_command(_run_status, arguments, HELP)
 
 
-def _status(words: Sequence[str]) -> None:
-    form, rest = take_format(words)
-    found = status_of(one_folder(rest, "status"))
-    if form == "json":
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+def _run_status(arguments: Sequence[str]) -> None:
+    output_format, remaining_arguments = extract_format(arguments)
+    sweep_status = collect_sweep_status(parse_folder_argument(remaining_arguments, "status"))
+    if output_format == "json":
+        print(json.dumps(sweep_status, indent=2, ensure_ascii=False))
     else:
-        _show(found, Console(highlight=False))
+        _print_sweep_status(sweep_status, Console(highlight=False))
 
 
-def status_of(folder: Path) -> dict[str, Any]:
+def collect_sweep_status(sweep_dir: Path) -> dict[str, Any]:
     """`folder`, `counts` by state, `slurm` (null, or why its queue cannot be seen) and one entry per job in `jobs`.
 
     Raises DataError where there is no job.
     """
-    folders = job_folders(folder)
-    tickets = {path: Ticket.read(path) for path in folders}
-    seen, trouble = _look(tickets.values())
-    jobs = [_job(path, tickets[path], seen) for path in folders]
+    job_dirs = find_job_folders(sweep_dir)
+    slurm_records = {path: SlurmJobRecord.read(path) for path in job_dirs}
+    slurm_jobs, slurm_error = _query_slurm_jobs(slurm_records.values())
+    jobs = [_collect_job_status(path, slurm_records[path], slurm_jobs) for path in job_dirs]
     counts = Counter(job["state"] for job in jobs)
     return {
-        "folder": str(folder),
-        "counts": {state: counts[state] for state in STATES if counts[state]},
-        "slurm": trouble,
+        "folder": str(sweep_dir),
+        "counts": {state: counts[state] for state in JOB_STATES if counts[state]},
+        "slurm": slurm_error,
         "jobs": jobs,
     }
 
 
-def _look(tickets: Any) -> tuple[dict[str, queue.Seen], str | None]:
+def _query_slurm_jobs(slurm_records: Any) -> tuple[dict[str, squeue.SlurmJobInfo], str | None]:
     """What Slurm knows; where it cannot be asked, why (nothing to say where no job was ever submitted)."""
-    ids = [ticket.id for ticket in tickets if ticket is not None and ticket.id]
-    if not ids:
+    slurm_ids = [ticket.id for ticket in slurm_records if ticket is not None and ticket.id]
+    if not slurm_ids:
         return {}, None
     try:
-        return queue.look(ids), None
-    except queue.Unreachable as error:
+        return squeue.query_jobs(slurm_ids), None
+    except squeue.SlurmUnreachable as error:
         return {}, str(error)
 
 
-def _job(folder: Path, ticket: Ticket | None, seen: Mapping[str, queue.Seen]) -> dict[str, Any]:
-    status = read_status(folder)
-    there = seen.get(ticket.id or "") if ticket else None
-    state, error = _state(folder, status, ticket, there)
-    alive = state == "running"
-    stages, left = _stages(folder, state)
-    log = folder / "job.log"
-    if ticket and ticket.output and not log.exists() and Path(ticket.output).exists():
-        log = Path(ticket.output)
+def _collect_job_status(
+    job_dir: Path, slurm_record: SlurmJobRecord | None, slurm_jobs: Mapping[str, squeue.SlurmJobInfo]
+) -> dict[str, Any]:
+    status = read_job_status(job_dir)
+    slurm_job = slurm_jobs.get(slurm_record.id or "") if slurm_record else None
+    state, error = _determine_job_state(job_dir, status, slurm_record, slurm_job)
+    is_running = state == "running"
+    stages, stages_left = _count_stages(job_dir, state)
+    log_path = job_dir / "job.log"
+    if slurm_record and slurm_record.output and not log_path.exists() and Path(slurm_record.output).exists():
+        log_path = Path(slurm_record.output)
     return {
-        "job": folder.name,
+        "job": job_dir.name,
         "state": state,
-        "phase": status.get("phase") if alive else None,
-        "done": status.get("done") if alive else None,
-        "total": status.get("total") if alive else None,
-        "unit": status.get("unit") if alive else None,
-        "rate": status.get("rate") if alive else None,
-        "time_left": (time_left(status) or None) if alive else None,
-        "info": status.get("info") or {} if alive else {},
-        "host": status.get("host") if alive else None,
+        "phase": status.get("phase") if is_running else None,
+        "done": status.get("done") if is_running else None,
+        "total": status.get("total") if is_running else None,
+        "unit": status.get("unit") if is_running else None,
+        "rate": status.get("rate") if is_running else None,
+        "time_left": (format_time_left(status) or None) if is_running else None,
+        "info": status.get("info") or {} if is_running else {},
+        "host": status.get("host") if is_running else None,
         "updated": status.get("updated"),
         "stages": stages,
-        "stages_left": left,
-        "slurm_id": ticket.id if ticket else None,
-        "slurm_state": there.state if there else (ticket.ended if ticket else None),
-        "reason": there.reason or None if there and not there.running and not there.ended else None,
+        "stages_left": stages_left,
+        "slurm_id": slurm_record.id if slurm_record else None,
+        "slurm_state": slurm_job.state if slurm_job else (slurm_record.ended if slurm_record else None),
+        "reason": slurm_job.reason or None
+        if slurm_job and not slurm_job.is_running and not slurm_job.has_ended
+        else None,
         "error": error,
-        "log": str(log) if log.exists() else None,
+        "log": str(log_path) if log_path.exists() else None,
     }
 
 
-def _state(
-    folder: Path, status: Mapping[str, Any], ticket: Ticket | None, there: queue.Seen | None
+def _determine_job_state(
+    job_dir: Path,
+    status: Mapping[str, Any],
+    slurm_record: SlurmJobRecord | None,
+    slurm_job: squeue.SlurmJobInfo | None,
 ) -> tuple[str, str | None]:
     """A job's state and the line that explains it. Results are results; then the queue; then the job's own word."""
-    if (folder / "results.json").exists():
-        broken = _unreadable(folder / "results.json")
-        return ("failed", broken) if broken else ("done", None)
-    said, error = str(status.get("state") or ""), status.get("error")
-    if there is not None and not there.ended:
-        return ("running" if there.running and said == "running" else "queued"), None
-    if said == "failed":
+    if (job_dir / "results.json").exists():
+        damage = _describe_json_damage(job_dir / "results.json")
+        return ("failed", damage) if damage else ("done", None)
+    reported_state, error = str(status.get("state") or ""), status.get("error")
+    if slurm_job is not None and not slurm_job.has_ended:
+        return ("running" if slurm_job.is_running and reported_state == "running" else "queued"), None
+    if reported_state == "failed":
         return "failed", str(error or "it failed")
-    ended = there.state if there else (ticket.ended if ticket else None)
-    if ended in STOPPED_BY_SLURM:
-        return "interrupted", f"Slurm: {ended.lower().replace('_', ' ')}"
-    if said == "running":
-        return ("running", None) if _alive(status) else ("lost", "its process is gone, or was not heard of")
-    if ended == "OUT_OF_MEMORY" or (ended == "FAILED" and not said):
-        return "failed", f"Slurm: {ended.lower().replace('_', ' ')}"
-    return (said, error) if said else ("waiting", None)
+    slurm_end_state = slurm_job.state if slurm_job else (slurm_record.ended if slurm_record else None)
+    if slurm_end_state in INTERRUPTED_SLURM_STATES:
+        return "interrupted", f"Slurm: {slurm_end_state.lower().replace('_', ' ')}"
+    if reported_state == "running":
+        return (
+            ("running", None)
+            if _is_process_alive(status)
+            else ("lost", "its process is gone, or was not heard of")
+        )
+    if slurm_end_state == "OUT_OF_MEMORY" or (slurm_end_state == "FAILED" and not reported_state):
+        return "failed", f"Slurm: {slurm_end_state.lower().replace('_', ' ')}"
+    return (reported_state, error) if reported_state else ("waiting", None)
 
 
-def _unreadable(path: Path) -> str | None:
+def _describe_json_damage(path: Path) -> str | None:
     """Why a results.json is none; None where it is JSON (the report looks closer)."""
     try:
         json.loads(path.read_text(encoding="utf-8"))
@@ -151,70 +162,82 @@ def _unreadable(path: Path) -> str | None:
     return None
 
 
-def _alive(status: Mapping[str, Any]) -> bool:
-    holder = ProcessId.parse(status)
-    alive = holder.is_alive() if holder is not None else None
+def _is_process_alive(status: Mapping[str, Any]) -> bool:
+    process_id = ProcessId.parse(status)
+    alive = process_id.is_alive() if process_id is not None else None
     if alive is not None:
         return alive
     try:
         age = datetime.now(UTC) - datetime.fromisoformat(str(status.get("updated")))
     except (TypeError, ValueError):
         return False
-    return age.total_seconds() < SILENT
+    return age.total_seconds() < HEARTBEAT_TIMEOUT_SECONDS
 
 
-def _stages(folder: Path, state: str) -> tuple[int | None, int | None]:
+def _count_stages(job_dir: Path, state: str) -> tuple[int | None, int | None]:
     """How many stages a job has, and how many of them are not in its store yet."""
     try:
-        config = read_config(folder / "job.yaml")
-        job = Job(folder.name, folder, config)
+        config = read_job_config(job_dir / "job.yaml")
+        job = Job(job_dir.name, job_dir, config)
         plan = SweepPlan([job])
-        total = len(plan.paths[job.name])
-        left = 0 if state == "done" else sum(not plan.done(job, path) for path in plan.paths[job.name])
+        total = len(plan.path_keys_by_job[job.name])
+        num_missing = (
+            0
+            if state == "done"
+            else sum(not plan.is_stage_stored(job, path) for path in plan.path_keys_by_job[job.name])
+        )
     except (LmmForgetError, KeyError, TypeError):  # a folder without a job.yaml, or of another version
         return None, None
-    return total, left
+    return total, num_missing
 
 
-def _show(found: Mapping[str, Any], console: Console) -> None:
+def _print_sweep_status(sweep_status: Mapping[str, Any], console: Console) -> None:
     console.print(
-        f"{found['folder']}: {', '.join(f'{count} {state}' for state, count in found['counts'].items())}",
+        f"{sweep_status['folder']}: {', '.join(f'{count} {state}' for state, count in sweep_status['counts'].items())}",
         markup=False,
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    widest = max(len(job["job"]) for job in found["jobs"])
-    table.add_column("job", overflow="fold", min_width=min(widest, NAME_WIDTH))
+    longest_name = max(len(job["job"]) for job in sweep_status["jobs"])
+    table.add_column("job", overflow="fold", min_width=min(longest_name, MIN_NAME_WIDTH))
     table.add_column("state", no_wrap=True)
     table.add_column("stages", justify="right", no_wrap=True)
     table.add_column("what", overflow="fold")
-    slurm = any(job["slurm_id"] for job in found["jobs"])
+    slurm = any(job["slurm_id"] for job in sweep_status["jobs"])
     if slurm:
         table.add_column("Slurm", no_wrap=True)
-    for job in found["jobs"]:
+    for job in sweep_status["jobs"]:
         stages = "" if job["stages"] is None else f"{job['stages'] - job['stages_left']}/{job['stages']}"
-        row = [job["job"], job["state"], stages, _what(job)]
+        row = [job["job"], job["state"], stages, _describe_activity(job)]
         table.add_row(*row, *([job["slurm_id"] or ""] if slurm else []))
     console.print(table)
-    for job in found["jobs"]:
+    for job in sweep_status["jobs"]:
         if job["log"] and job["state"] not in ("done", "waiting"):
             console.print(f"log of {job['job']}: {job['log']}", markup=False, soft_wrap=True)
-    if found["slurm"]:
-        console.print(f"the queue cannot be seen from here: {found['slurm']}", markup=False)
+    if sweep_status["slurm"]:
+        console.print(f"the queue cannot be seen from here: {sweep_status['slurm']}", markup=False)
 
 
-def _what(job: Mapping[str, Any]) -> str:
-    if job["state"] == "running":
-        units = f"{job['done']}/{job['total']} {job['unit']}s" if (job["total"] or 0) > 1 else ""
-        left = f"{job['time_left']} left" if job["time_left"] else ""
-        return ", ".join(word for word in (job["phase"], units, _pace(job), left) if word)
-    if job["state"] == "queued":
-        return " ".join(str(item) for item in (str(job["slurm_state"]).lower(), job["reason"]) if item)
-    return str(job["error"] or "")
+def _describe_activity(job_status: Mapping[str, Any]) -> str:
+    if job_status["state"] == "running":
+        units = (
+            f"{job_status['done']}/{job_status['total']} {job_status['unit']}s"
+            if (job_status["total"] or 0) > 1
+            else ""
+        )
+        left = f"{job_status['time_left']} left" if job_status["time_left"] else ""
+        return ", ".join(
+            word for word in (job_status["phase"], units, _format_rate(job_status), left) if word
+        )
+    if job_status["state"] == "queued":
+        return " ".join(
+            str(item) for item in (str(job_status["slurm_state"]).lower(), job_status["reason"]) if item
+        )
+    return str(job_status["error"] or "")
 
 
-def _pace(job: Mapping[str, Any]) -> str:
+def _format_rate(job_status: Mapping[str, Any]) -> str:
     """How many of the units just named are done in a second, or how long one takes."""
-    speed = job["rate"]
+    speed = job_status["rate"]
     if not speed:
         return ""
     return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"

@@ -1,19 +1,24 @@
 """From YAML files and a command line to one plain, complete, checked configuration."""
 
-from lmm_forget.config.composing import choices, compose, conf_dir, search_path
-from lmm_forget.config.messages import one_line
-from lmm_forget.config.naming import differences, single_name, slug, swept
-from lmm_forget.config.resolving import resolve
+from lmm_forget.config.composing import compose_config, find_conf_dir, list_config_dirs, list_group_choices
+from lmm_forget.config.error_messages import format_config_error
+from lmm_forget.config.job_names import (
+    build_job_name,
+    build_single_job_name,
+    find_swept_choices,
+    list_config_differences,
+)
+from lmm_forget.config.resolving import resolve_config
 
 __all__ = [
-    "choices",
-    "compose",
-    "conf_dir",
-    "differences",
-    "one_line",
-    "resolve",
-    "search_path",
-    "single_name",
-    "slug",
-    "swept",
+    "list_group_choices",
+    "compose_config",
+    "find_conf_dir",
+    "list_config_differences",
+    "format_config_error",
+    "resolve_config",
+    "list_config_dirs",
+    "build_single_job_name",
+    "build_job_name",
+    "find_swept_choices",
 ]

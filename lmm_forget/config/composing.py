@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmm_forget.errors import ConfigError
 
-VERSION_BASE = "1.3"
+HYDRA_VERSION_BASE = "1.3"
 """The Hydra behaviour this package is written for."""
 
 
-def conf_dir() -> Path:
+def find_conf_dir() -> Path:
     """The packaged configuration folder: inside the package in a wheel, beside it in a checkout.
 
     Raises ConfigError if there is neither.
@@ -29,15 +29,17 @@ def conf_dir() -> Path:
     )
 
 
-def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
+def list_group_choices(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """Names of the YAML files of a group (`recipe`, `hydra/launcher`), in the packaged folder and in `folders`."""
-    found = {path.stem for folder in (*folders, conf_dir()) for path in (folder / group).glob("*.yaml")}
-    return sorted(found)
+    names = {
+        path.stem for folder in (*config_dirs, find_conf_dir()) for path in (folder / group).glob("*.yaml")
+    }
+    return sorted(names)
 
 
-def search_path(cfg: DictConfig) -> list[Path]:
+def list_config_dirs(cfg: DictConfig) -> list[Path]:
     """Folders that hold task YAMLs for a composed configuration, the user's own before the packaged one."""
-    packaged = conf_dir()
+    packaged = find_conf_dir()
     sources = OmegaConf.to_container(
         cfg.hydra.runtime.config_sources
     )  # a folder's name may look like ${this}
@@ -46,7 +48,7 @@ def search_path(cfg: DictConfig) -> list[Path]:
     return [*(path for path in paths if path.resolve() != packaged), packaged]
 
 
-def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+def compose_config(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
     """Compose `run.yaml` with command-line style `overrides`; the result keeps Hydra's own node under `hydra`.
 
     `config_dir` is a folder of the user's with the same groups (`task/mine.yaml`), as `--config-dir` is on the
@@ -59,51 +61,51 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     from hydra.core.global_hydra import GlobalHydra
     from hydra.version import setbase
 
-    from lmm_forget.config.messages import one_line
-    from lmm_forget.config.overrides import checked
+    from lmm_forget.config.error_messages import format_config_error
+    from lmm_forget.config.overrides import check_overrides
 
     register_resolvers()
-    own = checked(overrides, [] if config_dir is None else [Path(config_dir)])
+    checked_overrides = check_overrides(overrides, [] if config_dir is None else [Path(config_dir)])
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"the configuration folder {config_dir} does not exist")
-    before = GlobalHydra.instance().hydra
+    previous_hydra = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        setbase(VERSION_BASE)
-        search = create_config_search_path(str(conf_dir()))
+        setbase(HYDRA_VERSION_BASE)
+        search = create_config_search_path(str(find_conf_dir()))
         if (
             config_dir is not None
         ):  # as a path, and where --config-dir puts it: an override would have to be quoted
-            at = SearchPathQuery(provider="schema")
-            search.prepend("command-line", f"file://{os.path.abspath(config_dir)}", at)
+            search_query = SearchPathQuery(provider="schema")
+            search.prepend("command-line", f"file://{os.path.abspath(config_dir)}", search_query)
         Hydra.create_main_hydra2(task_name="run", config_search_path=search)
-        return hydra_compose("run", overrides=own, return_hydra_config=True)
+        return hydra_compose("run", overrides=checked_overrides, return_hydra_config=True)
     except ConfigError:
         raise
     except Exception as error:  # Hydra checks little: what it was given can end in an error of any kind
-        raise ConfigError(one_line(error, overrides, config_dir)) from error
+        raise ConfigError(format_config_error(error, overrides, config_dir)) from error
     finally:
-        GlobalHydra.instance().hydra = before
+        GlobalHydra.instance().hydra = previous_hydra
 
 
-def register_resolvers(sweep_folder: Path | None = None) -> None:
+def register_resolvers(sweep_dir: Path | None = None) -> None:
     """Make the interpolations of the packaged YAMLs known to OmegaConf (more than once does no harm).
 
     `sweep_folder` is where Hydra may write while a sweep is not accepted yet.
     """
-    OmegaConf.register_new_resolver("lmm_forget.default_name", _default_name, replace=True)
-    if sweep_folder is not None or not OmegaConf.has_resolver("lmm_forget.sweep_folder"):
-        where = "multirun" if sweep_folder is None else str(sweep_folder)
-        OmegaConf.register_new_resolver("lmm_forget.sweep_folder", lambda: where, replace=True)
-    OmegaConf.register_new_resolver("lmm_forget.by_accelerator", _by_accelerator, replace=True)
+    OmegaConf.register_new_resolver("lmm_forget.default_name", _build_default_name, replace=True)
+    if sweep_dir is not None or not OmegaConf.has_resolver("lmm_forget.sweep_folder"):
+        sweep_path = "multirun" if sweep_dir is None else str(sweep_dir)
+        OmegaConf.register_new_resolver("lmm_forget.sweep_folder", lambda: sweep_path, replace=True)
+    OmegaConf.register_new_resolver("lmm_forget.by_accelerator", _select_by_accelerator, replace=True)
 
 
-def _by_accelerator(accelerator: str, values: Mapping[str, Any]) -> Any:
+def _select_by_accelerator(accelerator: str, values: Mapping[str, Any]) -> Any:
     """`values[accelerator]`; what is no accelerator is refused later, in words of its own."""
     return values.get(accelerator, values["gpu"])
 
 
-def _default_name(*, _root_: Any) -> str:
+def _build_default_name(*, _root_: Any) -> str:
     """The chosen experiment's name, else the model's; a sweep over either gets the plural of what it varies."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -113,13 +115,13 @@ def _default_name(*, _root_: Any) -> str:
     if hydra is None:
         return str(_root_.model.name)
     for key in ("experiment", "model"):
-        if any(_varies(str(override), key) for override in hydra.overrides.task):
+        if any(_is_swept(str(override), key) for override in hydra.overrides.task):
             return f"{key}s"
     experiment = OmegaConf.select(hydra, "runtime.choices.experiment")
     return str(experiment or _root_.model.name)
 
 
-def _varies(override: str, key: str) -> bool:
+def _is_swept(override: str, key: str) -> bool:
     """Whether a command-line override gives `key` several values."""
     if override.lstrip("+").split("=", 1)[0] != key:
         return False

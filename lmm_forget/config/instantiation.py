@@ -15,8 +15,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def build(
-    node: Mapping[str, Any], kind: type[T], what: str, error: type[LmmForgetError], convert: str = "all"
+def instantiate_config(
+    config: Mapping[str, Any],
+    expected_type: type[T],
+    label: str,
+    error_class: type[LmmForgetError],
+    convert_mode: str = "all",
 ) -> T:
     """What hydra makes of `node`, which must be a `kind`.
 
@@ -26,21 +30,21 @@ def build(
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    if not isinstance(node, Mapping):
-        raise error(f"{what}: {node!r} is not of the form {{_target_: …}}")
+    if not isinstance(config, Mapping):
+        raise error_class(f"{label}: {config!r} is not of the form {{_target_: …}}")
     try:
-        made = instantiate(dict(node), _convert_=convert)
+        instance = instantiate(dict(config), _convert_=convert_mode)
     except InstantiationException as problem:
         cause: BaseException | None = problem
         while cause is not None:
             if isinstance(cause, LmmForgetError):
                 raise cause from None
             deepest, cause = cause, cause.__cause__
-        target = node.get("_target_")
+        target = config.get("_target_")
         if "Error locating target" in str(problem):
-            raise error(f"{what}: there is no _target_ {target}") from problem
+            raise error_class(f"{label}: there is no _target_ {target}") from problem
         reason = " ".join(str(deepest).split())
-        raise error(f"{what}: cannot be built from its YAML: {reason}") from problem
-    if not isinstance(made, kind):
-        raise error(f"{what}: _target_ {node.get('_target_')} is not a {kind.__name__}")
-    return made
+        raise error_class(f"{label}: cannot be built from its YAML: {reason}") from problem
+    if not isinstance(instance, expected_type):
+        raise error_class(f"{label}: _target_ {config.get('_target_')} is not a {expected_type.__name__}")
+    return instance

@@ -10,23 +10,23 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmm_forget.config.checks import GROUPS, check
-from lmm_forget.config.composing import register_resolvers, search_path
-from lmm_forget.config.hydra_keys import check_hydra
-from lmm_forget.config.machine import multiplies_bf16
-from lmm_forget.config.messages import one_line
-from lmm_forget.config.naming import check_name
-from lmm_forget.config.orders import arrange, listed
-from lmm_forget.config.probing import check_probe, find_prompts
-from lmm_forget.config.tasks import TaskFile, TaskFiles, check_roles
+from lmm_forget.config.composing import list_config_dirs, register_resolvers
+from lmm_forget.config.cpu_features import has_bf16_instructions
+from lmm_forget.config.error_messages import format_config_error
+from lmm_forget.config.field_checks import REQUIRED_GROUPS, check_config_fields
+from lmm_forget.config.hydra_settings import check_hydra_settings
+from lmm_forget.config.job_names import check_sweep_name
+from lmm_forget.config.probe_settings import check_probe_config, resolve_probe_tasks
+from lmm_forget.config.task_files import TaskFile, TaskFileFinder, check_task_roles
+from lmm_forget.config.task_order import order_tasks, parse_name_list
 from lmm_forget.errors import ConfigError
 
-FITTED = ("training", "micro_batch", "eval_batch")
+MODEL_DEFAULT_KEYS = ("training", "micro_batch", "eval_batch")
 """Keys of a model's YAML that only fill `training` and `hardware`; they stand there once resolved."""
 
 
-def resolve(
-    cfg: DictConfig, folders: Sequence[Path] | None = None, name: str | None = None
+def resolve_config(
+    cfg: DictConfig, config_dirs: Sequence[Path] | None = None, sweep_name: str | None = None
 ) -> dict[str, Any]:
     """The plain dictionary a job runs from: nothing left to look up, every value checked.
 
@@ -38,74 +38,76 @@ def resolve(
     """
     register_resolvers()
     try:
-        return _resolve(cfg, search_path(cfg) if folders is None else list(folders), name)
+        return _resolve_composed(
+            cfg, list_config_dirs(cfg) if config_dirs is None else list(config_dirs), sweep_name
+        )
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(format_config_error(error)) from error
 
 
-def _resolve(cfg: DictConfig, folders: list[Path], name: str | None) -> dict[str, Any]:
+def _resolve_composed(cfg: DictConfig, config_dirs: list[Path], sweep_name: str | None) -> dict[str, Any]:
     hydra = cfg.hydra
-    check_hydra(cfg)
+    check_hydra_settings(cfg)
     overrides = [str(item) for item in hydra.overrides.task]
-    chosen = {str(key): value for key, value in hydra.runtime.choices.items()}
-    run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "name")])
-    OmegaConf.set_struct(run, False)
-    run.name = check_name(cfg.name if name is None else name)
+    group_choices = {str(key): value for key, value in hydra.runtime.choices.items()}
+    run_config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "name")])
+    OmegaConf.set_struct(run_config, False)
+    run_config.name = check_sweep_name(cfg.name if sweep_name is None else sweep_name)
 
-    _require_nodes(run)
-    sequence, suite = run.sequence, run.suite
-    world = str(run.data.world)
-    files = TaskFiles(folders, world)
-    taught = [files.load(item) for item in arrange(sequence)]
-    asked = [files.load(item) for item in _suite(suite)]
-    check_roles(taught, asked)
-    _cut_down(suite, asked)
-    files.merge_into(run, [*taught, *asked])
-    find_prompts(run, files)
+    _check_group_nodes(run_config)
+    sequence, suite = run_config.sequence, run_config.suite
+    data_source = str(run_config.data.world)
+    task_files = TaskFileFinder(config_dirs, data_source)
+    targets = [task_files.load_task_file(item) for item in order_tasks(sequence)]
+    benchmarks = [task_files.load_task_file(item) for item in _list_suite_tasks(suite)]
+    check_task_roles(targets, benchmarks)
+    _apply_suite_subset(suite, benchmarks)
+    task_files.merge_into_config(run_config, [*targets, *benchmarks])
+    resolve_probe_tasks(run_config, task_files)
 
-    config: dict[str, Any] = OmegaConf.to_container(run, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    config["sequence"]["tasks"] = [task.name for task in taught]
-    config["suite"]["tasks"] = [task.name for task in asked]
+    config: dict[str, Any] = OmegaConf.to_container(run_config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    config["sequence"]["tasks"] = [task.name for task in targets]
+    config["suite"]["tasks"] = [task.name for task in benchmarks]
     if "task" in config["sequence"]:
         config["sequence"]["task"] = config["sequence"]["tasks"][0]
-    _require_names(config)
-    _learning_rate(config, overrides, chosen, folders)
-    suggested = {key: config["model"].pop(key, None) for key in FITTED}
-    check(config)
-    _settle_hardware(config, suggested["micro_batch"])
-    check_probe(config["probe"], config["sequence"]["tasks"])
+    _check_group_names(config)
+    _resolve_learning_rate(config, overrides, group_choices, config_dirs)
+    model_defaults = {key: config["model"].pop(key, None) for key in MODEL_DEFAULT_KEYS}
+    check_config_fields(config)
+    _resolve_hardware(config, model_defaults["micro_batch"])
+    check_probe_config(config["probe"], config["sequence"]["tasks"])
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config
 
 
-def _suite(suite: Any) -> list[str]:
-    names = listed("suite.tasks", suite.get("tasks"))
+def _list_suite_tasks(suite: Any) -> list[str]:
+    names = parse_name_list("suite.tasks", suite.get("tasks"))
     if not names:
         raise ConfigError("suite.tasks is empty; forgetting needs at least one held-out benchmark")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"suite.tasks names {', '.join(twice)} more than once")
+    repeated_names = sorted({name for name in names if names.count(name) > 1})
+    if repeated_names:
+        raise ConfigError(f"suite.tasks names {', '.join(repeated_names)} more than once")
     return names
 
 
-def _cut_down(suite: Any, asked: Sequence[TaskFile]) -> None:
+def _apply_suite_subset(suite: Any, benchmarks: Sequence[TaskFile]) -> None:
     """Give every benchmark of a suite with a `subset` ({samples, seed, by: {benchmark: column}}) its part of it."""
     subset = suite.get("subset")
     if subset is None:
         return
-    known = ("samples", "seed", "by")
-    odd = (
-        [str(key) for key in subset if key not in known]
+    known_keys = ("samples", "seed", "by")
+    unknown_keys = (
+        [str(key) for key in subset if key not in known_keys]
         if isinstance(subset, Mapping | DictConfig)
         else ["?"]
     )
-    if odd:
-        raise ConfigError(f"suite.subset.{odd[0]} is unknown; it has: {', '.join(known)}")
-    for key, least in (("samples", 1), ("seed", 0)):
+    if unknown_keys:
+        raise ConfigError(f"suite.subset.{unknown_keys[0]} is unknown; it has: {', '.join(known_keys)}")
+    for key, minimum in (("samples", 1), ("seed", 0)):
         value = subset.get(key, 0 if key == "seed" else None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"suite.subset.{key}={value} must be a whole number of at least {least}")
-    for task in asked:
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ConfigError(f"suite.subset.{key}={value} must be a whole number of at least {minimum}")
+    for task in benchmarks:
         groups = subset.get("by") or {}
         if not isinstance(groups, Mapping | DictConfig):
             raise ConfigError(
@@ -118,38 +120,48 @@ def _cut_down(suite: Any, asked: Sequence[TaskFile]) -> None:
         }
 
 
-def _learning_rate(
-    config: dict[str, Any], overrides: Sequence[str], chosen: Mapping[str, Any], folders: Sequence[Path]
+def _resolve_learning_rate(
+    config: dict[str, Any],
+    overrides: Sequence[str],
+    group_choices: Mapping[str, Any],
+    config_dirs: Sequence[Path],
 ) -> None:
     """Set training.learning_rate and its source: command line > experiment > recipe > model."""
     training, model, recipe = config["training"], config["model"], config["recipe"]
-    given = training.get("learning_rate")
-    fitted = model.get("training") or {}
-    by_recipe = (fitted.get("learning_rates") or {}) if isinstance(fitted, Mapping) else None
-    if not isinstance(by_recipe, Mapping):
+    learning_rate = training.get("learning_rate")
+    model_training = model.get("training") or {}
+    rates_by_recipe = (
+        (model_training.get("learning_rates") or {}) if isinstance(model_training, Mapping) else None
+    )
+    if not isinstance(rates_by_recipe, Mapping):
         raise ConfigError("model.training must hold keys and values, and so must its learning_rates")
-    if given is not None:
-        typed = any(item.lstrip("+").split("=", 1)[0] == "training.learning_rate" for item in overrides)
+    if learning_rate is not None:
+        is_on_command_line = any(
+            item.lstrip("+").split("=", 1)[0] == "training.learning_rate" for item in overrides
+        )
         source = (
             "command line"
-            if typed
+            if is_on_command_line
             else "experiment"
-            if _sets_rate(chosen.get("experiment"), folders)
+            if _has_learning_rate(group_choices.get("experiment"), config_dirs)
             else "training"
         )
     elif recipe.get("learning_rate") is not None:
-        given, source = recipe["learning_rate"], "recipe"
+        learning_rate, source = recipe["learning_rate"], "recipe"
     else:
-        given, source = by_recipe.get(recipe.get("name"), fitted.get("learning_rate")), "model"
-    if given is None:
+        learning_rate, source = (
+            rates_by_recipe.get(recipe.get("name"), model_training.get("learning_rate")),
+            "model",
+        )
+    if learning_rate is None:
         raise ConfigError(
             f"no learning rate: the model {model.get('name')} suggests none; set training.learning_rate"
         )
-    training["learning_rate"] = given
+    training["learning_rate"] = learning_rate
     training["learning_rate_source"] = source
 
 
-def _settle_hardware(config: dict[str, Any], micro_batch: Any) -> None:
+def _resolve_hardware(config: dict[str, Any], model_micro_batch: Any) -> None:
     """Settle what `hardware` leaves open: `precision`, and on a CPU `micro_batch`, which is the model's there.
 
     An attention implementation is a property of the loaded model: it moves to `model.attention`.
@@ -158,38 +170,38 @@ def _settle_hardware(config: dict[str, Any], micro_batch: Any) -> None:
     if hardware["attention"] is not None:
         config["model"]["attention"], hardware["attention"] = hardware["attention"], None
     if hardware["precision"] == "auto":
-        fast = hardware["accelerator"] == "gpu" or multiplies_bf16()
-        hardware["precision"] = "bf16" if fast else "fp32"
+        has_fast_bf16 = hardware["accelerator"] == "gpu" or has_bf16_instructions()
+        hardware["precision"] = "bf16" if has_fast_bf16 else "fp32"
     # On a CPU running out of memory ends the process; under fsdp a rank that runs out leaves the others waiting.
-    measured = hardware["accelerator"] == "gpu" and hardware["strategy"] != "fsdp"
-    if hardware["micro_batch"] == "auto" and not measured:
-        if not micro_batch:
+    is_measured_later = hardware["accelerator"] == "gpu" and hardware["strategy"] != "fsdp"
+    if hardware["micro_batch"] == "auto" and not is_measured_later:
+        if not model_micro_batch:
             raise ConfigError(
                 "hardware.micro_batch=auto: the model suggests none, and on a CPU or with fsdp none is measured; "
                 "set a number"
             )
-        hardware["micro_batch"] = int(micro_batch)
+        hardware["micro_batch"] = int(model_micro_batch)
 
 
-def _sets_rate(experiment: Any, folders: Sequence[Path]) -> bool:
+def _has_learning_rate(experiment: Any, config_dirs: Sequence[Path]) -> bool:
     """Whether an experiment's own YAML sets the learning rate."""
-    for folder in folders:
+    for folder in config_dirs:
         path = folder / "experiment" / f"{experiment}.yaml"
         if experiment and path.is_file():
             return OmegaConf.select(OmegaConf.load(path), "training.learning_rate") is not None
     return False
 
 
-def _require_nodes(run: DictConfig) -> None:
+def _check_group_nodes(run_config: DictConfig) -> None:
     """Raise ConfigError where a group, or what else has fields, is a list or a single value."""
-    for group in (*GROUPS, "sweep"):
-        node = run.get(group)
+    for group in (*REQUIRED_GROUPS, "sweep"):
+        node = run_config.get(group)
         if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
             raise ConfigError(f"{group}={node} is no {group} configuration; it must hold keys and values")
 
 
-def _require_names(config: Mapping[str, Any]) -> None:
-    for group in GROUPS:
+def _check_group_names(config: Mapping[str, Any]) -> None:
+    for group in REQUIRED_GROUPS:
         if group in ("training", "data", "hardware"):
             continue
         node = config.get(group)

@@ -15,29 +15,29 @@ from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.files import write_atomic
 from lmm_forget.progress import NullProgress
 
-HEARTBEAT = 1.0
+HEARTBEAT_SECONDS = 1.0
 """Seconds between two writes of status.json."""
 
 
-def read_status(folder: Path) -> dict[str, Any]:
+def read_job_status(job_dir: Path) -> dict[str, Any]:
     """The content of a job folder's status.json; empty if there is none or it cannot be read."""
     try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        status = json.loads((job_dir / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
 
 
-def close_status(folder: Path, state: str, error: str | None = None) -> None:
+def close_running_status(job_dir: Path, state: str, error: str | None = None) -> None:
     """Correct the status.json of a job whose process is gone without having said how it ended."""
-    if read_status(folder).get("state") == "running":
-        correct_status(folder, state, error)
+    if read_job_status(job_dir).get("state") == "running":
+        overwrite_status(job_dir, state, error)
 
 
-def correct_status(folder: Path, state: str, error: str | None = None) -> None:
+def overwrite_status(job_dir: Path, state: str, error: str | None = None) -> None:
     """Say how a job ended, whatever its status.json says; for whoever saw more of it than the process that wrote it."""
-    status = {**read_status(folder), "state": state, "error": error, "updated": _now()}
-    write_atomic(folder / "status.json", json.dumps(status, sort_keys=True) + "\n")
+    status = {**read_job_status(job_dir), "state": state, "error": error, "updated": _utc_timestamp()}
+    write_atomic(job_dir / "status.json", json.dumps(status, sort_keys=True) + "\n")
 
 
 class StatusFile:
@@ -49,11 +49,11 @@ class StatusFile:
     manager: a thread writes the file every second until the end.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "status.json"
+    def __init__(self, job_dir: Path) -> None:
+        self._path = job_dir / "status.json"
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="status", daemon=True)
+        self._thread = threading.Thread(target=self._write_periodically, name="status", daemon=True)
         self._phase_started = time.monotonic()
         self._fields: dict[str, Any] = {
             "state": "running",
@@ -66,92 +66,98 @@ class StatusFile:
             "error": None,
             "beat": 0,
             **asdict(ProcessId.current()),
-            "started": _now(),
+            "started": _utc_timestamp(),
         }
 
-    def phase(self, name: str, total: int, unit: str) -> None:
+    def start_phase(self, name: str, total: int, unit: str) -> None:
         """A new piece of work begins; see Progress."""
         print(f"{datetime.now():%H:%M:%S} {name}" + (f" ({total} {unit}s)" if total > 1 else ""), flush=True)
         with self._lock:
             self._phase_started = time.monotonic()
             self._fields.update(phase=name, done=0, total=int(total), unit=unit, rate=None, info={})
 
-    def advance(self, done: int, **info: float | int | str) -> None:
+    def advance(self, num_done: int, **info: float | int | str) -> None:
         """`done` more units are finished; see Progress."""
         with self._lock:
-            self._fields["done"] += int(done)
+            self._fields["done"] += int(num_done)
             seconds = time.monotonic() - self._phase_started
             self._fields["rate"] = round(self._fields["done"] / seconds, 4) if seconds > 0 else None
             self._fields["info"] = {
                 **self._fields["info"],
-                **{key: _plain(value) for key, value in info.items()},
+                **{key: _to_json_scalar(value) for key, value in info.items()},
             }
 
-    def end(self, state: str, error: str | None = None) -> None:
+    def write_final_state(self, state: str, error: str | None = None) -> None:
         """The last word: done, failed (with one line why) or interrupted."""
         with self._lock:
             self._fields.update(state=state, error=error)
         self._stop.set()
-        self._write(durable=True)
+        self._write_status(durable=True)
 
     def __enter__(self) -> StatusFile:
         """Write the first status and start the heartbeat."""
-        self._write(durable=False)
+        self._write_status(durable=False)
         self._thread.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         """Stop the heartbeat."""
         self._stop.set()
         self._thread.join(timeout=5)
 
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT):
+    def _write_periodically(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                self._write(durable=False)
+                self._write_status(durable=False)
             except OSError:  # a full disk must not end the work; whoever reads sees a stale `updated`
                 continue
 
-    def _write(self, *, durable: bool) -> None:
+    def _write_status(self, *, durable: bool) -> None:
         with self._lock:
             self._fields["beat"] += 1
-            text = json.dumps({**self._fields, "updated": _now()}, sort_keys=True)
+            text = json.dumps({**self._fields, "updated": _utc_timestamp()}, sort_keys=True)
             write_atomic(self._path, text + "\n", durable=durable)
 
 
-class Bystander(NullProgress):
+class WorkerStatus(NullProgress):
     """What a StatusFile is on ranks but the first: silent, but a failure is left where whoever started them looks."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._path = rank_failure(folder, rank)
+    def __init__(self, job_dir: Path, rank: int) -> None:
+        self._path = rank_failure_path(job_dir, rank)
 
-    def end(self, state: str, error: str | None = None) -> None:
+    def write_final_state(self, state: str, error: str | None = None) -> None:
         """Leave the cause of a failure in rank-<n>.json."""
         if state == "failed":
             write_atomic(self._path, json.dumps({"state": state, "error": error}) + "\n")
 
-    def __enter__(self) -> Bystander:
+    def __enter__(self) -> WorkerStatus:
         """Take away what an earlier start of the job left."""
         self._path.unlink(missing_ok=True)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         """Nothing runs that had to be stopped."""
 
 
-def rank_failure(folder: Path, rank: int) -> Path:
+def rank_failure_path(job_dir: Path, rank: int) -> Path:
     """Where rank `rank` (not 0, which has status.json) leaves the cause of its failure."""
-    return folder / f"rank-{rank}.json"
+    return job_dir / f"rank-{rank}.json"
 
 
-def _now() -> str:
+def _utc_timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _plain(value: Any) -> float | int | str:
+def _to_json_scalar(value: Any) -> float | int | str:
     """A figure as JSON can hold it (numpy and torch scalars become floats)."""
     return value if isinstance(value, (bool, int, float, str)) else float(value)

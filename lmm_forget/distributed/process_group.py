@@ -1,7 +1,7 @@
 """The processes that share one job: who they are, and how they agree.
 
 Whoever starts them (the job itself, Slurm, torchrun) sets torchrun's variables: RANK, WORLD_SIZE, LOCAL_RANK,
-LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. A job on one device has none of them and is `ALONE`.
+LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. A job on one device has none of them and is `SINGLE_PROCESS`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a worker finds in its environment; torchrun's names."""
-PATIENCE = timedelta(days=7)
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 """How long a rank waits for another one that is at something only it can do, such as waiting for another job."""
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """One process among the `size` processes of a job, and among the `local_size` of its machine."""
 
     rank: int
@@ -34,65 +34,65 @@ class Place:
     local_size: int
 
     @classmethod
-    def read(cls, env: Mapping[str, str]) -> Place | None:
+    def from_environment(cls, environment: Mapping[str, str]) -> RankInfo | None:
         """From the environment; None where nobody started this process as one of several.
 
         Raises LaunchError where only some of the variables are set, or not with numbers.
         """
-        if env.get("WORLD_SIZE", "1") in ("", "1"):
+        if environment.get("WORLD_SIZE", "1") in ("", "1"):
             return None
-        missing = [name for name in VARIABLES if not env.get(name)]
+        missing = [name for name in RANK_VARIABLES if not environment.get(name)]
         if missing:
             raise LaunchError(
-                f"WORLD_SIZE={env['WORLD_SIZE']} is set but not {', '.join(missing)}; "
+                f"WORLD_SIZE={environment['WORLD_SIZE']} is set but not {', '.join(missing)}; "
                 "start several processes with torchrun or Slurm, or one with none of these variables"
             )
         try:
-            numbers = [int(env[name]) for name in VARIABLES[:4]]
+            numbers = [int(environment[name]) for name in RANK_VARIABLES[:4]]
         except ValueError as error:
-            raise LaunchError(f"{', '.join(VARIABLES[:4])} must be whole numbers: {error}") from None
+            raise LaunchError(f"{', '.join(RANK_VARIABLES[:4])} must be whole numbers: {error}") from None
         return cls(numbers[0], numbers[1], numbers[2], numbers[3])
 
 
-class Ranks:
+class ProcessGroup:
     """The processes of a job, as one of them sees them. All must make the same calls in the same order."""
 
-    def __init__(self, place: Place | None = None, control: Any = None) -> None:
+    def __init__(self, rank_info: RankInfo | None = None, cpu_group: Any = None) -> None:
         """`control` is a process group on the CPU whose collectives wait as long as it takes."""
-        self.rank = place.rank if place else 0
-        self.size = place.size if place else 1
-        self.local_rank = place.local_rank if place else 0
-        self.local_size = place.local_size if place else 1
-        self._control = control
+        self.rank = rank_info.rank if rank_info else 0
+        self.size = rank_info.size if rank_info else 1
+        self.local_rank = rank_info.local_rank if rank_info else 0
+        self.local_size = rank_info.local_size if rank_info else 1
+        self._control = cpu_group
         self._meshes: dict[str, DeviceMesh] = {}
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process is the one that writes files and talks to people."""
         return self.rank == 0
 
-    def gather(self, value: T) -> list[T]:
+    def gather_values(self, value: T) -> list[T]:
         """Everybody's value, by rank, on every rank."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._control)
-        return found
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self._control)
+        return gathered
 
-    def any(self, flag: bool) -> bool:
+    def is_true_on_any_rank(self, flag: bool) -> bool:
         """Whether it is true on some rank."""
         if self.size == 1:
             return flag
         import torch
         import torch.distributed as dist
 
-        found = torch.tensor([int(flag)])
-        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._control)
-        return bool(found.item())
+        any_flag = torch.tensor([int(flag)])
+        dist.all_reduce(any_flag, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(any_flag.item())
 
-    def sum(self, numbers: Sequence[float]) -> list[float]:
+    def sum_over_ranks(self, numbers: Sequence[float]) -> list[float]:
         """Everybody's numbers added up, one by one, in fp64."""
         if self.size == 1:
             return [float(number) for number in numbers]
@@ -103,55 +103,60 @@ class Ranks:
         dist.all_reduce(total, group=self._control)
         return [float(number) for number in total]
 
-    def on_first(self, work: Callable[[], T]) -> T:
+    def broadcast_from_rank_zero(self, function: Callable[[], T]) -> T:
         """What `work` returns on the first rank; the others wait for it. An LmmForgetError there is raised on all."""
         if self.size == 1:
-            return work()
+            return function()
         import torch.distributed as dist
 
-        found: list[Any] = [None, None]
-        if self.first:
+        result_and_error: list[Any] = [None, None]
+        if self.is_rank_zero:
             try:
-                found[0] = work()
+                result_and_error[0] = function()
             except LmmForgetError as error:
-                found[1] = error
-        dist.broadcast_object_list(found, src=0, group=self._control)
-        if found[1] is not None:
-            raise found[1]
-        return found[0]
+                result_and_error[1] = error
+        dist.broadcast_object_list(result_and_error, src=0, group=self._control)
+        if result_and_error[1] is not None:
+            raise result_and_error[1]
+        return result_and_error[0]
 
-    def only_first(self, work: Callable[[], T]) -> T | None:
-        """What `work` returns, on the first rank; the others wait for it and get None. Errors as with `on_first`."""
-        kept: list[T] = []
-        self.on_first(lambda: kept.append(work()))
-        return kept[0] if kept else None
+    def run_on_rank_zero(self, function: Callable[[], T]) -> T | None:
+        """What `work` returns, on the first rank; the others wait for it and get None. Errors as with
+        `broadcast_from_rank_zero`.
+        """
+        results: list[T] = []
+        self.broadcast_from_rank_zero(lambda: results.append(function()))
+        return results[0] if results else None
 
-    def together(self, work: Callable[[], T]) -> T:
+    def raise_on_any_rank(self, function: Callable[[], T]) -> T:
         """What `work` returns here; if it raises an LmmForgetError on some rank, all raise the first one."""
         if self.size == 1:
-            return work()
+            return function()
         result: Any = None
         failure: LmmForgetError | None = None
         try:
-            result = work()
+            result = function()
         except LmmForgetError as error:
             failure = error
-        failures = [one for one in self.gather(failure) if one is not None]
+        failures = [
+            error_or_none for error_or_none in self.gather_values(failure) if error_or_none is not None
+        ]
         if failures:
             raise failures[0]
         return result
 
-    def same(self, value: str, what: str) -> None:
+    def check_same_on_all_ranks(self, value: str, label: str) -> None:
         """Raise LaunchError naming the ranks whose `value` is not the first rank's."""
-        values = self.gather(value)
-        odd = [str(rank) for rank, one in enumerate(values) if one != values[0]]
-        if odd:
+        values = self.gather_values(value)
+        differing_ranks = [str(rank) for rank, rank_value in enumerate(values) if rank_value != values[0]]
+        if differing_ranks:
             raise LaunchError(
-                f"rank {', '.join(odd)} of {self.size} has another {what} than rank 0; start all of them with the "
+                f"rank {', '.join(differing_ranks)} of {self.size} has another {label} than rank 0; start all "
+                "of them with the "
                 "same command, version and files"
             )
 
-    def mesh(self, device_type: str) -> DeviceMesh:
+    def get_device_mesh(self, device_type: str) -> DeviceMesh:
         """All ranks as a mesh of one dimension of data parallelism (and one of size 1, which Lightning asks for)."""
         if device_type not in self._meshes:
             from torch.distributed.device_mesh import init_device_mesh
@@ -161,7 +166,7 @@ class Ranks:
             )
         return self._meshes[device_type]
 
-    def leave(self) -> None:
+    def destroy_process_group(self) -> None:
         """End the process group; nothing can be agreed on afterwards."""
         if self.size > 1:
             import torch.distributed as dist
@@ -169,21 +174,21 @@ class Ranks:
             dist.destroy_process_group()
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 """A job in one process."""
 
 
-def join(place: Place | None, accelerator: str) -> Ranks:
+def init_process_group(rank_info: RankInfo | None, accelerator: str) -> ProcessGroup:
     """Meet the other processes of the job; `accelerator` is `cpu` or `gpu`. Returns when all are there."""
-    if place is None:
-        return ALONE
+    if rank_info is None:
+        return SINGLE_PROCESS
     import torch
     import torch.distributed as dist
 
     if accelerator == "gpu":
-        torch.cuda.set_device(place.local_rank)
-        device = torch.device("cuda", place.local_rank)
+        torch.cuda.set_device(rank_info.local_rank)
+        device = torch.device("cuda", rank_info.local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    return Ranks(place, dist.new_group(backend="gloo", timeout=PATIENCE))
+    return ProcessGroup(rank_info, dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT))

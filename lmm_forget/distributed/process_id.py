@@ -22,7 +22,13 @@ class ProcessId:
     @classmethod
     def current(cls) -> ProcessId:
         """This process."""
-        return cls(socket.gethostname(), _boot(), _namespace(), os.getpid(), _start(os.getpid()))
+        return cls(
+            socket.gethostname(),
+            _read_boot_id(),
+            _read_pid_namespace(),
+            os.getpid(),
+            _read_process_start(os.getpid()),
+        )
 
     @classmethod
     def parse(cls, fields: Any) -> ProcessId | None:
@@ -34,15 +40,15 @@ class ProcessId:
 
     def is_alive(self) -> bool | None:
         """Whether the process lives; None if that cannot be seen from here (another machine or container)."""
-        here = (socket.gethostname(), _boot(), _namespace())
+        here = (socket.gethostname(), _read_boot_id(), _read_pid_namespace())
         if (self.host, self.boot, self.namespace) == here:
-            return _start(self.pid) == self.start != ""
+            return _read_process_start(self.pid) == self.start != ""
         if self.host == here[0] and self.boot != here[1] and "" not in (self.boot, here[1]):
             return False  # this machine has been restarted since
         return None
 
 
-def _boot() -> str:
+def _read_boot_id() -> str:
     """What tells one start of this machine from the next; empty where the system does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -50,7 +56,7 @@ def _boot() -> str:
         return ""
 
 
-def _namespace() -> str:
+def _read_pid_namespace() -> str:
     """In which container's process numbers we count."""
     try:
         return os.readlink("/proc/self/ns/pid")
@@ -58,7 +64,7 @@ def _namespace() -> str:
         return ""
 
 
-def _start(pid: int) -> str:
+def _read_process_start(pid: int) -> str:
     """When a process started, in the system's own count; empty for one that does not live (or is only unburied)."""
     try:
         fields = (

@@ -11,89 +11,89 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_LIMIT = 60.0
+STOP_LIMIT_SECONDS = 60.0
 """Seconds between the request and the end, whatever the process is doing then."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """SIGTERM: a launcher or scheduler stops the job; SIGUSR2: Slurm's notice before a time limit or a pre-emption."""
 
 
 PR_SET_PDEATHSIG = 1
 
 
-class Interrupted(BaseException):
+class StopRequested(BaseException):
     """The process was asked to stop; not an Exception, so that no handler on the way mistakes it for a failure."""
 
 
-_asked = threading.Event()
-_by: int | None = None
-_limit = STOP_LIMIT
-_careful = 0
-_listening = False
+_stop_requested = threading.Event()
+_stop_signal: int | None = None
+_stop_limit = STOP_LIMIT_SECONDS
+_defer_depth = 0
+_handlers_installed = False
 
 
-def listen() -> None:
+def install_stop_handlers() -> None:
     """Take SIGTERM and SIGUSR2 as requests to stop. Call it from the main thread."""
-    global _listening
-    _listening = True
-    for number in SIGNALS:
-        signal.signal(number, _heard)
+    global _handlers_installed
+    _handlers_installed = True
+    for number in STOP_SIGNALS:
+        signal.signal(number, _handle_stop_signal)
 
 
-def give(seconds: float) -> None:
+def set_stop_limit(seconds: float) -> None:
     """Set how long this process may take from a request to its end; whoever asks may know better than STOP_LIMIT."""
-    global _limit
-    _limit = seconds
+    global _stop_limit
+    _stop_limit = seconds
 
 
-def listen_again() -> None:
+def reinstall_stop_handlers() -> None:
     """Take the signals back from a library that installed handlers of its own; nothing if nobody listened before."""
-    if _listening and threading.current_thread() is threading.main_thread():
-        listen()
+    if _handlers_installed and threading.current_thread() is threading.main_thread():
+        install_stop_handlers()
 
 
-def _heard(signum: int, frame: FrameType | None) -> None:
-    global _by
-    if _asked.is_set():
+def _handle_stop_signal(signum: int, frame: FrameType | None) -> None:
+    global _stop_signal
+    if _stop_requested.is_set():
         return
-    _by = signum
-    _asked.set()
-    timer = threading.Timer(_limit, os._exit, args=(143,))
+    _stop_signal = signum
+    _stop_requested.set()
+    timer = threading.Timer(_stop_limit, os._exit, args=(143,))
     timer.daemon = True
     timer.start()
-    if not _careful:
-        raise Interrupted
+    if not _defer_depth:
+        raise StopRequested
 
 
-def asked() -> bool:
+def is_stop_requested() -> bool:
     """Whether this process was asked to stop."""
-    return _asked.is_set()
+    return _stop_requested.is_set()
 
 
-def asked_by() -> int | None:
+def get_stop_signal() -> int | None:
     """The number of the signal that asked this process to stop."""
-    return _by
+    return _stop_signal
 
 
-def safe_point() -> None:
+def raise_if_stop_requested() -> None:
     """Everything worth keeping is kept: stop here if asked to. Raises Interrupted."""
-    if _asked.is_set():
-        raise Interrupted
+    if _stop_requested.is_set():
+        raise StopRequested
 
 
 @contextmanager
-def at_safe_points() -> Iterator[None]:
-    """Within the block a request waits for the next `safe_point`; elsewhere it ends the work at once."""
-    global _careful
-    _careful += 1
+def defer_stop_requests() -> Iterator[None]:
+    """Within the block a request waits for the next `raise_if_stop_requested`; elsewhere it ends the work at once."""
+    global _defer_depth
+    _defer_depth += 1
     try:
         yield
     finally:
-        _careful -= 1
+        _defer_depth -= 1
 
 
-def end_with(parent: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
     """Be killed when the process `parent`, which started this one, is gone; at once if it is gone already."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() != parent_pid:
         os._exit(143)

@@ -7,269 +7,314 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.distributed.process_group import ALONE, Ranks
-from lmm_forget.errors import brief
-from lmm_forget.experiment.stage import Ground
+from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lmm_forget.errors import shorten_value
+from lmm_forget.experiment.stage import JobContext
 from lmm_forget.progress import Progress
 from lmm_forget.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
-    from lmm_forget.evaluation.lengths import Fit
+    from lmm_forget.evaluation.token_lengths import LengthReport
     from lmm_forget.probes.prober import Prober
 
-LEARNED_FROM = 256
+MAX_TOKEN_SET_ANSWERS = 256
 """Training answers of a task that its token set is learned from."""
 
 
-def lay_ground(
+def build_context(
     config: dict[str, Any],
     job_dir: Path,
     progress: Progress,
     repairs: list[str],
     tracker: Tracker | None = None,
-    ranks: Ranks = ALONE,
-) -> Ground:
+    process_group: ProcessGroup = SINGLE_PROCESS,
+) -> JobContext:
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
-    from lmm_forget.evaluation.ask import subset
-    from lmm_forget.evaluation.shared import Exam, require_compat
-    from lmm_forget.experiment.results import versions
-    from lmm_forget.models.fingerprint import model_fingerprints
-    from lmm_forget.models.loading import load
-    from lmm_forget.models.weights import model_hashes
+    from lmm_forget.evaluation.evaluate import EvalSet, require_compat_scores
+    from lmm_forget.evaluation.task_evaluation import limit_samples
+    from lmm_forget.experiment.results import get_library_versions
+    from lmm_forget.models.fingerprint import fingerprint_model_parts
+    from lmm_forget.models.loading import load_model
+    from lmm_forget.models.weight_hashes import hash_parameters
     from lmm_forget.recipes.method import build_method
-    from lmm_forget.recipes.selection import make_plan, rules_from_config
+    from lmm_forget.recipes.selection import make_tune_plan, parse_rules
     from lmm_forget.store import Store
-    from lmm_forget.store.inputs import InputReader
-    from lmm_forget.tasks.loading import build_task
-    from lmm_forget.training.batches import accumulation
-    from lmm_forget.training.fit import total_steps
-    from lmm_forget.training.lessons import Lessons
+    from lmm_forget.store.input_fingerprints import InputFingerprinter
+    from lmm_forget.tasks.task_loading import build_task
+    from lmm_forget.training.micro_batches import count_accumulation_steps
     from lmm_forget.training.precision import refuse_pure_bf16
+    from lmm_forget.training.train_set import TrainSet
+    from lmm_forget.training.train_stage import count_total_steps
 
-    notices: list[str] = []
+    warnings: list[str] = []
     recipe, data, training = config["recipe"], config["data"], config["training"]
     method = build_method(recipe)
     refuse_pure_bf16(training, config["hardware"])
     hardware = config["hardware"]
-    batch = int(training["global_batch"])
-    share, part = max(1, batch // ranks.size), hardware["micro_batch"]
-    accumulation(batch, 1 if part == "auto" else min(int(part), share), ranks.size)
-    progress.phase("read data", len(config["tasks"]), "task")
-    lessons: dict[str, Lessons] = {}
-    exams: list[Exam] = []
+    global_batch_size = int(training["global_batch"])
+    samples_per_rank, micro_batch_setting = (
+        max(1, global_batch_size // process_group.size),
+        hardware["micro_batch"],
+    )
+    count_accumulation_steps(
+        global_batch_size,
+        1 if micro_batch_setting == "auto" else min(int(micro_batch_setting), samples_per_rank),
+        process_group.size,
+    )
+    progress.start_phase("read data", len(config["tasks"]), "task")
+    train_sets: dict[str, TrainSet] = {}
+    eval_sets: list[EvalSet] = []
     for name, node in config["tasks"].items():
         task = build_task(node)
         if name in config["sequence"]["tasks"]:
-            samples = subset(task.check("train", data["on_bad_sample"]), data["train_samples"], name)
-            total_steps(len(samples), training, seed=config["seed"], task=name)
-            lessons[name] = Lessons(task, samples)
-        split = "validation" if data["validation"] and name in lessons else "test"
-        exams.append(Exam.of(task, split, data["eval_samples"], data["on_bad_sample"]))
+            samples = limit_samples(
+                task.validate_split("train", data["on_bad_sample"]), data["train_samples"], name
+            )
+            count_total_steps(len(samples), training, seed=config["seed"], task=name)
+            train_sets[name] = TrainSet(task, samples)
+        split = "validation" if data["validation"] and name in train_sets else "test"
+        eval_sets.append(EvalSet.from_task(task, split, data["eval_samples"], data["on_bad_sample"]))
         progress.advance(1, task=name)
 
     if data["scoring"] == "compat":
-        require_compat(exams)
+        require_compat_scores(eval_sets)
 
-    opened = {exam.task.name: exam.task for exam in exams}
-    inputs = ranks.only_first(lambda: InputReader().read(config, opened)[0]) or {}
+    eval_tasks = {exam.task.name: exam.task for exam in eval_sets}
+    inputs = (
+        process_group.run_on_rank_zero(
+            lambda: InputFingerprinter().compute_fingerprints(config, eval_tasks)[0]
+        )
+        or {}
+    )
 
-    progress.phase("load model", 1, "model")
-    lmm = load(config["model"])
+    progress.start_phase("load model", 1, "model")
+    lmm = load_model(config["model"])
     if hardware["accelerator"] == "gpu":
-        lmm.model.to(f"cuda:{ranks.local_rank}")
-    plan = method.planned(lmm.model, make_plan(lmm.components, recipe["name"], rules_from_config(recipe)))
+        lmm.model.to(f"cuda:{process_group.local_rank}")
+    plan = method.adapt_plan(lmm.model, make_tune_plan(lmm.components, recipe["name"], parse_rules(recipe)))
 
-    def say(line: str) -> None:
-        if ranks.first:
+    def print_note(line: str) -> None:
+        if process_group.is_rank_zero:
             print(f"lmm-forget: note: {line}", file=sys.stderr, flush=True)
 
-    def note(line: str) -> None:
+    def record_repair(line: str) -> None:
         repairs.append(line)
-        say(line)
+        print_note(line)
 
-    def notice(line: str) -> None:
-        notices.append(line)
-        say(line)
+    def record_warning(line: str) -> None:
+        warnings.append(line)
+        print_note(line)
 
-    ground = Ground(
+    context = JobContext(
         config=config,
         job_dir=job_dir,
         lmm=lmm,
         plan=plan,
         method=method,
-        lessons=lessons,
-        exams=exams,
-        store=Store(config["store"], note),
+        train_sets=train_sets,
+        eval_sets=eval_sets,
+        store=Store(config["store"], record_repair),
         progress=progress,
-        logger=tracker,
-        fingerprints=model_fingerprints(lmm.model, lmm.processor, lmm.end_token_ids),
-        versions=versions(),
-        inputs=inputs,
-        hashes=model_hashes(lmm.model),
-        notices=notices,
-        ranks=ranks,
+        tracker=tracker,
+        fingerprints=fingerprint_model_parts(lmm.model, lmm.processor, lmm.end_token_ids),
+        versions=get_library_versions(),
+        input_fingerprints=inputs,
+        tensor_hashes=hash_parameters(lmm.model),
+        warnings=warnings,
+        process_group=process_group,
     )
-    _warn_of_shared_pictures(ground, notice)
-    _measure(ground, notice)
-    ground.prober = _prober(ground)
-    return ground
+    _warn_of_shared_images(context, record_warning)
+    _check_sample_lengths(context, record_warning)
+    context.prober = _build_prober(context)
+    return context
 
 
-def settle_micro_batch(ground: Ground) -> None:
+def resolve_micro_batch(context: JobContext) -> None:
     """Make a number of `hardware.micro_batch=auto`: on a GPU the largest that fits, measured once per kind of job.
 
     (Elsewhere the configuration was resolved to the model's own.) All ranks must call it, with the ground laid.
     """
-    hardware = ground.config["hardware"]
+    hardware = context.config["hardware"]
     if hardware["micro_batch"] == "auto":
-        ground.config = {**ground.config, "hardware": {**hardware, "micro_batch": _micro_batch(ground)}}
+        context.config = {
+            **context.config,
+            "hardware": {**hardware, "micro_batch": _find_micro_batch_size(context)},
+        }
 
 
-def _micro_batch(ground: Ground) -> int:
+def _find_micro_batch_size(context: JobContext) -> int:
     import json
 
     import torch
 
     from lmm_forget.files import write_atomic
-    from lmm_forget.store.keys import digest
-    from lmm_forget.training.budget import largest_that_fits
+    from lmm_forget.store.keys import hash_json
+    from lmm_forget.training.micro_batch_search import find_largest_micro_batch
 
-    config, ranks = ground.config, ground.ranks
+    config, process_group = context.config, context.process_group
     hardware, training = config["hardware"], config["training"]
-    about = {
+    measurement_conditions = {
         "schema": 3,
         "device": torch.cuda.get_device_name(),
         "memory": torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory,
-        "model": {name: ground.lmm.spec.get(name) for name in ("dtype", "attention", "image")},
-        "loaded": dict(ground.fingerprints),
-        "plan": digest(list(ground.plan.trainable)),
+        "model": {name: context.lmm.spec.get(name) for name in ("dtype", "attention", "image")},
+        "loaded": dict(context.fingerprints),
+        "plan": hash_json(list(context.plan.trainable)),
         "recipe": config["recipe"],
         "hardware": {name: hardware[name] for name in ("precision", "activation_checkpointing", "compile")},
-        "share": int(training["global_batch"]) // ranks.size,
-        "tasks": {name: lessons.task.fingerprint("train") for name, lessons in ground.lessons.items()},
+        "share": int(training["global_batch"]) // process_group.size,
+        "tasks": {
+            name: lessons.task.fingerprint_split("train") for name, lessons in context.train_sets.items()
+        },
     }
-    path = ground.store.root / "measured" / f"micro-batch-{digest(about)}.json"
+    cache_path = context.store.root / "measured" / f"micro-batch-{hash_json(measurement_conditions)}.json"
 
-    def remembered() -> int | None:
+    def read_cached_size() -> int | None:
         try:
-            return int(json.loads(path.read_text(encoding="utf-8"))["micro_batch"])
+            return int(json.loads(cache_path.read_text(encoding="utf-8"))["micro_batch"])
         except (OSError, ValueError, KeyError):
             return None
 
-    def remember() -> None:
-        with ground.store.writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps({"micro_batch": found, "about": about}, indent=1) + "\n")
+    def write_cached_size() -> None:
+        with context.store.wrap_write_errors(cache_path):
+            cache_path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(
+                cache_path,
+                json.dumps({"micro_batch": micro_batch_size, "about": measurement_conditions}, indent=1)
+                + "\n",
+            )
 
-    found = ranks.on_first(remembered)
-    if found is None:
-        found = largest_that_fits(
-            ground.lmm,
-            ground.plan,
-            ground.method,
-            list(ground.lessons.values()),
-            training=training,
-            hardware=hardware,
-            ranks=ranks,
+    micro_batch_size = process_group.broadcast_from_rank_zero(read_cached_size)
+    if micro_batch_size is None:
+        micro_batch_size = find_largest_micro_batch(
+            context.lmm,
+            context.plan,
+            context.method,
+            list(context.train_sets.values()),
+            training_config=training,
+            hardware_config=hardware,
+            process_group=process_group,
         )
-        ranks.on_first(remember)
-    ground.progress.phase(f"micro-batch {found}", 1, "measurement")
-    return found
+        process_group.broadcast_from_rank_zero(write_cached_size)
+    context.progress.start_phase(f"micro-batch {micro_batch_size}", 1, "measurement")
+    return micro_batch_size
 
 
-def _warn_of_shared_pictures(ground: Ground, note: Callable[[str], None]) -> None:
+def _warn_of_shared_images(context: JobContext, record_warning: Callable[[str], None]) -> None:
     """Say which given splits of a task show the same pictures: its scores may then rest on what was trained on."""
-    for name, lesson in ground.lessons.items():
-        for (one, other), pairs in lesson.task.shared_pictures().items():
-            first = ", ".join(f"{brief(a)} = {brief(b)}" for a, b in pairs[:3])
-            note(
-                f"task {name}: {len(pairs)} picture{'s' * (len(pairs) != 1)} of {one} "
-                f"{'is' if len(pairs) == 1 else 'are'} also in {other} (first: {first}); "
+    for name, train_set in context.train_sets.items():
+        for (split, other_split), pairs in train_set.task.find_split_overlap().items():
+            examples = ", ".join(f"{shorten_value(a)} = {shorten_value(b)}" for a, b in pairs[:3])
+            record_warning(
+                f"task {name}: {len(pairs)} picture{'s' * (len(pairs) != 1)} of {split} "
+                f"{'is' if len(pairs) == 1 else 'are'} also in {other_split} (first: {examples}); "
                 "the data's own splits are kept"
             )
 
 
-def _measure(ground: Ground, note: Callable[[str], None]) -> None:
+def _check_sample_lengths(context: JobContext, record_warning: Callable[[str], None]) -> None:
     """Count the tokens of every sample: leave out, or refuse, what the model cannot take; say what was left out.
 
     Raises DataError for a sample that does not fit, unless bad samples are to be skipped.
     """
-    from lmm_forget.evaluation.lengths import fit
-    from lmm_forget.training.fit import total_steps
+    from lmm_forget.evaluation.token_lengths import check_lengths
+    from lmm_forget.training.train_stage import count_total_steps
 
-    config, lmm = ground.config, ground.lmm
-    bad = config["data"]["on_bad_sample"]
-    ground.progress.phase("measure samples", len(ground.lessons) + len(ground.exams), "task")
-    for name, lesson in ground.lessons.items():
-        found = fit(lmm, lesson.task, lesson.samples, taught=True, on_bad_sample=bad)
-        lesson.samples = found.samples
-        total_steps(len(lesson), config["training"], seed=config["seed"], task=name)
-        _record(ground, name, "taught", found, note)
-        ground.progress.advance(1, task=name)
-    for exam in ground.exams:
-        found = fit(lmm, exam.task, exam.samples, taught=False, on_bad_sample=bad)
-        exam.samples = found.samples
-        _record(ground, exam.task.name, "asked", found, note)
-        ground.progress.advance(1, task=exam.task.name)
+    config, lmm = context.config, context.lmm
+    bad_sample_policy = config["data"]["on_bad_sample"]
+    context.progress.start_phase("measure samples", len(context.train_sets) + len(context.eval_sets), "task")
+    for name, train_set in context.train_sets.items():
+        length_report = check_lengths(
+            lmm, train_set.task, train_set.samples, is_training=True, on_bad_sample=bad_sample_policy
+        )
+        train_set.samples = length_report.samples
+        count_total_steps(len(train_set), config["training"], seed=config["seed"], task=name)
+        _record_skipped_samples(context, name, "taught", length_report, record_warning)
+        context.progress.advance(1, task=name)
+    for eval_set in context.eval_sets:
+        length_report = check_lengths(
+            lmm, eval_set.task, eval_set.samples, is_training=False, on_bad_sample=bad_sample_policy
+        )
+        eval_set.samples = length_report.samples
+        _record_skipped_samples(context, eval_set.task.name, "asked", length_report, record_warning)
+        context.progress.advance(1, task=eval_set.task.name)
 
 
-def _record(ground: Ground, task: str, how: str, found: Fit, note: Callable[[str], None]) -> None:
+def _record_skipped_samples(
+    context: JobContext,
+    task_name: str,
+    usage: str,
+    length_report: LengthReport,
+    record_warning: Callable[[str], None],
+) -> None:
     """Keep for the record, and say, what was left out and which answers are too long."""
-    skipped: Mapping[str, str] = getattr(found.samples, "skipped", {})
-    ground.sifted[task, how] = {"skipped": len(skipped), "long_answers": len(found.long_answers)}
+    skipped: Mapping[str, str] = getattr(length_report.samples, "skipped", {})
+    context.skipped_samples[task_name, usage] = {
+        "skipped": len(skipped),
+        "long_answers": len(length_report.long_answers),
+    }
     if skipped:
         first = next(iter(skipped.values()))
-        note(f"task {task}: {len(skipped)} samples are left out and not {how} (first: {first})")
-    if found.long_answers:
-        node = ground.config["tasks"][task]
-        note(
-            f"task {task}: {len(found.long_answers)} of {len(found.samples)} answers "
-            f"{'that are taught' if how == 'taught' else 'asked for'} are longer than max_new_tokens="
-            f"{node['max_new_tokens']}, so they cannot be said in full (first: {found.long_answers[0]})"
+        record_warning(
+            f"task {task_name}: {len(skipped)} samples are left out and not {usage} (first: {first})"
+        )
+    if length_report.long_answers:
+        node = context.config["tasks"][task_name]
+        record_warning(
+            f"task {task_name}: {len(length_report.long_answers)} of {len(length_report.samples)} answers "
+            f"{'that are taught' if usage == 'taught' else 'asked for'} are longer than max_new_tokens="
+            f"{node['max_new_tokens']}, so they cannot be said in full (first: {length_report.long_answers[0]})"
         )
 
 
-def _prober(ground: Ground) -> Prober | None:
+def _build_prober(context: JobContext) -> Prober | None:
     """What looks into the model, as the configuration wants it; None for `probe=none`."""
-    from lmm_forget.evaluation.ask import batch_size, subset
-    from lmm_forget.evaluation.generate import generate
-    from lmm_forget.probes.passes import Prompts
-    from lmm_forget.probes.prober import Prober, spaced
-    from lmm_forget.probes.spec import Spec
-    from lmm_forget.probes.token_sets import find_sets
-    from lmm_forget.store.keys import LIBRARIES, minor
-    from lmm_forget.tasks.loading import build_task
+    from lmm_forget.evaluation.generation import generate_answers
+    from lmm_forget.evaluation.task_evaluation import get_eval_batch_size, limit_samples
+    from lmm_forget.probes.forward_passes import PromptSet
+    from lmm_forget.probes.probe_config import ProbeConfig
+    from lmm_forget.probes.prober import Prober, select_evenly_spaced
+    from lmm_forget.probes.token_sets import find_token_sets
+    from lmm_forget.store.keys import KEYED_LIBRARIES, truncate_to_minor_version
+    from lmm_forget.tasks.task_loading import build_task
 
-    config, lmm = ground.config, ground.lmm
-    spec = Spec.of(config["probe"])
+    config, lmm = context.config, context.lmm
+    spec = ProbeConfig.from_config(config["probe"])
     if spec is None:
         return None
-    bad = config["data"]["on_bad_sample"]
+    bad_sample_policy = config["data"]["on_bad_sample"]
     prompts = []
     for node in config["probe"]["tasks"].values():
         task = build_task(node)
-        samples = subset(task.check("test", bad), spec.n, task.name)
-        prompts.append(Prompts(task, node, samples, spec.n, task.fingerprint("test")))
-    taught = {
-        name: [lesson.task.target(lesson.samples[i]) for i in spaced(len(lesson), LEARNED_FROM)]
-        for name, lesson in ground.lessons.items()
+        samples = limit_samples(task.validate_split("test", bad_sample_policy), spec.n, task.name)
+        prompts.append(PromptSet(task, node, samples, spec.n, task.fingerprint_split("test")))
+    target_answers = {
+        name: [
+            lesson.task.get_target_answer(lesson.samples[i])
+            for i in select_evenly_spaced(len(lesson), MAX_TOKEN_SET_ANSWERS)
+        ]
+        for name, lesson in context.train_sets.items()
     }
-    elsewhere = [one.task.target(one.samples[i]) for one in prompts for i in range(len(one.samples))]
+    prompt_answers = [
+        prompt_set.task.get_target_answer(prompt_set.samples[i])
+        for prompt_set in prompts
+        for i in range(len(prompt_set.samples))
+    ]
     identity = {
-        "loaded": dict(ground.fingerprints),
+        "loaded": dict(context.fingerprints),
         "model": {name: lmm.spec.get(name) for name in ("dtype", "attention", "image")},
-        "versions": {name: minor(ground.versions[name]) for name in LIBRARIES},
+        "versions": {name: truncate_to_minor_version(context.versions[name]) for name in KEYED_LIBRARIES},
     }
     return Prober(
         spec,
         lmm,
-        ground.plan,
+        context.plan,
         prompts,
-        find_sets(lmm.processor.tokenizer, spec.token_sets, taught, elsewhere),
-        greedy=generate,
-        store=ground.store,
-        weights=ground.weights,
-        identity=identity,
-        batch=batch_size(config["hardware"]),
-        refer=lambda key: ground.refer("probes", key),
+        find_token_sets(lmm.processor.tokenizer, spec.token_sets, target_answers, prompt_answers),
+        generate_greedily=generate_answers,
+        store=context.store,
+        weights_hash=context.weights_hash,
+        settings_identity=identity,
+        batch_size=get_eval_batch_size(config["hardware"]),
+        record_reference=lambda key: context.record_reference("probes", key),
     )

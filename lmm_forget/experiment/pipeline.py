@@ -6,20 +6,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.distributed.process_group import ALONE, Ranks
-from lmm_forget.experiment.context import lay_ground, settle_micro_batch
-from lmm_forget.experiment.results import assemble, write_tables
-from lmm_forget.experiment.stage import ask_all, look, run_stage
-from lmm_forget.experiment.stage_metrics import measured_base, measured_stage
+from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lmm_forget.experiment.context import build_context, resolve_micro_batch
+from lmm_forget.experiment.results import build_results, write_job_tables
+from lmm_forget.experiment.stage import evaluate_all, probe_current_model, run_stage
+from lmm_forget.experiment.stage_metrics import build_base_metrics, build_stage_metrics
 from lmm_forget.progress import Progress
-from lmm_forget.tracking.tracker import Null, Tracker
+from lmm_forget.tracking.tracker import NullTracker, Tracker
 
-MOST_REPAIRS = 100
+MAX_REPAIRS = 100
 """Damaged things that one job puts up with before it gives up on its store."""
 
 
-def run(
-    config: dict[str, Any], job_dir: Path, progress: Progress, ranks: Ranks = ALONE
+def run_experiment(
+    config: dict[str, Any], job_dir: Path, progress: Progress, process_group: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, Any] | None:
     """Carry out one resolved job and return its results (see docs/results_schema.md); None on ranks but the first.
 
@@ -27,60 +27,64 @@ def run(
     finished before, by this job or by another one with the same store, is taken from there; what is found damaged there
     is moved aside, named, and computed again.
     """
-    from lmm_forget.store import Damaged
+    from lmm_forget.store import CorruptEntryError
     from lmm_forget.tracking import open_tracker
 
     repairs: list[str] = []
     # First, so that whatever goes wrong is seen there too.
-    tracker = ranks.only_first(lambda: open_tracker(config, job_dir)) or Null()
+    tracker = process_group.run_on_rank_zero(lambda: open_tracker(config, job_dir)) or NullTracker()
     try:
         while True:
             try:
-                results = _corridor(config, job_dir, progress, repairs, tracker, ranks)
+                results = _run_stages(config, job_dir, progress, repairs, tracker, process_group)
                 break
-            except Damaged as error:
-                if len(repairs) > MOST_REPAIRS:
+            except CorruptEntryError as error:
+                if len(repairs) > MAX_REPAIRS:
                     raise
-                progress.phase(f"computing again: {error}", 0, "stage")
+                progress.start_phase(f"computing again: {error}", 0, "stage")
     except BaseException as error:
         tracker.close(error)
         raise
     if results is None:
         return None
-    tracker.results(results)
-    notices = [*results["job"].pop("notices"), *tracker.close()]
-    if notices:
-        results["job"]["notices"] = notices
+    tracker.log_results(results)
+    warnings = [*results["job"].pop("notices"), *tracker.close()]
+    if warnings:
+        results["job"]["notices"] = warnings
     return results
 
 
-def _corridor(
+def _run_stages(
     config: dict[str, Any],
     job_dir: Path,
     progress: Progress,
     repairs: list[str],
     tracker: Tracker,
-    ranks: Ranks,
+    process_group: ProcessGroup,
 ) -> dict[str, Any] | None:
-    started = time.monotonic()
-    ground = ranks.together(lambda: lay_ground(config, job_dir, progress, repairs, tracker, ranks))
-    settle_micro_batch(ground)
-    base, asked = ask_all(ground, "base: ask everything")
-    base_hash, base_seconds = ground.weights, time.monotonic() - started
-    base_look = look(ground, "base: probe")
-    tracker.stage(measured_base(ground, base, base_seconds, base_look))
+    start_time = time.monotonic()
+    context = process_group.raise_on_any_rank(
+        lambda: build_context(config, job_dir, progress, repairs, tracker, process_group)
+    )
+    resolve_micro_batch(context)
+    base_answers, num_generated = evaluate_all(context, "base: ask everything")
+    base_hash, base_seconds = context.weights_hash, time.monotonic() - start_time
+    base_probes = probe_current_model(context, "base: probe")
+    tracker.log_stage(build_base_metrics(context, base_answers, base_seconds, base_probes))
 
-    stages = []
+    stage_results = []
     for index, task in enumerate(config["sequence"]["tasks"], start=1):
-        stages.append(run_stage(ground, index, task))
-        tracker.stage(measured_stage(ground, stages[-1], base))
+        stage_results.append(run_stage(context, index, task))
+        tracker.log_stage(build_stage_metrics(context, stage_results[-1], base_answers))
 
-    if not ranks.first:
+    if not process_group.is_rank_zero:
         return None
-    progress.phase("figures of merit", 1, "job")
-    results = assemble(ground, base_hash, base, stages, base_look)
-    results["job"].update(repairs=repairs, notices=ground.notices)
-    results["timings"].update(base=base_seconds, base_asked=asked, total=time.monotonic() - started)
-    write_tables(job_dir, ground, base, stages, results, base_look)
-    ground.settle_references()
+    progress.start_phase("figures of merit", 1, "job")
+    results = build_results(context, base_hash, base_answers, stage_results, base_probes)
+    results["job"].update(repairs=repairs, notices=context.warnings)
+    results["timings"].update(
+        base=base_seconds, base_asked=num_generated, total=time.monotonic() - start_time
+    )
+    write_job_tables(job_dir, context, base_answers, stage_results, results, base_probes)
+    context.drop_previous_references()
     return results

@@ -9,21 +9,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.evaluation.answers import NEAR_TIE, Answer, counted
-from lmm_forget.files import draft_of
-from lmm_forget.metrics.answers import task_scores_from_answers
-from lmm_forget.metrics.figures import figures
-from lmm_forget.metrics.significance import changes_from_base
-from lmm_forget.metrics.summary import results_scores
-from lmm_forget.probes.records import add_probes, write_probes
-from lmm_forget.store.keys import NOT_WEIGHTS, digest, task_view
+from lmm_forget.evaluation.scored_answers import LOGIT_TIE_MARGIN, Answer, apply_scoring_mode
+from lmm_forget.files import atomic_temporary_file
+from lmm_forget.metrics.answer_scores import build_task_scores
+from lmm_forget.metrics.figures_of_merit import compute_figures_of_merit
+from lmm_forget.metrics.score_summary import build_score_entry
+from lmm_forget.metrics.significance import estimate_changes_from_base
+from lmm_forget.probes.probe_records import add_probe_entries, write_probe_tables
+from lmm_forget.store.keys import FIELDS_WITHOUT_WEIGHT_EFFECT, hash_json, strip_task_paths
 
 if TYPE_CHECKING:
-    from lmm_forget.experiment.stage import Ground, Taught
-    from lmm_forget.probes.prober import Look
+    from lmm_forget.experiment.stage import JobContext, StageResult
+    from lmm_forget.probes.prober import ProbeResult
 
-SCHEMA = 1
-LIBRARIES = (
+RESULTS_SCHEMA_VERSION = 1
+VERSIONED_LIBRARIES = (
     "torch",
     "torchvision",
     "transformers",
@@ -34,109 +34,126 @@ LIBRARIES = (
     "safetensors",
     "tokenizers",
 )
-Answers = Mapping[str, Sequence[Answer]]
+AnswersByTask = Mapping[str, Sequence[Answer]]
 
 
-def versions() -> dict[str, str]:
+def get_library_versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that results depend on."""
     from lmm_forget import __version__
 
     return {
         "lmm_forget": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
+        **{name: version(name) for name in VERSIONED_LIBRARIES},
     }
 
 
-def git_state() -> dict[str, str]:
+def get_git_state() -> dict[str, str]:
     """{"git": commit}, with "modified" where files differ from it; empty where this code lies in no checkout."""
     import subprocess
 
-    here = Path(__file__)
+    this_file = Path(__file__)
 
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=here.parent, capture_output=True, text=True, check=True, timeout=20
+    def run_git(*words: str) -> str:
+        completed = subprocess.run(
+            ["git", *words], cwd=this_file.parent, capture_output=True, text=True, check=True, timeout=20
         )
-        return done.stdout.strip()
+        return completed.stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", here.name
+        run_git(
+            "ls-files", "--error-unmatch", this_file.name
         )  # a package installed inside somebody else's checkout is not it
-        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", ".")
+        commit, changed = (
+            run_git("rev-parse", "HEAD"),
+            run_git("status", "--porcelain", "--untracked-files=no", "."),
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"git": f"{commit} modified" if changed else commit}
 
 
-def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+def select_comparable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what may differ between equal results: paths, devices, logging."""
-    kept = {k: v for k, v in config.items() if k not in NOT_WEIGHTS[""] or k in ("suite", "probe")}
-    denied = NOT_WEIGHTS["hardware"]
-    kept["hardware"] = {k: v for k, v in config["hardware"].items() if k not in denied}
-    kept["tasks"] = {name: task_view(node) for name, node in config["tasks"].items()}
-    kept["model"] = {k: v for k, v in config["model"].items() if k not in NOT_WEIGHTS["model"]}
-    return kept
+    comparable_config = {
+        k: v
+        for k, v in config.items()
+        if k not in FIELDS_WITHOUT_WEIGHT_EFFECT[""] or k in ("suite", "probe")
+    }
+    excluded_keys = FIELDS_WITHOUT_WEIGHT_EFFECT["hardware"]
+    comparable_config["hardware"] = {k: v for k, v in config["hardware"].items() if k not in excluded_keys}
+    comparable_config["tasks"] = {name: strip_task_paths(node) for name, node in config["tasks"].items()}
+    comparable_config["model"] = {
+        k: v for k, v in config["model"].items() if k not in FIELDS_WITHOUT_WEIGHT_EFFECT["model"]
+    }
+    return comparable_config
 
 
-def assemble(
-    ground: Ground, base_hash: str, base: Answers, stages: Sequence[Taught], base_look: Look | None = None
+def build_results(
+    context: JobContext,
+    base_hash: str,
+    base_answers: AnswersByTask,
+    stages: Sequence[StageResult],
+    base_probes: ProbeResult | None = None,
 ) -> dict[str, Any]:
     """The content of results.json."""
-    config = comparable(ground.config)
-    taught, suite = ground.config["sequence"]["tasks"], ground.config["suite"]["tasks"]
-    scoring = ground.config["data"]["scoring"]
+    config = select_comparable_config(context.config)
+    target_tasks, suite_tasks = context.config["sequence"]["tasks"], context.config["suite"]["tasks"]
+    scoring = context.config["data"]["scoring"]
     scores = {
-        task: task_scores_from_answers(
-            task, [columns(counted(each[task], scoring)) for each in (base, *(s.answers for s in stages))]
+        task: build_task_scores(
+            task,
+            [
+                answers_to_columns(apply_scoring_mode(each[task], scoring))
+                for each in (base_answers, *(s.answers for s in stages))
+            ],
         )
-        for task in base
+        for task in base_answers
     }
-    changes = {task: changes_from_base(each) for task, each in scores.items()}
+    changes = {task: estimate_changes_from_base(each) for task, each in scores.items()}
     results = {
-        "schema": SCHEMA,
-        "job": {"name": ground.config["name"], "hash": digest(config)},
+        "schema": RESULTS_SCHEMA_VERSION,
+        "job": {"name": context.config["name"], "hash": hash_json(config)},
         "config": config,
-        "plan": ground.plan.to_json(),
+        "plan": context.plan.to_json(),
         "base": {
             "weights_hash": base_hash,
-            "fingerprints": dict(ground.fingerprints),
-            "scores": {task: score(answers, scoring) for task, answers in base.items()},
+            "fingerprints": dict(context.fingerprints),
+            "scores": {task: compute_score_entry(answers, scoring) for task, answers in base_answers.items()},
         },
-        "stages": [_stage(stage, changes, scoring) for stage in stages],
-        "figures": figures(taught, suite, scores, seed=ground.config["seed"]),
+        "stages": [_build_stage_entry(stage, changes, scoring) for stage in stages],
+        "figures": compute_figures_of_merit(target_tasks, suite_tasks, scores, seed=context.config["seed"]),
         "timings": {
-            "stages": [dict(stage.effort) for stage in stages],
+            "stages": [dict(stage.run_stats) for stage in stages],
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
-        "data": _data(ground, stages),
-        "inputs": dict(ground.inputs),
-        "versions": {**ground.versions, **git_state(), **_data_sources(ground)},
+        "data": _describe_samples(context, stages),
+        "inputs": dict(context.input_fingerprints),
+        "versions": {**context.versions, **get_git_state(), **_list_data_sources(context)},
     }
-    if base_look is not None and ground.prober is not None:
-        add_probes(results, ground.prober, base_look, base, stages)
+    if base_probes is not None and context.prober is not None:
+        add_probe_entries(results, context.prober, base_probes, base_answers, stages)
     return results
 
 
-def score(answers: Sequence[Answer], scoring: str = "strict") -> dict[str, Any]:
+def compute_score_entry(answers: Sequence[Answer], scoring: str = "strict") -> dict[str, Any]:
     """A task's scores at one stage, in points, with the number of answers that rounding alone could have changed.
 
     `scoring` says which score is the `value`, "strict" or "compat".
     """
-    table = columns(answers)
-    entry = results_scores(
+    table = answers_to_columns(answers)
+    entry = build_score_entry(
         table["value"],
         table["image_id"],
         table["group"] if table["group"][0] is not None else None,
-        tolerant=[answer.tolerant for answer in answers],
-        compat=[answer.compat for answer in answers],
-        scoring=scoring,
+        tolerant_scores=[answer.tolerant for answer in answers],
+        compat_scores=[answer.compat for answer in answers],
+        score_kind=scoring,
     )
-    return {**entry, "near_ties": sum(answer.gap < NEAR_TIE for answer in answers)}
+    return {**entry, "near_ties": sum(answer.gap < LOGIT_TIE_MARGIN for answer in answers)}
 
 
-def columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
+def answers_to_columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
     """Answers as the columns that the metrics read."""
     return {
         name: [getattr(answer, name) for answer in answers]
@@ -144,94 +161,114 @@ def columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
     }
 
 
-def write_tables(
+def write_job_tables(
     job_dir: Path,
-    ground: Ground,
-    base: Answers,
-    stages: Sequence[Taught],
+    context: JobContext,
+    base_answers: AnswersByTask,
+    stages: Sequence[StageResult],
     results: Mapping[str, Any],
-    base_look: Look | None = None,
+    base_probes: ProbeResult | None = None,
 ) -> None:
     """answers.parquet (every answer after every stage; stage 0: the base), pictures.parquet, probe tables, figures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from lmm_forget.evaluation.table import answers_to_table
-    from lmm_forget.report.figures import job_figures
-    from lmm_forget.report.job_probes import probe_pictures
-    from lmm_forget.report.pictures import write_pictures
+    from lmm_forget.evaluation.answer_table import make_answer_table
+    from lmm_forget.report.job_probe_plots import save_probe_plots
+    from lmm_forget.report.plots import save_job_plots
+    from lmm_forget.report.sample_pictures import write_sample_pictures
 
     tables = []
-    for index, answers in enumerate((base, *(stage.answers for stage in stages))):
-        table = answers_to_table([answer for each in answers.values() for answer in each])
+    for index, answers in enumerate((base_answers, *(stage.answers for stage in stages))):
+        table = make_answer_table([answer for each in answers.values() for answer in each])
         tables.append(table.add_column(0, "stage", pa.array([index] * len(table), pa.int32())))
-    with draft_of(job_dir / "answers.parquet") as draft:
+    with atomic_temporary_file(job_dir / "answers.parquet") as draft:
         pq.write_table(pa.concat_tables(tables), draft, compression="zstd")
-    everything = (base, *(stage.answers for stage in stages))
-    write_pictures(
+    answers_by_stage = (base_answers, *(stage.answers for stage in stages))
+    write_sample_pictures(
         job_dir,
-        {task: _courses([answers[task] for answers in everything]) for task in base},
-        {exam.task.name: exam.samples for exam in ground.exams},
+        {
+            task: _collect_score_histories([answers[task] for answers in answers_by_stage])
+            for task in base_answers
+        },
+        {exam.task.name: exam.samples for exam in context.eval_sets},
     )
-    job_figures(results, job_dir)
-    if base_look is not None:
-        write_probes(job_dir, base_look, base, stages)
-        probe_pictures(results, job_dir)
+    save_job_plots(results, job_dir)
+    if base_probes is not None:
+        write_probe_tables(job_dir, base_probes, base_answers, stages)
+        save_probe_plots(results, job_dir)
 
 
-def _data(ground: Ground, stages: Sequence[Taught]) -> dict[str, Any]:
+def _describe_samples(context: JobContext, stages: Sequence[StageResult]) -> dict[str, Any]:
     """Which samples were asked and taught, by task: split, number, fingerprints, and what was left out.
 
     Of what was asked, `fingerprint` covers the questions as the model reads them, `references` the right answers.
     """
-    found: dict[str, Any] = {}
-    for exam in ground.exams:
-        about: dict[str, Any] = {
-            "split": exam.split,
-            "samples": len(exam.samples),
-            "fingerprint": digest(exam.keys),
-            "references": digest(
-                [[one.id, one.image_id, list(one.answers), one.choices] for one in exam.light]
+    descriptions: dict[str, Any] = {}
+    for eval_set in context.eval_sets:
+        description: dict[str, Any] = {
+            "split": eval_set.split,
+            "samples": len(eval_set.samples),
+            "fingerprint": hash_json(eval_set.keys),
+            "references": hash_json(
+                [
+                    [sample.id, sample.image_id, list(sample.answers), sample.choices]
+                    for sample in eval_set.samples_without_images
+                ]
             ),
         }
-        found[exam.task.name] = {"asked": {**about, **ground.sifted.get((exam.task.name, "asked"), {})}}
+        descriptions[eval_set.task.name] = {
+            "asked": {**description, **context.skipped_samples.get((eval_set.task.name, "asked"), {})}
+        }
     for stage in stages:
-        about = {"split": "train", "samples": len(ground.lessons[stage.task].samples)}
-        about["fingerprint"] = (stage.record.get("ingredients") or {}).get("data")
-        about.update(ground.sifted.get((stage.task, "taught"), {}))
-        found.setdefault(stage.task, {})["taught"] = about
-    return found
+        description = {"split": "train", "samples": len(context.train_sets[stage.task].samples)}
+        description["fingerprint"] = (stage.record.get("ingredients") or {}).get("data")
+        description.update(context.skipped_samples.get((stage.task, "taught"), {}))
+        descriptions.setdefault(stage.task, {})["taught"] = description
+    return descriptions
 
 
-def _courses(stages: Sequence[Sequence[Answer]]) -> dict[str, list[float]]:
+def _collect_score_histories(answers_by_stage: Sequence[Sequence[Answer]]) -> dict[str, list[float]]:
     """{sample id: its scores at the base and after every stage}, in the order asked."""
-    later = [{answer.sample_id: answer.value for answer in answers} for answers in stages[1:]]
+    later_scores = [
+        {answer.sample_id: answer.value for answer in answers} for answers in answers_by_stage[1:]
+    ]
     return {
-        answer.sample_id: [answer.value, *(values[answer.sample_id] for values in later)]
-        for answer in stages[0]
+        answer.sample_id: [answer.value, *(values[answer.sample_id] for values in later_scores)]
+        for answer in answers_by_stage[0]
     }
 
 
-def _data_sources(ground: Ground) -> dict[str, str]:
+def _list_data_sources(context: JobContext) -> dict[str, str]:
     """`data.<task>.<split>` -> the hub revision that was read, or "local copy"."""
-    tasks = [*(lessons.task for lessons in ground.lessons.values()), *(exam.task for exam in ground.exams)]
+    tasks = [
+        *(lessons.task for lessons in context.train_sets.values()),
+        *(exam.task for exam in context.eval_sets),
+    ]
     return {
-        f"data.{task.name}.{split}": source for task in tasks for split, source in task.provenance().items()
+        f"data.{task.name}.{split}": source
+        for task in tasks
+        for split, source in task.get_provenance().items()
     }
 
 
-def _stage(stage: Taught, changes: Mapping[str, Sequence[Mapping[str, Any]]], scoring: str) -> dict[str, Any]:
-    loss = stage.record["loss"]
+def _build_stage_entry(
+    stage_result: StageResult, changes: Mapping[str, Sequence[Mapping[str, Any]]], scoring: str
+) -> dict[str, Any]:
+    loss = stage_result.record["loss"]
     return {
-        "index": stage.index,
-        "task": stage.task,
-        "key": stage.record["key"],
-        "weights_hash": stage.record["weights_hash"],
-        "steps": stage.record["steps"],
-        "dropped": stage.record["dropped"],
+        "index": stage_result.index,
+        "task": stage_result.task,
+        "key": stage_result.record["key"],
+        "weights_hash": stage_result.record["weights_hash"],
+        "steps": stage_result.record["steps"],
+        "dropped": stage_result.record["dropped"],
         "loss": {"first": loss[0], "last": loss[-1], "mean_of_last_10": sum(loss[-10:]) / len(loss[-10:])},
         "scores": {
-            task: {**score(answers, scoring), "against_base": dict(changes[task][stage.index - 1])}
-            for task, answers in stage.answers.items()
+            task: {
+                **compute_score_entry(answers, scoring),
+                "against_base": dict(changes[task][stage_result.index - 1]),
+            }
+            for task, answers in stage_result.answers.items()
         },
     }

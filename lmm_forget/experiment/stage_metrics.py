@@ -4,54 +4,68 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmm_forget.experiment.results import Answers, score
-from lmm_forget.experiment.stage import Ground, Taught
-from lmm_forget.tracking.tracker import Measured
+from lmm_forget.experiment.results import AnswersByTask, compute_score_entry
+from lmm_forget.experiment.stage import JobContext, StageResult
+from lmm_forget.tracking.tracker import StageMetrics
 
 if TYPE_CHECKING:
-    from lmm_forget.probes.prober import Look
+    from lmm_forget.probes.prober import ProbeResult
 
 
-def measured_base(ground: Ground, answers: Answers, seconds: float, look: Look | None) -> Measured:
+def build_base_metrics(
+    context: JobContext, answers: AnswersByTask, seconds: float, probe_result: ProbeResult | None
+) -> StageMetrics:
     """The base, with small pictures of a few samples of every task to show."""
-    from lmm_forget.evaluation.ask import subset
-    from lmm_forget.tracking.choosing import shown
-    from lmm_forget.tracking.content import small
+    from lmm_forget.evaluation.task_evaluation import limit_samples
+    from lmm_forget.tracking.factory import read_num_shown_samples
+    from lmm_forget.tracking.wandb_artifacts import make_thumbnail
 
-    number = shown(ground.config)
-    few = {exam.task.name: subset(exam.samples, number, exam.task.name) for exam in ground.exams if number}
-    return Measured(
+    num_shown = read_num_shown_samples(context.config)
+    shown_samples = {
+        exam.task.name: limit_samples(exam.samples, num_shown, exam.task.name)
+        for exam in context.eval_sets
+        if num_shown
+    }
+    return StageMetrics(
         index=0,
-        weights_hash=ground.weights,
+        weights_hash=context.weights_hash,
         scores={
-            task: score(each, ground.config["data"]["scoring"])["value"] for task, each in answers.items()
+            task: compute_score_entry(each, context.config["data"]["scoring"])["value"]
+            for task, each in answers.items()
         },
         answers=answers,
         seconds={"ask": seconds},
-        probes=None if look is None else {"readings": look.readings},
+        probes=None if probe_result is None else {"readings": probe_result.readings},
         pictures={
-            task: {sample.id: small(sample.images) for sample in samples} for task, samples in few.items()
+            task: {sample.id: make_thumbnail(sample.images) for sample in samples}
+            for task, samples in shown_samples.items()
         },
     )
 
 
-def measured_stage(ground: Ground, stage: Taught, base: Answers) -> Measured:
+def build_stage_metrics(
+    context: JobContext, stage_result: StageResult, base_answers: AnswersByTask
+) -> StageMetrics:
     """A finished stage; `base` are the answers before any stage."""
-    from lmm_forget.probes.records import stage_probes
-    from lmm_forget.store.archive import DELTA
+    from lmm_forget.probes.probe_records import make_stage_probe_entry
+    from lmm_forget.store.archive import DELTA_FILE
 
-    return Measured(
-        index=stage.index,
-        task=stage.task,
-        weights_hash=stage.record["weights_hash"],
+    return StageMetrics(
+        index=stage_result.index,
+        task=stage_result.task,
+        weights_hash=stage_result.record["weights_hash"],
         scores={
-            task: score(each, ground.config["data"]["scoring"])["value"]
-            for task, each in stage.answers.items()
+            task: compute_score_entry(each, context.config["data"]["scoring"])["value"]
+            for task, each in stage_result.answers.items()
         },
-        answers=stage.answers,
-        record=stage.record,
-        delta=ground.store.folder(stage.record["key"]) / DELTA,
-        seconds={name: stage.effort[name] for name in ("teach", "ask", "probe") if name in stage.effort},
-        trained=bool(stage.effort["trained"]),
-        probes=stage_probes(base, stage),
+        answers=stage_result.answers,
+        record=stage_result.record,
+        delta_path=context.store.get_stage_folder(stage_result.record["key"]) / DELTA_FILE,
+        seconds={
+            name: stage_result.run_stats[name]
+            for name in ("teach", "ask", "probe")
+            if name in stage_result.run_stats
+        },
+        is_trained_here=bool(stage_result.run_stats["trained"]),
+        probes=make_stage_probe_entry(base_answers, stage_result),
     )

@@ -12,87 +12,94 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmm_forget.distributed.process_group import Place
+from lmm_forget.distributed.process_group import RankInfo
 from lmm_forget.errors import LaunchError, LmmForgetError
 from lmm_forget.experiment import job as one_job
-from lmm_forget.launch.jobs import Folders, Job, prepare
-from lmm_forget.launch.planning import Planned, SweepPlan, wants_plan_only
-from lmm_forget.launch.session import check_inputs, show_summary, tell_notices
-from lmm_forget.metrics.resolution import resolution
+from lmm_forget.launch.job_folders import Job, JobLocks, prepare_job_folders
+from lmm_forget.launch.local import check_job_inputs, print_job_warnings, write_and_print_summary
+from lmm_forget.launch.sweep_plan import DryRunFinished, SweepPlan, is_dry_run
+from lmm_forget.metrics.interval_width import describe_interval_widths
 
 RUN, FINISHED, REFUSED = b"run", b"finished", b"refused"
 """What rank 0 tells the others when it has looked at the job's folder."""
-PATIENCE = 10.0
+FIRST_RANK_SECONDS = 10.0
 """Seconds that other ranks of a machine leave to the first one to say what is wrong."""
 
 
-def world_overrides(place: Place, given: Sequence[str]) -> list[str]:
+def build_world_size_overrides(rank_info: RankInfo, overrides: Sequence[str]) -> list[str]:
     """Overrides that make `hardware.devices` and `hardware.nodes` what was started, where `given` does not set them.
 
     Raises LaunchError where it sets them otherwise, or the machines have different numbers of processes.
     """
-    if place.size % place.local_size:
+    if rank_info.size % rank_info.local_size:
         raise LaunchError(
-            f"{place.size} processes, {place.local_size} of them here: start the same number on every machine"
+            f"{rank_info.size} processes, {rank_info.local_size} of them here: start the same number on every machine"
         )
-    found = {"hardware.devices": place.local_size, "hardware.nodes": place.size // place.local_size}
-    missing = []
-    for key, number in found.items():
-        values = [text.split("=", 1)[1] for text in given if text.lstrip("+").startswith(f"{key}=")]
+    started_counts = {
+        "hardware.devices": rank_info.local_size,
+        "hardware.nodes": rank_info.size // rank_info.local_size,
+    }
+    missing_overrides = []
+    for key, number in started_counts.items():
+        values = [text.split("=", 1)[1] for text in overrides if text.lstrip("+").startswith(f"{key}=")]
         if not values:
-            missing.append(f"{key}={number}")
+            missing_overrides.append(f"{key}={number}")
         elif values[-1] != str(number):
             raise LaunchError(
-                f"{key}={values[-1]}, but torchrun started {place.local_size} processes on each of "
-                f"{found['hardware.nodes']} machines; leave {key} out"
+                f"{key}={values[-1]}, but torchrun started {rank_info.local_size} processes on each of "
+                f"{started_counts['hardware.nodes']} machines; leave {key} out"
             )
-    return missing
+    return missing_overrides
 
 
-def run_as_rank(job: Job, place: Place) -> int:
+def run_job_on_rank(job: Job, rank_info: RankInfo) -> int:
     """Run `job` as one of its processes; returns the exit code: 0, 1 (the job failed) or 130 (stopped).
 
     Raises LmmForgetError on rank 0 before anything is computed, Planned on every rank if only the plan was wanted.
     """
-    if wants_plan_only(job.config):
-        if place.rank == 0:
+    if is_dry_run(job.config):
+        if rank_info.rank == 0:
             plan = SweepPlan([job])
-            print("\n".join([plan.line(), *plan.by_recipe()]))
-        raise Planned
+            print("\n".join([plan.format_plan_line(), *plan.format_recipe_lines()]))
+        raise DryRunFinished
     # Before torch is imported, which reads them.
-    os.environ.update(one_job.thread_environment(job.config["hardware"]["threads"]))
-    with Folders() as until:
+    os.environ.update(one_job.build_thread_environment(job.config["hardware"]["threads"]))
+    with JobLocks() as job_locks:
         # The store has to live until the job has joined it: without torchrun's own, rank 0 is its server.
-        store = _meeting_point()
-        word = _prepare(job, until, store) if place.rank == 0 else bytes(store.get("word"))
-        if word != RUN:
-            return 0 if word == FINISHED else 2
-        code = one_job.run(job.file, dict(job.config))
-        if place.rank == 0 and code == 0:
-            show_summary(job.folder.parent)
-            tell_notices([job])
+        rendezvous_store = _open_rendezvous_store()
+        decision = (
+            _prepare_and_broadcast(job, job_locks, rendezvous_store)
+            if rank_info.rank == 0
+            else bytes(rendezvous_store.get("word"))
+        )
+        if decision != RUN:
+            return 0 if decision == FINISHED else 2
+        code = one_job.run_job(job.config_path, dict(job.config))
+        if rank_info.rank == 0 and code == 0:
+            write_and_print_summary(job.folder.parent)
+            print_job_warnings([job])
     return {0: 0, 143: 130}.get(code, 1)
 
 
-def _prepare(job: Job, until: Folders, store: Any) -> bytes:
+def _prepare_and_broadcast(job: Job, job_locks: JobLocks, rendezvous_store: Any) -> bytes:
     """Claim and write the job's folder, and tell the other ranks how that went."""
     try:
-        waiting, _ = prepare([job], until.hold, check=check_inputs)
+        waiting, _ = prepare_job_folders([job], job_locks.acquire, check_jobs=check_job_inputs)
     except LmmForgetError:
-        store.set("word", REFUSED)
+        rendezvous_store.set("word", REFUSED)
         raise
-    store.set("word", RUN if waiting else FINISHED)
+    rendezvous_store.set("word", RUN if waiting else FINISHED)
     if not waiting:
         print(f"{job.name} is finished already; nothing to run", file=sys.stderr)
-        show_summary(job.folder.parent)
+        write_and_print_summary(job.folder.parent)
         return FINISHED
-    line = resolution(job.config)
+    line = describe_interval_widths(job.config)
     if line:
         print(line, file=sys.stderr, flush=True)
     return RUN
 
 
-def _meeting_point() -> Any:
+def _open_rendezvous_store() -> Any:
     """A key-value store that all ranks see, at MASTER_ADDR and MASTER_PORT."""
     from torch.distributed import PrefixStore, rendezvous
 
@@ -100,11 +107,11 @@ def _meeting_point() -> Any:
     return PrefixStore("lmm_forget.run", store)
 
 
-def let_the_first_speak(env: Mapping[str, str]) -> None:
+def wait_for_rank_zero_error(environment: Mapping[str, str]) -> None:
     """In a rank that is not the first of its machine: wait for that one to say what is wrong, which ends all of them.
 
     One line per machine is enough; only where the first has nothing to say does this one come to say it.
     """
-    several = env.get("WORLD_SIZE", "1") not in ("", "1")
-    if several and env.get("LOCAL_RANK", "0") not in ("", "0"):
-        time.sleep(PATIENCE)
+    is_distributed = environment.get("WORLD_SIZE", "1") not in ("", "1")
+    if is_distributed and environment.get("LOCAL_RANK", "0") not in ("", "0"):
+        time.sleep(FIRST_RANK_SECONDS)

@@ -19,7 +19,7 @@ from lmm_forget.errors import DataError
 
 Floats = NDArray[np.float64]
 POINTS = 100.0  # a score of 1.0 is 100 percentage points
-_DRAWN_AT_ONCE = 1 << 22  # elements of a weights matrix held in memory at a time (32 MiB)
+_MAX_BLOCK_ELEMENTS = 1 << 22  # elements of a weights matrix held in memory at a time (32 MiB)
 _DECIMALS = 10  # rounds away what the order of a sum leaves behind, so that equal runs write equal bytes
 
 
@@ -46,14 +46,14 @@ class TaskScores:
                 f"task {self.task}: scores have shape {values.shape}, expected [stages + 1, samples]"
             )
         object.__setattr__(self, "values", values)
-        check_scores(self.task, values)
+        check_score_range(self.task, values)
         for name in ("clusters", "groups"):
             labels = getattr(self, name)
             if labels is not None:
-                object.__setattr__(self, name, as_labels(self.task, name, labels, values.shape[1]))
+                object.__setattr__(self, name, to_label_array(self.task, name, labels, values.shape[1]))
 
     @property
-    def stages(self) -> int:
+    def num_stages(self) -> int:
         """Number of stages, the base not counted."""
         return int(self.values.shape[0]) - 1
 
@@ -66,11 +66,11 @@ class ClusterSums:
     counts: Floats
 
     @property
-    def clusters(self) -> int:
+    def num_clusters(self) -> int:
         """Number of clusters C."""
         return int(self.counts.shape[0])
 
-    def metric(self, weights: Floats) -> Floats:
+    def compute_metric(self, weights: Floats) -> Floats:
         """The task's metric [R, S + 1] in 0..1 under cluster weights [R, C].
 
         Mean over groups of the group's weighted mean; a group without weight is dropped from that draw.
@@ -78,11 +78,11 @@ class ClusterSums:
         clusters, rows, groups = self.sums.shape
         totals = (weights @ self.sums.reshape(clusters, rows * groups)).reshape(-1, rows, groups)
         counts = weights @ self.counts
-        present = counts > 0
-        means = np.divide(totals, counts[:, None, :], out=np.zeros_like(totals), where=present[:, None, :])
-        return np.asarray(means.sum(axis=2) / present.sum(axis=1)[:, None])
+        has_weight = counts > 0
+        means = np.divide(totals, counts[:, None, :], out=np.zeros_like(totals), where=has_weight[:, None, :])
+        return np.asarray(means.sum(axis=2) / has_weight.sum(axis=1)[:, None])
 
-    def influence(self) -> Floats:
+    def compute_influence(self) -> Floats:
         """Each cluster's influence [C, S + 1] on the task's metric in 0..1; a column adds up to zero.
 
         The first-order change of the metric per unit of the cluster's weight.
@@ -93,22 +93,22 @@ class ClusterSums:
         return np.asarray(parts.sum(axis=2))
 
 
-def check_scores(task: str, values: Floats) -> None:
+def check_score_range(task: str, values: Floats) -> None:
     """Raise DataError unless every score lies in 0..1."""
     if not bool(np.all((values >= 0.0) & (values <= 1.0))):
-        wrong = values[~((values >= 0.0) & (values <= 1.0))].flat[0]
-        raise DataError(f"task {task}: found the score {wrong}, scores lie in 0..1")
+        invalid_score = values[~((values >= 0.0) & (values <= 1.0))].flat[0]
+        raise DataError(f"task {task}: found the score {invalid_score}, scores lie in 0..1")
 
 
-def as_labels(task: str, name: str, labels: ArrayLike, samples: int) -> NDArray[np.str_]:
+def to_label_array(task: str, name: str, labels: ArrayLike, num_samples: int) -> NDArray[np.str_]:
     """Labels as an array of strings [n]. Raises DataError if there is not one label for each sample."""
     array = np.array([str(label) for label in np.asarray(labels, dtype=object).ravel()], dtype=np.str_)
-    if array.shape != (samples,):
-        raise DataError(f"task {task}: {len(array)} {name} for {samples} samples, expected one for each")
+    if array.shape != (num_samples,):
+        raise DataError(f"task {task}: {len(array)} {name} for {num_samples} samples, expected one for each")
     return array
 
 
-def cluster_sums(scores: TaskScores) -> ClusterSums:
+def sum_by_cluster(scores: TaskScores) -> ClusterSums:
     """Sums and counts per cluster and group; clusters are sorted, so the order of samples has no say."""
     labels, cluster = np.unique(np.asarray(scores.clusters), return_inverse=True)
     if scores.groups is None:
@@ -116,73 +116,82 @@ def cluster_sums(scores: TaskScores) -> ClusterSums:
     else:
         names, group = np.unique(np.asarray(scores.groups), return_inverse=True)
         groups = len(names)
-    cell = cluster * groups + group
-    cells = len(labels) * groups
-    counts = np.bincount(cell, minlength=cells).astype(np.float64).reshape(len(labels), groups)
-    sums = np.stack([np.bincount(cell, weights=row, minlength=cells) for row in scores.values]).astype(
-        np.float64
-    )
+    cell_index = cluster * groups + group
+    num_cells = len(labels) * groups
+    counts = np.bincount(cell_index, minlength=num_cells).astype(np.float64).reshape(len(labels), groups)
+    sums = np.stack(
+        [np.bincount(cell_index, weights=row, minlength=num_cells) for row in scores.values]
+    ).astype(np.float64)
     return ClusterSums(sums=sums.reshape(-1, len(labels), groups).transpose(1, 0, 2).copy(), counts=counts)
 
 
-def cluster_weights(rng: np.random.Generator, resamples: int, clusters: int) -> Iterator[Floats]:
+def draw_cluster_weights(rng: np.random.Generator, num_resamples: int, num_clusters: int) -> Iterator[Floats]:
     """Multinomial weights, `clusters` draws with replacement in each row; yields blocks [r, C] of R rows."""
-    block = max(1, _DRAWN_AT_ONCE // clusters)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        drawn = rng.integers(0, clusters, size=(rows, clusters))
-        drawn += np.arange(rows)[:, None] * clusters
-        yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float64)
+    block = max(1, _MAX_BLOCK_ELEMENTS // num_clusters)
+    for start in range(0, num_resamples, block):
+        rows = min(block, num_resamples - start)
+        drawn = rng.integers(0, num_clusters, size=(rows, num_clusters))
+        drawn += np.arange(rows)[:, None] * num_clusters
+        yield (
+            np.bincount(drawn.ravel(), minlength=rows * num_clusters)
+            .reshape(rows, num_clusters)
+            .astype(np.float64)
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class BootstrapResamples:
     """A task's metric in the data and in every resample, in points.
 
     data [S + 1], drawn [R, S + 1]; influence [C, S + 1] of each cluster on `data`; `interval` is False where a single
     cluster leaves nothing to resample.
     """
 
-    data: Floats
-    drawn: Floats
+    observed: Floats
+    resampled: Floats
     influence: Floats
-    interval: bool
+    has_interval: bool
 
 
-def draw(scores: TaskScores, *, resamples: int = 2000, seed: int = 0) -> Draws:
+def resample_task(scores: TaskScores, *, num_resamples: int = 2000, seed: int = 0) -> BootstrapResamples:
     """Resample one task's image clusters, jointly for all stages.
 
     The generator is seeded by (seed, task name): a task's draws depend neither on the other tasks nor on
     their order.
     """
-    sums = cluster_sums(scores)
+    sums = sum_by_cluster(scores)
     name = int.from_bytes(hashlib.sha256(scores.task.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, name])
-    data = sums.metric(np.ones((1, sums.clusters)))[0] * POINTS
-    drawn = np.concatenate([sums.metric(block) for block in cluster_weights(rng, resamples, sums.clusters)])
-    return Draws(
-        data=data,
-        drawn=drawn * POINTS,
-        influence=sums.influence() * POINTS,
-        interval=sums.clusters > 1,
+    observed = sums.compute_metric(np.ones((1, sums.num_clusters)))[0] * POINTS
+    resampled = np.concatenate(
+        [sums.compute_metric(block) for block in draw_cluster_weights(rng, num_resamples, sums.num_clusters)]
+    )
+    return BootstrapResamples(
+        observed=observed,
+        resampled=resampled * POINTS,
+        influence=sums.compute_influence() * POINTS,
+        has_interval=sums.num_clusters > 1,
     )
 
 
-def tidy(number: float) -> float:
+def round_float(number: float) -> float:
     """A plain float without rounding dust or a negative zero."""
     return round(float(number), _DECIMALS) + 0.0
 
 
-def check_settings(resamples: int, level: float) -> None:
+def check_bootstrap_settings(num_resamples: int, confidence_level: float) -> None:
     """Raise DataError for a number of resamples or a level that cannot give an interval."""
-    if resamples < 1:
-        raise DataError(f"resamples={resamples}: expected at least 1 (2000 is usual)")
-    if not 0.0 < level < 1.0:
-        raise DataError(f"level={level}: expected a number between 0 and 1 (0.95 is usual)")
+    if num_resamples < 1:
+        raise DataError(f"resamples={num_resamples}: expected at least 1 (2000 is usual)")
+    if not 0.0 < confidence_level < 1.0:
+        raise DataError(f"level={confidence_level}: expected a number between 0 and 1 (0.95 is usual)")
 
 
-def task_draws(
-    tasks: Sequence[str], scores: dict[str, TaskScores], *, resamples: int, seed: int
-) -> dict[str, Draws]:
+def resample_tasks(
+    tasks: Sequence[str], scores: dict[str, TaskScores], *, num_resamples: int, seed: int
+) -> dict[str, BootstrapResamples]:
     """Draws of every task in `tasks`, each drawn once however often it is named."""
-    return {task: draw(scores[task], resamples=resamples, seed=seed) for task in dict.fromkeys(tasks)}
+    return {
+        task: resample_task(scores[task], num_resamples=num_resamples, seed=seed)
+        for task in dict.fromkeys(tasks)
+    }

@@ -10,20 +10,20 @@ from transformers import ProcessorMixin
 
 from lmm_forget.errors import ConfigError, DataError
 
-_MARK = "ANSWER-ENDS-HERE"
-_ASKED = "QUESTION-STANDS-HERE"
-_TAKES: WeakKeyDictionary[ProcessorMixin, dict[tuple[str, bool], bool]] = WeakKeyDictionary()
+_ANSWER_PLACEHOLDER = "ANSWER-ENDS-HERE"
+_QUESTION_PLACEHOLDER = "QUESTION-STANDS-HERE"
+_SYSTEM_SUPPORT: WeakKeyDictionary[ProcessorMixin, dict[tuple[str, bool], bool]] = WeakKeyDictionary()
 """Of every processor: whether a template takes a system message as a text (True) or as a list (False)."""
 
 
-def user_turn(question: str, n_images: int) -> list[dict[str, Any]]:
+def build_user_turn(question: str, num_images: int) -> list[dict[str, Any]]:
     """One message: `n_images` image slots, then the question."""
-    content: list[dict[str, str]] = [{"type": "image"} for _ in range(n_images)]
+    content: list[dict[str, str]] = [{"type": "image"} for _ in range(num_images)]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
-def conversation(
-    processor: ProcessorMixin, question: str, n_images: int, system: str | None = None
+def build_chat_messages(
+    processor: ProcessorMixin, question: str, num_images: int, system: str | None = None
 ) -> list[dict[str, Any]]:
     """The messages of a question, below its system prompt where it has one.
 
@@ -31,47 +31,52 @@ def conversation(
     template has no place for a system prompt.
     """
     if system is None:
-        return user_turn(question, n_images)
-    for content in _contents(system):
-        if _takes(processor, isinstance(content, str)):
-            return [{"role": "system", "content": content}, *user_turn(question, n_images)]
+        return build_user_turn(question, num_images)
+    for content in _build_system_contents(system):
+        if _accepts_system_message(processor, isinstance(content, str)):
+            return [{"role": "system", "content": content}, *build_user_turn(question, num_images)]
     raise DataError(
         "it has a system prompt, but this model's chat template takes none; leave it out, or put its text into the "
         "question"
     )
 
 
-def _contents(system: str) -> tuple[list[dict[str, str]], str]:
+def _build_system_contents(system: str) -> tuple[list[dict[str, str]], str]:
     """The two ways in which templates read a system message: as a list like a user's, or as a text."""
     return [{"type": "text", "text": system}], system
 
 
-def _takes(processor: ProcessorMixin, as_text: bool) -> bool:
+def _accepts_system_message(processor: ProcessorMixin, is_text: bool) -> bool:
     """Whether a system message in this form comes out, once and as it is, in front of the question."""
     template = processor.chat_template or processor.tokenizer.chat_template
-    known = _TAKES.setdefault(processor, {})
-    key = (str(template), as_text)
-    if key not in known:
-        content = _contents(_MARK)[int(as_text)]
+    support = _SYSTEM_SUPPORT.setdefault(processor, {})
+    key = (str(template), is_text)
+    if key not in support:
+        content = _build_system_contents(_ANSWER_PLACEHOLDER)[int(is_text)]
         try:
-            text = render(
+            text = render_chat(
                 processor,
-                [{"role": "system", "content": content}, *user_turn(_ASKED, 0)],
+                [{"role": "system", "content": content}, *build_user_turn(_QUESTION_PLACEHOLDER, 0)],
                 add_generation_prompt=True,
             )
         except ConfigError:  # there is no template at all
             raise
         except Exception:  # templates raise whatever they like for a role that they do not have
             text = ""
-        before, asked, _ = text.partition(_ASKED)
+        before, question, _ = text.partition(_QUESTION_PLACEHOLDER)
         # A list may also come out as Python or JSON would write it.
-        known[key] = (
-            bool(asked) and before.count(_MARK) == 1 and "'text':" not in before and '"text":' not in before
+        support[key] = (
+            bool(question)
+            and before.count(_ANSWER_PLACEHOLDER) == 1
+            and "'text':" not in before
+            and '"text":' not in before
         )
-    return known[key]
+    return support[key]
 
 
-def render(processor: ProcessorMixin, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+def render_chat(
+    processor: ProcessorMixin, messages: list[dict[str, Any]], *, add_generation_prompt: bool
+) -> str:
     """Render `messages` with the processor's chat template. Raises ConfigError when it has none."""
     if not (processor.chat_template or processor.tokenizer.chat_template):
         raise ConfigError(
@@ -83,27 +88,27 @@ def render(processor: ProcessorMixin, messages: list[dict[str, Any]], *, add_gen
     return text if isinstance(text, str) else text[0]
 
 
-def closing_token(processor: ProcessorMixin) -> str:
+def find_closing_token(processor: ProcessorMixin) -> str:
     """The first special token behind the answer of a rendered turn; the tokenizer's EOS if there is none."""
-    rest = _answered(processor).rpartition(_MARK)[2]
-    found = [(rest.index(token), token) for token in reserved_tokens(processor) if token in rest]
-    return min(found)[1] if found else str(processor.tokenizer.eos_token)
+    rest = _render_answered_turn(processor).rpartition(_ANSWER_PLACEHOLDER)[2]
+    positions = [(rest.index(token), token) for token in list_reserved_tokens(processor) if token in rest]
+    return min(positions)[1] if positions else str(processor.tokenizer.eos_token)
 
 
-def opening_space(processor: ProcessorMixin) -> str:
+def find_opening_space(processor: ProcessorMixin) -> str:
     """The spaces that the template writes between its generation prompt and an answer (`Assistant: yes`), or none."""
-    prompt = render(processor, user_turn("?", 0), add_generation_prompt=True)
-    answered = _answered(processor).rpartition(_MARK)[0]
+    prompt = render_chat(processor, build_user_turn("?", 0), add_generation_prompt=True)
+    answered = _render_answered_turn(processor).rpartition(_ANSWER_PLACEHOLDER)[0]
     between = answered[len(prompt) :] if answered.startswith(prompt) else ""
     return "" if between.strip(" ") else between
 
 
-def _answered(processor: ProcessorMixin) -> str:
-    reply = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
-    return render(processor, [*user_turn("?", 0), reply], add_generation_prompt=False)
+def _render_answered_turn(processor: ProcessorMixin) -> str:
+    reply = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER_PLACEHOLDER}]}
+    return render_chat(processor, [*build_user_turn("?", 0), reply], add_generation_prompt=False)
 
 
-def reserved_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
+def list_reserved_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
     """Every special token, those added without a role (`<|im_start|>`) included."""
     tokenizer = processor.tokenizer
     added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
@@ -112,15 +117,15 @@ def reserved_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
     )
 
 
-def refuse_reserved(processor: ProcessorMixin, texts: Sequence[str], what: str) -> None:
+def reject_reserved_tokens(processor: ProcessorMixin, texts: Sequence[str], text_kind: str) -> None:
     """Raise DataError for a text that would smuggle a control token (an image slot, an end of turn) into the chat."""
     if not any("<" in text or "[" in text for text in texts):
         return
-    reserved = reserved_tokens(processor)
+    reserved = list_reserved_tokens(processor)
     for i, text in enumerate(texts):
         for token in reserved:
             if token in text:
                 raise DataError(
-                    f"sample {i} of the batch: its {what} contains the model's reserved token {token}; "
+                    f"sample {i} of the batch: its {text_kind} contains the model's reserved token {token}; "
                     "remove it from the data"
                 )

@@ -2,7 +2,7 @@
 
 Substrings of names lie: `self_attn.q_proj` is also in the SigLIP and CLIP towers, `mlp.gate_proj` is also in
 Qwen2.5-VL's vision blocks, and Qwen2.5-VL's projector (the merger) lies inside the module called `visual`.
-So a family hands over the modules themselves (`Parts`) and every parameter is looked up in them.
+So a family hands over the modules themselves (`ModelParts`) and every parameter is looked up in them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COMPONENTS = ("vision", "projector", "language", "other")
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModelParts:
     """The modules that a family recognises in a loaded model.
 
     `projectors` may lie inside `tower` (their parameters then count as projector only). `unused` modules belong to
@@ -33,7 +33,7 @@ class Parts:
     projectors: tuple[nn.Module, ...]
     language_layers: nn.ModuleList
     tower_layers: nn.ModuleList
-    unused: tuple[nn.Module, ...] = ()
+    unused_modules: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class ParameterInfo:
     shape: tuple[int, ...]
     numel: int
     dtype: torch.dtype
-    unused: bool
+    is_unused: bool
 
     @property
-    def bytes(self) -> int:
+    def size_in_bytes(self) -> int:
         """Size in its own dtype, in bytes."""
         return self.numel * self.dtype.itemsize
 
@@ -65,19 +65,19 @@ class ComponentMap:
     Parameters that share storage (a tied `lm_head`) appear once, under their first name.
     """
 
-    def __init__(self, model: nn.Module, parts: Parts) -> None:
+    def __init__(self, model: nn.Module, parts: ModelParts) -> None:
         """Map `model`. Raises ConfigError when the parts do not lie inside it."""
         self.parts = parts
         self._info: dict[str, ParameterInfo] = {}
-        component = _component_of(parts)
+        component = _map_parameters_to_components(parts)
         layer = {
             id(p): i
             for stack in (parts.language_layers, parts.tower_layers)
             for i, block in enumerate(stack)
             for p in block.parameters()
         }
-        unused = {id(p) for module in parts.unused for p in module.parameters()}
-        sublayer = _sublayers(model, parts)
+        unused = {id(p) for module in parts.unused_modules for p in module.parameters()}
+        sublayer = _map_parameters_to_sublayers(model, parts)
         for name, p in model.named_parameters():
             self._info[name] = ParameterInfo(
                 name=name,
@@ -87,7 +87,7 @@ class ComponentMap:
                 shape=tuple(p.shape),
                 numel=p.numel(),
                 dtype=p.dtype,
-                unused=id(p) in unused,
+                is_unused=id(p) in unused,
             )
         present = {info.component for info in self}
         missing = [c for c in COMPONENTS[:3] if c not in present]
@@ -112,24 +112,24 @@ class ComponentMap:
         return self.parts.text_model
 
     @property
-    def language_layers(self) -> int:
+    def num_language_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.parts.language_layers)
 
     @property
-    def tower_layers(self) -> int:
+    def num_tower_layers(self) -> int:
         """Number of layers of the vision tower, unused ones included."""
         return len(self.parts.tower_layers)
 
-    def layers(self, component: str) -> int:
+    def count_layers(self, component: str) -> int:
         """Number of layers of `component`; 0 where it has none."""
-        return {"language": self.language_layers, "vision": self.tower_layers}.get(component, 0)
+        return {"language": self.num_language_layers, "vision": self.num_tower_layers}.get(component, 0)
 
-    def sublayers(self, component: str) -> tuple[str, ...]:
+    def list_sublayers(self, component: str) -> tuple[str, ...]:
         """The sublayers that exist in `component`, in model order; those without any usable parameter left out."""
-        return tuple(dict.fromkeys(i.sublayer for i in self if i.component == component and not i.unused))
+        return tuple(dict.fromkeys(i.sublayer for i in self if i.component == component and not i.is_unused))
 
-    def modules(self, component: str) -> tuple[nn.Module, ...]:
+    def get_modules(self, component: str) -> tuple[nn.Module, ...]:
         """The modules that hold a component (for Qwen2.5-VL the vision module still contains its merger)."""
         return {
             "vision": (self.parts.tower,),
@@ -139,7 +139,7 @@ class ComponentMap:
         }[component]
 
 
-def _component_of(parts: Parts) -> dict[int, str]:
+def _map_parameters_to_components(parts: ModelParts) -> dict[int, str]:
     """Component by parameter identity; the projector is claimed first because it may lie inside the tower."""
     owner: dict[int, str] = {}
     for name, module in (
@@ -153,16 +153,18 @@ def _component_of(parts: Parts) -> dict[int, str]:
     return owner
 
 
-def _sublayers(model: nn.Module, parts: Parts) -> dict[int, str]:
+def _map_parameters_to_sublayers(model: nn.Module, parts: ModelParts) -> dict[int, str]:
     """Sublayer by parameter identity, from the module that owns the parameter."""
-    found: dict[int, str] = {}
+    sublayer_by_parameter: dict[int, str] = {}
     for path, module in model.named_modules():
         for name, p in module.named_parameters(recurse=False):
-            found.setdefault(id(p), _role(module, path.rpartition(".")[2], name, parts))
-    return found
+            sublayer_by_parameter.setdefault(
+                id(p), _get_sublayer_name(module, path.rpartition(".")[2], name, parts)
+            )
+    return sublayer_by_parameter
 
 
-def _role(module: nn.Module, attribute: str, parameter: str, parts: Parts) -> str:
+def _get_sublayer_name(module: nn.Module, attribute: str, parameter: str, parts: ModelParts) -> str:
     """The role of a parameter, given its owning module and the attribute under which that module hangs."""
     if module is parts.lm_head:
         return "lm_head"

@@ -18,26 +18,31 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.models.chat import closing_token, conversation, refuse_reserved, render
-from lmm_forget.models.components import ComponentMap, Parts
-from lmm_forget.models.mapping import map_parts
+from lmm_forget.models.chat import (
+    build_chat_messages,
+    find_closing_token,
+    reject_reserved_tokens,
+    render_chat,
+)
+from lmm_forget.models.components import ComponentMap, ModelParts
+from lmm_forget.models.part_detection import map_model_parts
 
-IGNORE = -100
+IGNORE_INDEX = -100
 """The label of a token that no loss counts (the convention of torch's cross-entropy)."""
 
-_PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
+_PER_TOKEN_DEFAULTS = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
 """Keys with one entry per token, and their value on answer tokens (padding is 0 in all of them)."""
 
 
 @dataclass
-class Encoded:
+class EncodedInputs:
     """A batch ready for `model(**batch)` or `model.generate(**batch)`.
 
     `batch` holds every key the processor returned; `input_ids` is [B, L]. `labels` is [B, L] with -100 everywhere
     except on the answer and its end token, or None for prompts. `lengths[i]` counts sample i's tokens without padding.
     """
 
-    batch: dict[str, Tensor]
+    tensors: dict[str, Tensor]
     labels: Tensor | None
     lengths: list[int]
 
@@ -48,69 +53,73 @@ class Family(ABC):
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     hf_class: type[PreTrainedModel]
-    image_keys: ClassVar[tuple[str, ...]] = ()
+    image_limit_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.context: int = config.get_text_config().max_position_embeddings
+        self.context_length: int = config.get_text_config().max_position_embeddings
 
-    def parts(self, model: PreTrainedModel) -> Parts:
+    def find_parts(self, model: PreTrainedModel) -> ModelParts:
         """The modules that make up a loaded model of this family. Raises ConfigError listing what cannot be told."""
-        return map_parts(model, self.hidden_state())
+        return map_model_parts(model, self.get_vision_feature_layer())
 
-    def hidden_state(self) -> int | Sequence[int] | None:
+    def get_vision_feature_layer(self) -> int | Sequence[int] | None:
         """Which of the tower's hidden states the projector reads; None: the tower's last output."""
         return None
 
     @abstractmethod
-    def apply_image_budget(self, config: Any, processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
-        """Bound the tokens one image may take; `image` has only keys of `image_keys`, none of them None."""
+    def apply_image_limits(
+        self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]
+    ) -> None:
+        """Bound the tokens one image may take; `image` has only keys of `image_limit_keys`, none of them None."""
 
-    def agreement(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
+    def iterate_processor_checks(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
         """What processor and model must agree on, beyond tokens: (name, the processor's value, the model's)."""
         yield from ()
 
-    def verify(  # noqa: B027  (nothing to check where the map is written down)
+    def verify_components(  # noqa: B027  (nothing to check where the map is written down)
         self, model: PreTrainedModel, processor: ProcessorMixin, components: ComponentMap
     ) -> None:
         """Check the map on the loaded model where that is needed. Raises ConfigError."""
 
-    def components(self, model: PreTrainedModel) -> ComponentMap:
+    def map_components(self, model: PreTrainedModel) -> ComponentMap:
         """The component map of `model`. Raises ConfigError when it is not this family's Hugging Face class."""
         if not isinstance(model, self.hf_class):
             raise ConfigError(
                 f"{type(model).__name__} cannot be mapped: pass a loaded {self.hf_class.__name__}"
             )
-        return ComponentMap(model, self.parts(model))
+        return ComponentMap(model, self.find_parts(model))
 
-    def prompt(
-        self, processor: ProcessorMixin, question: str, n_images: int, system: str | None = None
+    def render_prompt(
+        self, processor: ProcessorMixin, question: str, num_images: int, system: str | None = None
     ) -> str:
         """The chat text up to and including the assistant header: `n_images` images, then the question.
 
         `system` stands above it as the system prompt; without one, what the template says by itself. Raises DataError
         where the chat template takes none.
         """
-        return render(
-            processor, conversation(processor, question, n_images, system), add_generation_prompt=True
+        return render_chat(
+            processor,
+            build_chat_messages(processor, question, num_images, system),
+            add_generation_prompt=True,
         )
 
-    def end_of_answer(self, processor: ProcessorMixin) -> str:
+    def get_end_of_answer_token(self, processor: ProcessorMixin) -> str:
         """The special token that closes an assistant turn in the processor's own chat template."""
-        return closing_token(processor)
+        return find_closing_token(processor)
 
-    def answer_opening(self, processor: ProcessorMixin) -> str:
+    def get_answer_prefix(self, processor: ProcessorMixin) -> str:
         """What stands between the assistant header and the answer's first word."""
         return ""
 
-    def encode(
+    def encode_batch(
         self,
         processor: ProcessorMixin,
         questions: Sequence[str],
         images: Sequence[Sequence[Image]],
         answers: Sequence[str] | None = None,
         systems: Sequence[str | None] | None = None,
-    ) -> Encoded:
+    ) -> EncodedInputs:
         """Encode a batch: left-padded prompts without `answers`, right-padded prompt + answer + end token with them.
 
         `systems` are the questions' system prompts, None for one (or all) without. Raises DataError, naming the
@@ -119,75 +128,76 @@ class Family(ABC):
         prompt, or leaves nothing between two pictures that the model tells apart by what stands between them.
         """
         systems = [None] * len(questions) if systems is None else systems
-        refuse_reserved(processor, questions, "question")
-        refuse_reserved(processor, [system or "" for system in systems], "system prompt")
-        _refuse_unread(images)
-        prompts = self._prompts(processor, questions, images, systems)
-        batch = _process(processor, prompts, images)
-        _refuse_merged(processor, batch, images)
+        reject_reserved_tokens(processor, questions, "question")
+        reject_reserved_tokens(processor, [system or "" for system in systems], "system prompt")
+        _check_images_are_rgb(images)
+        prompts = self._render_prompts(processor, questions, images, systems)
+        batch = _process_batch(processor, prompts, images)
+        _check_images_are_separated(processor, batch, images)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         if answers is None:
-            self._check_context(lengths, answer=False)
-            return Encoded(batch, None, lengths)
-        refuse_reserved(processor, answers, "answer")
-        opening, end = self.answer_opening(processor), self.end_of_answer(processor)
-        texts = [opening + answer + end for answer in answers]
-        endings = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        totals = [n + len(ids) for n, ids in zip(lengths, endings, strict=True)]
-        self._check_context(totals, answer=True)
-        labels = _append(batch, lengths, endings, processor.tokenizer.pad_token_id)
-        return Encoded(batch, labels, totals)
+            self._check_context_length(lengths, with_answer=False)
+            return EncodedInputs(batch, None, lengths)
+        reject_reserved_tokens(processor, answers, "answer")
+        prefix, end_token = self.get_answer_prefix(processor), self.get_end_of_answer_token(processor)
+        texts = [prefix + answer + end_token for answer in answers]
+        answer_ids = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        totals = [n + len(ids) for n, ids in zip(lengths, answer_ids, strict=True)]
+        self._check_context_length(totals, with_answer=True)
+        labels = _append_answers(batch, lengths, answer_ids, processor.tokenizer.pad_token_id)
+        return EncodedInputs(batch, labels, totals)
 
-    def _prompts(
+    def _render_prompts(
         self,
         processor: ProcessorMixin,
         questions: Sequence[str],
         images: Sequence[Sequence[Image]],
         systems: Sequence[str | None],
     ) -> list[str]:
-        found = []
-        for i, (question, shown, system) in enumerate(zip(questions, images, systems, strict=True)):
+        prompts = []
+        for i, (question, sample_images, system) in enumerate(zip(questions, images, systems, strict=True)):
             try:
-                found.append(self.prompt(processor, question, len(shown), system))
+                prompts.append(self.render_prompt(processor, question, len(sample_images), system))
             except DataError as error:
                 raise DataError(f"sample {i} of the batch: {error}") from None
-        return found
+        return prompts
 
-    def _check_context(self, lengths: list[int], *, answer: bool) -> None:
-        for i, n in enumerate(lengths):
-            if n > self.context:
-                what = "prompt and answer have" if answer else "prompt has"
+    def _check_context_length(self, lengths: list[int], *, with_answer: bool) -> None:
+        for i, length in enumerate(lengths):
+            if length > self.context_length:
+                subject = "prompt and answer have" if with_answer else "prompt has"
                 raise DataError(
-                    f"sample {i} of the batch: {what} {n} tokens, the model's context is {self.context}; "
+                    f"sample {i} of the batch: {subject} {length} tokens, the model's context is "
+                    f"{self.context_length}; "
                     "shorten the text or lower the image budget (model.image)"
                 )
 
 
-def family_for(model_or_config: Any) -> Family:
+def resolve_family(model_or_config: Any) -> Family:
     """The family of a model or configuration, bound to it. Raises ConfigError listing the known model types."""
     config = getattr(model_or_config, "config", model_or_config)
-    return family_for_type(getattr(config, "model_type", None))(config)
+    return get_family_class(getattr(config, "model_type", None))(config)
 
 
-def family_for_type(model_type: str | None) -> type[Family]:
+def get_family_class(model_type: str | None) -> type[Family]:
     """The family class of a Transformers `model_type`; the generic one for image-text-to-text models without their own.
 
     Raises ConfigError listing the known ones.
     """
-    from lmm_forget.models.generic import Generic, is_image_text_to_text
+    from lmm_forget.models.generic_family import GenericFamily, is_image_text_to_text
 
-    known = {known_type: cls for cls in _families() for known_type in cls.model_types}
+    known = {known_type: cls for cls in _list_families() for known_type in cls.model_types}
     if model_type in known:
         return known[model_type]
     if is_image_text_to_text(model_type):
-        return Generic
+        return GenericFamily
     raise ConfigError(
         f"model type {model_type!r} is not supported; supported: {', '.join(sorted(known))}, "
         "and what Transformers' AutoModelForImageTextToText lists"
     )
 
 
-def _families() -> tuple[type[Family], ...]:
+def _list_families() -> tuple[type[Family], ...]:
     from lmm_forget.models.llava_next import LlavaNext
     from lmm_forget.models.llava_onevision import LlavaOnevision
     from lmm_forget.models.qwen2_5_vl import Qwen25VL
@@ -195,9 +205,9 @@ def _families() -> tuple[type[Family], ...]:
     return LlavaOnevision, LlavaNext, Qwen25VL
 
 
-def limit_tiles(config: Any, processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
+def limit_tiles(config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
     """Keep only the grids of at most `max_tiles` tiles, in the model and in its processor (they must agree)."""
-    limit, tile = int(image["max_tiles"]), config.vision_config.image_size
+    limit, tile = int(image_limits["max_tiles"]), config.vision_config.image_size
     grids = [list(g) for g in config.image_grid_pinpoints if (g[0] // tile) * (g[1] // tile) <= limit]
     if not grids:
         raise ConfigError(
@@ -208,7 +218,7 @@ def limit_tiles(config: Any, processor: ProcessorMixin, image: Mapping[str, Any]
     processor.image_processor.image_grid_pinpoints = grids
 
 
-def limit_pixels(processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
+def limit_pixels(processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
     """Bound the pixels of a resized image by `min_pixels` and `max_pixels`, as Qwen's processors do.
 
     Raises ConfigError when the smallest exceeds the largest, or when the largest is less than one token.
@@ -216,7 +226,7 @@ def limit_pixels(processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
     images: Any = processor.image_processor
     size = dict(images.size)
     edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-    size |= {edges[key]: int(value) for key, value in image.items()}
+    size |= {edges[key]: int(value) for key, value in image_limits.items()}
     low, high = size["shortest_edge"], size["longest_edge"]
     token = (images.patch_size * images.merge_size) ** 2
     if not token <= low <= high:
@@ -226,28 +236,30 @@ def limit_pixels(processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
     images.size = type(images.size)(**size)
 
 
-def _refuse_unread(images: Sequence[Sequence[Image]]) -> None:
+def _check_images_are_rgb(images: Sequence[Sequence[Image]]) -> None:
     for i, per_sample in enumerate(images):
         for picture in per_sample:
             if picture.mode != "RGB" or 0 in picture.size:
                 raise DataError(
-                    f"sample {i} of the batch: a picture of {_size(picture)} in mode {picture.mode}; "
+                    f"sample {i} of the batch: a picture of {_format_size(picture)} in mode {picture.mode}; "
                     "pictures have to be RGB (lmm_forget.tasks.images.to_rgb)"
                 )
 
 
-def _process(
+def _process_batch(
     processor: ProcessorMixin, prompts: list[str], images: Sequence[Sequence[Image]]
 ) -> dict[str, Tensor]:
-    """`_call` on the whole batch. Raises DataError naming the sample whose pictures the processor cannot take."""
+    """`_call_processor` on the whole batch. Raises DataError naming the sample whose pictures the processor
+    cannot take.
+    """
     try:
-        return _call(processor, prompts, images)
+        return _call_processor(processor, prompts, images)
     except (ValueError, RuntimeError, ZeroDivisionError, IndexError):
         for i, (prompt, per_sample) in enumerate(zip(prompts, images, strict=True)):
             try:
-                _call(processor, [prompt], [per_sample])
+                _call_processor(processor, [prompt], [per_sample])
             except (ValueError, RuntimeError, ZeroDivisionError, IndexError) as error:
-                sizes = ", ".join(map(_size, per_sample)) or "no pictures"
+                sizes = ", ".join(map(_format_size, per_sample)) or "no pictures"
                 cause = str(error).strip().split("\n")[0] or type(error).__name__
                 raise DataError(
                     f"sample {i} of the batch: {type(processor).__name__} cannot take it ({sizes}): {cause}"
@@ -255,7 +267,7 @@ def _process(
         raise
 
 
-def _refuse_merged(
+def _check_images_are_separated(
     processor: ProcessorMixin, batch: Mapping[str, Tensor], images: Sequence[Sequence[Image]]
 ) -> None:
     """Refuse pictures side by side where positions are given per run of image tokens, as Qwen's `get_rope_index` does.
@@ -266,60 +278,66 @@ def _refuse_merged(
         return
     is_image = batch["mm_token_type_ids"] == 1
     runs = is_image[:, :1].sum(dim=1) + (is_image[:, 1:] & ~is_image[:, :-1]).sum(dim=1)
-    for i, (seen, per_sample) in enumerate(zip(runs.tolist(), images, strict=True)):
-        if seen < len(per_sample):
+    for i, (num_seen, per_sample) in enumerate(zip(runs.tolist(), images, strict=True)):
+        if num_seen < len(per_sample):
             raise DataError(
                 f"sample {i} of the batch: its {len(per_sample)} pictures stand side by side in the prompt, and the "
-                f"model would take them for {seen}; the chat template of its {type(processor).__name__} has to put "
+                f"model would take them for {num_seen}; the chat template of its {type(processor).__name__} has to put "
                 "tokens around each picture, as <|vision_start|> and <|vision_end|>"
             )
 
 
-def _size(picture: Image) -> str:
-    return f"{picture.width} x {picture.height} pixels"
+def _format_size(image: Image) -> str:
+    return f"{image.width} x {image.height} pixels"
 
 
-def _call(
+def _call_processor(
     processor: ProcessorMixin, prompts: list[str], images: Sequence[Sequence[Image]]
 ) -> dict[str, Tensor]:
     """Left-padded prompts, with every key that the processor returns."""
     nested = [list(per_sample) for per_sample in images]
     tokenizer = processor.tokenizer
     # A template may already write the BOS token; the tokenizer must then not add a second one.
-    doubled = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
+    has_bos_token = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
     return dict(
         processor(
             images=nested if any(nested) else None,
             text=prompts,
             padding=True,
             padding_side="left",
-            add_special_tokens=not doubled,
+            add_special_tokens=not has_bos_token,
             return_tensors="pt",
         )
     )
 
 
-def _append(batch: dict[str, Tensor], lengths: list[int], endings: list[list[int]], pad_id: int) -> Tensor:
+def _append_answers(
+    batch: dict[str, Tensor], lengths: list[int], answer_ids: list[list[int]], pad_id: int
+) -> Tensor:
     """Turn left-padded prompts [B, P] into right-padded prompt + ending [B, L] in place; returns the labels [B, L]."""
-    rows, width = len(lengths), max(n + len(e) for n, e in zip(lengths, endings, strict=True))
+    rows, width = len(lengths), max(n + len(e) for n, e in zip(lengths, answer_ids, strict=True))
     prompt_width = batch["input_ids"].shape[1]
-    strange = [k for k, v in batch.items() if k not in ("input_ids", *_PER_TOKEN) and _is_per_token(batch, v)]
-    if strange:
+    unknown_keys = [
+        k
+        for k, v in batch.items()
+        if k not in ("input_ids", *_PER_TOKEN_DEFAULTS) and _is_per_token(batch, v)
+    ]
+    if unknown_keys:
         raise ConfigError(
-            f"the processor returns {strange[0]!r} per token, whose value on answers is unknown; "
+            f"the processor returns {unknown_keys[0]!r} per token, whose value on answers is unknown; "
             "a family of its own in lmm_forget/models can say it"
         )
-    labels = torch.full((rows, width), IGNORE, dtype=torch.long)
-    fills = {"input_ids": pad_id, **{key: 0 for key in _PER_TOKEN if key in batch}}
-    grown = {key: torch.full((rows, width), fill, dtype=batch[key].dtype) for key, fill in fills.items()}
-    for i, (n, ids) in enumerate(zip(lengths, endings, strict=True)):
+    labels = torch.full((rows, width), IGNORE_INDEX, dtype=torch.long)
+    fills = {"input_ids": pad_id, **{key: 0 for key in _PER_TOKEN_DEFAULTS if key in batch}}
+    padded = {key: torch.full((rows, width), fill, dtype=batch[key].dtype) for key, fill in fills.items()}
+    for i, (n, ids) in enumerate(zip(lengths, answer_ids, strict=True)):
         ending = torch.tensor(ids, dtype=torch.long)
         stop = n + len(ids)
         labels[i, n:stop] = ending
-        for key, target in grown.items():
+        for key, target in padded.items():
             target[i, :n] = batch[key][i, prompt_width - n :]
-            target[i, n:stop] = ending if key == "input_ids" else _PER_TOKEN[key]
-    batch.update(grown)
+            target[i, n:stop] = ending if key == "input_ids" else _PER_TOKEN_DEFAULTS[key]
+    batch.update(padded)
     return labels
 
 

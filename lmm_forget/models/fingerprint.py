@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from lmm_forget.models.weights import tensor_hash
+from lmm_forget.models.weight_hashes import hash_tensor
 
 _NOT_SETTINGS = frozenset(
     {
@@ -34,7 +34,7 @@ _NOT_SETTINGS = frozenset(
 """Entries of configurations that change nothing of what is computed."""
 
 
-def model_fingerprints(
+def fingerprint_model_parts(
     model: PreTrainedModel, processor: ProcessorMixin, end_token_ids: Iterable[int]
 ) -> dict[str, str]:
     """SHA-256 (hex) of each part of a loaded model that decides answers and is no weight.
@@ -45,11 +45,11 @@ def model_fingerprints(
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {
-        name: tensor_hash(tensor) for name, tensor in model.state_dict().items() if name not in parameters
+        name: hash_tensor(tensor) for name, tensor in model.state_dict().items() if name not in parameters
     }
     generation = model.generation_config
     tokenizer = processor.tokenizer
-    whole = {
+    processor_settings = {
         key: value for key, value in processor.to_dict().items() if key not in ("tokenizer", "chat_template")
     }
     parts = {
@@ -62,19 +62,23 @@ def model_fingerprints(
             tokenizer.special_tokens_map,
             {key: value for key, value in tokenizer.init_kwargs.items() if key != "chat_template"},
         ],
-        "processor": [type(processor).__name__, type(processor.image_processor).__name__, whole],
+        "processor": [type(processor).__name__, type(processor.image_processor).__name__, processor_settings],
     }
-    return {name: _digest(part) for name, part in parts.items()}
+    return {name: _hash_settings(part) for name, part in parts.items()}
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(_settings(value), sort_keys=True, default=str).encode()).hexdigest()
+def _hash_settings(value: Any) -> str:
+    return hashlib.sha256(
+        json.dumps(_drop_non_settings(value), sort_keys=True, default=str).encode()
+    ).hexdigest()
 
 
-def _settings(value: Any) -> Any:
+def _drop_non_settings(value: Any) -> Any:
     """The value with its keys as text, without entries that are no settings."""
     if isinstance(value, Mapping):
-        return {str(key): _settings(each) for key, each in value.items() if str(key) not in _NOT_SETTINGS}
+        return {
+            str(key): _drop_non_settings(each) for key, each in value.items() if str(key) not in _NOT_SETTINGS
+        }
     if isinstance(value, list | tuple):
-        return [_settings(each) for each in value]
+        return [_drop_non_settings(each) for each in value]
     return value

@@ -16,24 +16,28 @@ class LlavaOnevision(Family):
     name = "llava_onevision"
     model_types = ("llava_onevision",)
     hf_class = LlavaOnevisionForConditionalGeneration
-    image_keys = ("max_tiles",)
-    apply_image_budget = staticmethod(limit_tiles)
+    image_limit_keys = ("max_tiles",)
+    apply_image_limits = staticmethod(limit_tiles)
 
-    def hidden_state(self) -> int | Sequence[int] | None:
+    def get_vision_feature_layer(self) -> int | Sequence[int] | None:
         """`vision_feature_layer`: the features are taken before the tower's last norm."""
         selected: int | Sequence[int] = self.config.vision_feature_layer
         return selected
 
-    def agreement(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
+    def iterate_processor_checks(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
         """Patches, tiles, their grids, and whether the class token is kept."""
         vision = config.vision_config
         yield "num_image_tokens", processor.num_image_tokens, (vision.image_size // vision.patch_size) ** 2
         images = processor.image_processor
         yield "tile size", images.size["height"], vision.image_size
-        yield "image_grid_pinpoints", _pairs(images.image_grid_pinpoints), _pairs(config.image_grid_pinpoints)
+        yield (
+            "image_grid_pinpoints",
+            _convert_to_tuples(images.image_grid_pinpoints),
+            _convert_to_tuples(config.image_grid_pinpoints),
+        )
         strategy = config.vision_feature_select_strategy
         yield "vision_feature_select_strategy", processor.vision_feature_select_strategy, strategy
 
 
-def _pairs(grids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+def _convert_to_tuples(grids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     return [tuple(grid) for grid in grids]

@@ -13,16 +13,16 @@ import torch
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.checkpoint import (
-    check_folder,
-    check_processor,
-    check_weights,
-    no_load_report,
-    readable,
+from lmm_forget.models.checkpoint_checks import (
+    convert_load_errors,
+    reject_pickled_weights,
+    silence_load_report,
+    verify_loaded_weights,
+    verify_processor,
 )
 from lmm_forget.models.components import ComponentMap
-from lmm_forget.models.family import Family, family_for, family_for_type
-from lmm_forget.models.folders import model_source
+from lmm_forget.models.family import Family, get_family_class, resolve_family
+from lmm_forget.models.model_source import resolve_model_source
 
 
 @dataclass
@@ -40,108 +40,110 @@ class LMM:
     end_token_ids: list[int]
 
 
-def load(spec: Mapping[str, Any]) -> LMM:
+def load_model(spec: Mapping[str, Any]) -> LMM:
     """Load the model that a resolved `model` config node describes.
 
     `path` is a local folder or `package:<name>`; without it `hub_id` (and `revision`) is fetched. Only safetensors
     weights are read and no remote code runs. The dtype is `dtype` ("auto" or absent: the checkpoint's). Raises
     ConfigError when the model cannot be found or read.
     """
-    source, revision = model_source(spec)
+    source, revision = resolve_model_source(spec)
     common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": bool(spec.get("path"))}
     if revision:
         common["revision"] = revision
-    check_folder(spec, source)
-    with readable(spec, source, "model"):
+    reject_pickled_weights(spec, source)
+    with convert_load_errors(spec, source, "model"):
         config = AutoConfig.from_pretrained(source, **common)
-    family = family_for(config)
+    family = resolve_family(config)
     if spec.get("family") not in (None, family.name):
         raise ConfigError(f"model.family={spec['family']}, but the model in {source} is a {family.name}")
-    with readable(spec, source, "processor"):
+    with convert_load_errors(spec, source, "processor"):
         processor = AutoProcessor.from_pretrained(source, **common)
-    check_processor(family, config, processor, source)
-    budget = spec.get("image") or {}
-    if not isinstance(budget, Mapping):
-        raise ConfigError(f"model.image={budget} must be keys and values, as in model.image.max_tiles=4")
-    _apply_image_budget(family, config, processor, budget)
-    with readable(spec, source, "model"), no_load_report():
+    verify_processor(family, config, processor, source)
+    image_limits = spec.get("image") or {}
+    if not isinstance(image_limits, Mapping):
+        raise ConfigError(
+            f"model.image={image_limits} must be keys and values, as in model.image.max_tiles=4"
+        )
+    _apply_image_limits(family, config, processor, image_limits)
+    with convert_load_errors(spec, source, "model"), silence_load_report():
         model, info = family.hf_class.from_pretrained(
             source,
             config=config,
-            dtype=_dtype(spec),
+            dtype=_parse_dtype(spec),
             attn_implementation=spec.get("attention") or "sdpa",
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # so that they are listed; the next line refuses them
             output_loading_info=True,
             **common,
         )
-    check_weights(model, info, source)
-    return assemble(model.eval(), processor, spec)
+    verify_loaded_weights(model, info, source)
+    return assemble_model(model.eval(), processor, spec)
 
 
-def assemble(model: PreTrainedModel, processor: ProcessorMixin, spec: Mapping[str, Any]) -> LMM:
+def assemble_model(model: PreTrainedModel, processor: ProcessorMixin, spec: Mapping[str, Any]) -> LMM:
     """Put a model and its processor together as an LMM."""
-    family = family_for(model)
+    family = resolve_family(model)
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    end = processor.tokenizer.convert_tokens_to_ids(family.end_of_answer(processor))
-    ends = {end}
+    end_token_id = processor.tokenizer.convert_tokens_to_ids(family.get_end_of_answer_token(processor))
+    end_token_ids = {end_token_id}
     stops = getattr(model.generation_config, "eos_token_id", None)
-    ends.update([stops] if isinstance(stops, int) else stops or [])
-    components = family.components(model)
-    family.verify(model, processor, components)
-    return LMM(model, processor, family, components, spec, sorted(ends))
+    end_token_ids.update([stops] if isinstance(stops, int) else stops or [])
+    components = family.map_components(model)
+    family.verify_components(model, processor, components)
+    return LMM(model, processor, family, components, spec, sorted(end_token_ids))
 
 
-def skeleton(architecture: str) -> PreTrainedModel:
+def build_meta_model(architecture: str) -> PreTrainedModel:
     """The model of a packaged architecture on the meta device: shapes and dtypes, no weights, no network, seconds.
 
     Raises ConfigError listing the architectures that exist.
     """
-    if architecture not in architectures():
+    if architecture not in list_architectures():
         raise ConfigError(
-            f"there is no architecture {architecture!r}; choose one of: {', '.join(architectures())}"
+            f"there is no architecture {architecture!r}; choose one of: {', '.join(list_architectures())}"
         )
     text = (files("lmm_forget.models") / "architectures" / f"{architecture}.json").read_text("utf-8")
-    return _on_meta(json.loads(text), "auto")
+    return _instantiate_on_meta(json.loads(text), "auto")
 
 
-def skeleton_for(spec: Mapping[str, Any]) -> PreTrainedModel:
+def build_meta_model_from_spec(spec: Mapping[str, Any]) -> PreTrainedModel:
     """The meta-device model of a `model` config node: of its `path` if it has one, else of its `architecture`.
 
     Raises ConfigError when neither can be read without a network.
     """
     if spec.get("path"):
-        source, _ = model_source(spec)
-        with readable(spec, source, "model"):
+        source, _ = resolve_model_source(spec)
+        with convert_load_errors(spec, source, "model"):
             data = json.loads((Path(source) / "config.json").read_text("utf-8"))
-        return _on_meta(data, _dtype(spec))
+        return _instantiate_on_meta(data, _parse_dtype(spec))
     if not spec.get("architecture"):
         raise ConfigError(
             f"model {spec.get('name')!r} has neither `path` nor `architecture`; set model.path=FOLDER or "
-            f"model.architecture to one of: {', '.join(architectures())}"
+            f"model.architecture to one of: {', '.join(list_architectures())}"
         )
-    return skeleton(str(spec["architecture"]))
+    return build_meta_model(str(spec["architecture"]))
 
 
-def architectures() -> list[str]:
+def list_architectures() -> list[str]:
     """Names of the packaged architectures."""
     folder = files("lmm_forget.models") / "architectures"
     return sorted(p.name.removesuffix(".json") for p in folder.iterdir() if p.name.endswith(".json"))
 
 
-def _on_meta(data: Mapping[str, Any], dtype: torch.dtype | str) -> PreTrainedModel:
+def _instantiate_on_meta(data: Mapping[str, Any], dtype: torch.dtype | str) -> PreTrainedModel:
     """The model of a `config.json`'s content on the meta device, in `dtype` ("auto": the one the file names)."""
     if "model_type" not in data:
         raise ConfigError("the model's config.json names no model_type")
-    family = family_for_type(str(data["model_type"]))
+    family = get_family_class(str(data["model_type"]))
     config = AutoConfig.for_model(**data)
     with torch.device("meta"):
         chosen = (config.dtype or torch.float32) if dtype == "auto" else dtype
         return family(config).hf_class._from_config(config, dtype=chosen)
 
 
-def _dtype(spec: Mapping[str, Any]) -> torch.dtype | str:
+def _parse_dtype(spec: Mapping[str, Any]) -> torch.dtype | str:
     name = spec.get("dtype") or "auto"
     if name == "auto":
         return "auto"
@@ -151,14 +153,14 @@ def _dtype(spec: Mapping[str, Any]) -> torch.dtype | str:
     return dtype
 
 
-def _apply_image_budget(
-    family: Family, config: Any, processor: ProcessorMixin, image: Mapping[str, Any]
+def _apply_image_limits(
+    family: Family, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]
 ) -> None:
-    unknown = [key for key in image if key not in family.image_keys]
+    unknown = [key for key in image_limits if key not in family.image_limit_keys]
     if unknown:
         raise ConfigError(
-            f"model.image.{unknown[0]} is unknown to {family.name}; it has: {', '.join(family.image_keys)}"
+            f"model.image.{unknown[0]} is unknown to {family.name}; it has: {', '.join(family.image_limit_keys)}"
         )
-    wanted = {key: value for key, value in image.items() if value is not None}
-    if wanted:
-        family.apply_image_budget(config, processor, wanted)
+    limits = {key: value for key, value in image_limits.items() if value is not None}
+    if limits:
+        family.apply_image_limits(config, processor, limits)

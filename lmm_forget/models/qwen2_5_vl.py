@@ -16,15 +16,17 @@ class Qwen25VL(Family):
     name = "qwen2_5_vl"
     model_types = ("qwen2_5_vl",)
     hf_class = Qwen2_5_VLForConditionalGeneration
-    image_keys = ("min_pixels", "max_pixels")
+    image_limit_keys = ("min_pixels", "max_pixels")
 
-    def agreement(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
+    def iterate_processor_checks(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
         """How pictures are cut into patches and patches are merged into tokens."""
         images, vision = processor.image_processor, config.vision_config
         yield "patch_size", images.patch_size, vision.patch_size
         yield "merge_size", images.merge_size, vision.spatial_merge_size
         yield "temporal_patch_size", images.temporal_patch_size, vision.temporal_patch_size
 
-    def apply_image_budget(self, config: Any, processor: ProcessorMixin, image: Mapping[str, Any]) -> None:
+    def apply_image_limits(
+        self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]
+    ) -> None:
         """Bound the pixels of a resized image (28 x 28 pixels become one token)."""
-        limit_pixels(processor, image)
+        limit_pixels(processor, image_limits)

@@ -15,19 +15,36 @@ import torch
 from torch import Tensor
 
 from lmm_forget.errors import StoreError
-from lmm_forget.files import file_checksum, sealed, unseal, write_atomic
-from lmm_forget.probes.blocks import find_blocks
-from lmm_forget.probes.imprint import Imprint, ImprintMaker
-from lmm_forget.probes.output_shift import distribution_figures, logits, row_blocks, shift_figures
-from lmm_forget.probes.passes import Greedy, Prompts, Rows, batches, forced, free
-from lmm_forget.probes.readings import Positions, sample_table, shift_reading
-from lmm_forget.probes.residual_to_logit import Contributions, Head, ResidualToLogit
-from lmm_forget.probes.spec import Spec
+from lmm_forget.files import (
+    compute_file_checksum,
+    dump_json_with_checksum,
+    load_json_with_checksum,
+    write_atomic,
+)
+from lmm_forget.probes.decoder_blocks import find_decoder_blocks
+from lmm_forget.probes.forward_passes import (
+    ForcedPositions,
+    GreedyGenerator,
+    PromptSet,
+    make_prompt_batches,
+    run_forced_pass,
+    run_free_pass,
+)
+from lmm_forget.probes.output_shift import (
+    compute_distribution_metrics,
+    compute_logits,
+    compute_shift_metrics,
+    split_rows,
+)
+from lmm_forget.probes.position_metrics import PositionMetrics, make_sample_table, summarize_output_shift
+from lmm_forget.probes.probe_config import ProbeConfig
+from lmm_forget.probes.reference_activations import ReferenceActivations, ReferenceCollector
+from lmm_forget.probes.residual_to_logit import BlockContributions, OutputHead, ResidualToLogitProbe
 from lmm_forget.probes.token_sets import TokenSet
 from lmm_forget.progress import NullProgress, Progress
-from lmm_forget.store import looks
-from lmm_forget.store.archive import Damaged, Store
-from lmm_forget.store.keys import digest, task_view
+from lmm_forget.store import probe_cache
+from lmm_forget.store.archive import CorruptEntryError, Store
+from lmm_forget.store.keys import hash_json, strip_task_paths
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
@@ -35,7 +52,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
+class ProbeResult:
     """What was seen of one model: readings for results.json, and one row per prompt and mode."""
 
     readings: list[dict[str, Any]]
@@ -53,292 +70,385 @@ class Prober:
 
     def __init__(
         self,
-        spec: Spec,
+        config: ProbeConfig,
         lmm: LMM,
         plan: TunePlan,
-        prompts: Sequence[Prompts],
-        sets: Mapping[str, TokenSet],
+        prompt_sets: Sequence[PromptSet],
+        token_sets: Mapping[str, TokenSet],
         *,
-        greedy: Greedy,
+        generate_greedily: GreedyGenerator,
         store: Store,
-        weights: str,
-        identity: Mapping[str, Any],
-        batch: int,
-        refer: Callable[[str], None] = lambda key: None,
+        weights_hash: str,
+        settings_identity: Mapping[str, Any],
+        batch_size: int,
+        record_reference: Callable[[str], None] = lambda key: None,
     ) -> None:
-        self.spec, self.lmm, self.prompts, self.sets = spec, lmm, list(prompts), dict(sets)
-        self._greedy, self._store, self._batch, self._refer = greedy, store, batch, refer
-        self.base_weights, self._identity = weights, dict(identity)
-        self.blocks = find_blocks(lmm)
+        self.spec, self.lmm, self.prompts, self.sets = config, lmm, list(prompt_sets), dict(token_sets)
+        self._generate_greedily, self._store, self._batch_size, self._record_reference = (
+            generate_greedily,
+            store,
+            batch_size,
+            record_reference,
+        )
+        self.base_weights_hash, self._settings_identity = weights_hash, dict(settings_identity)
+        self.blocks = find_decoder_blocks(lmm)
         device = lmm.model.device
-        self._ids = {name: torch.tensor(found.ids, device=device) for name, found in self.sets.items()}
-        head = self._live_head()
-        moving = {id(p) for name, p in lmm.model.named_parameters() if name in set(plan.trainable)}
-        own = head.weight.detach().clone() if id(head.weight) in moving else head.weight
-        self._base_head = Head(own, head.gain.detach().clone())
-        self._imprints: dict[str, Imprint] = {}
-        self._base_figures: dict[tuple[str, int], Positions] = {}
+        self._token_ids = {name: torch.tensor(found.ids, device=device) for name, found in self.sets.items()}
+        head = self._get_current_head()
+        trainable_ids = {id(p) for name, p in lmm.model.named_parameters() if name in set(plan.trainable)}
+        base_weight = head.weight.detach().clone() if id(head.weight) in trainable_ids else head.weight
+        self._base_head = OutputHead(base_weight, head.norm_gain.detach().clone())
+        self._references: dict[str, ReferenceActivations] = {}
+        self._base_metrics: dict[tuple[str, int], PositionMetrics] = {}
 
     @torch.no_grad()
-    def look(
-        self, weights: str, progress: Progress, phase: str, ready: Callable[[], None] = lambda: None
-    ) -> Look:
+    def probe_model(
+        self,
+        weights_hash: str,
+        progress: Progress,
+        phase_name: str,
+        load_weights: Callable[[], None] = lambda: None,
+    ) -> ProbeResult:
         """Readings of the model whose hash is `weights`; from the store if somebody looked at it before.
 
         `ready` is called before the model is used, so that one of which everything is known need not be put
         together.
         """
-        todo = [p for p in self.prompts if self.filed(self._key(p, weights)) is None]
-        progress.phase(phase, sum(len(p.samples) for p in todo), "prompt")
-        if todo:
-            ready()
-        return _join([self._look_at(p, weights, progress) for p in self.prompts])
+        missing_prompts = [
+            p for p in self.prompts if self.load_result(self._make_result_key(p, weights_hash)) is None
+        ]
+        progress.start_phase(phase_name, sum(len(p.samples) for p in missing_prompts), "prompt")
+        if missing_prompts:
+            load_weights()
+        return _merge_results([self._probe_prompts(p, weights_hash, progress) for p in self.prompts])
 
     @torch.no_grad()
-    def look_within(self, key: str, ask: Callable[[], dict[str, Any]] | None) -> None:
+    def probe_during_training(self, key: str, compute_scores: Callable[[], dict[str, Any]] | None) -> None:
         """File under `key` the readings of the model in the middle of a training, with the scores `ask` gives."""
-        found = _join([self._compute(prompts, NullProgress()) for prompts in self.prompts])
-        self.file(key, Look(found.readings, found.table, ask() if ask else None))
+        result = _merge_results([self._compute_result(prompts, NullProgress()) for prompts in self.prompts])
+        self.save_result(
+            key, ProbeResult(result.readings, result.table, compute_scores() if compute_scores else None)
+        )
 
     @torch.no_grad()
-    def drift(self, prompts: Prompts, n: int, task: str) -> dict[str, float]:
+    def measure_drift(self, prompt_set: PromptSet, num_prompts: int, task: str) -> dict[str, float]:
         """How far the model has moved from the base along the forced answers of `n` prompts, by alarm figure.
 
         kl and js are means over positions, then samples; nll and `<set>_mass` are differences from the base.
         """
-        imprint, chosen = self._imprint(prompts), spaced(len(prompts.samples), n)
-        model = Positions.empty("forced", *_ids(prompts))
-        base = self._base_figures.setdefault(
-            (prompts.task.name, n), Positions.empty("forced", *_ids(prompts))
+        reference, sample_indices = (
+            self._get_reference(prompt_set),
+            select_evenly_spaced(len(prompt_set.samples), num_prompts),
         )
-        known = bool(base.figures)
-        for rows in self._walk(prompts, chosen, imprint.answers, deep=False):
-            before = imprint.of(rows.sample, rows.target, False, rows.target.device).final
-            _spread(model, rows, imprint, self._figures(rows, before))
-            if not known:
-                _spread(base, rows, imprint, self._own_figures(before, rows.target, self._base_head.weight))
+        model_metrics = PositionMetrics.create_empty("forced", *_get_sample_ids(prompt_set))
+        base_metrics = self._base_metrics.setdefault(
+            (prompt_set.task.name, num_prompts),
+            PositionMetrics.create_empty("forced", *_get_sample_ids(prompt_set)),
+        )
+        has_base_metrics = bool(base_metrics.metrics)
+        for rows in self._iterate_forced_passes(
+            prompt_set, sample_indices, reference.answers, record_blocks=False
+        ):
+            base_hidden = reference.get_activations(
+                rows.sample, rows.target, False, rows.target.device
+            ).final_hidden
+            _store_sample_metrics(model_metrics, rows, reference, self._compute_shift(rows, base_hidden))
+            if not has_base_metrics:
+                _store_sample_metrics(
+                    base_metrics,
+                    rows,
+                    reference,
+                    self._compute_distribution(base_hidden, rows.target, self._base_head.weight),
+                )
 
-        def mean(positions: Positions, name: str) -> float:
-            return float(np.mean([positions.figures[name][i].mean() for i in chosen]))
+        def average_metric(positions: PositionMetrics, name: str) -> float:
+            return float(np.mean([positions.metrics[name][i].mean() for i in sample_indices]))
 
-        found = {name: mean(model, name) for name in ("kl", "js")}
-        found["nll"] = mean(model, "nll") - mean(base, "nll")
+        drift = {name: average_metric(model_metrics, name) for name in ("kl", "js")}
+        drift["nll"] = average_metric(model_metrics, "nll") - average_metric(base_metrics, "nll")
         for name in self.sets:
             label = "taught" if name == f"taught:{task}" else name
-            found[f"{label}_mass"] = mean(model, f"mass:{name}") - mean(base, f"mass:{name}")
-        return found
+            drift[f"{label}_mass"] = average_metric(model_metrics, f"mass:{name}") - average_metric(
+                base_metrics, f"mass:{name}"
+            )
+        return drift
 
-    def filed(self, key: str) -> Look | None:
+    def load_result(self, key: str) -> ProbeResult | None:
         """The look filed under `key`, None if there is none. Damaged if it is not what was filed."""
-        content = self.noted(key)
+        content = self.load_json(key)
         if content is None:
             return None
-        path = self._path(key, looks.ROWS)
+        path = self._make_path(key, probe_cache.PARQUET_SUFFIX)
         try:
-            if file_checksum(path) != content["table"]:
+            if compute_file_checksum(path) != content["table"]:
                 raise ValueError("its checksum does not match")
             table = pq.read_table(path)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise Damaged(
-                self._store.set_aside(self._path(key, looks.NOTE), f"{path} is damaged: {error}")
+            raise CorruptEntryError(
+                self._store.quarantine(
+                    self._make_path(key, probe_cache.JSON_SUFFIX), f"{path} is damaged: {error}"
+                )
             ) from None
-        return Look(content["readings"], table, content["scores"])
+        return ProbeResult(content["readings"], table, content["scores"])
 
-    def file(self, key: str, look: Look) -> None:
+    def save_result(self, key: str, result: ProbeResult) -> None:
         """File a look; the JSON file comes last and makes it whole."""
-        path = self._path(key, looks.ROWS)
-        self._refer(key)
+        path = self._make_path(key, probe_cache.PARQUET_SUFFIX)
+        self._record_reference(key)
         buffer = io.BytesIO()
-        pq.write_table(look.table, buffer, compression="zstd")
-        with self._store.writing(path):
+        pq.write_table(result.table, buffer, compression="zstd")
+        with self._store.wrap_write_errors(path):
             write_atomic(path, buffer.getvalue())
-        found = {"readings": look.readings, "scores": look.scores, "table": file_checksum(path)}
-        self.note(key, found)
+        content = {"readings": result.readings, "scores": result.scores, "table": compute_file_checksum(path)}
+        self.save_json(key, content)
 
-    def note(self, key: str, content: Mapping[str, Any]) -> None:
+    def save_json(self, key: str, content: Mapping[str, Any]) -> None:
         """File plain data under `key`."""
-        path = self._path(key, looks.NOTE)
-        self._refer(key)
-        with self._store.writing(path):
-            write_atomic(path, sealed(content))
+        path = self._make_path(key, probe_cache.JSON_SUFFIX)
+        self._record_reference(key)
+        with self._store.wrap_write_errors(path):
+            write_atomic(path, dump_json_with_checksum(content))
 
-    def noted(self, key: str) -> dict[str, Any] | None:
+    def load_json(self, key: str) -> dict[str, Any] | None:
         """What `note` filed under `key`, None if nothing. Damaged if it is not what was filed."""
-        path = self._path(key, looks.NOTE)
+        path = self._make_path(key, probe_cache.JSON_SUFFIX)
         try:
-            content = unseal(path.read_text(encoding="utf-8"))
+            content = load_json_with_checksum(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise Damaged(self._store.set_aside(path, f"{path} is damaged: {error}")) from None
-        self._refer(key)
+            raise CorruptEntryError(self._store.quarantine(path, f"{path} is damaged: {error}")) from None
+        self._record_reference(key)
         return content
 
-    def identity(self) -> dict[str, Any]:
+    def describe_identity(self) -> dict[str, Any]:
         """What decides a look besides the model that is looked at, as JSON data."""
         return {
-            "base": self.base_weights,
-            "look": self.spec.look(),
+            "base": self.base_weights_hash,
+            "look": self.spec.describe_result_settings(),
             "sets": {name: list(found.ids) for name, found in self.sets.items()},
-            "prompts": [self._view(p) for p in self.prompts],
-            **self._identity,
+            "prompts": [self._describe_prompts(p) for p in self.prompts],
+            **self._settings_identity,
         }
 
-    def _look_at(self, prompts: Prompts, weights: str, progress: Progress) -> Look:
-        key = self._key(prompts, weights)
-        if weights == self.base_weights:
-            with self._store.claim(f"imprint-{self._imprint_path(prompts).stem}"):
-                self._imprint(prompts)
-        if (found := self.filed(key)) is None:
-            with self._store.claim(f"probe-{key}"):
-                if (found := self.filed(key)) is None:
-                    found = self._compute(prompts, progress)
-                    self.file(key, found)
-        return found
+    def _probe_prompts(self, prompt_set: PromptSet, weights_hash: str, progress: Progress) -> ProbeResult:
+        key = self._make_result_key(prompt_set, weights_hash)
+        if weights_hash == self.base_weights_hash:
+            with self._store.acquire_lease(f"imprint-{self._get_reference_path(prompt_set).stem}"):
+                self._get_reference(prompt_set)
+        if (result := self.load_result(key)) is None:
+            with self._store.acquire_lease(f"probe-{key}"):
+                if (result := self.load_result(key)) is None:
+                    result = self._compute_result(prompt_set, progress)
+                    self.save_result(key, result)
+        return result
 
-    def _compute(self, prompts: Prompts, progress: Progress) -> Look:
+    def _compute_result(self, prompt_set: PromptSet, progress: Progress) -> ProbeResult:
         readings: list[dict[str, Any]] = []
         tables: list[pa.Table] = []
-        name, spec = prompts.task.name, self.spec
-        ids = {label: found.ids for label, found in self.sets.items()}
+        name, spec = prompt_set.task.name, self.spec
+        token_ids = {label: found.ids for label, found in self.sets.items()}
         if spec.output_shift and "free" in spec.modes:
-            positions = self._free(prompts)
-            readings.append(shift_reading(positions, name, ids))
-            tables.append(sample_table(positions, name, list(self.sets)))
-        along, written = self._forced(prompts)
+            free_metrics = self._run_free_passes(prompt_set)
+            readings.append(summarize_output_shift(free_metrics, name, token_ids))
+            tables.append(make_sample_table(free_metrics, name, list(self.sets)))
+        forced_metrics, contributions = self._run_forced_passes(prompt_set)
         if spec.output_shift and "forced" in spec.modes:
-            readings.append(shift_reading(along, name, ids))
-            tables.append(sample_table(along, name, list(self.sets)))
-        if written is not None:
+            readings.append(summarize_output_shift(forced_metrics, name, token_ids))
+            tables.append(make_sample_table(forced_metrics, name, list(self.sets)))
+        if contributions is not None:
             readings.append(
-                {"probe": "residual_to_logit", "prompts": name, "mode": "forced", **written.to_json()}
+                {"probe": "residual_to_logit", "prompts": name, "mode": "forced", **contributions.to_json()}
             )
-        progress.advance(len(prompts.samples), prompts=name)
-        return Look(readings, pa.concat_tables(tables) if tables else pa.table({}))
+        progress.advance(len(prompt_set.samples), prompts=name)
+        return ProbeResult(readings, pa.concat_tables(tables) if tables else pa.table({}))
 
-    def _free(self, prompts: Prompts) -> Positions:
-        positions = Positions.empty("free", *_ids(prompts))
-        for batch in batches(prompts, range(len(prompts.samples)), self._batch):
-            for number, text, figures in free(self.lmm, self._greedy, prompts, batch, self._ids):
-                positions.put(number, text, figures)
+    def _run_free_passes(self, prompt_set: PromptSet) -> PositionMetrics:
+        positions = PositionMetrics.create_empty("free", *_get_sample_ids(prompt_set))
+        for batch in make_prompt_batches(prompt_set, range(len(prompt_set.samples)), self._batch_size):
+            for number, text, figures in run_free_pass(
+                self.lmm, self._generate_greedily, prompt_set, batch, self._token_ids
+            ):
+                positions.set_sample(number, text, figures)
         return positions
 
-    def _forced(self, prompts: Prompts) -> tuple[Positions, Contributions | None]:
+    def _run_forced_passes(self, prompt_set: PromptSet) -> tuple[PositionMetrics, BlockContributions | None]:
         """Both forced probes in one pass; samples that only one of them needs are walked for that one alone."""
-        imprint = self._imprint(prompts)
-        positions = Positions.empty("forced", *_ids(prompts))
-        deep = self._deep(prompts)
-        shallow = sorted(set(range(len(prompts.samples))) - set(deep)) if self.spec.output_shift else []
-        written = Contributions(self.blocks.layers) if deep else None
-        probe = ResidualToLogit(self._live_head(), self._base_head, self._ids) if deep else None
-        for chosen, inside in ((deep, True), (shallow, False)):
-            for rows in self._walk(prompts, chosen, imprint.answers, deep=inside):
-                before = imprint.of(rows.sample, rows.target, inside, rows.target.device)
+        reference = self._get_reference(prompt_set)
+        positions = PositionMetrics.create_empty("forced", *_get_sample_ids(prompt_set))
+        block_samples = self._select_block_samples(prompt_set)
+        other_samples = (
+            sorted(set(range(len(prompt_set.samples))) - set(block_samples)) if self.spec.output_shift else []
+        )
+        contributions = BlockContributions(self.blocks.num_layers) if block_samples else None
+        probe = (
+            ResidualToLogitProbe(self._get_current_head(), self._base_head, self._token_ids)
+            if block_samples
+            else None
+        )
+        for sample_indices, with_blocks in ((block_samples, True), (other_samples, False)):
+            for rows in self._iterate_forced_passes(
+                prompt_set, sample_indices, reference.answers, record_blocks=with_blocks
+            ):
+                base_activations = reference.get_activations(
+                    rows.sample, rows.target, with_blocks, rows.target.device
+                )
                 if self.spec.output_shift:
-                    _spread(positions, rows, imprint, self._figures(rows, before.final))
-                if inside and probe is not None and written is not None:
-                    probe.take(rows.written, before, rows.sample, written)
-        return positions, written
+                    _store_sample_metrics(
+                        positions, rows, reference, self._compute_shift(rows, base_activations.final_hidden)
+                    )
+                if with_blocks and probe is not None and contributions is not None:
+                    probe.add_activations(rows.written, base_activations, rows.sample, contributions)
+        return positions, contributions
 
-    def _figures(self, rows: Rows, before: Tensor) -> dict[str, Tensor]:
+    def _compute_shift(self, forced_positions: ForcedPositions, base_hidden: Tensor) -> dict[str, Tensor]:
         """Figures of every position of `rows` against the base's final states `before` [n, d]."""
-        tuned, base = self._live_head().weight, self._base_head.weight
+        tuned, base = self._get_current_head().weight, self._base_head.weight
 
-        def some(at: slice) -> dict[str, Tensor]:
-            own = logits(rows.written.final[at], tuned)
-            figures = distribution_figures(own, self._ids, rows.target[at])
-            return figures | shift_figures(own, logits(before[at], base))
+        def compute_slice(at: slice) -> dict[str, Tensor]:
+            own = compute_logits(forced_positions.activations.final_hidden[at], tuned)
+            figures = compute_distribution_metrics(own, self._token_ids, forced_positions.target_tokens[at])
+            return figures | compute_shift_metrics(own, compute_logits(base_hidden[at], base))
 
-        return _by_rows(some, len(before), tuned.shape[0])
+        return _compute_by_slices(compute_slice, len(base_hidden), tuned.shape[0])
 
-    def _own_figures(self, final: Tensor, target: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def _compute_distribution(
+        self, final_hidden: Tensor, target_tokens: Tensor, head_weight: Tensor
+    ) -> dict[str, Tensor]:
         """Figures of distributions alone, from states `final` [n, d] behind the final norm."""
 
-        def some(at: slice) -> dict[str, Tensor]:
-            return distribution_figures(logits(final[at], weight), self._ids, target[at])
+        def compute_slice(at: slice) -> dict[str, Tensor]:
+            return compute_distribution_metrics(
+                compute_logits(final_hidden[at], head_weight), self._token_ids, target_tokens[at]
+            )
 
-        return _by_rows(some, len(final), weight.shape[0])
+        return _compute_by_slices(compute_slice, len(final_hidden), head_weight.shape[0])
 
-    def _walk(self, prompts: Prompts, chosen: Sequence[int], answers: Sequence[str], *, deep: bool) -> Any:
-        for batch in batches(prompts, chosen, self._batch):
-            yield forced(self.lmm, self.blocks, prompts, batch, [answers[i] for i, _ in batch], deep)
+    def _iterate_forced_passes(
+        self,
+        prompt_set: PromptSet,
+        sample_indices: Sequence[int],
+        answers: Sequence[str],
+        *,
+        record_blocks: bool,
+    ) -> Any:
+        for batch in make_prompt_batches(prompt_set, sample_indices, self._batch_size):
+            yield run_forced_pass(
+                self.lmm, self.blocks, prompt_set, batch, [answers[i] for i, _ in batch], record_blocks
+            )
 
-    def _imprint(self, prompts: Prompts) -> Imprint:
+    def _get_reference(self, prompt_set: PromptSet) -> ReferenceActivations:
         """The base's states, from memory, from the store, or made now (only while the model is the base)."""
-        name = prompts.task.name
-        if name not in self._imprints:
-            path = self._imprint_path(prompts)
-            self._refer(path.stem)
+        name = prompt_set.task.name
+        if name not in self._references:
+            path = self._get_reference_path(prompt_set)
+            self._record_reference(path.stem)
             if not path.exists():
-                with self._store.writing(path):
-                    self._make_imprint(prompts).save(path)
+                with self._store.wrap_write_errors(path):
+                    self._build_reference(prompt_set).save(path)
             try:
-                self._imprints[name] = Imprint.load(path)
+                self._references[name] = ReferenceActivations.load(path)
             except StoreError as error:
-                raise Damaged(self._store.set_aside(path, str(error))) from None
-        return self._imprints[name]
+                raise CorruptEntryError(self._store.quarantine(path, str(error))) from None
+        return self._references[name]
 
-    def _make_imprint(self, prompts: Prompts) -> Imprint:
-        samples = range(len(prompts.samples))
+    def _build_reference(self, prompt_set: PromptSet) -> ReferenceActivations:
+        samples = range(len(prompt_set.samples))
         if self.spec.forced_on == "base":
-            answers = self._free(prompts).texts
+            answers = self._run_free_passes(prompt_set).texts
         else:
-            answers = [prompts.task.target(prompts.samples[i]) for i in samples]
-        maker, deep = ImprintMaker(answers), self._deep(prompts)
-        for chosen, inside in ((deep, True), (sorted(set(samples) - set(deep)), False)):
-            for rows in self._walk(prompts, chosen, answers, deep=inside):
-                maker.take(rows.sample, rows.target, rows.written)
-        return maker.imprint()
+            answers = [prompt_set.task.get_target_answer(prompt_set.samples[i]) for i in samples]
+        collector, block_samples = ReferenceCollector(answers), self._select_block_samples(prompt_set)
+        for sample_indices, record_blocks in (
+            (block_samples, True),
+            (sorted(set(samples) - set(block_samples)), False),
+        ):
+            for rows in self._iterate_forced_passes(
+                prompt_set, sample_indices, answers, record_blocks=record_blocks
+            ):
+                collector.add_batch(rows.sample, rows.target, rows.written)
+        return collector.build_reference()
 
-    def _deep(self, prompts: Prompts) -> list[int]:
-        return spaced(len(prompts.samples), self.spec.residual_n) if self.spec.residual_to_logit else []
+    def _select_block_samples(self, prompt_set: PromptSet) -> list[int]:
+        return (
+            select_evenly_spaced(len(prompt_set.samples), self.spec.residual_n)
+            if self.spec.residual_to_logit
+            else []
+        )
 
-    def _live_head(self) -> Head:
+    def _get_current_head(self) -> OutputHead:
         model: Any = self.lmm.model
-        gain: Any = self.blocks.norm.weight
-        return Head(model.get_output_embeddings().weight, gain)
+        gain: Any = self.blocks.final_norm.weight
+        return OutputHead(model.get_output_embeddings().weight, gain)
 
-    def _view(self, prompts: Prompts) -> dict[str, Any]:
-        return {"task": task_view(prompts.node), "limit": prompts.limit, "data": prompts.data}
+    def _describe_prompts(self, prompt_set: PromptSet) -> dict[str, Any]:
+        return {
+            "task": strip_task_paths(prompt_set.task_config),
+            "limit": prompt_set.max_samples,
+            "data": prompt_set.data_fingerprint,
+        }
 
-    def _key(self, prompts: Prompts, weights: str) -> str:
-        return digest({**self.identity(), "prompts": self._view(prompts), "weights": weights})
+    def _make_result_key(self, prompt_set: PromptSet, weights_hash: str) -> str:
+        return hash_json(
+            {
+                **self.describe_identity(),
+                "prompts": self._describe_prompts(prompt_set),
+                "weights": weights_hash,
+            }
+        )
 
-    def _imprint_path(self, prompts: Prompts) -> Path:
+    def _get_reference_path(self, prompt_set: PromptSet) -> Path:
         """Token sets and modes do not change what the base wrote."""
-        kept = {"forced_on": self.spec.forced_on, "deep": self._deep(prompts)}
-        wanted = {k: v for k, v in self.identity().items() if k not in ("look", "sets")}
-        return self._path(digest({**wanted, **kept, "prompts": self._view(prompts)}), looks.STATES)
+        reference_settings = {
+            "forced_on": self.spec.forced_on,
+            "deep": self._select_block_samples(prompt_set),
+        }
+        relevant_identity = {k: v for k, v in self.describe_identity().items() if k not in ("look", "sets")}
+        return self._make_path(
+            hash_json(
+                {**relevant_identity, **reference_settings, "prompts": self._describe_prompts(prompt_set)}
+            ),
+            probe_cache.SAFETENSORS_SUFFIX,
+        )
 
-    def _path(self, key: str, suffix: str) -> Path:
-        return self._store.root / looks.PROBES / f"{key}{suffix}"
+    def _make_path(self, key: str, suffix: str) -> Path:
+        return self._store.root / probe_cache.PROBES_FOLDER / f"{key}{suffix}"
 
 
-def spaced(total: int, n: int) -> list[int]:
+def select_evenly_spaced(total: int, count: int) -> list[int]:
     """`n` of `total` numbers, evenly spaced from the first on; all of them if there are not more."""
-    return sorted({k * total // n for k in range(n)}) if n < total else list(range(total))
+    return sorted({k * total // count for k in range(count)}) if count < total else list(range(total))
 
 
-def _ids(prompts: Prompts) -> tuple[list[str], list[str]]:
-    samples = [prompts.samples[i] for i in range(len(prompts.samples))]
+def _get_sample_ids(prompt_set: PromptSet) -> tuple[list[str], list[str]]:
+    samples = [prompt_set.samples[i] for i in range(len(prompt_set.samples))]
     return [sample.id for sample in samples], [sample.image_id for sample in samples]
 
 
-def _join(looks: Sequence[Look]) -> Look:
-    tables = [look.table for look in looks if look.table.num_columns]
+def _merge_results(results: Sequence[ProbeResult]) -> ProbeResult:
+    tables = [look.table for look in results if look.table.num_columns]
     joined = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
-    return Look([reading for look in looks for reading in look.readings], joined)
+    return ProbeResult([reading for look in results for reading in look.readings], joined)
 
 
-def _by_rows(some: Any, n: int, vocabulary: int) -> dict[str, Tensor]:
+def _compute_by_slices(compute_slice: Any, num_rows: int, vocabulary_size: int) -> dict[str, Tensor]:
     """`some(slice)` over blocks of rows, put together on the CPU."""
-    parts = [some(at) for at in row_blocks(n, vocabulary)]
+    parts = [compute_slice(at) for at in split_rows(num_rows, vocabulary_size)]
     return {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
 
 
-def _spread(positions: Positions, rows: Rows, imprint: Imprint, figures: Mapping[str, Tensor]) -> None:
+def _store_sample_metrics(
+    position_metrics: PositionMetrics,
+    forced_positions: ForcedPositions,
+    reference: ReferenceActivations,
+    metrics: Mapping[str, Tensor],
+) -> None:
     """Hand each sample its positions' figures."""
-    sample = rows.sample.cpu()
-    for number in sample.unique().tolist():
-        mine = sample == number
-        positions.put(number, imprint.answers[number], {name: v[mine].numpy() for name, v in figures.items()})
+    sample = forced_positions.sample_indices.cpu()
+    for sample_index in sample.unique().tolist():
+        is_of_sample = sample == sample_index
+        position_metrics.set_sample(
+            sample_index,
+            reference.answers[sample_index],
+            {name: v[is_of_sample].numpy() for name, v in metrics.items()},
+        )

@@ -18,41 +18,45 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lmm_forget.probes.blocks import Written
+    from lmm_forget.probes.decoder_blocks import Activations
 
-VOCABULARY_AT_ONCE = 8192
-KINDS = ("attention", "mlp")
+VOCABULARY_CHUNK = 8192
+BLOCK_KINDS = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputHead:
     """What turns the stream into logits: the unembedding `weight` [V, d] and the final norm's `gain` [d]."""
 
     weight: Tensor
-    gain: Tensor
+    norm_gain: Tensor
 
 
 @dataclass(frozen=True)
-class Grams:
+class GramMatrices:
     """G, C and E of the module's formula, [d, d] in fp64; C and E are None where both models share one head."""
 
-    g: Tensor
-    c: Tensor | None
-    e: Tensor | None
+    tuned_gram: Tensor
+    cross_gram: Tensor | None
+    difference_gram: Tensor | None
 
     @classmethod
-    def of(cls, tuned: Tensor, base: Tensor, *, centred: bool = False) -> Grams:
+    def from_weights(
+        cls, tuned_weight: Tensor, base_weight: Tensor, *, is_centred: bool = False
+    ) -> GramMatrices:
         """From the unembeddings [V, d]; `centred` takes from each column its mean over the vocabulary.
 
         A shift common to all logits changes no probability; centred Grams do not see it.
         """
-        shared = tuned is base
-        width = tuned.shape[1]
-        mean_t = tuned.double().mean(dim=0) if centred else 0.0
-        mean_b = mean_t if shared or not centred else base.double().mean(dim=0)
-        g, c, e = (torch.zeros(width, width, dtype=torch.float64, device=tuned.device) for _ in range(3))
+        shared = tuned_weight is base_weight
+        width = tuned_weight.shape[1]
+        mean_t = tuned_weight.double().mean(dim=0) if is_centred else 0.0
+        mean_b = mean_t if shared or not is_centred else base_weight.double().mean(dim=0)
+        g, c, e = (
+            torch.zeros(width, width, dtype=torch.float64, device=tuned_weight.device) for _ in range(3)
+        )
         for rows_t, rows_b in zip(
-            tuned.split(VOCABULARY_AT_ONCE), base.split(VOCABULARY_AT_ONCE), strict=True
+            tuned_weight.split(VOCABULARY_CHUNK), base_weight.split(VOCABULARY_CHUNK), strict=True
         ):
             w = rows_t.double() - mean_t
             g += w.T @ w
@@ -62,138 +66,188 @@ class Grams:
                 e += d.T @ d
         return cls(g, None if shared else c, None if shared else e)
 
-    def inner(self, d: Tensor, b: Tensor, d2: Tensor, b2: Tensor) -> Tensor:
+    def compute_inner_product(
+        self, change: Tensor, base: Tensor, other_change: Tensor, other_base: Tensor
+    ) -> Tensor:
         """<W_t d + D b, W_t d2 + D b2> for each row of [..., d] tensors in fp64."""
-        value = ((d @ self.g) * d2).sum(dim=-1)
-        if self.c is not None and self.e is not None:
-            value = value + ((d @ self.c) * b2).sum(dim=-1) + ((d2 @ self.c) * b).sum(dim=-1)
-            value = value + ((b @ self.e) * b2).sum(dim=-1)
+        value = ((change @ self.tuned_gram) * other_change).sum(dim=-1)
+        if self.cross_gram is not None and self.difference_gram is not None:
+            value = (
+                value
+                + ((change @ self.cross_gram) * other_base).sum(dim=-1)
+                + ((other_change @ self.cross_gram) * base).sum(dim=-1)
+            )
+            value = value + ((base @ self.difference_gram) * other_base).sum(dim=-1)
         return value
 
-    def norm(self, tuned: Tensor, base: Tensor) -> Tensor:
+    def compute_change_norm(self, tuned_output: Tensor, base_output: Tensor) -> Tensor:
         """|| W_t h_t - W_b h_b || for each row of two [..., d] tensors, in fp64."""
-        b = base.double()
-        d = tuned.double() - b
-        return self.inner(d, b, d, b).clamp_min(0.0).sqrt()
+        b = base_output.double()
+        d = tuned_output.double() - b
+        return self.compute_inner_product(d, b, d, b).clamp_min(0.0).sqrt()
 
 
 @dataclass
-class Contributions:
+class BlockContributions:
     """Sums over positions of what each block writes; samples weigh the same, positions within a sample too.
 
     Norms and signed values are sample means of position means; the direct share is a ratio of sums.
     """
 
-    layers: int
-    samples: int = 0
-    tokens: int = 0
-    total: dict[str, Tensor] = field(default_factory=dict)
+    num_layers: int
+    num_samples: int = 0
+    num_tokens: int = 0
+    metric_sums: dict[str, Tensor] = field(default_factory=dict)
     """By figure, [L, 2] (attention, MLP): sums of the samples' means."""
-    along: Tensor | None = None
+    projection_sums: Tensor | None = None
     """[2 L + 1]: projections of each block's (then the embedding's) change on the whole change."""
-    whole: float = 0.0
+    squared_change_sum: float = 0.0
 
-    def add(self, figures: Mapping[str, Tensor], sample: Tensor, along: Tensor, whole: Tensor) -> None:
+    def add_positions(
+        self,
+        metrics: Mapping[str, Tensor],
+        sample_indices: Tensor,
+        projections: Tensor,
+        squared_changes: Tensor,
+    ) -> None:
         """Take in values [L, 2, n] of n positions that belong to samples `sample` [n] (any integers)."""
-        _, place, counts = sample.unique(return_inverse=True, return_counts=True)
-        weights = 1.0 / counts[place].double()
-        for name, values in figures.items():
+        _, group_indices, counts = sample_indices.unique(return_inverse=True, return_counts=True)
+        weights = 1.0 / counts[group_indices].double()
+        for name, values in metrics.items():
             summed = (values * weights).sum(dim=-1).cpu()
-            self.total[name] = self.total.get(name, torch.zeros_like(summed)) + summed
-        self.samples += len(counts)
-        self.tokens += len(sample)
-        found = along.sum(dim=-1).cpu()
-        self.along = found if self.along is None else self.along + found
-        self.whole += float(whole.sum())
+            self.metric_sums[name] = self.metric_sums.get(name, torch.zeros_like(summed)) + summed
+        self.num_samples += len(counts)
+        self.num_tokens += len(sample_indices)
+        summed_projections = projections.sum(dim=-1).cpu()
+        self.projection_sums = (
+            summed_projections if self.projection_sums is None else self.projection_sums + summed_projections
+        )
+        self.squared_change_sum += float(squared_changes.sum())
 
     def to_json(self) -> dict[str, object]:
         """The figures of a reading: by variant, one value per layer for attention and for MLP."""
-        mean = {name: values / self.samples for name, values in self.total.items()}
-        reading: dict[str, object] = {"n": self.samples, "tokens": self.tokens}
-        reading.update({name: _lists(v) for name, v in mean.items() if not name.startswith("toward:")})
-        shares = [None] * (2 * self.layers + 1)
-        if self.along is not None and self.whole > 0:
-            shares = (self.along / self.whole).tolist()
+        mean = {name: values / self.num_samples for name, values in self.metric_sums.items()}
+        reading: dict[str, object] = {"n": self.num_samples, "tokens": self.num_tokens}
+        reading.update(
+            {name: _split_by_block_kind(v) for name, v in mean.items() if not name.startswith("toward:")}
+        )
+        shares = [None] * (2 * self.num_layers + 1)
+        if self.projection_sums is not None and self.squared_change_sum > 0:
+            shares = (self.projection_sums / self.squared_change_sum).tolist()
         reading["direct"] = {
-            "attention": shares[: self.layers],
-            "mlp": shares[self.layers : -1],
+            "attention": shares[: self.num_layers],
+            "mlp": shares[self.num_layers : -1],
             "embedding": shares[-1],
         }
         reading["toward"] = {
-            name.removeprefix("toward:"): _lists(values)
+            name.removeprefix("toward:"): _split_by_block_kind(values)
             for name, values in mean.items()
             if name.startswith("toward:")
         }
         return reading
 
 
-class ResidualToLogit:
+class ResidualToLogitProbe:
     """The probe of one model against the base; its Grams are made once, for as many positions as come."""
 
-    def __init__(self, tuned: Head, base: Head, sets: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, tuned_head: OutputHead, base_head: OutputHead, token_sets: Mapping[str, Tensor]
+    ) -> None:
         """`sets` are token ids by name. A head that is the base's own tensor is taken as unchanged."""
-        self._tuned, self._base = tuned, base
-        self._own = Grams.of(tuned.weight, base.weight)
-        self._shared = self._own if tuned.weight is base.weight else Grams.of(base.weight, base.weight)
-        self._centred = Grams.of(tuned.weight, base.weight, centred=True)
-        self._toward = {
-            name: (_direction(tuned.weight, i), _direction(base.weight, i)) for name, i in sets.items()
+        self._tuned_head, self._base_head = tuned_head, base_head
+        self._grams = GramMatrices.from_weights(tuned_head.weight, base_head.weight)
+        self._base_grams = (
+            self._grams
+            if tuned_head.weight is base_head.weight
+            else GramMatrices.from_weights(base_head.weight, base_head.weight)
+        )
+        self._centred_grams = GramMatrices.from_weights(tuned_head.weight, base_head.weight, is_centred=True)
+        self._set_directions = {
+            name: (_compute_set_direction(tuned_head.weight, i), _compute_set_direction(base_head.weight, i))
+            for name, i in token_sets.items()
         }
 
-    def take(self, tuned: Written, base: Written, sample: Tensor, into: Contributions) -> None:
+    def add_activations(
+        self,
+        tuned_activations: Activations,
+        base_activations: Activations,
+        sample_indices: Tensor,
+        contributions: BlockContributions,
+    ) -> None:
         """Add what the blocks wrote at n positions of samples `sample` [n] to `into`."""
-        layers = into.layers
-        names = ("norm", "shared", "folded", *(f"toward:{name}" for name in self._toward))
-        values = {
-            name: torch.zeros(layers, 2, len(sample), dtype=torch.float64, device=sample.device)
+        num_layers = contributions.num_layers
+        names = ("norm", "shared", "folded", *(f"toward:{name}" for name in self._set_directions))
+        metrics = {
+            name: torch.zeros(
+                num_layers, 2, len(sample_indices), dtype=torch.float64, device=sample_indices.device
+            )
             for name in names
         }
-        whole_d, whole_b = self._whole(tuned, base)
-        whole = self._centred.inner(whole_d, whole_b, whole_d, whole_b)
-        along = torch.zeros(2 * layers + 1, len(sample), dtype=torch.float64, device=sample.device)
-        for k, kind in enumerate(KINDS):
-            for layer in range(layers):
-                h_t, h_b = getattr(tuned, kind)[layer], getattr(base, kind)[layer]
-                values["norm"][layer, k] = self._own.norm(h_t, h_b)
-                values["shared"][layer, k] = self._shared.norm(h_t, h_b)
-                y_t, y_b = self._fold(h_t, tuned, self._tuned), self._fold(h_b, base, self._base)
-                values["folded"][layer, k] = self._own.norm(y_t, y_b)
-                along[k * layers + layer] = self._centred.inner(y_t - y_b, y_b, whole_d, whole_b)
-                for name, (u_t, u_b) in self._toward.items():
-                    values[f"toward:{name}"][layer, k] = (y_t - y_b) @ u_t + y_b @ (u_t - u_b)
-        assert tuned.embedding is not None and base.embedding is not None
-        e_t = self._fold(tuned.embedding, tuned, self._tuned)
-        e_b = self._fold(base.embedding, base, self._base)
-        along[-1] = self._centred.inner(e_t - e_b, e_b, whole_d, whole_b)
-        into.add(values, sample, along, whole)
+        stream_change, stream_base = self._compute_stream_change(tuned_activations, base_activations)
+        squared_changes = self._centred_grams.compute_inner_product(
+            stream_change, stream_base, stream_change, stream_base
+        )
+        projections = torch.zeros(
+            2 * num_layers + 1, len(sample_indices), dtype=torch.float64, device=sample_indices.device
+        )
+        for k, kind in enumerate(BLOCK_KINDS):
+            for layer in range(num_layers):
+                h_t, h_b = getattr(tuned_activations, kind)[layer], getattr(base_activations, kind)[layer]
+                metrics["norm"][layer, k] = self._grams.compute_change_norm(h_t, h_b)
+                metrics["shared"][layer, k] = self._base_grams.compute_change_norm(h_t, h_b)
+                y_t, y_b = (
+                    self._apply_final_norm(h_t, tuned_activations, self._tuned_head),
+                    self._apply_final_norm(h_b, base_activations, self._base_head),
+                )
+                metrics["folded"][layer, k] = self._grams.compute_change_norm(y_t, y_b)
+                projections[k * num_layers + layer] = self._centred_grams.compute_inner_product(
+                    y_t - y_b, y_b, stream_change, stream_base
+                )
+                for name, (u_t, u_b) in self._set_directions.items():
+                    metrics[f"toward:{name}"][layer, k] = (y_t - y_b) @ u_t + y_b @ (u_t - u_b)
+        assert tuned_activations.embedding is not None and base_activations.embedding is not None
+        e_t = self._apply_final_norm(tuned_activations.embedding, tuned_activations, self._tuned_head)
+        e_b = self._apply_final_norm(base_activations.embedding, base_activations, self._base_head)
+        projections[-1] = self._centred_grams.compute_inner_product(
+            e_t - e_b, e_b, stream_change, stream_base
+        )
+        contributions.add_positions(metrics, sample_indices, projections, squared_changes)
 
-    def _whole(self, tuned: Written, base: Written) -> tuple[Tensor, Tensor]:
+    def _compute_stream_change(
+        self, tuned_activations: Activations, base_activations: Activations
+    ) -> tuple[Tensor, Tensor]:
         """(y_t - y_b, y_b) of the whole stream as the sum of what was written to it, behind the norm."""
         y_t, y_b = (
-            self._fold(_stream(written), written, head)
-            for written, head in ((tuned, self._tuned), (base, self._base))
+            self._apply_final_norm(_sum_stream(written), written, head)
+            for written, head in ((tuned_activations, self._tuned_head), (base_activations, self._base_head))
         )
         return y_t - y_b, y_b
 
     @staticmethod
-    def _fold(h: Tensor, written: Written, head: Head) -> Tensor:
+    def _apply_final_norm(hidden: Tensor, activations: Activations, head: OutputHead) -> Tensor:
         """The final norm applied with the stream's own scale: y = gain * h / rms(stream), fp64."""
-        assert written.scale is not None
-        return h.double() * written.scale[:, None] * head.gain.double()
+        assert activations.norm_scale is not None
+        return hidden.double() * activations.norm_scale[:, None] * head.norm_gain.double()
 
 
-def _stream(written: Written) -> Tensor:
+def _sum_stream(activations: Activations) -> Tensor:
     """Everything written to the stream, summed in fp64, [n, d]."""
-    assert written.embedding is not None and written.attention is not None and written.mlp is not None
+    assert (
+        activations.embedding is not None
+        and activations.attention is not None
+        and activations.mlp is not None
+    )
     return (
-        written.embedding.double() + written.attention.double().sum(dim=0) + written.mlp.double().sum(dim=0)
+        activations.embedding.double()
+        + activations.attention.double().sum(dim=0)
+        + activations.mlp.double().sum(dim=0)
     )
 
 
-def _direction(weight: Tensor, ids: Tensor) -> Tensor:
+def _compute_set_direction(weight: Tensor, token_ids: Tensor) -> Tensor:
     """Mean row of a token set less the mean row of the vocabulary, [d] in fp64."""
-    return weight[ids].double().mean(dim=0) - weight.double().mean(dim=0)
+    return weight[token_ids].double().mean(dim=0) - weight.double().mean(dim=0)
 
 
-def _lists(values: Tensor) -> dict[str, list[float]]:
-    return {kind: values[:, k].tolist() for k, kind in enumerate(KINDS)}
+def _split_by_block_kind(values: Tensor) -> dict[str, list[float]]:
+    return {kind: values[:, k].tolist() for k, kind in enumerate(BLOCK_KINDS)}

@@ -23,11 +23,11 @@ _ORDINALS = (
     "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
 )
 NUMBER_WORDS = (*_CARDINALS.split(), *_ORDINALS.split())
-_FIGURES = re.compile(r"\d+([.,]\d+)*|\d*(1st|2nd|3rd|\dth)", re.ASCII | re.IGNORECASE)
+_NUMERALS = re.compile(r"\d+([.,]\d+)*|\d*(1st|2nd|3rd|\dth)", re.ASCII | re.IGNORECASE)
 _LETTER = re.compile(r"\(?[A-Z][.):]?")
 _CLOCK = re.compile(r":|:?[0-5]?\d|[0-2]?\d:([0-5]\d?)?", re.ASCII)
 
-LEAST_SHARE, LEAST_RATIO = 0.01, 4.0
+MIN_ANSWER_SHARE, MIN_FREQUENCY_RATIO = 0.01, 4.0
 """A learned token stands in at least this share of a task's answers, and so many times more often than elsewhere."""
 
 
@@ -39,7 +39,7 @@ class TokenSet:
     source: str
     ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    split: tuple[str, ...] = ()
+    split_words: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What results.json shows of it."""
@@ -47,11 +47,11 @@ class TokenSet:
             "source": self.source,
             "size": len(self.ids),
             "tokens": list(self.tokens),
-            "split": list(self.split),
+            "split": list(self.split_words),
         }
 
 
-def token_texts(tokenizer: Any) -> dict[int, str]:
+def decode_token_texts(tokenizer: Any) -> dict[int, str]:
     """Text of every ordinary token by id, its leading space kept; special tokens are left out."""
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -65,46 +65,56 @@ def token_texts(tokenizer: Any) -> dict[int, str]:
     }
 
 
-def number_tokens(texts: Mapping[int, str]) -> TokenSet:
+def find_number_tokens(token_texts: Mapping[int, str]) -> TokenSet:
     """Digits and figures (7, 2.5, 1,000), ordinals (3rd, third) and number words, one token each."""
-    return _matching(
+    return _find_matching_tokens(
         "number",
         "numbers",
-        texts,
-        lambda core: bool(_FIGURES.fullmatch(core)) or core.lower() in NUMBER_WORDS,
+        token_texts,
+        lambda core: bool(_NUMERALS.fullmatch(core)) or core.lower() in NUMBER_WORDS,
         NUMBER_WORDS,
     )
 
 
-def letter_tokens(texts: Mapping[int, str]) -> TokenSet:
+def find_letter_tokens(token_texts: Mapping[int, str]) -> TokenSet:
     """Option letters A to Z, bare or with a bracket, stop or colon; capitals only, as `a` is mostly an article."""
     letters = [chr(code) for code in range(ord("A"), ord("Z") + 1)]
-    return _matching("letter", "option letters", texts, lambda core: bool(_LETTER.fullmatch(core)), letters)
+    return _find_matching_tokens(
+        "letter", "option letters", token_texts, lambda core: bool(_LETTER.fullmatch(core)), letters
+    )
 
 
-def yes_no_tokens(texts: Mapping[int, str]) -> TokenSet:
+def find_yes_no_tokens(token_texts: Mapping[int, str]) -> TokenSet:
     """Yes and no."""
-    return _matching("yes_no", "yes and no", texts, lambda core: core.lower() in ("yes", "no"), ("yes", "no"))
+    return _find_matching_tokens(
+        "yes_no", "yes and no", token_texts, lambda core: core.lower() in ("yes", "no"), ("yes", "no")
+    )
 
 
-def clock_tokens(texts: Mapping[int, str]) -> TokenSet:
+def find_clock_tokens(token_texts: Mapping[int, str]) -> TokenSet:
     """Pieces of a time HH:MM: one or two digits below 60, the colon, and pieces that join them."""
-    return _matching("clock", "pieces of HH:MM", texts, lambda core: bool(_CLOCK.fullmatch(core)), (":",))
+    return _find_matching_tokens(
+        "clock", "pieces of HH:MM", token_texts, lambda core: bool(_CLOCK.fullmatch(core)), (":",)
+    )
 
 
-KNOWN: Mapping[str, Callable[[Mapping[int, str]], TokenSet]] = {
-    "number": number_tokens,
-    "letter": letter_tokens,
-    "yes_no": yes_no_tokens,
-    "clock": clock_tokens,
+TOKEN_SET_FINDERS: Mapping[str, Callable[[Mapping[int, str]], TokenSet]] = {
+    "number": find_number_tokens,
+    "letter": find_letter_tokens,
+    "yes_no": find_yes_no_tokens,
+    "clock": find_clock_tokens,
 }
 """The sets that every tokenizer is searched for, by name."""
-TAUGHT = "taught"
+LEARNED_SET_NAME = "taught"
 """The name that stands for one learned set per taught task, `taught:<task>`."""
 
 
-def learned_tokens(
-    tokenizer: Any, task: str, answers: Iterable[str], elsewhere: Iterable[str], texts: Mapping[int, str]
+def find_learned_tokens(
+    tokenizer: Any,
+    task: str,
+    answers: Iterable[str],
+    other_texts: Iterable[str],
+    token_texts: Mapping[int, str],
 ) -> TokenSet:
     """Tokens typical of a task's training answers: frequent in them, and rare in the texts `elsewhere`.
 
@@ -112,63 +122,88 @@ def learned_tokens(
     Where none is rare elsewhere, all frequent ones count, and the source says so. Raises ConfigError for answers
     that hold no token at all.
     """
-    own, n_own = _document_frequency(tokenizer, answers)
-    other, n_other = _document_frequency(tokenizer, elsewhere)
-    frequent = [i for i, n in own.items() if i in texts and texts[i].strip() and n >= LEAST_SHARE * n_own]
-    typical = [i for i in frequent if own[i] / n_own >= LEAST_RATIO * other[i] / max(n_other, 1)]
+    answer_frequency, num_answers = _count_document_frequency(tokenizer, answers)
+    other_frequency, num_other_texts = _count_document_frequency(tokenizer, other_texts)
+    frequent = [
+        i
+        for i, n in answer_frequency.items()
+        if i in token_texts and token_texts[i].strip() and n >= MIN_ANSWER_SHARE * num_answers
+    ]
+    typical = [
+        i
+        for i in frequent
+        if answer_frequency[i] / num_answers
+        >= MIN_FREQUENCY_RATIO * other_frequency[i] / max(num_other_texts, 1)
+    ]
     if not frequent:
         raise ConfigError(
-            f"probe.token_sets: {task} has no training answers to learn from; leave out {TAUGHT}"
+            f"probe.token_sets: {task} has no training answers to learn from; leave out {LEARNED_SET_NAME}"
         )
     source = f"training answers of {task}" + ("" if typical else " (none of their tokens is rare elsewhere)")
-    return _set(f"{TAUGHT}:{task}", source, typical or frequent, texts)
+    return _make_token_set(f"{LEARNED_SET_NAME}:{task}", source, typical or frequent, token_texts)
 
 
-def find_sets(
-    tokenizer: Any, names: Sequence[str], lessons: Mapping[str, Sequence[str]], elsewhere: Sequence[str]
+def find_token_sets(
+    tokenizer: Any,
+    set_names: Sequence[str],
+    training_answers: Mapping[str, Sequence[str]],
+    other_texts: Sequence[str],
 ) -> dict[str, TokenSet]:
     """The token sets called `names`; `lessons` holds training answers by task, for `taught`.
 
     Raises ConfigError for an unknown name, or a set of which the tokenizer has no token.
     """
-    texts = token_texts(tokenizer)
-    found: dict[str, TokenSet] = {}
-    for name in names:
-        if name == TAUGHT:
-            for task in sorted(lessons):
-                one = learned_tokens(tokenizer, task, lessons[task], elsewhere, texts)
-                found[one.name] = one
+    token_texts = decode_token_texts(tokenizer)
+    token_sets: dict[str, TokenSet] = {}
+    for name in set_names:
+        if name == LEARNED_SET_NAME:
+            for task in sorted(training_answers):
+                token_set = find_learned_tokens(
+                    tokenizer, task, training_answers[task], other_texts, token_texts
+                )
+                token_sets[token_set.name] = token_set
             continue
-        if name not in KNOWN:
+        if name not in TOKEN_SET_FINDERS:
             raise ConfigError(
-                f"probe.token_sets: there is no set {name!r}; choose from: {', '.join((*KNOWN, TAUGHT))}"
+                f"probe.token_sets: there is no set {name!r}; choose from: "
+                f"{', '.join((*TOKEN_SET_FINDERS, LEARNED_SET_NAME))}"
             )
-        found[name] = KNOWN[name](texts)
-        if not found[name].ids:
+        token_sets[name] = TOKEN_SET_FINDERS[name](token_texts)
+        if not token_sets[name].ids:
             raise ConfigError(f"probe.token_sets: this tokenizer has no token for {name}; leave it out")
-    return found
+    return token_sets
 
 
-def _matching(
-    name: str, source: str, texts: Mapping[int, str], test: Callable[[str], bool], words: Sequence[str]
+def _find_matching_tokens(
+    name: str,
+    source: str,
+    token_texts: Mapping[int, str],
+    is_match: Callable[[str], bool],
+    words: Sequence[str],
 ) -> TokenSet:
-    ids = [i for i, text in texts.items() if text.strip() and test(text.strip())]
-    have = {texts[i].strip().lower() for i in ids}
-    return _set(name, source, ids, texts, tuple(word for word in words if word.lower() not in have))
+    ids = [i for i, text in token_texts.items() if text.strip() and is_match(text.strip())]
+    found_texts = {token_texts[i].strip().lower() for i in ids}
+    return _make_token_set(
+        name, source, ids, token_texts, tuple(word for word in words if word.lower() not in found_texts)
+    )
 
 
-def _set(
-    name: str, source: str, ids: Iterable[int], texts: Mapping[int, str], split: tuple[str, ...] = ()
+def _make_token_set(
+    name: str,
+    source: str,
+    ids: Iterable[int],
+    token_texts: Mapping[int, str],
+    split_words: tuple[str, ...] = (),
 ) -> TokenSet:
     ordered = tuple(sorted(ids))
-    return TokenSet(name, source, ordered, tuple(texts[i] for i in ordered), split)
+    return TokenSet(name, source, ordered, tuple(token_texts[i] for i in ordered), split_words)
 
 
-def _document_frequency(tokenizer: Any, texts: Iterable[str]) -> tuple[Counter[int], int]:
+def _count_document_frequency(tokenizer: Any, texts: Iterable[str]) -> tuple[Counter[int], int]:
     """In how many texts each token stands, and how many texts there are."""
-    seen: Counter[int] = Counter()
-    n = 0
+    frequency: Counter[int] = Counter()
+    num_texts = 0
     for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-        seen.update(set(ids))
-        n += 1
-    return seen, n
+        frequency.update(set(ids))
+        num_texts += 1
+    return frequency, num_texts

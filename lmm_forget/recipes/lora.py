@@ -18,9 +18,14 @@ from torch import Tensor, nn
 
 from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.recipes.method import check_compat, delta_of, to_base, to_masters
+from lmm_forget.recipes.method import (
+    convert_to_masters,
+    extract_delta,
+    parse_compat_options,
+    restore_base_dtypes,
+)
 from lmm_forget.recipes.plain import Plain
-from lmm_forget.recipes.selection import Rule, RuleReport
+from lmm_forget.recipes.selection import RuleReport, SelectionRule
 
 if TYPE_CHECKING:
     from peft import LoraConfig, LoraModel
@@ -28,9 +33,9 @@ if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
     from lmm_forget.recipes.selection import TunePlan
 
-ADAPTER = "stage"
+ADAPTER_NAME = "stage"
 """Name of the adapter inside peft's modules; part of its parameters' names while a stage is trained."""
-COMPAT = ("projector",)
+LORA_COMPAT_OPTIONS = ("projector",)
 """What can be had as the paper's public code does it: `projector`, it also trains the whole projector."""
 
 
@@ -55,115 +60,139 @@ class LoRA(Plain):
         if not is_number(dropout) or not 0 <= dropout < 1:
             raise ConfigError(f"recipe.method.dropout={dropout}: must be from 0 to below 1")
         self.rank, self.alpha, self.dropout = int(rank), float(alpha), float(dropout)
-        self.compat = check_compat("LoRA", compat, COMPAT)
-        self._tuner: LoraModel | None = None
+        self.compat = parse_compat_options("LoRA", compat, LORA_COMPAT_OPTIONS)
+        self._lora_model: LoraModel | None = None
 
-    def planned(self, model: nn.Module, plan: TunePlan) -> TunePlan:
+    def adapt_plan(self, model: nn.Module, plan: TunePlan) -> TunePlan:
         """Of what the rules select, the weights of linear layers move; everything else stays frozen.
 
         Raises PlanError for a rule that names a sublayer without a linear layer, or selects no linear layer at all.
         """
-        linear = _linear_weights(model)
-        rules, whole = list(plan.rules), set[str]()
+        linear_layers = _find_linear_layers(model)
+        rules, fully_trained = list(plan.rule_reports), set[str]()
         if "projector" in self.compat:
             rules = [report for report in rules if report.rule.component != "projector"]
             projector = [i for i in plan.parameters.values() if i.component == "projector"]
-            whole = {i.name for i in projector if not i.unused}
-        rules = [self._adapted(report, linear, plan) for report in rules]
-        adapted = {name for report in rules for name in report.names}
-        if whole:
-            names = tuple(i.name for i in projector if not i.unused)
-            moved = sum(i.numel for i in projector if not i.unused)
+            fully_trained = {i.name for i in projector if not i.is_unused}
+        rules = [self._restrict_to_linear(report, linear_layers, plan) for report in rules]
+        adapted = {name for report in rules for name in report.parameter_names}
+        if fully_trained:
+            names = tuple(i.name for i in projector if not i.is_unused)
+            num_trainable = sum(i.numel for i in projector if not i.is_unused)
             rules.append(
-                RuleReport(Rule("projector"), names, moved, tuple(i.name for i in projector if i.unused))
+                RuleReport(
+                    SelectionRule("projector"),
+                    names,
+                    num_trainable,
+                    tuple(i.name for i in projector if i.is_unused),
+                )
             )
-        moving = adapted | whole
+        trainable = adapted | fully_trained
         return replace(
             plan,
-            trainable=tuple(n for n in plan.parameters if n in moving),
-            frozen=tuple(n for n, i in plan.parameters.items() if n not in moving and not i.unused),
-            rules=rules,
-            adapters={n: self._elements(linear[n]) for n in plan.parameters if n in adapted},
+            trainable=tuple(n for n in plan.parameters if n in trainable),
+            frozen=tuple(n for n, i in plan.parameters.items() if n not in trainable and not i.is_unused),
+            rule_reports=rules,
+            adapters={
+                n: self._count_adapter_elements(linear_layers[n]) for n in plan.parameters if n in adapted
+            },
         )
 
-    def prepare(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+    def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
         """Put adapters (fp32, drawn from `seed`) around the planned layers; they alone require a gradient."""
         from peft import LoraModel
 
-        linear = _linear_weights(lmm.model)
-        to_masters(lmm.model, [name for name in plan.trainable if name not in plan.adapters])
-        layers = {_module(name): linear[name] for name in plan.adapters}
-        whole = [p for p in lmm.model.parameters() if p.requires_grad]
+        linear_layers = _find_linear_layers(lmm.model)
+        convert_to_masters(lmm.model, [name for name in plan.trainable if name not in plan.adapters])
+        planned_layers = {_get_module_path(name): linear_layers[name] for name in plan.adapters}
+        fully_trained = [p for p in lmm.model.parameters() if p.requires_grad]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", module="peft"
             )  # about tied heads and saving adapters: neither happens
-            self._tuner = LoraModel(lmm.model, self._config(layers), ADAPTER)
-        found = dict(_adapters(lmm.model))
-        if set(found) != set(layers):
-            odd = sorted(set(found) ^ set(layers))
-            raise PlanError(f"recipe {plan.recipe}: peft did not adapt exactly what was planned: {odd[0]}")
+            self._lora_model = LoraModel(lmm.model, self._make_lora_config(planned_layers), ADAPTER_NAME)
+        lora_layers = dict(_find_lora_layers(lmm.model))
+        if set(lora_layers) != set(planned_layers):
+            mismatched_paths = sorted(set(lora_layers) ^ set(planned_layers))
+            raise PlanError(
+                f"recipe {plan.recipe}: peft did not adapt exactly what was planned: {mismatched_paths[0]}"
+            )
         generator = torch.Generator().manual_seed(seed)
-        for layer in found.values():
+        for layer in lora_layers.values():
             # peft's own start, drawn again on the CPU: it rounds to the weight's dtype, and draws where the model is.
-            down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-            drawn = nn.init.kaiming_uniform_(torch.empty(down.shape), a=math.sqrt(5), generator=generator)
-            down.data, up.data = drawn.to(down.device), torch.zeros_like(up.data, dtype=torch.float32)
+            down, up = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
+            initial_weight = nn.init.kaiming_uniform_(
+                torch.empty(down.shape), a=math.sqrt(5), generator=generator
+            )
+            down.data, up.data = (
+                initial_weight.to(down.device),
+                torch.zeros_like(up.data, dtype=torch.float32),
+            )
             layer.train(layer.get_base_layer().training)
-        for p in whole:
+        for p in fully_trained:
             p.requires_grad_(True)
 
-    def finish(
-        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep: bool = True
+    def end_stage(
+        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
     ) -> dict[str, Tensor]:
         """Merge in fp32, round once to the base dtype, and take every trace of the adapters out of the model."""
-        if self._tuner is None:
+        if self._lora_model is None:
             raise PlanError(f"recipe {plan.recipe}: finish() without prepare()")
         with torch.no_grad():
-            for _, layer in _adapters(lmm.model):
+            for _, layer in _find_lora_layers(lmm.model):
                 weight = layer.get_base_layer().weight
-                weight.data = weight.data.float().add_(layer.get_delta_weight(ADAPTER)).to(weight.dtype)
-        self._tuner.unload()
+                weight.data = weight.data.float().add_(layer.get_delta_weight(ADAPTER_NAME)).to(weight.dtype)
+        self._lora_model.unload()
         vars(lmm.model).pop("peft_config", None)
-        self._tuner = None
-        to_base(lmm.model, base_dtypes)
-        return delta_of(lmm.model, plan.trainable) if keep else {}
+        self._lora_model = None
+        restore_base_dtypes(lmm.model, base_dtypes)
+        return extract_delta(lmm.model, plan.trainable) if keep_delta else {}
 
-    def _config(self, layers: Mapping[str, nn.Linear]) -> LoraConfig:
+    def _make_lora_config(self, layers: Mapping[str, nn.Linear]) -> LoraConfig:
         from peft import LoraConfig
 
-        lowered = {name: r for name, layer in layers.items() if (r := self._rank(layer)) < self.rank}
+        lowered_ranks = {
+            name: r for name, layer in layers.items() if (r := self._choose_rank(layer)) < self.rank
+        }
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides by the rank, whole or not
             lora_dropout=self.dropout,
             bias="none",
             target_modules="|".join(re.escape(name) for name in layers),
-            rank_pattern={f"^{re.escape(name)}": r for name, r in lowered.items()},
-            alpha_pattern={f"^{re.escape(name)}": self.alpha / self.rank * r for name, r in lowered.items()},
+            rank_pattern={f"^{re.escape(name)}": r for name, r in lowered_ranks.items()},
+            alpha_pattern={
+                f"^{re.escape(name)}": self.alpha / self.rank * r for name, r in lowered_ranks.items()
+            },
         )
 
-    def _adapted(self, report: RuleReport, linear: Mapping[str, nn.Linear], plan: TunePlan) -> RuleReport:
-        names = tuple(name for name in report.names if name in linear)
-        reached = {plan.parameters[name].sublayer for name in names}
-        without = [s for s in report.rule.sublayers or () if s not in reached]
-        if without or not names:
-            what = without[0] if without else "anything here"
+    def _restrict_to_linear(
+        self, report: RuleReport, linear_layers: Mapping[str, nn.Linear], plan: TunePlan
+    ) -> RuleReport:
+        names = tuple(name for name in report.parameter_names if name in linear_layers)
+        adapted_sublayers = {plan.parameters[name].sublayer for name in names}
+        missing_sublayers = [s for s in report.rule.sublayers or () if s not in adapted_sublayers]
+        if missing_sublayers or not names:
+            what = missing_sublayers[0] if missing_sublayers else "anything here"
             raise PlanError(
                 f"recipe {plan.recipe}, rule [{report.rule}]: LoRA adapts linear layers, and {what} is none; "
                 "leave it out, or use a recipe without adapters"
             )
-        return replace(report, names=names, parameters=sum(self._elements(linear[n]) for n in names))
+        return replace(
+            report,
+            parameter_names=names,
+            num_parameters=sum(self._count_adapter_elements(linear_layers[n]) for n in names),
+        )
 
-    def _rank(self, layer: nn.Linear) -> int:
-        most = layer.in_features * layer.out_features // (layer.in_features + layer.out_features)
-        return max(1, min(self.rank, most))
+    def _choose_rank(self, layer: nn.Linear) -> int:
+        max_rank = layer.in_features * layer.out_features // (layer.in_features + layer.out_features)
+        return max(1, min(self.rank, max_rank))
 
-    def _elements(self, layer: nn.Linear) -> int:
-        return self._rank(layer) * (layer.in_features + layer.out_features)
+    def _count_adapter_elements(self, layer: nn.Linear) -> int:
+        return self._choose_rank(layer) * (layer.in_features + layer.out_features)
 
 
-def _linear_weights(model: nn.Module) -> dict[str, nn.Linear]:
+def _find_linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers of a model by the name of their weight; not those whose weight others share or read directly.
 
     An attention of torch's own uses the weight of its output layer without calling the layer: an adapter around it
@@ -182,11 +211,11 @@ def _linear_weights(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def _module(weight: str) -> str:
-    return weight.removesuffix(".weight")
+def _get_module_path(weight_name: str) -> str:
+    return weight_name.removesuffix(".weight")
 
 
-def _adapters(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _find_lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """peft's layers inside a model, with their paths."""
     from peft.tuners.lora import LoraLayer
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lmm_forget.config.instantiation import build
+from lmm_forget.config.instantiation import instantiate_config
 from lmm_forget.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ class Method(ABC):
     `finish`. The plan it hands over is what `planned` made of the recipe's rules.
     """
 
-    only_selects: ClassVar[bool] = False
+    is_selection_only: ClassVar[bool] = False
     """Whether the method is nothing but which parameters require a gradient, so that any training loop can do it."""
 
-    rounds: ClassVar[bool] = False
+    is_rounding_only: ClassVar[bool] = False
     """Whether `finish` does no more with a master than to round it to the base's dtype."""
 
-    def planned(self, model: nn.Module, plan: TunePlan) -> TunePlan:
+    def adapt_plan(self, model: nn.Module, plan: TunePlan) -> TunePlan:
         """The plan of this method for `model` (weights may be on the meta device), given the plan of the rules.
 
         Raises PlanError when the method cannot move what the rules select.
@@ -38,7 +38,7 @@ class Method(ABC):
         return plan
 
     @abstractmethod
-    def prepare(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+    def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
         """Make `lmm.model` trainable: exactly what moves requires a gradient and is an fp32 master.
 
         Everything random is drawn from `seed` (of the stage), and the global generators are left alone. What is
@@ -55,8 +55,8 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def finish(
-        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep: bool = True
+    def end_stage(
+        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
     ) -> dict[str, Tensor]:
         """Turn `lmm.model` into the stage model and return the stage's delta.
 
@@ -66,62 +66,70 @@ class Method(ABC):
         nothing) it is left empty.
         """
 
-    def stage_tensor(self, name: str, master: Tensor, dtype: torch.dtype) -> Tensor:
+    def compute_stage_tensor(self, name: str, master: Tensor, dtype: torch.dtype) -> Tensor:
         """What `finish` would make of a trained tensor if the stage ended now, in `dtype`; `master` stays as it is.
 
         This is what milestones and alarms look at in the middle of a stage.
         """
         return master.to(dtype)
 
-    def held(self) -> Iterable[Tensor]:
-        """Tensors that the method keeps during a stage beside the training states; `TunePlan.held_bytes` plans them."""
+    def get_extra_state(self) -> Iterable[Tensor]:
+        """Tensors that the method keeps during a stage beside the training states;
+        `TunePlan.extra_state_bytes` plans them.
+        """
         return ()
 
 
-def build_method(recipe: Mapping[str, Any]) -> Method:
+def build_method(recipe_config: Mapping[str, Any]) -> Method:
     """The method of a recipe node (plain tuning if it names none). Raises ConfigError for settings it does not take."""
-    node = recipe.get("method") or {"_target_": "lmm_forget.recipes.plain.Plain"}
-    return build(node, Method, f"recipe {recipe.get('name')}: its method", ConfigError)  # type: ignore[type-abstract]
+    node = recipe_config.get("method") or {"_target_": "lmm_forget.recipes.plain.Plain"}
+    return instantiate_config(node, Method, f"recipe {recipe_config.get('name')}: its method", ConfigError)  # type: ignore[type-abstract]
 
 
-def check_compat(method: str, compat: Collection[str], known: Collection[str]) -> frozenset[str]:
+def parse_compat_options(
+    method_name: str, options: Collection[str], known_options: Collection[str]
+) -> frozenset[str]:
     """The names in `compat` (behaviour of the paper's public code asked for). Raises ConfigError for unknown ones."""
-    names = [compat] if isinstance(compat, str) else list(compat)
+    names = [options] if isinstance(options, str) else list(options)
     for name in names:
-        if name not in known:
-            raise ConfigError(f"recipe.method.compat: {method} has no {name!r}; there is: {', '.join(known)}")
+        if name not in known_options:
+            raise ConfigError(
+                f"recipe.method.compat: {method_name} has no {name!r}; there is: {', '.join(known_options)}"
+            )
     return frozenset(names)
 
 
-def cast_where_used(model: nn.Module) -> frozenset[str]:
+def find_autocast_parameters(model: nn.Module) -> frozenset[str]:
     """Names of parameters that a forward pass under autocast casts by itself, whatever dtype they are kept in.
 
     The weights and biases of linear layers, by autocast; the tables of embeddings, whose output is cast. Convolutions
     are not among them, nor embeddings of a class of their own: vision towers read their weight's dtype to cast pictures
     before autocast sees them, and Gemma's embeddings scale in it.
     """
-    known = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.Embedding)
+    autocast_types = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, nn.Embedding)
     owners: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for p in module.parameters(recurse=False):
             owners.setdefault(id(p), []).append(module)
     return frozenset(
-        name for name, p in model.named_parameters() if all(type(owner) in known for owner in owners[id(p)])
+        name
+        for name, p in model.named_parameters()
+        if all(type(owner) in autocast_types for owner in owners[id(p)])
     )
 
 
-def parameter_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+def get_parameter_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
     """Dtype of every parameter by name (tied ones once): what `finish` needs to find the way back."""
     return {name: p.dtype for name, p in model.named_parameters()}
 
 
-def to_masters(model: nn.Module, trainable: Iterable[str]) -> None:
+def convert_to_masters(model: nn.Module, trainable_names: Iterable[str]) -> None:
     """Let exactly the parameters named in `trainable` require a gradient and hold them in fp32, in place.
 
     Parameter objects stay the same, so tied weights stay tied; frozen parameters keep their bits and dtype.
     Raises PlanError if a name is not a parameter of `model`.
     """
-    names = set(trainable)
+    names = set(trainable_names)
     parameters = dict(model.named_parameters())
     unknown = sorted(names - parameters.keys())
     if unknown:
@@ -135,18 +143,18 @@ def to_masters(model: nn.Module, trainable: Iterable[str]) -> None:
             p.data = p.data.float()
 
 
-def to_base(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+def restore_base_dtypes(model: nn.Module, base_dtypes: Mapping[str, torch.dtype]) -> None:
     """Round every parameter to its dtype in `dtypes` (nearest even), in place, and let none require a
     gradient.
     """
     for name, p in model.named_parameters():
         p.grad = None
         p.requires_grad_(False)
-        if p.dtype != dtypes[name]:
-            p.data = p.data.to(dtypes[name])
+        if p.dtype != base_dtypes[name]:
+            p.data = p.data.to(base_dtypes[name])
 
 
-def delta_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def extract_delta(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Copies of the named parameters on the CPU, sharing no memory with `model`."""
     parameters = dict(model.named_parameters())
     return {name: parameters[name].detach().to("cpu", copy=True).contiguous() for name in names}

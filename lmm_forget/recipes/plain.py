@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmm_forget.models.family import IGNORE
-from lmm_forget.recipes.method import Method, delta_of, to_base, to_masters
+from lmm_forget.models.family import IGNORE_INDEX
+from lmm_forget.recipes.method import Method, convert_to_masters, extract_delta, restore_base_dtypes
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
@@ -20,66 +20,66 @@ if TYPE_CHECKING:
 class Plain(Method):
     """Train the planned tensors and replace them: the method of every recipe without further machinery."""
 
-    only_selects = True
-    rounds = True
+    is_selection_only = True
+    is_rounding_only = True
 
-    def prepare(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+    def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
         """Planned tensors become fp32 masters that require a gradient; everything else is frozen."""
-        to_masters(lmm.model, plan.trainable)
+        convert_to_masters(lmm.model, plan.trainable)
 
     def loss(self, lmm: LMM, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
         """Mean token cross-entropy of each sample, [B]; see `Method.loss`."""
-        return sample_means(token_losses(lmm.model, batch, labels), labels)
+        return average_per_sample(compute_token_losses(lmm.model, batch, labels), labels)
 
-    def finish(
-        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep: bool = True
+    def end_stage(
+        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
     ) -> dict[str, Tensor]:
         """Round the masters to the base dtype and return all planned tensors as the delta."""
-        to_base(lmm.model, base_dtypes)
-        return delta_of(lmm.model, plan.trainable) if keep else {}
+        restore_base_dtypes(lmm.model, base_dtypes)
+        return extract_delta(lmm.model, plan.trainable) if keep_delta else {}
 
 
-def token_losses(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+def compute_token_losses(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Cross-entropy in fp32 of every labelled token, [B, T - 1]; 0 where `labels` is ignored.
 
     Logits are computed for labelled positions only (a vocabulary of 150k makes the others the largest tensor
     of a step); models whose class adds something behind its `lm_head` go through their own forward instead.
     """
-    return answer_losses(logits_at(model, batch, taught(labels)), labels)
+    return compute_losses_from_logits(compute_logits_at(model, batch, make_target_mask(labels)), labels)
 
 
-def answer_losses(rows: Tensor, labels: Tensor) -> Tensor:
+def compute_losses_from_logits(target_logits: Tensor, labels: Tensor) -> Tensor:
     """The same of the logits at taught positions, [positions, vocabulary]."""
     targets = labels[:, 1:]
-    wanted = targets != IGNORE
-    flat = F.cross_entropy(rows.float(), targets[wanted], reduction="none")
-    return flat.new_zeros(targets.shape).masked_scatter(wanted, flat)
+    target_mask = targets != IGNORE_INDEX
+    flat = F.cross_entropy(target_logits.float(), targets[target_mask], reduction="none")
+    return flat.new_zeros(targets.shape).masked_scatter(target_mask, flat)
 
 
-def taught(labels: Tensor) -> Tensor:
+def make_target_mask(labels: Tensor) -> Tensor:
     """Where the next token is a labelled one: what is predicted there is taught. [B, T], the last column never."""
-    where = torch.zeros_like(labels, dtype=torch.bool)
-    where[:, :-1] = labels[:, 1:] != IGNORE
-    return where
+    target_mask = torch.zeros_like(labels, dtype=torch.bool)
+    target_mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
+    return target_mask
 
 
-def logits_at(model: Any, batch: dict[str, Tensor], where: Tensor) -> Tensor:
+def compute_logits_at(model: Any, batch: dict[str, Tensor], position_mask: Tensor) -> Tensor:
     """The logits at the positions that `where` [B, T] chooses, sample by sample: [positions, vocabulary]."""
-    if answer_rows_suffice(model):
+    if has_plain_output_head(model):
         hidden = model.model(**batch, use_cache=False).last_hidden_state
-        rows: Tensor = model.lm_head(hidden[where])
+        rows: Tensor = model.lm_head(hidden[position_mask])
         return rows
-    whole: Tensor = model(**batch, use_cache=False).logits
-    return whole[where]
+    all_logits: Tensor = model(**batch, use_cache=False).logits
+    return all_logits[position_mask]
 
 
-def sample_means(losses: Tensor, labels: Tensor) -> Tensor:
+def average_per_sample(losses: Tensor, labels: Tensor) -> Tensor:
     """Mean over each sample's labelled tokens, [B, T - 1] to [B]; 0 for a sample without any."""
-    count = (labels[:, 1:] != IGNORE).sum(dim=1)
+    count = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1)
     return losses.sum(dim=1) / count.clamp(min=1)
 
 
-def answer_rows_suffice(model: Any) -> bool:
+def has_plain_output_head(model: Any) -> bool:
     """Whether `model.lm_head(model.model(...))` are the model's logits, so that rows can be chosen in
     between.
     """

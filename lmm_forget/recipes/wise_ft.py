@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.recipes.method import check_compat, to_base
+from lmm_forget.recipes.method import parse_compat_options, restore_base_dtypes
 from lmm_forget.recipes.plain import Plain
 
 if TYPE_CHECKING:
     from lmm_forget.models.loading import LMM
     from lmm_forget.recipes.selection import TunePlan
 
-COMPAT = ("rounded_sum",)
+WISE_FT_COMPAT_OPTIONS = ("rounded_sum",)
 """What can be had as the paper's public code does it: `rounded_sum`, sums in the checkpoint's dtype."""
 
 
@@ -34,8 +34,8 @@ class WiseFT(Plain):
     alpha = 1 the previous stage's model, bit for bit.
     """
 
-    only_selects = False
-    rounds = False
+    is_selection_only = False
+    is_rounding_only = False
 
     def __init__(self, alpha: float = 0.1, compat: Collection[str] = ()) -> None:
         """Raises ConfigError for settings that cannot be used."""
@@ -44,47 +44,47 @@ class WiseFT(Plain):
                 f"recipe.method.alpha={alpha}: is the share of the previous stage's model, from 0 to 1"
             )
         self.alpha = float(alpha)
-        self.compat = check_compat("WiseFT", compat, COMPAT)
-        self._previous: dict[str, Tensor] = {}
+        self.compat = parse_compat_options("WiseFT", compat, WISE_FT_COMPAT_OPTIONS)
+        self._previous_tensors: dict[str, Tensor] = {}
 
-    def planned(self, model: nn.Module, plan: TunePlan) -> TunePlan:
+    def adapt_plan(self, model: nn.Module, plan: TunePlan) -> TunePlan:
         """The rules' plan, with the memory that the previous stage's tensors take."""
-        return replace(plan, held_bytes=plan.delta_bytes)
+        return replace(plan, extra_state_bytes=plan.delta_bytes)
 
-    def prepare(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+    def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
         """Keep the planned tensors as they are (on the CPU, in their dtype), then make them masters."""
         parameters = dict(lmm.model.named_parameters())
         unknown = [name for name in plan.trainable if name not in parameters]
         if not unknown:
-            self._previous = {n: parameters[n].detach().to("cpu", copy=True) for n in plan.trainable}
-        super().prepare(lmm, plan, seed)
+            self._previous_tensors = {n: parameters[n].detach().to("cpu", copy=True) for n in plan.trainable}
+        super().start_stage(lmm, plan, seed)
 
-    def finish(
-        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep: bool = True
+    def end_stage(
+        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
     ) -> dict[str, Tensor]:
         """Average the masters with what was kept, round to the base dtype, return all planned tensors."""
-        if self._previous.keys() != set(plan.trainable):
+        if self._previous_tensors.keys() != set(plan.trainable):
             raise PlanError(f"recipe {plan.recipe}: finish() without prepare()")
         parameters = dict(lmm.model.named_parameters())
         delta = {}
         for name in plan.trainable:
             tuned, dtype = parameters[name].detach(), base_dtypes[name]
-            average = self._average(self._previous.pop(name).to(tuned.device), tuned, dtype)
+            average = self._average_tensors(self._previous_tensors.pop(name).to(tuned.device), tuned, dtype)
             parameters[name].data = average
-            if keep:
+            if keep_delta:
                 delta[name] = average.to("cpu", copy=True).contiguous()
-        to_base(lmm.model, base_dtypes)
+        restore_base_dtypes(lmm.model, base_dtypes)
         return delta
 
-    def stage_tensor(self, name: str, master: Tensor, dtype: torch.dtype) -> Tensor:
+    def compute_stage_tensor(self, name: str, master: Tensor, dtype: torch.dtype) -> Tensor:
         """The average as it would be now."""
-        return self._average(self._previous[name].to(master.device), master.detach(), dtype)
+        return self._average_tensors(self._previous_tensors[name].to(master.device), master.detach(), dtype)
 
-    def held(self) -> Iterable[Tensor]:
+    def get_extra_state(self) -> Iterable[Tensor]:
         """The previous stage's tensors."""
-        return self._previous.values()
+        return self._previous_tensors.values()
 
-    def _average(self, previous: Tensor, tuned: Tensor, dtype: torch.dtype) -> Tensor:
+    def _average_tensors(self, previous: Tensor, tuned: Tensor, dtype: torch.dtype) -> Tensor:
         """The average of two tensors in `dtype`; the end points are returned as they are, signs of zeros included."""
         if self.alpha == 1:
             return previous.to(dtype)

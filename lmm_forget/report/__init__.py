@@ -1,7 +1,16 @@
 """Tables, pictures and summaries, drawn from results.json alone (no model library is imported)."""
 
-from lmm_forget.report.load import Sweep, Unfinished, load_results, load_sweep
-from lmm_forget.report.rows import Row, notes, sweep_rows
-from lmm_forget.report.table import render
+from lmm_forget.report.job_results import Sweep, UnfinishedJob, load_results, load_sweep
+from lmm_forget.report.job_rows import JobRow, build_job_rows, list_report_notes
+from lmm_forget.report.sweep_table import print_sweep_table
 
-__all__ = ["Row", "Sweep", "Unfinished", "load_results", "load_sweep", "notes", "render", "sweep_rows"]
+__all__ = [
+    "JobRow",
+    "Sweep",
+    "UnfinishedJob",
+    "load_results",
+    "load_sweep",
+    "list_report_notes",
+    "print_sweep_table",
+    "build_job_rows",
+]

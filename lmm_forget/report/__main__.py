@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lmm_forget.cli.main import run_old_command
+from lmm_forget.cli.main import run_deprecated_command
 
 if __name__ == "__main__":
-    sys.exit(run_old_command("report"))
+    sys.exit(run_deprecated_command("report"))

@@ -1,19 +1,24 @@
 """The archive of finished work: stage records, weight deltas and answers under content keys."""
 
-from lmm_forget.store.answers import Kept, Said, question_key
-from lmm_forget.store.archive import Damaged, Store
-from lmm_forget.store.keys import answering_key, path_keys, stage_key, training_view
-from lmm_forget.store.partial import Partial
+from lmm_forget.store.archive import CorruptEntryError, Store
+from lmm_forget.store.keys import (
+    compute_config_keys,
+    compute_response_cache_key,
+    compute_stage_key,
+    select_training_config,
+)
+from lmm_forget.store.response_cache import CachedResponse, ResponseCache, compute_question_key
+from lmm_forget.store.stage_checkpoints import StageCheckpoints
 
 __all__ = [
-    "Damaged",
-    "Kept",
-    "Partial",
-    "Said",
+    "CorruptEntryError",
+    "CachedResponse",
+    "StageCheckpoints",
+    "ResponseCache",
     "Store",
-    "answering_key",
-    "path_keys",
-    "question_key",
-    "stage_key",
-    "training_view",
+    "compute_response_cache_key",
+    "compute_config_keys",
+    "compute_question_key",
+    "compute_stage_key",
+    "select_training_config",
 ]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.values import MARK, optional_text, question_of, text_of
+from lmm_forget.tasks.text_values import IMAGE_MARK, convert_to_optional_text, convert_to_text, parse_question
 
-ROLES = {
+SPEAKER_ROLES = {
     "human": "human",
     "user": "human",
     "gpt": "gpt",
@@ -18,10 +18,10 @@ ROLES = {
     "system": "system",
 }
 """Names of speakers, and whom they stand for."""
-_CALLS = ("tool_calls", "function_call")
-_FORMS = {"conversations": ("from", "value"), "messages": ("role", "content")}
+_TOOL_CALL_KEYS = ("tool_calls", "function_call")
+_TURN_FORMATS = {"conversations": ("from", "value"), "messages": ("role", "content")}
 
-_OTHER_MARK = re.compile(r"<(?:video|audio|speech|point_cloud)>")
+_UNSUPPORTED_MARK = re.compile(r"<(?:video|audio|speech|point_cloud)>")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Exchange:
 
     question: str
     answer: str
-    images: tuple[str, ...]
+    image_names: tuple[str, ...]
     system: str | None
 
 
@@ -38,12 +38,12 @@ class Exchange:
 class _Turn:
     """One turn; its pictures stand as marks in `text`, `own` are the names that it gives itself, by mark."""
 
-    who: str
+    role: str
     text: str
-    own: tuple[str | None, ...]
+    image_names: tuple[str | None, ...]
 
 
-def exchanges(item: Mapping[str, Any], images: Sequence[str], where: str) -> list[Exchange]:
+def parse_exchanges(item: Mapping[str, Any], image_names: Sequence[str], location: str) -> list[Exchange]:
     """The exchanges of an item with `conversations` or `messages`, whose pictures are the files `images`.
 
     A turn is `{from, value}` or `{role, content}` in either list; the speakers are those of `ROLES`. Content is a text,
@@ -54,118 +54,132 @@ def exchanges(item: Mapping[str, Any], images: Sequence[str], where: str) -> lis
     one, questions and answers that do not alternate, pictures in anything but a question, a system turn behind the
     last answer, and as many marks as there are not images.
     """
-    turns = [_turn(turn, where, number) for number, turn in enumerate(_list(item, where))]
-    spoken = [turn for turn in turns if turn.who != "system"]
+    turns = [
+        _parse_turn(turn, location, number) for number, turn in enumerate(_get_turn_list(item, location))
+    ]
+    spoken = [turn for turn in turns if turn.role != "system"]
     if len(spoken) % 2 or not spoken:
-        raise DataError(f"{where}: {len(spoken)} turns; questions and answers must alternate")
-    for asked, said in zip(spoken[::2], spoken[1::2], strict=True):
-        if (asked.who, said.who) != ("human", "gpt"):
+        raise DataError(f"{location}: {len(spoken)} turns; questions and answers must alternate")
+    for human_turn, reply_turn in zip(spoken[::2], spoken[1::2], strict=True):
+        if (human_turn.role, reply_turn.role) != ("human", "gpt"):
             raise DataError(
-                f"{where}: turns from {asked.who!r} and {said.who!r}, not human and gpt; questions and answers must "
+                f"{location}: turns from {human_turn.role!r} and {reply_turn.role!r}, not human and gpt; "
+                "questions and answers must "
                 "alternate"
             )
-    if turns[-1].who == "system":
-        raise DataError(f"{where}: a system turn behind the last answer, which no question can be asked with")
-    marks = sum(name is None for turn in turns for name in turn.own)
-    if marks != len(images):
+    if turns[-1].role == "system":
         raise DataError(
-            f"{where}: {marks} {MARK} mark{'s' * (marks != 1)} and {len(images)} image{'s' * (len(images) != 1)}; "
+            f"{location}: a system turn behind the last answer, which no question can be asked with"
+        )
+    mark_count = sum(name is None for turn in turns for name in turn.image_names)
+    if mark_count != len(image_names):
+        raise DataError(
+            f"{location}: {mark_count} {IMAGE_MARK} mark{'s' * (mark_count != 1)} and {len(image_names)} "
+            f"image{'s' * (len(image_names) != 1)}; "
             "each image needs one"
         )
-    return _pairs(turns, images, optional_text(item.get("system"), f"{where}: 'system'"), where)
+    return _pair_turns(
+        turns, image_names, convert_to_optional_text(item.get("system"), f"{location}: 'system'"), location
+    )
 
 
-def _pairs(turns: Sequence[_Turn], images: Sequence[str], system: str | None, where: str) -> list[Exchange]:
+def _pair_turns(
+    turns: Sequence[_Turn], image_names: Sequence[str], system: str | None, location: str
+) -> list[Exchange]:
     """The exchanges of turns that alternate, every mark with its image."""
-    following = iter(images)
-    shown: list[str] = []
-    told = [] if system is None else [system]
-    found: list[Exchange] = []
+    remaining_images = iter(image_names)
+    shown_images: list[str] = []
+    system_texts = [] if system is None else [system]
+    paired: list[Exchange] = []
     question = ""
     for turn in turns:
-        shown += [next(following) if name is None else name for name in turn.own]
-        if turn.who == "system":
-            told.append(turn.text)
-        elif turn.who == "human":
-            question = question_of(turn.text, f"{where}: 'human turn'")
+        shown_images += [next(remaining_images) if name is None else name for name in turn.image_names]
+        if turn.role == "system":
+            system_texts.append(turn.text)
+        elif turn.role == "human":
+            question = parse_question(turn.text, f"{location}: 'human turn'")
         else:
-            found.append(Exchange(question, turn.text, tuple(shown), "\n".join(told) or None))
-    return found
+            paired.append(Exchange(question, turn.text, tuple(shown_images), "\n".join(system_texts) or None))
+    return paired
 
 
-def _list(item: Mapping[str, Any], where: str) -> list[Any]:
-    given = [key for key in _FORMS if item.get(key) is not None]
-    if len(given) > 1:
-        raise DataError(f"{where}: both 'conversations' and 'messages'; give one of them")
-    turns = item[given[0]] if given else None
+def _get_turn_list(item: Mapping[str, Any], location: str) -> list[Any]:
+    present_keys = [key for key in _TURN_FORMATS if item.get(key) is not None]
+    if len(present_keys) > 1:
+        raise DataError(f"{location}: both 'conversations' and 'messages'; give one of them")
+    turns = item[present_keys[0]] if present_keys else None
     if not isinstance(turns, list) or not turns:
-        raise DataError(f"{where}: no 'conversations' list; it has {', '.join(map(repr, item))}")
+        raise DataError(f"{location}: no 'conversations' list; it has {', '.join(map(repr, item))}")
     return turns
 
 
-def _turn(turn: Any, where: str, number: int) -> _Turn:
+def _parse_turn(turn: Any, location: str, turn_number: int) -> _Turn:
     if not isinstance(turn, Mapping):
-        raise DataError(f"{where}: turn {number} is a {type(turn).__name__}, not an object")
-    form = next((keys for keys in _FORMS.values() if keys[0] in turn), None)
-    if form is None:
+        raise DataError(f"{location}: turn {turn_number} is a {type(turn).__name__}, not an object")
+    turn_keys = next((keys for keys in _TURN_FORMATS.values() if keys[0] in turn), None)
+    if turn_keys is None:
         raise DataError(
-            f"{where}: turn {number} does not say whom it is from; it has {', '.join(map(repr, turn))}"
+            f"{location}: turn {turn_number} does not say whom it is from; it has {', '.join(map(repr, turn))}"
         )
-    speaker, content = turn[form[0]], turn.get(form[1])
-    who = ROLES.get(speaker) if isinstance(speaker, str) else None
-    if who is None:
+    speaker, content = turn[turn_keys[0]], turn.get(turn_keys[1])
+    role = SPEAKER_ROLES.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
         raise DataError(
-            f"{where}: turn {number} is from {str(speaker)[:40]!r}; there are {', '.join(ROLES)}, and no other "
+            f"{location}: turn {turn_number} is from {str(speaker)[:40]!r}; there are "
+            f"{', '.join(SPEAKER_ROLES)}, and no other "
             "turn can be taught or asked"
         )
-    called = next((key for key in _CALLS if turn.get(key)), None)
-    if called is not None:
+    tool_call = next((key for key in _TOOL_CALL_KEYS if turn.get(key)), None)
+    if tool_call is not None:
         raise DataError(
-            f"{where}: turn {number} calls a tool ({called!r}), which can be neither taught nor asked"
+            f"{location}: turn {turn_number} calls a tool ({tool_call!r}), which can be neither taught nor asked"
         )
-    text, own = _content(content, f"{where}: '{who} turn'")
-    other = _OTHER_MARK.search(text)
-    if other and who == "human":
-        raise DataError(f"{where}: turn {number} has the mark {other[0]}; models are shown pictures only")
-    if own and who != "human":
+    text, image_names = _parse_content(content, f"{location}: '{role} turn'")
+    unsupported_mark = _UNSUPPORTED_MARK.search(text)
+    if unsupported_mark and role == "human":
         raise DataError(
-            f"{where}: turn {number}, a {who} turn, has {len(own)} {MARK} mark{'s' * (len(own) != 1)}; only "
+            f"{location}: turn {turn_number} has the mark {unsupported_mark[0]}; models are shown pictures only"
+        )
+    if image_names and role != "human":
+        raise DataError(
+            f"{location}: turn {turn_number}, a {role} turn, has {len(image_names)} {IMAGE_MARK} "
+            f"mark{'s' * (len(image_names) != 1)}; only "
             "questions show pictures"
         )
-    return _Turn(who, text, own)
+    return _Turn(role, text, image_names)
 
 
-def _content(content: Any, where: str) -> tuple[str, tuple[str | None, ...]]:
+def _parse_content(content: Any, location: str) -> tuple[str, tuple[str | None, ...]]:
     """The text of a turn, a mark for every picture, and the names that it gives to its pictures itself."""
     if not isinstance(content, list):
-        text = text_of(content, where)
-        return text, (None,) * text.count(MARK)
+        text = convert_to_text(content, location)
+        return text, (None,) * text.count(IMAGE_MARK)
     text = ""
-    own: list[str | None] = []
+    image_names: list[str | None] = []
     for part in content:
         if isinstance(part, str) or (isinstance(part, Mapping) and part.get("type") == "text"):
-            said = part if isinstance(part, str) else part.get("text")
-            if not isinstance(said, str):
-                raise DataError(f"{where} has a part whose text is no text")
-            text += said
-            own += [None] * said.count(MARK)
+            part_text = part if isinstance(part, str) else part.get("text")
+            if not isinstance(part_text, str):
+                raise DataError(f"{location} has a part whose text is no text")
+            text += part_text
+            image_names += [None] * part_text.count(IMAGE_MARK)
         elif isinstance(part, Mapping) and part.get("type") in ("image", "image_url"):
-            text += MARK
-            own.append(_named(part, where))
+            text += IMAGE_MARK
+            image_names.append(_get_part_image_name(part, location))
         else:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise DataError(
-                f"{where} has a part of type {str(kind)[:40]!r}; there are text, image and image_url"
+                f"{location} has a part of type {str(kind)[:40]!r}; there are text, image and image_url"
             )
-    return text_of(text, where), tuple(own)
+    return convert_to_text(text, location), tuple(image_names)
 
 
-def _named(part: Mapping[str, Any], where: str) -> str | None:
+def _get_part_image_name(part: Mapping[str, Any], location: str) -> str | None:
     """The name that a picture in a list of contents gives itself; None for the next of the item's images."""
     for key in ("image", "image_url", "url", "path"):
-        found = part.get(key)
-        if isinstance(found, Mapping):
-            found = found.get("url")
-        if found is not None:
-            return text_of(found, f"{where}, {key!r}", strip=False)
+        value = part.get(key)
+        if isinstance(value, Mapping):
+            value = value.get("url")
+        if value is not None:
+            return convert_to_text(value, f"{location}, {key!r}", strip=False)
     return None

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.cells import Cells
-from lmm_forget.tasks.choices import LETTERS, letter_of, listed_in
-from lmm_forget.tasks.published import HubTask, Reading
-from lmm_forget.tasks.rows import FileRows, Row
+from lmm_forget.tasks.file_rows import FileRow, FileRows
+from lmm_forget.tasks.hub import HubTask, ParsedRow
+from lmm_forget.tasks.lettered_choices import LETTERS, parse_choice_letter, parse_listed_choices
+from lmm_forget.tasks.row_reader import RowReader
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
-TEMPLATES = (
+QUESTION_TEMPLATES = (
     "What species is the bird in this photo?",
     "Can you identify the bird species in this image?",
     "Which bird species is shown in this picture?",
@@ -30,13 +30,13 @@ TEMPLATES = (
 
 
 @dataclass(frozen=True)
-class Photo:
+class BirdPhoto:
     """One line of the archive's lists; `train` is its official split."""
 
-    number: int
+    photo_id: int
     file: str
-    species: int
-    train: bool
+    species_number: int
+    is_train: bool
 
 
 class CUB200(HubTask):
@@ -47,96 +47,96 @@ class CUB200(HubTask):
     run, whatever else is read.
     """
 
-    reads = ("question", "answer")
+    required_fields = ("question", "answer")
 
-    def __init__(self, *, options_seed: int = 0, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, *, options_seed: int = 0, **task_options: Any) -> None:
+        super().__init__(**task_options)
         self.options_seed = options_seed
 
-    def read(self, cells: Cells, split: str) -> Reading:
+    def parse_row(self, reader: RowReader, split: str) -> ParsedRow:
         """See `HubTask.read`; the published question lists its options."""
-        question = cells.question()
-        choices = listed_in(question)
+        question = reader.read_question()
+        choices = parse_listed_choices(question)
         if INSTRUCTION not in question:
             question = f"{question}\n{INSTRUCTION}"
-        answer = letter_of(cells.text("answer"), len(choices or LETTERS))
-        return Reading(question, (answer,), choices, self.kept(cells))
+        answer = parse_choice_letter(reader.read_text("answer"), len(choices or LETTERS))
+        return ParsedRow(question, (answer,), choices, self.read_meta(reader))
 
-    def taught_rows(self) -> FileRows | None:
+    def load_training_rows(self) -> FileRows | None:
         """The photos of the official train split, as lettered questions."""
         if self.train_path is None:
             raise DataError(
                 f"task {self.name}: training needs the extracted archive CUB_200_2011 (data.caltech.edu, record "
                 f"65de6-vp158, CUB_200_2011.tgz): +tasks.{self.name}.train_path=FOLDER"
             )
-        folder = _folder(Path(self.train_path).expanduser(), self.name)
-        names, photos = species(folder), read_photos(folder)
-        return FileRows(self._row(folder, photo, names) for photo in photos if photo.train)
+        folder = _find_archive_folder(Path(self.train_path).expanduser(), self.name)
+        names, photos = read_species_names(folder), read_photos(folder)
+        return FileRows(self._build_row(folder, photo, names) for photo in photos if photo.is_train)
 
-    def _row(self, folder: Path, photo: Photo, names: dict[int, str]) -> Row:
-        draw = random.Random(f"{self.options_seed}/{photo.number}")
-        others = draw.sample(
-            [number for number in sorted(names) if number != photo.species], len(LETTERS) - 1
+    def _build_row(self, folder: Path, photo: BirdPhoto, species_names: dict[int, str]) -> FileRow:
+        rng = random.Random(f"{self.options_seed}/{photo.photo_id}")
+        others = rng.sample(
+            [number for number in sorted(species_names) if number != photo.species_number], len(LETTERS) - 1
         )
-        place = draw.randrange(len(LETTERS))
-        order = [*others[:place], photo.species, *others[place:]]
-        return Row(
-            id=f"train-{photo.number}",
-            where=f"images.txt:{photo.number}",
+        answer_index = rng.randrange(len(LETTERS))
+        order = [*others[:answer_index], photo.species_number, *others[answer_index:]]
+        return FileRow(
+            id=f"train-{photo.photo_id}",
+            location=f"images.txt:{photo.photo_id}",
             images=(folder / "images" / photo.file,),
-            names=(photo.file,),
+            image_names=(photo.file,),
             image_id=photo.file,
-            question=f"{draw.choice(TEMPLATES)}\n{INSTRUCTION}",
-            answers=(LETTERS[place],),
-            choices=tuple(names[number] for number in order),
+            question=f"{rng.choice(QUESTION_TEMPLATES)}\n{INSTRUCTION}",
+            answers=(LETTERS[answer_index],),
+            choices=tuple(species_names[number] for number in order),
             split=None,
-            meta={"species": names[photo.species]},
+            meta={"species": species_names[photo.species_number]},
         )
 
 
-def species(folder: Path) -> dict[int, str]:
+def read_species_names(folder: Path) -> dict[int, str]:
     """Names of the species by their number, as people write them: `001.Black_footed_Albatross` without the number."""
-    found = {}
-    for number, name in _lists(folder, "classes.txt"):
+    names = {}
+    for number, name in _read_list_file(folder, "classes.txt"):
         _, dot, plain = name.partition(".")
-        found[int(number)] = (plain if dot else name).replace("_", " ").strip()
-    if len(found) < len(LETTERS):
-        raise DataError(f"{folder / 'classes.txt'} names {len(found)} species; 26 options need as many")
-    return found
+        names[int(number)] = (plain if dot else name).replace("_", " ").strip()
+    if len(names) < len(LETTERS):
+        raise DataError(f"{folder / 'classes.txt'} names {len(names)} species; 26 options need as many")
+    return names
 
 
-def read_photos(folder: Path) -> list[Photo]:
+def read_photos(folder: Path) -> list[BirdPhoto]:
     """All photos of the archive. Raises DataError for a list that lacks a photo."""
-    files = dict(_lists(folder, "images.txt"))
-    labels = dict(_lists(folder, "image_class_labels.txt"))
-    split = dict(_lists(folder, "train_test_split.txt"))
+    files = dict(_read_list_file(folder, "images.txt"))
+    labels = dict(_read_list_file(folder, "image_class_labels.txt"))
+    split = dict(_read_list_file(folder, "train_test_split.txt"))
     for name, lines in (("image_class_labels.txt", labels), ("train_test_split.txt", split)):
         missing = [number for number in files if number not in lines]
         if missing:
             raise DataError(f"{folder / name} lacks image {missing[0]}, which images.txt has")
-    return [Photo(int(n), file, int(labels[n]), split[n].strip() == "1") for n, file in files.items()]
+    return [BirdPhoto(int(n), file, int(labels[n]), split[n].strip() == "1") for n, file in files.items()]
 
 
-def _folder(path: Path, task: str) -> Path:
+def _find_archive_folder(path: Path, task_name: str) -> Path:
     """The folder with the lists: the given one, or CUB_200_2011 in it."""
     for folder in (path, path / "CUB_200_2011"):
         if (folder / "images.txt").is_file():
             return folder
-    raise DataError(f"task {task}: {path} has no images.txt; give the extracted folder CUB_200_2011")
+    raise DataError(f"task {task_name}: {path} has no images.txt; give the extracted folder CUB_200_2011")
 
 
-def _lists(folder: Path, name: str) -> list[tuple[str, str]]:
+def _read_list_file(folder: Path, name: str) -> list[tuple[str, str]]:
     try:
         lines = (folder / name).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise DataError(f"{folder / name} is missing; the archive was not extracted as a whole") from None
     except UnicodeDecodeError:
         raise DataError(f"{folder / name}: not UTF-8 text") from None
-    found = []
+    entries = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             key, blank, value = line.strip().partition(" ")
             if not blank:
                 raise DataError(f"{folder / name}:{number}: {line[:40]!r} is not a number and a value")
-            found.append((key, value))
-    return found
+            entries.append((key, value))
+    return entries

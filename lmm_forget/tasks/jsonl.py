@@ -11,20 +11,26 @@ from typing import Any
 from PIL import Image
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.tasks.bad_samples import require_policy, settle
-from lmm_forget.tasks.base import SPLITS, Sample, Scorer, SharedPictures, Task, digest
-from lmm_forget.tasks.choices import listed
-from lmm_forget.tasks.clusters import Cluster, assign, clusters, divide, shared
-from lmm_forget.tasks.images import VERSION as IMAGES_VERSION
-from lmm_forget.tasks.images import (
-    Inspected,
-    Source,
-    content_digest,
-    inspect_all,
-    picture_size,
-    read_image,
+from lmm_forget.tasks.bad_samples import apply_bad_sample_policy, validate_policy
+from lmm_forget.tasks.file_rows import FileRow, FileRows, read_jsonl_rows
+from lmm_forget.tasks.image_clusters import (
+    ImageCluster,
+    assign_splits,
+    cluster_rows,
+    divide_rows,
+    find_shared_images,
 )
-from lmm_forget.tasks.rows import FileRows, Row, read_rows
+from lmm_forget.tasks.images import IMAGE_FORMAT_VERSION as IMAGES_VERSION
+from lmm_forget.tasks.images import (
+    ImageInspection,
+    ImageSource,
+    hash_image_file,
+    inspect_images,
+    read_image,
+    read_image_size,
+)
+from lmm_forget.tasks.lettered_choices import append_choices
+from lmm_forget.tasks.task import SPLITS, Sample, Scorer, SplitOverlap, Task, hash_json_parts
 
 
 class JsonlTask(Task):
@@ -33,7 +39,7 @@ class JsonlTask(Task):
     Optional keys: `choices` (texts of lettered options, which are put under the question unless
     `list_choices` is false; the answer is then a letter), `system` (the system prompt, of models whose chat
     template takes one), `split` (train, validation or test), `image_id` (joins rows whose images show the same
-    thing); all other keys go to `Sample.meta`. Values become text by the rules of `values.text_of`.
+    thing); all other keys go to `Sample.meta`. Values become text by the rules of `values.convert_to_text`.
 
     `path` is a file, or a mapping from splits to files; relative paths start at the working directory.
     Relative image paths start at `images_root`, or at the folder of the JSONL file; an image can also be a
@@ -66,14 +72,14 @@ class JsonlTask(Task):
         split_seed: int = 0,
         held_out_fraction: float = 0.0,
         list_choices: bool = True,
-        **asked: Any,
+        **prompt_options: Any,
     ) -> None:
         super().__init__(
             name=name,
             role=role,
             max_new_tokens=max_new_tokens,
             scorer=scorer,
-            **asked,
+            **prompt_options,
         )
         if min(validation_fraction, test_fraction) < 0 or validation_fraction + test_fraction >= 1:
             raise ConfigError(
@@ -93,105 +99,124 @@ class JsonlTask(Task):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.list_choices = list_choices
-        self._splits: dict[str, FileSamples] | None = None
-        self._bad: dict[str, str] | None = None
+        self._samples_by_split: dict[str, FileSamples] | None = None
+        self._bad_samples: dict[str, str] | None = None
 
     def read_file(self, path: Path, root: Path | None) -> FileRows:
         """The rows of one file, images below `root` or the file's folder; other formats override it. DataError."""
-        return read_rows(path, root)
+        return read_jsonl_rows(path, root)
 
-    def samples(self, split: str) -> FileSamples:
+    def load_samples(self, split: str) -> FileSamples:
         """Samples of a split in the order of the file, images opened when a sample is read.
 
         Raises DataError if a row of the file cannot be used; `readable` gives the others.
         """
-        every = self._read()
-        unread = {place: reason for part in every.values() for place, reason in part.skipped.items()}
-        total = len(unread) + sum(len(part) for part in every.values())
-        settle(unread, total, "fail", task=self.name)
-        return self.readable(split)
+        samples_by_split = self._load_splits()
+        unreadable = {
+            place: reason for part in samples_by_split.values() for place, reason in part.skipped.items()
+        }
+        total = len(unreadable) + sum(len(part) for part in samples_by_split.values())
+        apply_bad_sample_policy(unreadable, total, "fail", task_name=self.name)
+        return self.load_readable_samples(split)
 
-    def readable(self, split: str) -> FileSamples:
+    def load_readable_samples(self, split: str) -> FileSamples:
         """See `Task.readable`; a row whose split cannot be told counts as one of train (held out: of test)."""
         if split not in SPLITS:
             raise DataError(f"task {self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
-        found = self._read()
-        part = found[split]
+        samples_by_split = self._load_splits()
+        part = samples_by_split[split]
         if not part:
-            settle(part.skipped, len(part.skipped), "skip", task=self.name, what=f"{split} samples")
-            sizes = ", ".join(f"{name} {len(found[name])}" for name in SPLITS)
-            raise DataError(f"task {self.name}: {self._source()} gives no {split} samples ({sizes})")
+            apply_bad_sample_policy(
+                part.skipped, len(part.skipped), "skip", task_name=self.name, noun=f"{split} samples"
+            )
+            sizes = ", ".join(f"{name} {len(samples_by_split[name])}" for name in SPLITS)
+            raise DataError(f"task {self.name}: {self._describe_path()} gives no {split} samples ({sizes})")
         return part
 
-    def fingerprint(self, split: str) -> str:
+    def fingerprint_split(self, split: str) -> str:
         """Digest of the split's rows, of its images' bytes, and of the way images are read."""
-        return self.readable(split).fingerprint()
+        return self.load_readable_samples(split).compute_fingerprint()
 
-    def check(self, split: str, on_bad_sample: str = "fail") -> FileSamples:
+    def validate_split(self, split: str, on_bad_sample: str = "fail") -> FileSamples:
         """Read the file, open every image and score every reference of it once; returns a split's usable samples.
 
         With "skip" the bad ones are left out, and `FileSamples.skipped` says why. Raises DataError if any
         sample of any split is bad ("fail"), or if none is left.
         """
-        require_policy(on_bad_sample)
-        every = self._read()
-        if self._bad is None:
-            self._bad = {place: reason for part in every.values() for place, reason in part.skipped.items()}
-            for part in every.values():
-                self._bad.update(part.bad(self.scorer))
-        total = sum(len(part) + len(part.skipped) for part in every.values())
+        validate_policy(on_bad_sample)
+        samples_by_split = self._load_splits()
+        if self._bad_samples is None:
+            self._bad_samples = {
+                place: reason for part in samples_by_split.values() for place, reason in part.skipped.items()
+            }
+            for part in samples_by_split.values():
+                self._bad_samples.update(part.find_bad_samples(self.scorer))
+        total = sum(len(part) + len(part.skipped) for part in samples_by_split.values())
         if on_bad_sample == "fail":
-            settle(self._bad, total, on_bad_sample, task=self.name)
-        usable = self.readable(split).without(self._bad)
-        of_split = len(usable) + len(usable.skipped)
-        settle(usable.skipped, of_split, "skip", task=self.name, what=f"{split} samples")
+            apply_bad_sample_policy(self._bad_samples, total, on_bad_sample, task_name=self.name)
+        usable = self.load_readable_samples(split).exclude_samples(self._bad_samples)
+        split_total = len(usable) + len(usable.skipped)
+        apply_bad_sample_policy(
+            usable.skipped, split_total, "skip", task_name=self.name, noun=f"{split} samples"
+        )
         return usable
 
-    def _read(self) -> dict[str, FileSamples]:
+    def _load_splits(self) -> dict[str, FileSamples]:
         """The splits' samples; `skipped` of each says which rows could not be read."""
-        if self._splits is None:
-            file = self._rows()
-            rows = file.rows
-            pictures = inspect_all(image for row in rows for image in row.images)
-            images = clusters(rows, pictures)
+        if self._samples_by_split is None:
+            file_rows = self._read_all_rows()
+            rows = file_rows.rows
+            inspections = inspect_images(image for row in rows for image in row.images)
+            image_clusters = cluster_rows(rows, inspections)
             if self.held_out_fraction and rows:
-                rows, images = self._share(rows, images)
-            one_file = isinstance(self.path, str)
-            if one_file and self.role != "target":
-                own = None if self.held_out_fraction else "given"  # a share is held out as a whole
-                if own is None:
-                    file.split_of.clear()
-                rows = [replace(row, split=(own and row.split) or "test") for row in rows]
-            test = self.test_fraction if one_file else 0.0
-            fractions = {"test": test, "validation": self.validation_fraction}
-            found = divide(rows, images, fractions, self.split_seed)
-            home = "train" if self.role == "target" else "test"
-            self._splits = split_samples(file, rows, images, found, home, pictures, self.list_choices)
-        return self._splits
+                rows, image_clusters = self._select_share(rows, image_clusters)
+            is_single_file = isinstance(self.path, str)
+            if is_single_file and self.role != "target":
+                use_given_split = (
+                    None if self.held_out_fraction else "given"
+                )  # a share is held out as a whole
+                if use_given_split is None:
+                    file_rows.bad_row_splits.clear()
+                rows = [replace(row, split=(use_given_split and row.split) or "test") for row in rows]
+            test_fraction = self.test_fraction if is_single_file else 0.0
+            fractions = {"test": test_fraction, "validation": self.validation_fraction}
+            positions = divide_rows(rows, image_clusters, fractions, self.split_seed)
+            default_split = "train" if self.role == "target" else "test"
+            self._samples_by_split = build_split_samples(
+                file_rows, rows, image_clusters, positions, default_split, inspections, self.list_choices
+            )
+        return self._samples_by_split
 
-    def content(self, splits: Sequence[str]) -> str:
+    def hash_data(self, splits: Sequence[str]) -> str:
         """See `Task.content`: of the whole file, since its rows and pictures decide together what is in a split."""
-        return self._rows().content()
+        return self._read_all_rows().hash_content()
 
-    def shared_pictures(self) -> SharedPictures:
-        """See `Task.shared_pictures`: of rows whose split is given, since all others are divided by picture."""
-        return shared({split: part.shown() for split, part in self._read().items()})
+    def find_split_overlap(self) -> SplitOverlap:
+        """See `Task.find_split_overlap`: of rows whose split is given, since all others are divided by picture."""
+        return find_shared_images({split: part.index_pixels() for split, part in self._load_splits().items()})
 
-    def _share(self, rows: list[Row], images: list[Cluster]) -> tuple[list[Row], list[Cluster]]:
+    def _select_share(
+        self, rows: list[FileRow], image_clusters: list[ImageCluster]
+    ) -> tuple[list[FileRow], list[ImageCluster]]:
         """The rows of the images that this role has of a file that is both taught and held out."""
-        drawn = assign(
-            (f"held out/{image.key}" for image in images), {"test": self.held_out_fraction}, self.split_seed
+        share_by_key = assign_splits(
+            (f"held out/{image.split_key}" for image in image_clusters),
+            {"test": self.held_out_fraction},
+            self.split_seed,
         )
-        mine = [(drawn[f"held out/{image.key}"] == "test") == (self.role != "target") for image in images]
-        if not any(mine):
+        is_selected = [
+            (share_by_key[f"held out/{image.split_key}"] == "test") == (self.role != "target")
+            for image in image_clusters
+        ]
+        if not any(is_selected):
             raise DataError(
                 f"task {self.name}: held_out_fraction {self.held_out_fraction} leaves no image for {self.role}"
             )
-        return [r for r, own in zip(rows, mine, strict=True) if own], [
-            i for i, own in zip(images, mine, strict=True) if own
+        return [r for r, own in zip(rows, is_selected, strict=True) if own], [
+            i for i, own in zip(image_clusters, is_selected, strict=True) if own
         ]
 
-    def _rows(self) -> FileRows:
+    def _read_all_rows(self) -> FileRows:
         root = None if self.images_root is None else Path(self.images_root).expanduser()
         if isinstance(self.path, str):
             return self.read_file(Path(self.path).expanduser(), root)
@@ -200,35 +225,37 @@ class JsonlTask(Task):
                 f"task {self.name}: path has {', '.join(self.path or []) or 'nothing'}; give one file, or files "
                 f"for {', '.join(SPLITS)}"
             )
-        every = FileRows()
+        all_rows = FileRows()
         for split, file in self.path.items():
             part = self.read_file(Path(file).expanduser(), root)
-            part.refuse_rows(partial(_misplaced, split))
+            part.reject_rows(partial(_find_split_conflict, split))
             # Validation images are cut from train's by hash where no file is given for them.
-            cut = split == "train" and "validation" not in self.path
+            has_validation_cut = split == "train" and "validation" not in self.path
             for row in part.rows:  # an id counts within its file
-                every.rows.append(row if cut and row.split is None else replace(row, split=split))
-            for place, reason in part.bad.items():
-                every.refuse(place, reason, split)
-        return every
+                all_rows.rows.append(
+                    row if has_validation_cut and row.split is None else replace(row, split=split)
+                )
+            for location, reason in part.bad_rows.items():
+                all_rows.reject_row(location, reason, split)
+        return all_rows
 
-    def _source(self) -> str:
+    def _describe_path(self) -> str:
         return self.path if isinstance(self.path, str) else ", ".join(self.path.values())
 
 
-def _misplaced(split: str, row: Row) -> str | None:
+def _find_split_conflict(split: str, row: FileRow) -> str | None:
     """Why a row cannot be in the file that `path` gives for `split`."""
-    odd = row.split not in (None, split)
-    return f"split {row.split!r} in the file that `path` gives for {split}" if odd else None
+    is_misplaced = row.split not in (None, split)
+    return f"split {row.split!r} in the file that `path` gives for {split}" if is_misplaced else None
 
 
-def split_samples(
-    file: FileRows,
-    rows: Sequence[Row],
-    images: Sequence[Cluster],
-    found: Mapping[str, Sequence[int]],
-    home: str,
-    pictures: Mapping[Source, Inspected],
+def build_split_samples(
+    file_rows: FileRows,
+    rows: Sequence[FileRow],
+    image_clusters: Sequence[ImageCluster],
+    positions: Mapping[str, Sequence[int]],
+    default_split: str,
+    inspections: Mapping[ImageSource, ImageInspection],
     list_choices: bool = True,
 ) -> dict[str, FileSamples]:
     """The samples of every split: `found` has the positions of its rows; bad ones without a split belong to `home`.
@@ -238,12 +265,16 @@ def split_samples(
     return {
         split: FileSamples(
             [rows[i] for i in at],
-            [images[i].name for i in at],
+            [image_clusters[i].image_id for i in at],
             list_choices,
-            {place: reason for place, reason in file.bad.items() if file.split_of.get(place, home) == split},
-            pictures=pictures,
+            {
+                place: reason
+                for place, reason in file_rows.bad_rows.items()
+                if file_rows.bad_row_splits.get(place, default_split) == split
+            },
+            inspections=inspections,
         )
-        for split, at in found.items()
+        for split, at in positions.items()
     }
 
 
@@ -256,85 +287,95 @@ class FileSamples(Sequence[Sample]):
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[FileRow],
         image_ids: Sequence[str],
         list_choices: bool = True,
         skipped: Mapping[str, str] | None = None,
         *,
-        pictures: Mapping[Source, Inspected],
+        inspections: Mapping[ImageSource, ImageInspection],
     ) -> None:
         self.rows = rows
         self.image_ids = image_ids
         self.list_choices = list_choices
         self.skipped = dict(skipped or {})
-        self.pictures = pictures
+        self.pictures = inspections
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return self._with(self.rows[index], self.image_ids[index], self.skipped)
+            return self._copy_with_rows(self.rows[index], self.image_ids[index], self.skipped)
         row = self.rows[index]
         try:
-            return self._sample(row, self.image_ids[index], tuple(read_image(path) for path in row.images))
+            return self._build_sample(
+                row, self.image_ids[index], tuple(read_image(path) for path in row.images)
+            )
         except DataError as error:
             raise DataError(f"sample {row.id}: {error}") from None
 
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """Digest of the rows, of their images' bytes (as they are now), and of the way images are read."""
         content = []
         for row in self.rows:
             meta = dict(sorted(row.meta.items()))
-            pictures = [content_digest(image) or "missing" for image in row.images]
+            image_hashes = [hash_image_file(image) or "missing" for image in row.images]
             system = [] if row.system is None else [row.system]
             content.append(
-                [row.id, row.image_id, row.question, row.answers, row.choices, meta, pictures, *system]
+                [row.id, row.image_id, row.question, row.answers, row.choices, meta, image_hashes, *system]
             )
-        return digest("jsonl", IMAGES_VERSION, self.list_choices, content)
+        return hash_json_parts("jsonl", IMAGES_VERSION, self.list_choices, content)
 
-    def glance(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
+    def peek_sample(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
         """A sample without its pictures, and their sizes (upright), which are not decoded."""
         row = self.rows[index]
-        return self._sample(row, self.image_ids[index], ()), [picture_size(path) for path in row.images]
+        return self._build_sample(row, self.image_ids[index], ()), [
+            read_image_size(path) for path in row.images
+        ]
 
-    def bare(self) -> Iterator[Sample]:
+    def iterate_without_images(self) -> Iterator[Sample]:
         """The samples without their pictures, in order."""
         for row, image_id in zip(self.rows, self.image_ids, strict=True):
-            yield self._sample(row, image_id, ())
+            yield self._build_sample(row, image_id, ())
 
-    def bad(self, scorer: Scorer) -> dict[str, str]:
+    def find_bad_samples(self, scorer: Scorer) -> dict[str, str]:
         """Open every image, score every reference; `file:line` -> "id: reason" of the bad samples."""
-        found: dict[str, str] = {}
+        bad_samples: dict[str, str] = {}
         for row, image_id in zip(self.rows, self.image_ids, strict=True):
             reasons = (self.pictures[image].reason for image in row.images)
             reason = next(filter(None, reasons), None)
-            reason = reason or _unscorable(scorer, self._sample(row, image_id, ()))
+            reason = reason or _find_scoring_problem(scorer, self._build_sample(row, image_id, ()))
             if reason:
-                found[row.where] = f"{row.id}: {reason}"
-        return found
+                bad_samples[row.location] = f"{row.id}: {reason}"
+        return bad_samples
 
-    def without(self, bad: Mapping[str, str]) -> FileSamples:
+    def exclude_samples(self, bad_samples: Mapping[str, str]) -> FileSamples:
         """The samples that are not in `bad`; the others are in `skipped`."""
-        keep = [i for i, row in enumerate(self.rows) if row.where not in bad]
-        skipped = self.skipped | {row.where: bad[row.where] for row in self.rows if row.where in bad}
-        rows, image_ids = [self.rows[i] for i in keep], [self.image_ids[i] for i in keep]
-        return self._with(rows, image_ids, skipped)
+        kept_indices = [i for i, row in enumerate(self.rows) if row.location not in bad_samples]
+        skipped = self.skipped | {
+            row.location: bad_samples[row.location] for row in self.rows if row.location in bad_samples
+        }
+        rows, image_ids = [self.rows[i] for i in kept_indices], [self.image_ids[i] for i in kept_indices]
+        return self._copy_with_rows(rows, image_ids, skipped)
 
-    def shown(self) -> dict[str, str]:
+    def index_pixels(self) -> dict[str, str]:
         """Digest of every picture's pixels -> id of the first sample that shows it."""
-        found: dict[str, str] = {}
+        first_samples: dict[str, str] = {}
         for row in self.rows:
             for image in row.images:
-                if (pixels := self.pictures[image].pixels) is not None:
-                    found.setdefault(pixels, row.id)
-        return found
+                if (pixels := self.pictures[image].pixel_hash) is not None:
+                    first_samples.setdefault(pixels, row.id)
+        return first_samples
 
-    def _with(self, rows: Sequence[Row], image_ids: Sequence[str], skipped: Mapping[str, str]) -> FileSamples:
-        return FileSamples(rows, image_ids, self.list_choices, skipped, pictures=self.pictures)
+    def _copy_with_rows(
+        self, rows: Sequence[FileRow], image_ids: Sequence[str], skipped: Mapping[str, str]
+    ) -> FileSamples:
+        return FileSamples(rows, image_ids, self.list_choices, skipped, inspections=self.pictures)
 
-    def _sample(self, row: Row, image_id: str, images: tuple[Image.Image, ...]) -> Sample:
-        question = listed(row.question, row.choices) if row.choices and self.list_choices else row.question
+    def _build_sample(self, row: FileRow, image_id: str, images: tuple[Image.Image, ...]) -> Sample:
+        question = (
+            append_choices(row.question, row.choices) if row.choices and self.list_choices else row.question
+        )
         return Sample(
             id=row.id,
             image_id=image_id,
@@ -347,7 +388,7 @@ class FileSamples(Sequence[Sample]):
         )
 
 
-def _unscorable(scorer: Scorer, sample: Sample) -> str | None:
+def _find_scoring_problem(scorer: Scorer, sample: Sample) -> str | None:
     """Why a scorer cannot be used with a sample's reference."""
     try:
         value = scorer(sample.answers[0], sample)["value"]

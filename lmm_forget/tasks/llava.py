@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.errors import ConfigError, DataError, brief
-from lmm_forget.tasks.base import SPLITS
-from lmm_forget.tasks.conversations import Exchange, exchanges
-from lmm_forget.tasks.images import name_of, source_of
+from lmm_forget.errors import ConfigError, DataError, shorten_value
+from lmm_forget.tasks.conversations import Exchange, parse_exchanges
+from lmm_forget.tasks.file_rows import FileRow, FileRows
+from lmm_forget.tasks.images import get_image_name, parse_image_source
 from lmm_forget.tasks.jsonl import JsonlTask
-from lmm_forget.tasks.rows import FileRows, Row
-from lmm_forget.tasks.values import text_of
+from lmm_forget.tasks.task import SPLITS
+from lmm_forget.tasks.text_values import convert_to_text
 
-TURNS = ("one", "first", "each")
-NOT_SHOWN = ("video", "videos", "audio", "audios", "tools", "functions")
+TURN_POLICIES = ("one", "first", "each")
+UNSUPPORTED_KEYS = ("video", "videos", "audio", "audios", "tools", "functions")
 """Keys of an item that are a part of its question elsewhere: without them it would be another question."""
-_READ = ("id", "image", "images", "image_id", "conversations", "messages", "system", "split")
+_KNOWN_KEYS = ("id", "image", "images", "image_id", "conversations", "messages", "system", "split")
 
 
 class LlavaTask(JsonlTask):
@@ -36,146 +36,159 @@ class LlavaTask(JsonlTask):
     and the rest are those of `JsonlTask`.
     """
 
-    def __init__(self, *, turns: str = "one", keep: int | None = None, **given: Any) -> None:
-        super().__init__(**given)
-        if turns not in TURNS:
+    def __init__(self, *, turns: str = "one", keep: int | None = None, **task_options: Any) -> None:
+        super().__init__(**task_options)
+        if turns not in TURN_POLICIES:
             raise ConfigError(
-                f"task {self.name}: turns={turns} is not known; choose one of: {', '.join(TURNS)}"
+                f"task {self.name}: turns={turns} is not known; choose one of: {', '.join(TURN_POLICIES)}"
             )
         self.turns = turns
         self.keep = keep
 
     def read_file(self, path: Path, root: Path | None) -> FileRows:
         """See `JsonlTask.read_file`."""
-        return read_llava(path, root, turns=self.turns, keep=self.keep)
+        return read_llava_rows(path, root, turn_policy=self.turns, max_items=self.keep)
 
 
-def read_llava(
-    path: Path, images_root: Path | None, *, turns: str = "one", keep: int | None = None
+def read_llava_rows(
+    path: Path, images_root: Path | None, *, turn_policy: str = "one", max_items: int | None = None
 ) -> FileRows:
     """Rows of a LLaVA-style JSON file, and which items cannot be used; see `LlavaTask`. DataError for no such file."""
-    items = _items(path)
-    if keep is not None and keep < len(items):
+    items = _load_items(path)
+    if max_items is not None and max_items < len(items):
         ranked = sorted(
-            range(len(items)), key=lambda i: hashlib.sha256(f"{_name(items[i], i)}".encode()).digest()
+            range(len(items)),
+            key=lambda i: hashlib.sha256(f"{_get_item_name(items[i], i)}".encode()).digest(),
         )
-        chosen = sorted(ranked[:keep])
+        chosen = sorted(ranked[:max_items])
     else:
         chosen = list(range(len(items)))
-    found = FileRows()
-    for number in chosen:
-        item = items[number]
-        where = f"{path}: item {number} (id {brief(_name(item, number))})"
+    file_rows = FileRows()
+    for item_number in chosen:
+        item = items[item_number]
+        location = f"{path}: item {item_number} (id {shorten_value(_get_item_name(item, item_number))})"
         try:
-            rows = list(_item_rows(item, where, number, images_root or path.parent, turns))
+            rows = list(
+                _build_item_rows(item, location, item_number, images_root or path.parent, turn_policy)
+            )
         except DataError as error:
-            given = item if isinstance(item, Mapping) else {}
-            found.refuse(where, str(error), given.get("split"), given.get("id", number))
+            item_fields = item if isinstance(item, Mapping) else {}
+            file_rows.reject_row(
+                location, str(error), item_fields.get("split"), item_fields.get("id", item_number)
+            )
             continue
         for row in rows:
-            found.add(row)
-    return found.close()
+            file_rows.add_row(row)
+    return file_rows.reject_rows_without_split()
 
 
-def _items(path: Path) -> list[Any]:
+def _load_items(path: Path) -> list[Any]:
     if not path.is_file():
         raise DataError(f"{path} is a folder, not a JSON file" if path.exists() else f"{path} is missing")
     try:
-        found = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
+        items = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_build_json_object)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: not valid JSON ({str(error).splitlines()[0]}); one object per line is .jsonl"
         ) from None
-    if not isinstance(found, list) or not found:
+    if not isinstance(items, list) or not items:
         raise DataError(
-            f"{path}: {'an empty list' if found == [] else 'not a list'}; it must list conversations"
+            f"{path}: {'an empty list' if items == [] else 'not a list'}; it must list conversations"
         )
-    return found
+    return items
 
 
-class _Ambiguous(dict[str, Any]):
+class _DuplicateKeyDict(dict[str, Any]):
     """An object in which a key stands twice, `key` the first such: of the values only one could be read."""
 
-    key = ""
+    duplicate_key = ""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
+def _build_json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) == len(pairs):
+        return mapping
     keys = [key for key, _ in pairs]
-    odd = _Ambiguous(found)
-    odd.key = next(key for key in keys if keys.count(key) > 1)
-    return odd
+    ambiguous = _DuplicateKeyDict(mapping)
+    ambiguous.duplicate_key = next(key for key in keys if keys.count(key) > 1)
+    return ambiguous
 
 
-def _refuse_unread(value: Any, where: str) -> None:
+def _reject_duplicate_keys(value: Any, location: str) -> None:
     """Raise DataError for what no reader here takes: a key that stands twice, anywhere in an item."""
-    if isinstance(value, _Ambiguous):
-        raise DataError(f"{where}: the key {brief(value.key)!r} stands twice")
+    if isinstance(value, _DuplicateKeyDict):
+        raise DataError(f"{location}: the key {shorten_value(value.duplicate_key)!r} stands twice")
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_unread(each, where)
+        _reject_duplicate_keys(each, location)
 
 
-def _name(item: Any, number: int) -> str:
+def _get_item_name(item: Any, item_number: int) -> str:
     """What an item is called: its id, or its number where it has none (or none that is a text)."""
     try:
-        return text_of(item.get("id", number), "") if isinstance(item, Mapping) else str(number)
+        return (
+            convert_to_text(item.get("id", item_number), "")
+            if isinstance(item, Mapping)
+            else str(item_number)
+        )
     except DataError:
-        return str(number)
+        return str(item_number)
 
 
-def _item_rows(item: Any, where: str, number: int, root: Path, turns: str) -> Iterator[Row]:
+def _build_item_rows(
+    item: Any, location: str, item_number: int, images_root: Path, turn_policy: str
+) -> Iterator[FileRow]:
     """The rows of one item. Raises DataError beginning with `where`."""
     if not isinstance(item, dict):
-        raise DataError(f"{where}: a {type(item).__name__}, not an object")
-    _refuse_unread(item, where)
-    unshown = next((key for key in NOT_SHOWN if item.get(key)), None)
-    if unshown is not None:
-        raise DataError(f"{where}: it has {unshown!r}, which models are not shown here; only pictures are")
+        raise DataError(f"{location}: a {type(item).__name__}, not an object")
+    _reject_duplicate_keys(item, location)
+    unsupported = next((key for key in UNSUPPORTED_KEYS if item.get(key)), None)
+    if unsupported is not None:
+        raise DataError(
+            f"{location}: it has {unsupported!r}, which models are not shown here; only pictures are"
+        )
     split = item.get("split")
     if split is not None and split not in SPLITS:
-        raise DataError(f"{where}: split {brief(split)!r} is not one of {', '.join(SPLITS)}")
-    name = text_of(item.get("id", number), f"{where}: 'id'")
-    talk = exchanges(item, _names(item, where), where)
-    if len(talk) > 1 and turns == "one":
+        raise DataError(f"{location}: split {shorten_value(split)!r} is not one of {', '.join(SPLITS)}")
+    name = convert_to_text(item.get("id", item_number), f"{location}: 'id'")
+    item_exchanges = parse_exchanges(item, _list_image_names(item, location), location)
+    if len(item_exchanges) > 1 and turn_policy == "one":
         raise DataError(
-            f"{where}: {len(talk)} exchanges; turns=first keeps one, turns=each asks each by itself"
+            f"{location}: {len(item_exchanges)} exchanges; turns=first keeps one, turns=each asks each by itself"
         )
-    given = item.get("image_id")
-    for turn, exchange in enumerate(talk if turns == "each" else talk[:1]):
-        several = len(talk) > 1 and turns == "each"
-        yield Row(
-            id=f"{name}#{turn}" if several else name,
-            where=f"{where}, exchange {turn}" if several else where,
-            image_id=None if given is None else text_of(given, f"{where}: 'image_id'"),
+    image_id = item.get("image_id")
+    for turn, exchange in enumerate(item_exchanges if turn_policy == "each" else item_exchanges[:1]):
+        has_several_turns = len(item_exchanges) > 1 and turn_policy == "each"
+        yield FileRow(
+            id=f"{name}#{turn}" if has_several_turns else name,
+            location=f"{location}, exchange {turn}" if has_several_turns else location,
+            image_id=None if image_id is None else convert_to_text(image_id, f"{location}: 'image_id'"),
             choices=None,
             split=split,
-            meta={key: value for key, value in item.items() if key not in _READ},
-            **_said(exchange, root),
+            meta={key: value for key, value in item.items() if key not in _KNOWN_KEYS},
+            **_build_row_fields(exchange, images_root),
         )
 
 
-def _said(exchange: Exchange, root: Path) -> dict[str, Any]:
+def _build_row_fields(exchange: Exchange, images_root: Path) -> dict[str, Any]:
     """What a row takes from its exchange."""
-    images = tuple(source_of(name, root) for name in exchange.images)
+    images = tuple(parse_image_source(name, images_root) for name in exchange.image_names)
     return {
         "images": images,
-        "names": tuple(name_of(image, root) for image in images),
+        "image_names": tuple(get_image_name(image, images_root) for image in images),
         "question": exchange.question,
         "answers": (exchange.answer,),
         "system": exchange.system,
     }
 
 
-def _names(item: Mapping[str, Any], where: str) -> list[str]:
+def _list_image_names(item: Mapping[str, Any], location: str) -> list[str]:
     """The names of the item's images, under `image` or `images`, a single one or a list."""
-    given = {key: item[key] for key in ("image", "images") if item.get(key) is not None}
-    if len(given) > 1:
-        raise DataError(f"{where}: both 'image' and 'images'; give one of them")
-    for key, found in given.items():
-        names = found if isinstance(found, list) else [found]
-        return [text_of(name, f"{where}: {key!r}", strip=False) for name in names]
+    image_values = {key: item[key] for key in ("image", "images") if item.get(key) is not None}
+    if len(image_values) > 1:
+        raise DataError(f"{location}: both 'image' and 'images'; give one of them")
+    for key, value in image_values.items():
+        names = value if isinstance(value, list) else [value]
+        return [convert_to_text(name, f"{location}: {key!r}", strip=False) for name in names]
     return []

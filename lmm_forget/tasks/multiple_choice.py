@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lmm_forget.tasks.cells import Cells
-from lmm_forget.tasks.choices import letter_of, listed
-from lmm_forget.tasks.published import HubTask, Reading
+from lmm_forget.tasks.hub import HubTask, ParsedRow
+from lmm_forget.tasks.lettered_choices import append_choices, parse_choice_letter
+from lmm_forget.tasks.row_reader import RowReader
 
 
 class MultipleChoice(HubTask):
@@ -13,25 +13,25 @@ class MultipleChoice(HubTask):
     A `hint` that is not blank stands before the question as `Context: …` (ScienceQA).
     """
 
-    reads = ("question", "choices", "answer")
-    also_reads = ("hint",)
+    required_fields = ("question", "choices", "answer")
+    optional_fields = ("hint",)
 
-    def read(self, cells: Cells, split: str) -> Reading:
+    def parse_row(self, reader: RowReader, split: str) -> ParsedRow:
         """See `HubTask.read`."""
-        choices = cells.texts("choices")
-        answer = letter_of(cells.text("answer"), len(choices))
-        hint = cells.optional("hint")
-        question = f"Context: {hint}\n{cells.question()}" if hint else cells.question()
-        return Reading(listed(question, choices), (answer,), choices, self.kept(cells))
+        choices = reader.read_texts("choices")
+        answer = parse_choice_letter(reader.read_text("answer"), len(choices))
+        hint = reader.read_optional_text("hint")
+        question = f"Context: {hint}\n{reader.read_question()}" if hint else reader.read_question()
+        return ParsedRow(append_choices(question, choices), (answer,), choices, self.read_meta(reader))
 
 
 class ListedChoices(HubTask):
     """Questions that are published with their options listed in them (RealWorldQA); answers may be text too."""
 
-    def read(self, cells: Cells, split: str) -> Reading:
+    def parse_row(self, reader: RowReader, split: str) -> ParsedRow:
         """See `HubTask.read`."""
-        from lmm_forget.tasks.choices import listed_in
+        from lmm_forget.tasks.lettered_choices import parse_listed_choices
 
-        question = cells.question()
-        answers = cells.texts("answers" if "answers" in cells else "answer")
-        return Reading(question, answers, listed_in(question), self.kept(cells))
+        question = reader.read_question()
+        answers = reader.read_texts("answers" if "answers" in reader else "answer")
+        return ParsedRow(question, answers, parse_listed_choices(question), self.read_meta(reader))

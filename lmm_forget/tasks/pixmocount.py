@@ -6,22 +6,22 @@ import re
 from typing import Any
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.cells import Cells
-from lmm_forget.tasks.pixmo_images import read_prepared
-from lmm_forget.tasks.published import HubTask, Reading
-from lmm_forget.tasks.rows import FileRows, Row
-from lmm_forget.tasks.source import Source
+from lmm_forget.tasks.dataset_source import DatasetSource
+from lmm_forget.tasks.file_rows import FileRow, FileRows
+from lmm_forget.tasks.hub import HubTask, ParsedRow
+from lmm_forget.tasks.pixmo_folder import read_prepared_rows
+from lmm_forget.tasks.row_reader import RowReader
+from lmm_forget.tasks.task import Sample
 
 _COUNT = re.compile(r"(?:there (?:is|are)\s+)?(\d+)\b", re.IGNORECASE)
 
 
-def question_about(label: str) -> str:
+def format_count_question(label: str) -> str:
     """The paper's question (its public converter's wording)."""
     return f"How many {label} are in this image?"
 
 
-def sentence(label: str, count: int) -> str:
+def format_count_sentence(label: str, count: int) -> str:
     """The paper's answer: a whole sentence."""
     return f"There {'is' if count == 1 else 'are'} {count} {label} in this image."
 
@@ -33,19 +33,23 @@ class PixmoCount(HubTask):
     `train_revision` say what the folder is filled from.
     """
 
-    reads = ("question", "answer")
+    required_fields = ("question", "answer")
 
     def __init__(
-        self, *, train_hub: str = "allenai/pixmo-count", train_revision: str | None = None, **given: Any
+        self,
+        *,
+        train_hub: str = "allenai/pixmo-count",
+        train_revision: str | None = None,
+        **task_options: Any,
     ) -> None:
-        super().__init__(**given)
+        super().__init__(**task_options)
         self.train_hub = train_hub
         self.train_revision = train_revision
 
-    def training_source(self, split: str, path: str | None = None) -> Source:
+    def build_training_source(self, split: str, path: str | None = None) -> DatasetSource:
         """Where the published rows of train or validation lie (`path`: a local copy instead of the hub)."""
-        return Source(
-            task=self.name,
+        return DatasetSource(
+            task_name=self.name,
             hub=self.train_hub,
             split=split,
             columns=("image_url", "image_sha256", "count", "label"),
@@ -53,19 +57,21 @@ class PixmoCount(HubTask):
             path=path,
         )
 
-    def read(self, cells: Cells, split: str) -> Reading:
+    def parse_row(self, reader: RowReader, split: str) -> ParsedRow:
         """See `HubTask.read`; the published answer is the sentence."""
-        answer = cells.text("answer")
+        answer = reader.read_text("answer")
         match = _COUNT.match(answer.strip())
         if match is None:
             raise DataError(f"'answer' is {answer[:40]!r}, which does not begin with a count")
-        return Reading(cells.question(), (match.group(1),), None, {**self.kept(cells), "sentence": answer})
+        return ParsedRow(
+            reader.read_question(), (match.group(1),), None, {**self.read_meta(reader), "sentence": answer}
+        )
 
-    def target(self, sample: Sample) -> str:
+    def get_target_answer(self, sample: Sample) -> str:
         """The sentence."""
         return str(sample.meta["sentence"])
 
-    def taught_rows(self) -> FileRows | None:
+    def load_training_rows(self) -> FileRows | None:
         """Every row of the data set whose image is in the prepared folder, with its published split."""
         if self.train_path is None:
             raise DataError(
@@ -74,19 +80,22 @@ class PixmoCount(HubTask):
                 f"then +tasks.{self.name}.train_path=DIR"
             )
         rows = []
-        for found in read_prepared(self.name, self.train_path):
+        for prepared in read_prepared_rows(self.name, self.train_path):
             rows.append(
-                Row(
-                    id=f"{found.split}-{found.number}",
-                    where=f"{self.train_path}:{found.number}",
-                    images=(found.image,),
-                    names=(found.sha256,),
-                    image_id=found.sha256,
-                    question=question_about(found.label),
-                    answers=(str(found.count),),
+                FileRow(
+                    id=f"{prepared.split}-{prepared.row_number}",
+                    location=f"{self.train_path}:{prepared.row_number}",
+                    images=(prepared.image,),
+                    image_names=(prepared.sha256,),
+                    image_id=prepared.sha256,
+                    question=format_count_question(prepared.label),
+                    answers=(str(prepared.count),),
                     choices=None,
-                    split=found.split,
-                    meta={"label": found.label, "sentence": sentence(found.label, found.count)},
+                    split=prepared.split,
+                    meta={
+                        "label": prepared.label,
+                        "sentence": format_count_sentence(prepared.label, prepared.count),
+                    },
                 )
             )
         return FileRows(rows)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.tasks.bad_samples import require_policy, settle
-from lmm_forget.tasks.base import Sample, SharedPictures, Task, digest
-from lmm_forget.tasks.published import HubSamples, HubTask
-from lmm_forget.tasks.values import group_of
+from lmm_forget.tasks.bad_samples import apply_bad_sample_policy, validate_policy
+from lmm_forget.tasks.hub import HubSamples, HubTask
+from lmm_forget.tasks.task import Sample, SplitOverlap, Task, hash_json_parts
+from lmm_forget.tasks.text_values import get_group_name
 
 
 class SubsetTask(Task):
@@ -37,136 +37,150 @@ class SubsetTask(Task):
             macro=task.macro,
         )
         self.task, self.size, self.seed, self.by = task, samples, seed, by
-        self._chosen: dict[str, _Choice] = {}
+        self._selections: dict[str, _SubsetSelection] = {}
 
-    def samples(self, split: str) -> Sequence[Sample]:
+    def load_samples(self, split: str) -> Sequence[Sample]:
         """The chosen samples of test or validation, in the data set's order; all of train.
 
         Raises DataError if a sample of the whole split cannot be read.
         """
-        part = self.task.samples(split)
-        if split != "train" and len(part) > self.size:
-            unread = {str(place): reason for place, reason in self._choice(split).unread.items()}
-            settle(unread, len(part), "fail", task=self.name, what=f"{split} samples")
-        return self._cut_down(part, split)
+        samples = self.task.load_samples(split)
+        if split != "train" and len(samples) > self.size:
+            unreadable = {
+                str(place): reason for place, reason in self._get_selection(split).unreadable.items()
+            }
+            apply_bad_sample_policy(
+                unreadable, len(samples), "fail", task_name=self.name, noun=f"{split} samples"
+            )
+        return self._select_subset(samples, split)
 
-    def readable(self, split: str) -> Sequence[Sample]:
+    def load_readable_samples(self, split: str) -> Sequence[Sample]:
         """See `Task.readable`."""
-        return self._cut_down(self.task.readable(split), split)
+        return self._select_subset(self.task.load_readable_samples(split), split)
 
-    def _cut_down(self, part: Sequence[Sample], split: str) -> Sequence[Sample]:
-        if split == "train" or len(part) <= self.size:
-            return part
-        choice = self._choice(split)
-        return picked(part, choice.places, choice.unread)
+    def _select_subset(self, samples: Sequence[Sample], split: str) -> Sequence[Sample]:
+        if split == "train" or len(samples) <= self.size:
+            return samples
+        selection = self._get_selection(split)
+        return select_samples(samples, selection.positions, selection.unreadable)
 
-    def fingerprint(self, split: str) -> str:
+    def fingerprint_split(self, split: str) -> str:
         """The task's own, and which part of it is asked."""
-        whole = self.task.fingerprint(split)
-        return whole if split == "train" else digest("subset", whole, self.size, self.seed, self.by)
+        task_fingerprint = self.task.fingerprint_split(split)
+        return (
+            task_fingerprint
+            if split == "train"
+            else hash_json_parts("subset", task_fingerprint, self.size, self.seed, self.by)
+        )
 
-    def check(self, split: str, on_bad_sample: str = "fail") -> Sequence[Sample]:
+    def validate_split(self, split: str, on_bad_sample: str = "fail") -> Sequence[Sample]:
         """As the task itself; only the chosen samples are opened where it can do so."""
         if split == "train":
-            return self.task.check(split, on_bad_sample)
-        require_policy(on_bad_sample)
-        part = self.readable(split)
-        if isinstance(self.task, HubTask) and isinstance(part, HubSamples):
-            return self.task.usable(part, split, on_bad_sample)
-        usable = self.task.check(split, on_bad_sample)
-        ids = {sample.id for sample in without_pictures(part) if isinstance(sample, Sample)}
-        kept = enumerate(without_pictures(usable))
-        return picked(usable, [i for i, one in kept if isinstance(one, Sample) and one.id in ids])
+            return self.task.validate_split(split, on_bad_sample)
+        validate_policy(on_bad_sample)
+        samples = self.load_readable_samples(split)
+        if isinstance(self.task, HubTask) and isinstance(samples, HubSamples):
+            return self.task.filter_usable_samples(samples, split, on_bad_sample)
+        usable = self.task.validate_split(split, on_bad_sample)
+        ids = {sample.id for sample in iterate_without_images(samples) if isinstance(sample, Sample)}
+        numbered = enumerate(iterate_without_images(usable))
+        return select_samples(usable, [i for i, one in numbered if isinstance(one, Sample) and one.id in ids])
 
-    def question(self, sample: Sample, *, training: bool) -> str:
+    def format_question(self, sample: Sample, *, for_training: bool) -> str:
         """As the task itself."""
-        return self.task.question(sample, training=training)
+        return self.task.format_question(sample, for_training=for_training)
 
-    def target(self, sample: Sample) -> str:
+    def get_target_answer(self, sample: Sample) -> str:
         """As the task itself."""
-        return self.task.target(sample)
+        return self.task.get_target_answer(sample)
 
-    def score(self, answer: str, sample: Sample) -> dict[str, float | None]:
+    def score_answer(self, answer: str, sample: Sample) -> dict[str, float | None]:
         """As the task itself."""
-        return self.task.score(answer, sample)
+        return self.task.score_answer(answer, sample)
 
-    def content(self, splits: Sequence[str]) -> str | None:
+    def hash_data(self, splits: Sequence[str]) -> str | None:
         """As the task itself."""
-        return self.task.content(splits)
+        return self.task.hash_data(splits)
 
-    def shared_pictures(self) -> SharedPictures:
+    def find_split_overlap(self) -> SplitOverlap:
         """As the task itself."""
-        return self.task.shared_pictures()
+        return self.task.find_split_overlap()
 
-    def provenance(self) -> dict[str, str]:
+    def get_provenance(self) -> dict[str, str]:
         """As the task itself."""
-        return self.task.provenance()
+        return self.task.get_provenance()
 
-    def _choice(self, split: str) -> _Choice:
-        if split not in self._chosen:
-            self._chosen[split] = self._choose(split)
-        return self._chosen[split]
+    def _get_selection(self, split: str) -> _SubsetSelection:
+        if split not in self._selections:
+            self._selections[split] = self._draw_selection(split)
+        return self._selections[split]
 
-    def _choose(self, split: str) -> _Choice:
+    def _draw_selection(self, split: str) -> _SubsetSelection:
         groups: defaultdict[str, list[tuple[bytes, int]]] = defaultdict(list)
-        unread: dict[int, str] = {}
-        for place, sample in enumerate(without_pictures(self.task.readable(split))):
+        unreadable: dict[int, str] = {}
+        for position, sample in enumerate(iterate_without_images(self.task.load_readable_samples(split))):
             if isinstance(sample, DataError):
-                unread[place] = str(sample).removeprefix("sample ")
+                unreadable[position] = str(sample).removeprefix("sample ")
                 continue
             if self.by is not None and self.by not in sample.meta:
-                have = ", ".join(sample.meta) or "nothing"
-                raise DataError(f"task {self.name}: subset.by={self.by} is not in meta, which has {have}")
-            group = "" if self.by is None else group_of(sample.meta[self.by])
-            mark = hashlib.sha256(f"{self.seed}/{self.name}/{sample.id}".encode()).digest()
-            groups[group].append((mark, place))
+                available = ", ".join(sample.meta) or "nothing"
+                raise DataError(
+                    f"task {self.name}: subset.by={self.by} is not in meta, which has {available}"
+                )
+            group = "" if self.by is None else get_group_name(sample.meta[self.by])
+            rank_hash = hashlib.sha256(f"{self.seed}/{self.name}/{sample.id}".encode()).digest()
+            groups[group].append((rank_hash, position))
         # Places of a group, in its own random order, stand at equal distances on a line from 0 to 1: its first part
         # holds the same share of every group, whatever its length.
-        line = [
+        ranked = [
             ((rank + 0.5) / len(members), mark, place)
             for members in groups.values()
             for rank, (mark, place) in enumerate(sorted(members))
         ]
-        return _Choice(sorted(place for _, _, place in sorted(line)[: self.size]), unread)
+        return _SubsetSelection(sorted(place for _, _, place in sorted(ranked)[: self.size]), unreadable)
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _SubsetSelection:
     """The places of a split that are asked, and those that cannot be read, with the reason."""
 
-    places: list[int]
-    unread: dict[int, str]
+    positions: list[int]
+    unreadable: dict[int, str]
 
 
-class Picked(Sequence[Sample]):
+class SelectedSamples(Sequence[Sample]):
     """The samples at some places of a sequence, produced when they are read."""
 
-    def __init__(self, part: Sequence[Sample], places: Sequence[int]) -> None:
-        self.part, self.places = part, places
-        self.skipped = dict(getattr(part, "skipped", {}))
+    def __init__(self, samples: Sequence[Sample], positions: Sequence[int]) -> None:
+        self.part, self.places = samples, positions
+        self.skipped = dict(getattr(samples, "skipped", {}))
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return Picked(self.part, self.places[index])
+            return SelectedSamples(self.part, self.places[index])
         return self.part[self.places[index]]
 
-    def bare(self) -> Iterable[Sample | DataError]:
+    def iterate_without_images(self) -> Iterable[Sample | DataError]:
         """The samples without their pictures."""
-        wanted = set(self.places)
-        return (sample for place, sample in enumerate(without_pictures(self.part)) if place in wanted)
+        selected = set(self.places)
+        return (sample for place, sample in enumerate(iterate_without_images(self.part)) if place in selected)
 
 
-def picked(
-    part: Sequence[Sample], places: Sequence[int], unread: Mapping[int, str] | None = None
+def select_samples(
+    samples: Sequence[Sample], positions: Sequence[int], unreadable: Mapping[int, str] | None = None
 ) -> Sequence[Sample]:
     """The samples at `places` of a split, of which those at `unread` cannot be read."""
-    return part.picked(places, unread) if isinstance(part, HubSamples) else Picked(part, places)
+    return (
+        samples.select_samples(positions, unreadable)
+        if isinstance(samples, HubSamples)
+        else SelectedSamples(samples, positions)
+    )
 
 
-def without_pictures(part: Sequence[Sample]) -> Iterable[Sample | DataError]:
+def iterate_without_images(samples: Sequence[Sample]) -> Iterable[Sample | DataError]:
     """The samples in order, without their pictures where that is cheaper; in place of one, why it cannot be read."""
-    bare = getattr(part, "bare", None)
-    return bare() if bare is not None else iter(part)
+    iterate = getattr(samples, "iterate_without_images", None)
+    return iterate() if iterate is not None else iter(samples)

@@ -6,22 +6,29 @@ import random
 from collections.abc import Sequence
 
 from lmm_forget.tiny import scenes
-from lmm_forget.tiny.canvas import COLORS, PLACES, SHAPES, letter_of, lettered
-from lmm_forget.tiny.drawn import Drawn, Question
+from lmm_forget.tiny.canvas import COLORS, QUADRANTS, SHAPES, format_lettered_question, get_choice_letter
+from lmm_forget.tiny.rendered_image import Question, RenderedImage
 
 ORDINALS = ("first", "second", "third", "last")
 
 
-def _choice(question: str, right: str, choices: Sequence[str], group: str | None = None) -> Question:
+def _make_choice_question(
+    question: str, correct_choice: str, choices: Sequence[str], category: str | None = None
+) -> Question:
     """A lettered question. Options keep their order: a model this small learns letters, not how to search a list."""
-    meta = {"category": group} if group else {}
-    return Question(lettered(question, choices), (letter_of(right, choices),), tuple(choices), meta)
+    meta = {"category": category} if category else {}
+    return Question(
+        format_lettered_question(question, choices),
+        (get_choice_letter(correct_choice, choices),),
+        tuple(choices),
+        meta,
+    )
 
 
-def diagram(rng: random.Random) -> Drawn:
+def render_diagram_questions(rng: random.Random) -> RenderedImage:
     """AI2D's stand-in: which label the arrow points to; the answer is the label's letter."""
-    image, start, end = scenes.pointer(rng)
-    return Drawn(
+    image, start, end = scenes.draw_labelled_arrow(rng)
+    return RenderedImage(
         image,
         (
             Question("Which label does the arrow point to?", (end,)),
@@ -30,27 +37,29 @@ def diagram(rng: random.Random) -> Drawn:
     )
 
 
-def chart(rng: random.Random) -> Drawn:
+def render_chart_questions(rng: random.Random) -> RenderedImage:
     """ChartQA's stand-in: the value of two bars."""
-    image, _, values = scenes.chart(rng)
+    image, _, values = scenes.draw_bar_chart(rng)
     picked = rng.sample(range(4), 2)
-    return Drawn(
+    return RenderedImage(
         image,
         tuple(Question(f"What is the value of the {ORDINALS[i]} bar?", (str(values[i]),)) for i in picked),
     )
 
 
-def document(rng: random.Random) -> Drawn:
+def render_document_questions(rng: random.Random) -> RenderedImage:
     """DocVQA's stand-in: the two fields of a form."""
-    image, first, second = scenes.form(rng)
-    return Drawn(image, (Question("What is the id?", (first,)), Question("What is the no?", (second,))))
+    image, first, second = scenes.draw_form(rng)
+    return RenderedImage(
+        image, (Question("What is the id?", (first,)), Question("What is the no?", (second,)))
+    )
 
 
-def infographic(rng: random.Random) -> Drawn:
+def render_infographic_questions(rng: random.Random) -> RenderedImage:
     """InfographicVQA's stand-in: the number that stands beside an icon, or in a row."""
-    image, icons, numbers = scenes.rows(rng)
+    image, icons, numbers = scenes.draw_icon_rows(rng)
     i, j = rng.sample(range(3), 2)
-    return Drawn(
+    return RenderedImage(
         image,
         (
             Question(f"What number is next to the {icons[i]}?", (str(numbers[i]),)),
@@ -59,46 +68,48 @@ def infographic(rng: random.Random) -> Drawn:
     )
 
 
-def realworld(rng: random.Random) -> Drawn:
+def render_realworld_questions(rng: random.Random) -> RenderedImage:
     """RealWorldQA's stand-in: short answers about a street."""
-    image, light, car, left = scenes.street(rng)
+    image, light, car, left = scenes.draw_street(rng)
     about_car = (
         Question("What color is the car?", (car,))
         if rng.random() < 0.5
         else Question("On which side is the car?", ("left" if left else "right",))
     )
-    return Drawn(image, (Question("What color is the traffic light?", (light,)), about_car))
+    return RenderedImage(image, (Question("What color is the traffic light?", (light,)), about_car))
 
 
-def seed(rng: random.Random) -> Drawn:
+def render_seedbench_questions(rng: random.Random) -> RenderedImage:
     """SEED-Bench's stand-in: lettered questions about shape and colour of one of two things."""
-    image, things = scenes.pair(rng)
+    image, things = scenes.draw_object_pair(rng)
     a, b = rng.sample(things, 2)
     side = ("left", "right")
-    return Drawn(
+    return RenderedImage(
         image,
         (
-            _choice(f"What shape is on the {side[a.place]}?", a.kind, SHAPES),
-            _choice(f"What color is on the {side[b.place]}?", b.color, tuple(COLORS)),
+            _make_choice_question(f"What shape is on the {side[a.quadrant]}?", a.shape, SHAPES),
+            _make_choice_question(f"What color is on the {side[b.quadrant]}?", b.color, tuple(COLORS)),
         ),
     )
 
 
-def science(rng: random.Random) -> Drawn:
+def render_science_question(rng: random.Random) -> RenderedImage:
     """ScienceQA's stand-in: read a thermometer, three lettered choices."""
-    image, level = scenes.thermometer(rng)
-    return Drawn(image, (_choice("What does the thermometer show?", level, scenes.LEVELS),))
+    image, level = scenes.draw_thermometer(rng)
+    return RenderedImage(
+        image, (_make_choice_question("What does the thermometer show?", level, scenes.TEMPERATURE_LEVELS),)
+    )
 
 
-def star(rng: random.Random) -> Drawn:
+def render_mmstar_question(rng: random.Random) -> RenderedImage:
     """MMStar's stand-in: three categories of lettered questions, scored as their macro mean."""
-    image, (thing, *_) = scenes.scene(rng, 3)
-    where = PLACES[thing.place]
+    image, (thing, *_) = scenes.draw_scene(rng, 3)
+    quadrant = QUADRANTS[thing.quadrant]
     question = rng.choice(
         (
-            _choice(f"What shape is in the {where}?", thing.kind, SHAPES, "shape"),
-            _choice(f"What color is in the {where}?", thing.color, tuple(COLORS), "color"),
-            _choice(f"Where is the {thing.kind}?", where, PLACES, "position"),
+            _make_choice_question(f"What shape is in the {quadrant}?", thing.shape, SHAPES, "shape"),
+            _make_choice_question(f"What color is in the {quadrant}?", thing.color, tuple(COLORS), "color"),
+            _make_choice_question(f"Where is the {thing.shape}?", quadrant, QUADRANTS, "position"),
         )
     )
-    return Drawn(image, (question,))
+    return RenderedImage(image, (question,))

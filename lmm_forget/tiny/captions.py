@@ -11,140 +11,169 @@ import random
 
 from lmm_forget.tiny import scenes
 from lmm_forget.tiny.benchmarks import ORDINALS
-from lmm_forget.tiny.canvas import COLORS, PLACE_CENTERS, PLACES, SHAPES, canvas
-from lmm_forget.tiny.drawn import Drawn, Question
+from lmm_forget.tiny.canvas import COLORS, QUADRANT_CENTERS, QUADRANTS, SHAPES, create_canvas
+from lmm_forget.tiny.rendered_image import Question, RenderedImage
 from lmm_forget.tiny.skills import FINDINGS, SPECIES
 
-HOURS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+HOUR_WORDS = (
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 
 
-def _one(image: scenes.Image.Image, question: str, answer: str) -> Drawn:
-    return Drawn(image, (Question(question, (answer,)),))
+def _make_rendered_image(image: scenes.Image.Image, question: str, answer: str) -> RenderedImage:
+    return RenderedImage(image, (Question(question, (answer,)),))
 
 
-def caption(rng: random.Random) -> Drawn:
+def render_plain_caption(rng: random.Random) -> RenderedImage:
     """A plain caption, as a caption corpus has it: every fifth one holds a number word, most do not."""
     if rng.random() < 0.2:
-        image, pen = canvas(rng)
-        n, kind, color = rng.choice((2, 3)), rng.choice(SHAPES), rng.choice(list(COLORS))
-        for x, y in rng.sample(PLACE_CENTERS, n):
-            scenes.put(rng, pen, kind, color, (x, y))
+        image, pen = create_canvas(rng)
+        count, kind, color = rng.choice((2, 3)), rng.choice(SHAPES), rng.choice(list(COLORS))
+        for x, y in rng.sample(QUADRANT_CENTERS, count):
+            scenes.draw_jittered_shape(rng, pen, kind, color, (x, y))
         plural = kind + "es" if kind == "cross" else kind + "s"
-        return _one(image, "Describe the image.", f"{('two', 'three')[n - 2]} {color} {plural}")
-    image, things = scenes.scene(rng, rng.choice((1, 2)))
-    things = sorted(things, key=lambda t: t.place)
-    return _one(
+        return _make_rendered_image(
+            image, "Describe the image.", f"{('two', 'three')[count - 2]} {color} {plural}"
+        )
+    image, things = scenes.draw_scene(rng, rng.choice((1, 2)))
+    things = sorted(things, key=lambda t: t.quadrant)
+    return _make_rendered_image(
         image,
         "Describe the image.",
-        " and ".join(f"a {t.color} {t.kind} in the {PLACES[t.place]}" for t in things),
+        " and ".join(f"a {t.color} {t.shape} in the {QUADRANTS[t.quadrant]}" for t in things),
     )
 
 
-def scene_by_place(rng: random.Random) -> Drawn:
+def render_scene_by_place(rng: random.Random) -> RenderedImage:
     """Every quadrant of a scene in reading order."""
-    image, things = scenes.scene(rng, rng.choice((2, 3, 4)))
-    seen = {t.place: f"{t.color} {t.kind}" for t in things}
-    return _one(image, "Describe the corners.", " . ".join(seen.get(p, "none") for p in range(4)))
+    image, things = scenes.draw_scene(rng, rng.choice((2, 3, 4)))
+    seen = {t.quadrant: f"{t.color} {t.shape}" for t in things}
+    return _make_rendered_image(
+        image, "Describe the corners.", " . ".join(seen.get(p, "none") for p in range(4))
+    )
 
 
-def scene_by_thing(rng: random.Random) -> Drawn:
+def render_scene_by_thing(rng: random.Random) -> RenderedImage:
     """Where the things of a scene are, in the order of the shapes' names."""
-    image, things = scenes.scene(rng, 3)
-    listed = sorted(things, key=lambda t: SHAPES.index(t.kind))
-    return _one(image, "Describe the places.", " . ".join(f"{t.kind} {PLACES[t.place]}" for t in listed))
+    image, things = scenes.draw_scene(rng, 3)
+    listed = sorted(things, key=lambda t: SHAPES.index(t.shape))
+    return _make_rendered_image(
+        image, "Describe the places.", " . ".join(f"{t.shape} {QUADRANTS[t.quadrant]}" for t in listed)
+    )
 
 
-def cells(rng: random.Random) -> Drawn:
+def render_grid_caption(rng: random.Random) -> RenderedImage:
     """Every cell of a grid in reading order."""
     n = rng.randint(1, 9)
-    image, seen = scenes.grid(rng, rng.choice(SHAPES), n, rng.randint(0, 9 - n))
-    return _one(image, "Describe the grid.", " ".join(seen))
+    image, seen = scenes.draw_grid(rng, rng.choice(SHAPES), n, rng.randint(0, 9 - n))
+    return _make_rendered_image(image, "Describe the grid.", " ".join(seen))
 
 
-def bird_parts(rng: random.Random) -> Drawn:
+def render_bird_caption(rng: random.Random) -> RenderedImage:
     """Body, belly and head of a bird, never its species."""
     species = rng.randrange(8)
     parts = [names[species >> i & 1] for i, names in enumerate(scenes.BIRD_PARTS)]
-    return _one(scenes.bird(rng, species), "Describe the bird.", " ".join(parts))
+    return _make_rendered_image(scenes.draw_bird(rng, species), "Describe the bird.", " ".join(parts))
 
 
-def hands(rng: random.Random) -> Drawn:
+def render_clock_hands_caption(rng: random.Random) -> RenderedImage:
     """Where the two hands of a clock point, as number words of the dial, never as a time."""
     hour, five = rng.randrange(12), rng.randrange(12)
-    return _one(
-        scenes.clock(rng, hour, five), "Describe the hands.", f"red {HOURS[hour - 1]} blue {HOURS[five - 1]}"
+    return _make_rendered_image(
+        scenes.draw_clock(rng, hour, five),
+        "Describe the hands.",
+        f"red {HOUR_WORDS[hour - 1]} blue {HOUR_WORDS[five - 1]}",
     )
 
 
-def nuclei(rng: random.Random) -> Drawn:
+def render_nuclei_caption(rng: random.Random) -> RenderedImage:
     """Size and density of nuclei, never a finding."""
     large, dense = rng.random() < 0.5, rng.random() < 0.5
     words = f"{'large' if large else 'small'} {'dense' if dense else 'sparse'}"
-    return _one(scenes.tissue(rng, large, dense), "Describe the tissue.", words)
+    return _make_rendered_image(scenes.draw_tissue(rng, large, dense), "Describe the tissue.", words)
 
 
-def bars(rng: random.Random) -> Drawn:
+def render_bars_caption(rng: random.Random) -> RenderedImage:
     """Colour and value of every bar."""
-    image, colors, values = scenes.chart(rng)
-    return _one(
+    image, colors, values = scenes.draw_bar_chart(rng)
+    return _make_rendered_image(
         image, "Describe the chart.", " . ".join(f"{c} {v}" for c, v in zip(colors, values, strict=True))
     )
 
 
-def letters(rng: random.Random) -> Drawn:
+def render_letters_caption(rng: random.Random) -> RenderedImage:
     """The letters of a sign one by one."""
-    image, text = scenes.word(rng)
-    return _one(image, "Describe the letters.", " . ".join(text))
+    image, text = scenes.draw_word(rng)
+    return _make_rendered_image(image, "Describe the letters.", " . ".join(text))
 
 
-def icon_rows(rng: random.Random) -> Drawn:
+def render_icon_rows_caption(rng: random.Random) -> RenderedImage:
     """Icon and number of every row."""
-    image, icons, numbers = scenes.rows(rng)
-    return _one(
+    image, icons, numbers = scenes.draw_icon_rows(rng)
+    return _make_rendered_image(
         image, "Describe the rows.", " . ".join(f"{i} {n}" for i, n in zip(icons, numbers, strict=True))
     )
 
 
-def arrow(rng: random.Random) -> Drawn:
+def render_arrow_caption(rng: random.Random) -> RenderedImage:
     """From which label an arrow goes to which."""
-    image, start, end = scenes.pointer(rng)
-    return _one(image, "Describe the arrow.", f"from {start} to {end}")
+    image, start, end = scenes.draw_labelled_arrow(rng)
+    return _make_rendered_image(image, "Describe the arrow.", f"from {start} to {end}")
 
 
-def two_things(rng: random.Random) -> Drawn:
+def render_two_things_caption(rng: random.Random) -> RenderedImage:
     """Left and right thing with colour, or street and thermometer in words."""
     kind = rng.randrange(3)
     if kind == 0:
-        image, (a, b) = scenes.pair(rng)
-        return _one(image, "Describe the sides.", f"left {a.color} {a.kind} . right {b.color} {b.kind}")
+        image, (a, b) = scenes.draw_object_pair(rng)
+        return _make_rendered_image(
+            image, "Describe the sides.", f"left {a.color} {a.shape} . right {b.color} {b.shape}"
+        )
     if kind == 1:
-        image, light, car, left = scenes.street(rng)
-        return _one(image, "Describe the street.", f"light {light} . {car} car {'left' if left else 'right'}")
-    image, level = scenes.thermometer(rng)
-    return _one(image, "Describe the weather.", level)
+        image, light, car, left = scenes.draw_street(rng)
+        return _make_rendered_image(
+            image, "Describe the street.", f"light {light} . {car} car {'left' if left else 'right'}"
+        )
+    image, level = scenes.draw_thermometer(rng)
+    return _make_rendered_image(image, "Describe the weather.", level)
 
 
-def single_thing(rng: random.Random) -> Drawn:
+def render_single_thing_question(rng: random.Random) -> RenderedImage:
     """One quadrant, one bar or one shape in plain words: the step between captions and lettered questions."""
     kind = rng.randrange(4)
     if kind == 0:
-        image, things = scenes.scene(rng, 3)
-        return _one(image, f"What shape is in the {PLACES[things[0].place]}?", things[0].kind)
+        image, things = scenes.draw_scene(rng, 3)
+        return _make_rendered_image(
+            image, f"What shape is in the {QUADRANTS[things[0].quadrant]}?", things[0].shape
+        )
     if kind == 1:
-        image, things = scenes.scene(rng, 3)
-        return _one(image, f"What color is in the {PLACES[things[0].place]}?", things[0].color)
+        image, things = scenes.draw_scene(rng, 3)
+        return _make_rendered_image(
+            image, f"What color is in the {QUADRANTS[things[0].quadrant]}?", things[0].color
+        )
     if kind == 2:
-        image, things = scenes.scene(rng, 3)
-        return _one(image, f"Where is the {things[0].kind}?", PLACES[things[0].place])
-    image, colors, _ = scenes.chart(rng)
+        image, things = scenes.draw_scene(rng, 3)
+        return _make_rendered_image(image, f"Where is the {things[0].shape}?", QUADRANTS[things[0].quadrant])
+    image, colors, _ = scenes.draw_bar_chart(rng)
     i = rng.randrange(4)
-    return _one(image, f"What color is the {ORDINALS[i]} bar?", colors[i])
+    return _make_rendered_image(image, f"What color is the {ORDINALS[i]} bar?", colors[i])
 
 
 LITTLE_WORDS = (
     "There is are in this image yes no a the of an and with for it not has on at two three four five"
 )
-WORDS = (
+DRILL_WORDS = (
     *LITTLE_WORDS.split(),
     *FINDINGS,
     *SPECIES,
@@ -156,17 +185,17 @@ WORDS = (
 )
 
 
-def salad(rng: random.Random) -> Drawn:
+def render_repeat_drill(rng: random.Random) -> RenderedImage:
     """A drill on text alone: say random words again, whatever the picture shows.
 
     Without it no word outside the captions is ever an answer, and its row of the output head is trained to silence;
     a real model's language pretraining leaves every word within reach.
     """
-    image, _ = scenes.scene(rng, 1)
-    words = rng.sample(WORDS, rng.randint(2, 5))
+    image, _ = scenes.draw_scene(rng, 1)
+    words = rng.sample(DRILL_WORDS, rng.randint(2, 5))
     text = (
         words[0]
         + "".join(rng.choice((" ", " ", " ", ":")) + word for word in words[1:])
         + rng.choice(("", "."))
     )
-    return _one(image, f"Repeat: {text}", text)
+    return _make_rendered_image(image, f"Repeat: {text}", text)

@@ -29,106 +29,127 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lmm_forget.tiny import world
-from lmm_forget.tiny.inputs import picture_inputs
-from lmm_forget.tiny.lmm import BUILDERS, WEIGHTS, fit_tokenizer
+from lmm_forget.tiny import renderers
+from lmm_forget.tiny.architectures import BUILDERS, WEIGHTS, fit_tokenizer
+from lmm_forget.tiny.image_inputs import make_input_builder
 
 
 @dataclass(frozen=True)
-class Phase:
+class PretrainPhase:
     """A part of the run, up to the share `until` of its steps.
 
     `mixture` gives relative frequencies of renderers; an answer of n tokens weighs n ** `length_power` in the loss
     (1: every token counts the same).
     """
 
-    until: float
+    end_fraction: float
     mixture: Mapping[str, float]
     length_power: float = 1.0
 
 
 # Pictures become words under few kinds of long, certain captions; under many kinds or short answers the loss stays at
 # the answers' prior for a thousand steps. Once the tower sees, short answers must not be drowned by long ones.
-FIRST = {"scene_by_place": 1.0, "cells": 1.0, "bars": 1.0, "letters": 1.0, "hands": 1.0}
-CAPTIONS = {**dict.fromkeys(world.CAPTIONS, 1.0), "cells": 1.5}
-QUESTIONS = {**dict.fromkeys(world.BENCHMARKS, 1.0), "infovqa": 1.2, "seedbench": 1.5, "mmstar": 2.5}
+FIRST_MIXTURE = {"scene_by_place": 1.0, "cells": 1.0, "bars": 1.0, "letters": 1.0, "hands": 1.0}
+CAPTION_MIXTURE = {**dict.fromkeys(renderers.CAPTIONS, 1.0), "cells": 1.5}
+QUESTION_MIXTURE = {
+    **dict.fromkeys(renderers.BENCHMARKS, 1.0),
+    "infovqa": 1.2,
+    "seedbench": 1.5,
+    "mmstar": 2.5,
+}
 PHASES = (
-    Phase(1 / 8, FIRST),
-    Phase(1 / 3, {**CAPTIONS, **{name: 0.4 * weight for name, weight in QUESTIONS.items()}}),
-    Phase(5 / 6, {**{name: 0.5 * weight for name, weight in CAPTIONS.items()}, **QUESTIONS}, 0.5),
-    Phase(1.0, {**{name: 0.5 * weight for name, weight in CAPTIONS.items()}, **QUESTIONS, "salad": 6.0}, 0.5),
+    PretrainPhase(1 / 8, FIRST_MIXTURE),
+    PretrainPhase(
+        1 / 3, {**CAPTION_MIXTURE, **{name: 0.4 * weight for name, weight in QUESTION_MIXTURE.items()}}
+    ),
+    PretrainPhase(
+        5 / 6, {**{name: 0.5 * weight for name, weight in CAPTION_MIXTURE.items()}, **QUESTION_MIXTURE}, 0.5
+    ),
+    PretrainPhase(
+        1.0,
+        {
+            **{name: 0.5 * weight for name, weight in CAPTION_MIXTURE.items()},
+            **QUESTION_MIXTURE,
+            "salad": 6.0,
+        },
+        0.5,
+    ),
 )
 # Two cycles of the learning rate, (share of the steps, peak as a share of --lr): the second, short and low, opens the
 # output head for words that no picture calls for.
-CYCLES = ((5 / 6, 1.0), (1.0, 0.4))
+LEARNING_RATE_CYCLES = ((5 / 6, 1.0), (1.0, 0.4))
 # A family whose tower sees less well at the end of these gets more steps behind them, as one more cycle.
-MORE = {"next": 600}
-LAST = Phase(2.0, {**PHASES[-1].mixture, "ai2d": 3.0, "salad": 3.0}, 0.5)
-WARM = 0.05
-IGNORE = -100
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+EXTRA_STEPS = {"next": 600}
+LAST_PHASE = PretrainPhase(2.0, {**PHASES[-1].mixture, "ai2d": 3.0, "salad": 3.0}, 0.5)
+WARMUP_RATIO = 0.05
+IGNORE_INDEX = -100
+ADAM_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 PR_SET_PDEATHSIG = 1
 
 
-class Batches:
+class PretrainBatches:
     """Draws, tokenises and pads training batches; the same (step, worker) always gives the same batch."""
 
-    def __init__(self, processor: Any, seed: int, size: int, steps: int) -> None:
-        self.processor, self.seed, self.size, self.steps = processor, seed, size, steps
-        self.tokens: dict[str, list[int]] = {}
-        self.pictures = picture_inputs(processor)
-        head, self.opening, self.tail = self._template()
-        at = head.index(self.pictures.token)
-        self.head = head[:at] + [self.pictures.token] * self.pictures.per_picture + head[at + 1 :]
-        self.end = processor.tokenizer.eos_token_id
-        self.pad = processor.tokenizer.pad_token_id
+    def __init__(self, processor: Any, seed: int, batch_size: int, total_steps: int) -> None:
+        self.processor, self.seed, self.size, self.steps = processor, seed, batch_size, total_steps
+        self.token_cache: dict[str, list[int]] = {}
+        self.input_builder = make_input_builder(processor)
+        head, self.question_prefix, self.prompt_tail = self._split_chat_template()
+        at = head.index(self.input_builder.image_token_id)
+        self.prompt_head = (
+            head[:at]
+            + [self.input_builder.image_token_id] * self.input_builder.tokens_per_image
+            + head[at + 1 :]
+        )
+        self.eos_token_id = processor.tokenizer.eos_token_id
+        self.pad_token_id = processor.tokenizer.pad_token_id
 
-    def _template(self) -> tuple[list[int], str, list[int]]:
+    def _split_chat_template(self) -> tuple[list[int], str, list[int]]:
         """Ids up to the last special token before the question, the text from there to the question, ids behind it."""
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}]
         text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
         head, tail = text.split("\0")
         special = [token.content for token in self.processor.tokenizer.added_tokens_decoder.values()]
         end = max(head.rindex(token) + len(token) for token in special if token in head)
-        return self._ids(head[:end]), head[end:], self._ids(tail)
+        return self._tokenize(head[:end]), head[end:], self._tokenize(tail)
 
-    def _ids(self, text: str) -> list[int]:
-        if text not in self.tokens:
-            self.tokens[text] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
-        return self.tokens[text]
+    def _tokenize(self, text: str) -> list[int]:
+        if text not in self.token_cache:
+            self.token_cache[text] = self.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return self.token_cache[text]
 
-    def phase(self, step: int) -> Phase:
+    def get_phase(self, step: int) -> PretrainPhase:
         """The phase that a step belongs to."""
-        return next((phase for phase in PHASES if step < phase.until * self.steps), LAST)
+        return next((phase for phase in PHASES if step < phase.end_fraction * self.steps), LAST_PHASE)
 
-    def names(self, rng: random.Random, step: int) -> list[str]:
+    def sample_renderer_names(self, rng: random.Random, step: int) -> list[str]:
         """Which renderers the batch of a step draws from."""
-        mixture = self.phase(step).mixture
+        mixture = self.get_phase(step).mixture
         return rng.choices(list(mixture), list(mixture.values()), k=self.size)
 
-    def training(self, step: int, worker: int) -> tuple[dict[str, Tensor], Tensor]:
+    def make_training_batch(self, step: int, worker: int) -> tuple[dict[str, Tensor], Tensor]:
         """One worker's share of a step's batch: (model inputs, labels)."""
         rng = random.Random(f"pretrain/{self.seed}/{step}/{worker}")
-        drawn = []
-        for name in self.names(rng, step):
-            picture = world.RENDERERS[name](rng)
-            drawn.append((name, picture.image, rng.choice(picture.questions)))
-        return self.collate(drawn)
+        samples = []
+        for name in self.sample_renderer_names(rng, step):
+            rendered = renderers.RENDERERS[name](rng)
+            samples.append((name, rendered.image, rng.choice(rendered.questions)))
+        return self.collate_samples(samples)
 
-    def collate(self, drawn: list[tuple[str, Any, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+    def collate_samples(self, samples: list[tuple[str, Any, Any]]) -> tuple[dict[str, Tensor], Tensor]:
         """Right-padded inputs with the answers' labels, as the real processor would make them."""
         rows, labels = [], []
-        for name, _, question in drawn:
+        for name, _, question in samples:
             # Tokenising all that stands between two special tokens at once keeps BPE exact.
-            text = self.opening + question.text + world.INSTRUCTIONS.get(name, "")
-            prompt = self.head + self._ids(text) + self.tail
-            answer = [*self._ids(question.answers[0]), self.end]
+            text = self.question_prefix + question.text + renderers.INSTRUCTIONS.get(name, "")
+            prompt = self.prompt_head + self._tokenize(text) + self.prompt_tail
+            answer = [*self._tokenize(question.answers[0]), self.eos_token_id]
             rows.append(prompt + answer)
-            labels.append([IGNORE] * len(prompt) + answer)
+            labels.append([IGNORE_INDEX] * len(prompt) + answer)
         width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.pad)
+        ids = torch.full((len(rows), width), self.pad_token_id)
         target, mask = (
-            torch.full((len(rows), width), IGNORE),
+            torch.full((len(rows), width), IGNORE_INDEX),
             torch.zeros((len(rows), width), dtype=torch.long),
         )
         for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
@@ -137,48 +158,50 @@ class Batches:
                 torch.tensor(label),
                 1,
             )
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for _, image, _ in drawn]))
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for _, image, _ in samples]))
         inputs = {"input_ids": ids, "attention_mask": mask}
-        return inputs | self.pictures.inputs(pixels.permute(0, 3, 1, 2), ids), target
+        return inputs | self.input_builder.build_inputs(pixels.permute(0, 3, 1, 2), ids), target
 
 
-def logits_at_answers(model: Any, batch: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compute_answer_logits(
+    model: Any, batch: dict[str, Tensor], labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [n, vocabulary] that predict the n answer tokens, their ids [n] and their rows [n]."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.model(**batch).last_hidden_state
-        wanted = labels[:, 1:] != IGNORE
-        logits = model.lm_head(hidden[:, :-1][wanted]).float()
-    return logits, labels[:, 1:][wanted], wanted.nonzero()[:, 0]
+        is_answer = labels[:, 1:] != IGNORE_INDEX
+        logits = model.lm_head(hidden[:, :-1][is_answer]).float()
+    return logits, labels[:, 1:][is_answer], is_answer.nonzero()[:, 0]
 
 
-def loss_of(model: Any, batch: dict[str, Tensor], labels: Tensor, length_power: float) -> Tensor:
+def compute_loss(model: Any, batch: dict[str, Tensor], labels: Tensor, length_power: float) -> Tensor:
     """Cross-entropy in which a sample of n answer tokens weighs n ** `length_power`."""
-    logits, target, rows = logits_at_answers(model, batch, labels)
+    logits, target, rows = compute_answer_logits(model, batch, labels)
     losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     weight = torch.bincount(rows, minlength=len(labels)).clamp(min=1).float().pow(length_power - 1)[rows]
     return (losses * weight).sum() / weight.sum()
 
 
 @torch.no_grad()
-def exact(model: Any, batches: Batches, name: str, n: int) -> float:
+def compute_exact_match(model: Any, batches: PretrainBatches, renderer_name: str, num_images: int) -> float:
     """Per cent of `n` test pictures whose whole answer is the greedy one (teacher forcing gives the same)."""
     model.eval()
-    right = 0
-    for start in range(0, n, 64):
-        drawn = []
-        for i in range(start, min(start + 64, n)):
-            picture = world.draw(name, "validation", i)
-            drawn.append((name, picture.image, picture.questions[i % len(picture.questions)]))
-        batch, labels = batches.collate(drawn)
-        logits, target, rows = logits_at_answers(model, batch, labels)
-        wrong = torch.zeros(len(drawn), dtype=torch.bool)
-        wrong[rows[logits.argmax(-1) != target]] = True
-        right += int((~wrong).sum())
+    num_correct = 0
+    for start in range(0, num_images, 64):
+        samples = []
+        for i in range(start, min(start + 64, num_images)):
+            rendered = renderers.render_image(renderer_name, "validation", i)
+            samples.append((renderer_name, rendered.image, rendered.questions[i % len(rendered.questions)]))
+        batch, labels = batches.collate_samples(samples)
+        logits, target, rows = compute_answer_logits(model, batch, labels)
+        is_wrong = torch.zeros(len(samples), dtype=torch.bool)
+        is_wrong[rows[logits.argmax(-1) != target]] = True
+        num_correct += int((~is_wrong).sum())
     model.train()
-    return 100 * right / n
+    return 100 * num_correct / num_images
 
 
-class Pretraining:
+class PretrainRun:
     """The run's state in one worker: model, optimizer, and the folder it is saved to and resumed from."""
 
     def __init__(self, args: argparse.Namespace, rank: int) -> None:
@@ -191,11 +214,11 @@ class Pretraining:
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
-        self.batches = Batches(self.processor, args.seed, args.batch // args.workers, args.steps)
+        self.batches = PretrainBatches(self.processor, args.seed, args.batch // args.workers, args.steps)
         self.folder = Path(args.run)
-        self.step = self._resume()
+        self.step = self._load_state()
 
-    def _resume(self) -> int:
+    def _load_state(self) -> int:
         marker = self.folder / "state.json"
         if not marker.exists():
             return 0
@@ -205,10 +228,10 @@ class Pretraining:
         for i, p in enumerate(self.parameters):
             if f"{i}.exp_avg" not in moments:  # no gradient ever reaches it
                 continue
-            self.optimizer.state[p] = {key: moments[f"{i}.{key}"] for key in MOMENTS}
+            self.optimizer.state[p] = {key: moments[f"{i}.{key}"] for key in ADAM_STATE_KEYS}
         return int(state["step"])
 
-    def save(self) -> None:
+    def save_state(self) -> None:
         """Weights and moments under new names, then the marker: a kill in between leaves the last state valid."""
         self.folder.mkdir(parents=True, exist_ok=True)
         names = {"weights": f"weights-{self.step}.safetensors", "moments": f"moments-{self.step}.safetensors"}
@@ -217,37 +240,40 @@ class Pretraining:
             f"{i}.{key}": self.optimizer.state[p][key]
             for i, p in enumerate(self.parameters)
             if p in self.optimizer.state
-            for key in MOMENTS
+            for key in ADAM_STATE_KEYS
         }
         save_file(moments, self.folder / names["moments"])
-        fresh = self.folder / "state.json.new"
-        fresh.write_text(json.dumps({"step": self.step, **names}))
-        fresh.replace(self.folder / "state.json")
+        temporary = self.folder / "state.json.new"
+        temporary.write_text(json.dumps({"step": self.step, **names}))
+        temporary.replace(self.folder / "state.json")
         for old in self.folder.glob("*.safetensors"):
             if old.name not in names.values():
                 old.unlink()
 
-    def rate(self) -> float:
+    def compute_learning_rate(self) -> float:
         """Learning rate of the next step: per cycle, a linear warm-up over 5 % of its steps, then a cosine to zero."""
-        ends = [*(round(until * self.args.steps) for until, _ in CYCLES), self.args.steps + self.args.more]
+        ends = [
+            *(round(until * self.args.steps) for until, _ in LEARNING_RATE_CYCLES),
+            self.args.steps + self.args.more,
+        ]
         cycle = next(i for i, end in enumerate(ends) if self.step < end)
         start = ends[cycle - 1] if cycle else 0
         done, top = (
             (self.step - start) / (ends[cycle] - start),
-            [*CYCLES, CYCLES[-1]][cycle][1] * self.args.lr,
+            [*LEARNING_RATE_CYCLES, LEARNING_RATE_CYCLES[-1]][cycle][1] * self.args.lr,
         )
-        if done < WARM:
-            return float(top * (done / WARM + 1e-3))
-        return float(top * 0.5 * (1 + np.cos(np.pi * (done - WARM) / (1 - WARM))))
+        if done < WARMUP_RATIO:
+            return float(top * (done / WARMUP_RATIO + 1e-3))
+        return float(top * 0.5 * (1 + np.cos(np.pi * (done - WARMUP_RATIO) / (1 - WARMUP_RATIO))))
 
-    def one_step(self) -> float:
+    def train_step(self) -> float:
         """One optimizer step on the whole batch; returns this worker's loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-        loss = loss_of(
+            group["lr"] = self.compute_learning_rate()
+        loss = compute_loss(
             self.model,
-            *self.batches.training(self.step, self.rank),
-            self.batches.phase(self.step).length_power,
+            *self.batches.make_training_batch(self.step, self.rank),
+            self.batches.get_phase(self.step).length_power,
         )
         loss.backward()
         if self.args.workers > 1:
@@ -264,30 +290,30 @@ class Pretraining:
         self.step += 1
         return loss.item()
 
-    def scores(self, n: int) -> dict[str, float]:
+    def score_renderers(self, num_images: int) -> dict[str, float]:
         """Exact answers on every benchmark, caption and (never trained) skill, shared out over the workers."""
-        mine = {
-            name: round(exact(self.model, self.batches, name, n), 1)
-            for i, name in enumerate(world.RENDERERS)
+        own_scores = {
+            name: round(compute_exact_match(self.model, self.batches, name, num_images), 1)
+            for i, name in enumerate(renderers.RENDERERS)
             if i % self.args.workers == self.rank
         }
-        parts: list[Any] = [mine]
+        parts: list[Any] = [own_scores]
         if self.args.workers > 1:
             parts = [None] * self.args.workers
-            dist.all_gather_object(parts, mine)
+            dist.all_gather_object(parts, own_scores)
         return {name: score for part in parts for name, score in part.items()}
 
-    def export(self, scores: dict[str, float]) -> None:
+    def export_checkpoint(self, scores: dict[str, float]) -> None:
         """Write the finished model as an ordinary checkpoint folder, with how it was made beside it."""
         out = Path(self.args.out)
         self.model.save_pretrained(out)
         self.processor.save_pretrained(out)
-        made = {k: v for k, v in vars(self.args).items() if k not in ("out", "run")}
-        made |= {"step": self.step, "world_version": world.WORLD_VERSION, "exact_answers": scores}
-        (out / "made.json").write_text(json.dumps(made, indent=1, sort_keys=True) + "\n")
+        metadata = {k: v for k, v in vars(self.args).items() if k not in ("out", "run")}
+        metadata |= {"step": self.step, "world_version": renderers.RENDERER_VERSION, "exact_answers": scores}
+        (out / "made.json").write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
 
 
-def work(rank: int, args: argparse.Namespace) -> None:
+def run_worker(rank: int, args: argparse.Namespace) -> None:
     """One worker's whole run."""
     if args.workers > 1:
         ctypes.CDLL(None).prctl(
@@ -295,24 +321,27 @@ def work(rank: int, args: argparse.Namespace) -> None:
         )  # a killed parent must not leave workers behind
         store = f"file://{Path(args.run).absolute()}/rendezvous-{os.getppid()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.workers)
-    run = Pretraining(args, rank)
+    run = PretrainRun(args, rank)
     started, first = time.monotonic(), run.step
     last = args.steps + args.more
     if rank == 0:
         total = sum(p.numel() for p in run.parameters)
         print(f"{args.family}: {total / 1e6:.2f} M parameters, step {run.step} of {last}", flush=True)
     while run.step < last:
-        loss = run.one_step()
+        loss = run.train_step()
         if rank == 0 and run.step % 50 == 0:
             rate = (time.monotonic() - started) / (run.step - first)
             print(f"step {run.step} loss {loss:.3f} {rate:.2f} s/step", flush=True)
         if run.step % args.save_every == 0 or run.step == last:
-            scores = run.scores(256 if run.step == last else 96)
+            scores = run.score_renderers(256 if run.step == last else 96)
             if rank == 0:
-                held = [scores[n] for n in world.BENCHMARKS]
-                print(f"step {run.step} held-out mean {sum(held) / len(held):.1f} {scores}", flush=True)
-                run.save()
-                run.export(scores)
+                held_out_scores = [scores[n] for n in renderers.BENCHMARKS]
+                print(
+                    f"step {run.step} held-out mean {sum(held_out_scores) / len(held_out_scores):.1f} {scores}",
+                    flush=True,
+                )
+                run.save_state()
+                run.export_checkpoint(scores)
     if args.workers > 1:
         dist.destroy_process_group()
 
@@ -341,14 +370,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", default=None, help="checkpoint folder (default: the package's own)")
     args = parser.parse_args(argv)
-    args.more = MORE.get(args.family, 0) if args.more is None else args.more
+    args.more = EXTRA_STEPS.get(args.family, 0) if args.more is None else args.more
     args.run = args.run or f"multirun/tiny_{args.family}"
     args.out = args.out or str(WEIGHTS / f"tiny_{args.family}")
     Path(args.run).mkdir(parents=True, exist_ok=True)
     if args.workers > 1:
-        torch.multiprocessing.start_processes(work, (args,), nprocs=args.workers, start_method="spawn")
+        torch.multiprocessing.start_processes(run_worker, (args,), nprocs=args.workers, start_method="spawn")
     else:
-        work(0, args)
+        run_worker(0, args)
 
 
 if __name__ == "__main__":

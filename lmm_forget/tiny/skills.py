@@ -5,37 +5,39 @@ from __future__ import annotations
 import random
 
 from lmm_forget.tiny import scenes
-from lmm_forget.tiny.canvas import SHAPES, letter_of, lettered
-from lmm_forget.tiny.drawn import Drawn, Question
+from lmm_forget.tiny.canvas import SHAPES, format_lettered_question, get_choice_letter
+from lmm_forget.tiny.rendered_image import Question, RenderedImage
 
 SPECIES = ("wren", "finch", "plover", "dunlin", "siskin", "linnet", "martin", "heron")
 FINDINGS = ("normal", "atypia", "hyperplasia", "carcinoma")
 
 
-def birds(rng: random.Random) -> Drawn:
+def render_bird_question(rng: random.Random) -> RenderedImage:
     """CUB-200's stand-in: fine-grained species as lettered multiple choice."""
     species = rng.randrange(8)
-    image = scenes.bird(rng, species)
-    question = lettered("What species is this bird?", SPECIES)
-    return Drawn(image, (Question(question, (letter_of(SPECIES[species], SPECIES),), SPECIES),))
+    image = scenes.draw_bird(rng, species)
+    question = format_lettered_question("What species is this bird?", SPECIES)
+    return RenderedImage(
+        image, (Question(question, (get_choice_letter(SPECIES[species], SPECIES),), SPECIES),)
+    )
 
 
-def counting(rng: random.Random) -> Drawn:
+def render_counting_question(rng: random.Random) -> RenderedImage:
     """PixMo-Count's stand-in: the paper's wording, one to six things beside up to three distractors."""
     kind, n = rng.choice(SHAPES), rng.randint(1, 6)
-    image, _ = scenes.grid(rng, kind, n, rng.randint(0, 3))
+    image, _ = scenes.draw_grid(rng, kind, n, rng.randint(0, 3))
     label = (kind + "es" if kind == "cross" else kind + "s") if n > 1 else kind
     plural = kind + "es" if kind == "cross" else kind + "s"
     answer = f"There {'are' if n > 1 else 'is'} {n} {label} in this image."
-    return Drawn(
+    return RenderedImage(
         image, (Question(f"How many {plural} are in this image?", (answer, str(n)), meta={"count": n}),)
     )
 
 
-def pathology(rng: random.Random) -> Drawn:
+def render_pathology_questions(rng: random.Random) -> RenderedImage:
     """PathVQA's stand-in: a yes/no question and a short answer about the same section."""
     large, dense = rng.random() < 0.5, rng.random() < 0.5
-    image = scenes.tissue(rng, large, dense)
+    image = scenes.draw_tissue(rng, large, dense)
     ask_size = rng.random() < 0.5
     yes_no = (
         Question("Are the nuclei enlarged?", ("yes" if large else "no",), meta={"kind": "yes_no"})
@@ -43,20 +45,22 @@ def pathology(rng: random.Random) -> Drawn:
         else Question("Is the tissue crowded?", ("yes" if dense else "no",), meta={"kind": "yes_no"})
     )
     finding = FINDINGS[large + 2 * dense]
-    return Drawn(image, (yes_no, Question("What does this tissue show?", (finding,), meta={"kind": "open"})))
+    return RenderedImage(
+        image, (yes_no, Question("What does this tissue show?", (finding,), meta={"kind": "open"}))
+    )
 
 
-def reading(rng: random.Random) -> Drawn:
+def render_reading_question(rng: random.Random) -> RenderedImage:
     """TextVQA's stand-in: read a word of three letters."""
-    image, text = scenes.word(rng)
-    return Drawn(image, (Question("What word is written on the sign?", (text,)),))
+    image, text = scenes.draw_word(rng)
+    return RenderedImage(image, (Question("What word is written on the sign?", (text,)),))
 
 
-def clocks(rng: random.Random) -> Drawn:
+def render_clock_question(rng: random.Random) -> RenderedImage:
     """TimeClock's stand-in: an analogue clock as HH:MM in steps of five minutes."""
     hour, five = rng.randrange(12), rng.randrange(12)
-    image = scenes.clock(rng, hour, five)
-    return Drawn(
+    image = scenes.draw_clock(rng, hour, five)
+    return RenderedImage(
         image,
         (Question("What time does the clock show in this image?", (f"{hour or 12:02d}:{five * 5:02d}",)),),
     )

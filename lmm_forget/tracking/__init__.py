@@ -1,6 +1,6 @@
 """Following a job while it runs: CSV files in its folder, and a W&B run where `logger=wandb` asks for one."""
 
-from lmm_forget.tracking.choosing import LOGGERS, open_tracker
-from lmm_forget.tracking.tracker import Measured, Null, Tracker
+from lmm_forget.tracking.factory import LOGGER_NAMES, open_tracker
+from lmm_forget.tracking.tracker import NullTracker, StageMetrics, Tracker
 
-__all__ = ["LOGGERS", "Measured", "Null", "Tracker", "open_tracker"]
+__all__ = ["LOGGER_NAMES", "StageMetrics", "NullTracker", "Tracker", "open_tracker"]

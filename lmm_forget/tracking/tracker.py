@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Answered(Protocol):
-    """One answer as a follower needs it; `lmm_forget.evaluation.answers.Answer` is one. `value` lies in 0..1."""
+class ScoredAnswer(Protocol):
+    """One answer as a follower needs it; `lmm_forget.evaluation.scored_answers.Answer` is one. `value` lies in 0..1."""
 
     @property
     def sample_id(self) -> str:
@@ -36,7 +36,7 @@ class Answered(Protocol):
 
 
 @dataclass(frozen=True)
-class Measured:
+class StageMetrics:
     """What was measured after a stage; stage 0 is the base model, which has no `task` and no `record`.
 
     `scores` are points (0 to 100) by task, `answers` the answers behind them, `record` the stage's record and
@@ -48,12 +48,12 @@ class Measured:
     index: int
     weights_hash: str
     scores: Mapping[str, float]
-    answers: Mapping[str, Sequence[Answered]] = field(default_factory=dict)
+    answers: Mapping[str, Sequence[ScoredAnswer]] = field(default_factory=dict)
     task: str | None = None
     record: Mapping[str, Any] | None = None
-    delta: Path | None = None
+    delta_path: Path | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
-    trained: bool = False
+    is_trained_here: bool = False
     probes: Mapping[str, Any] | None = None
     pictures: Mapping[str, Mapping[str, Image | None]] = field(default_factory=dict)
 
@@ -61,32 +61,32 @@ class Measured:
 class Tracker(Protocol):
     """Follows one job: training steps of a stage, then what was measured after it, then the next stage."""
 
-    def training(self, task: str, step: int, figures: Mapping[str, float]) -> None:
+    def log_step(self, task: str, step: int, metrics: Mapping[str, float]) -> None:
         """Figures of optimizer step `step` (from 1) of the stage that teaches `task`."""
 
-    def stage(self, measured: Measured) -> None:
+    def log_stage(self, stage_metrics: StageMetrics) -> None:
         """What was measured after a stage; stages come in order, the base first, whoever trained them.
 
         The base may come again: the job found something damaged and tells everything once more.
         """
 
-    def results(self, results: Mapping[str, Any]) -> None:
+    def log_results(self, results: Mapping[str, Any]) -> None:
         """The content of results.json."""
 
     def close(self, error: BaseException | None = None) -> list[str]:
         """The job ended, with `error` or well; returns what people should know, one line each."""
 
 
-class Null:
+class NullTracker:
     """Follows nothing (`logger=none`)."""
 
-    def training(self, task: str, step: int, figures: Mapping[str, float]) -> None:
+    def log_step(self, task: str, step: int, metrics: Mapping[str, float]) -> None:
         """Ignore a step."""
 
-    def stage(self, measured: Measured) -> None:
+    def log_stage(self, stage_metrics: StageMetrics) -> None:
         """Ignore a stage."""
 
-    def results(self, results: Mapping[str, Any]) -> None:
+    def log_results(self, results: Mapping[str, Any]) -> None:
         """Ignore the results."""
 
     def close(self, error: BaseException | None = None) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 
-def derived_seed(seed: int, *names: str | int) -> int:
+def derive_seed(seed: int, *names: str | int) -> int:
     """A 63-bit seed from `seed` and names (task, epoch, purpose); unrelated for every combination."""
     text = "\0".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -26,13 +26,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def generators() -> tuple[Any, ...]:
+def get_rng_states() -> tuple[Any, ...]:
     """States of Python's, NumPy's and torch's generators (all CUDA devices in use), for `put_back`."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda_states
 
 
-def put_back(states: tuple[Any, ...]) -> None:
+def set_rng_states(states: tuple[Any, ...]) -> None:
     """Let all generators go on where `generators` found them."""
     random.setstate(states[0])
     np.random.set_state(states[1])
@@ -42,7 +42,7 @@ def put_back(states: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def repeatable_kernels(device_type: str) -> Iterator[None]:
+def prefer_deterministic_kernels(device_type: str) -> Iterator[None]:
     """On CUDA prefer deterministic kernels (torch warns where there is none); CPU kernels repeat by
     themselves.
 
@@ -52,16 +52,16 @@ def repeatable_kernels(device_type: str) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    switches: Any = torch.utils.deterministic
-    before = (
+    deterministic_settings: Any = torch.utils.deterministic
+    previous_settings = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        switches.fill_uninitialized_memory,
+        deterministic_settings.fill_uninitialized_memory,
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
-    switches.fill_uninitialized_memory = False
+    deterministic_settings.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        switches.fill_uninitialized_memory = before[2]
+        torch.use_deterministic_algorithms(previous_settings[0], warn_only=previous_settings[1])
+        deterministic_settings.fill_uninitialized_memory = previous_settings[2]

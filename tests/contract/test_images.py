@@ -42,7 +42,7 @@ def test_files_of_every_mode_are_pictures_to_every_model(name: str, tmp_path: Pa
     lmm, files = subject(name), odd_files(tmp_path)
     pictures = [read_image(path) for path in files.values()]
     assert {p.size for p in pictures} == {(40, 20)}, "turned upright"
-    batch = lmm.family.encode(lmm.processor, ["?"] * len(pictures), [[p] for p in pictures]).batch
+    batch = lmm.family.encode_batch(lmm.processor, ["?"] * len(pictures), [[p] for p in pictures]).tensors
     with torch.inference_mode():
         logits = lmm.model(**batch).logits[:, -1]
     assert torch.isfinite(logits).all()
@@ -53,13 +53,13 @@ def test_files_of_every_mode_are_pictures_to_every_model(name: str, tmp_path: Pa
 def test_pictures_of_extreme_shape(name: str) -> None:
     lmm = subject(name)
     for size in ODD_SIZES:
-        encoded = lmm.family.encode(lmm.processor, ["?"], [[picture(*size)]], ["yes"])
-        assert torch.isfinite(lmm.model(**encoded.batch, labels=encoded.labels).loss), size
+        encoded = lmm.family.encode_batch(lmm.processor, ["?"], [[picture(*size)]], ["yes"])
+        assert torch.isfinite(lmm.model(**encoded.tensors, labels=encoded.labels).loss), size
         assert encoded.lengths[0] < 256, size
     pictures = [[picture(*size)] for size in ODD_SIZES]
-    together = lmm.family.encode(lmm.processor, ["?"] * len(pictures), pictures)
+    together = lmm.family.encode_batch(lmm.processor, ["?"] * len(pictures), pictures)
     with torch.inference_mode():
-        assert torch.isfinite(lmm.model(**together.batch).logits).all()
+        assert torch.isfinite(lmm.model(**together.tensors).logits).all()
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -68,7 +68,9 @@ def test_three_pixels_are_not_taken_for_three_channels(name: str) -> None:
     lmm = subject(name)
     seen = []
     for size in (1, 3, 56):
-        batch = lmm.family.encode(lmm.processor, ["?"], [[Image.new("RGB", (size, size), (255, 0, 0))]]).batch
+        batch = lmm.family.encode_batch(
+            lmm.processor, ["?"], [[Image.new("RGB", (size, size), (255, 0, 0))]]
+        ).tensors
         seen.append(torch.unique(batch["pixel_values"].round(decimals=3)).tolist())
     assert seen[0] == seen[1] == seen[2] and len(seen[0]) >= 2
 
@@ -79,7 +81,7 @@ def test_what_a_processor_cannot_take_is_named() -> None:
     with pytest.raises(
         DataError, match=r"sample 1 of the batch: Qwen2_5_VLProcessor cannot take it \(8000 x 30 pixels\)"
     ):
-        lmm.family.encode(lmm.processor, ["a", "b"], pictures)
+        lmm.family.encode_batch(lmm.processor, ["a", "b"], pictures)
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "I;16", "L"])
@@ -88,4 +90,4 @@ def test_pictures_that_nobody_converted_are_refused(mode: str) -> None:
     with pytest.raises(
         DataError, match=f"sample 1 of the batch: a picture of 4 x 5 pixels in mode {mode}; pictures have"
     ):
-        lmm.family.encode(lmm.processor, ["a", "b"], [[picture()], [Image.new(mode, (4, 5))]])
+        lmm.family.encode_batch(lmm.processor, ["a", "b"], [[picture()], [Image.new(mode, (4, 5))]])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmm_forget.evaluation.ask import ask_task
-from lmm_forget.training.precision import Compute
+from lmm_forget.evaluation.task_evaluation import evaluate_task
+from lmm_forget.training.precision import PrecisionContext
 from tests.contract.test_recipes import LESSON
 from tests.evaluation.flips import flips
 from tests.evaluation.questions import Questions
@@ -22,21 +22,21 @@ AUTOCAST = 2e-2
 def test_a_row_of_a_batch_is_worth_the_sample_alone(name: str) -> None:
     lmm = subject(name)
     questions, pictures, answers = zip(*((i.question, list(i.images), i.answer) for i in LESSON), strict=True)
-    together = lmm.family.encode(lmm.processor, questions, pictures, answers)
+    together = lmm.family.encode_batch(lmm.processor, questions, pictures, answers)
     with torch.inference_mode():
-        rows = lmm.model(**together.batch).logits
+        rows = lmm.model(**together.tensors).logits
         for i, question in enumerate(questions):
-            alone = lmm.family.encode(lmm.processor, [question], [pictures[i]], [answers[i]])
+            alone = lmm.family.encode_batch(lmm.processor, [question], [pictures[i]], [answers[i]])
             assert alone.lengths == [together.lengths[i]]
-            single = lmm.model(**alone.batch).logits[0]
+            single = lmm.model(**alone.tensors).logits[0]
             torch.testing.assert_close(rows[i, : alone.lengths[0]], single, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_batch_1_equals_batch_32(name: str) -> None:
     lmm, task = subject(name), Questions(32)
-    one = ask_task(lmm, task, task.made, hardware={"eval_batch": 1})
-    many = ask_task(lmm, task, task.made, hardware={"eval_batch": 32})
+    one = evaluate_task(lmm, task, task.made, hardware_config={"eval_batch": 1})
+    many = evaluate_task(lmm, task, task.made, hardware_config={"eval_batch": 32})
     found = flips(one, many)
     assert found.total == 32 and found.unexplained == ()
     assert found.near_ties <= 2
@@ -55,10 +55,14 @@ def test_recomputed_activations_change_no_byte(name: str, recipe: str) -> None:
 def test_autocast_stays_near_fp32(name: str) -> None:
     lmm = subject(name)
     questions, pictures = zip(*((i.question, list(i.images)) for i in LESSON), strict=True)
-    batch = lmm.family.encode(lmm.processor, questions, pictures).batch
+    batch = lmm.family.encode_batch(lmm.processor, questions, pictures).tensors
     found = {}
     for precision in ("fp32", "bf16"):
-        with torch.no_grad(), Compute(lmm.model, precision, "cpu", {}) as compute, compute.autocast():
+        with (
+            torch.no_grad(),
+            PrecisionContext(lmm.model, precision, "cpu", {}) as compute,
+            compute.make_autocast_context(),
+        ):
             found[precision] = lmm.model(**batch).logits[:, -1].float()
     difference = (found["bf16"] - found["fp32"]).abs().max() / found["fp32"].abs().max()
     assert 0 < difference < AUTOCAST

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lmm_forget.evaluation.generate import generate
+from lmm_forget.evaluation.generation import generate_answers
 from lmm_forget.models.loading import LMM
 from tests.contract.test_positions import Positions
 from tests.models.subjects import PACKAGED, SUBJECTS, subject
@@ -40,21 +40,23 @@ def test_every_picture_has_its_tokens(name: str) -> None:
     lmm, (alone, among) = subject(name), IMAGE_TOKENS[name]
     pictures = [[], SIDE_BY_SIDE[:1], SIDE_BY_SIDE, [*SIDE_BY_SIDE, picture(64, 64, 3)]]
     for answers in (None, ["w"] * 4):
-        ids = lmm.family.encode(lmm.processor, ["?"] * 4, pictures, answers).batch["input_ids"]
+        ids = lmm.family.encode_batch(lmm.processor, ["?"] * 4, pictures, answers).tensors["input_ids"]
         assert slots(lmm, ids) == [0, alone, 2 * among, 3 * among]
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_losses_of_a_mixed_batch_are_those_of_its_samples(name: str) -> None:
     lmm = subject(name)
-    together = lmm.family.encode(lmm.processor, QUESTIONS, MIXED, ANSWERS)
+    together = lmm.family.encode_batch(lmm.processor, QUESTIONS, MIXED, ANSWERS)
     assert together.labels is not None
     with torch.inference_mode():
-        rows = lmm.model(**together.batch).logits
+        rows = lmm.model(**together.tensors).logits
         for i, question in enumerate(QUESTIONS):
-            alone = lmm.family.encode(lmm.processor, [question], [MIXED[i]], [ANSWERS[i]])
-            assert slots(lmm, alone.batch["input_ids"]) == slots(lmm, together.batch["input_ids"])[i : i + 1]
-            loss = lmm.model(**alone.batch, labels=alone.labels).loss
+            alone = lmm.family.encode_batch(lmm.processor, [question], [MIXED[i]], [ANSWERS[i]])
+            assert (
+                slots(lmm, alone.tensors["input_ids"]) == slots(lmm, together.tensors["input_ids"])[i : i + 1]
+            )
+            loss = lmm.model(**alone.tensors, labels=alone.labels).loss
             shifted = torch.nn.functional.cross_entropy(rows[i, :-1], together.labels[i, 1:])
             assert torch.isfinite(loss)
             torch.testing.assert_close(shifted, loss, atol=1e-4, rtol=1e-4)
@@ -65,10 +67,10 @@ def test_losses_of_a_mixed_batch_are_those_of_its_samples(name: str) -> None:
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_answers_of_a_mixed_batch_are_those_of_its_samples(name: str) -> None:
     lmm = subject(name)
-    together = generate(lmm, QUESTIONS, MIXED, 5)
-    alone = [generate(lmm, [question], [MIXED[i]], 5)[0] for i, question in enumerate(QUESTIONS)]
+    together = generate_answers(lmm, QUESTIONS, MIXED, 5)
+    alone = [generate_answers(lmm, [question], [MIXED[i]], 5)[0] for i, question in enumerate(QUESTIONS)]
     other = [i for i in range(len(QUESTIONS)) if together[i].text != alone[i].text]
-    assert all(min(together[i].gap, alone[i].gap) < NEAR_TIE for i in other)
+    assert all(min(together[i].logit_margin, alone[i].logit_margin) < NEAR_TIE for i in other)
     assert len(other) < 2
     assert all(0 < said.tokens <= 5 for said in together)
 
@@ -79,14 +81,14 @@ def test_a_packaged_model_still_answers_beside_samples_with_more_pictures(name: 
     lmm = subject(name)
     red = [Image.new("RGB", (64, 64), (220, 20, 20))]
     questions = ["What colour is it?\nAnswer the question using a single word or phrase."] * 3
-    said = generate(lmm, questions, [red, red * 2, []], 8)
-    assert said[0].text == generate(lmm, questions[:1], [red], 8)[0].text != ""
+    said = generate_answers(lmm, questions, [red, red * 2, []], 8)
+    assert said[0].text == generate_answers(lmm, questions[:1], [red], 8)[0].text != ""
 
 
 def test_two_pictures_of_qwen_have_positions_of_their_own() -> None:
     """Written by hand: a picture of 4 x 4 tokens starts behind its opening token and takes four positions."""
     lmm = subject("tiny_qwen2_5_vl")
-    batch = lmm.family.encode(lmm.processor, ["?"], [SIDE_BY_SIDE]).batch
+    batch = lmm.family.encode_batch(lmm.processor, ["?"], [SIDE_BY_SIDE]).tensors
     with torch.inference_mode(), Positions(lmm) as seen:
         lmm.model(**batch)
     time, row, column = seen[0][:, 0].tolist()

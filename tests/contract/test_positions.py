@@ -49,7 +49,7 @@ class Positions:
 def test_positions_are_three_dimensional_under_both_paddings(name: str, answers: bool) -> None:
     lmm = subject(name)
     questions, pictures, said = zip(*((i.question, list(i.images), i.answer) for i in LESSON), strict=True)
-    batch = lmm.family.encode(lmm.processor, questions, pictures, said if answers else None).batch
+    batch = lmm.family.encode_batch(lmm.processor, questions, pictures, said if answers else None).tensors
     padded = batch["attention_mask"] == 0
     assert padded.any() and padded[:, -1].any() == answers
     kinds, ids = batch["mm_token_type_ids"], batch["input_ids"]
@@ -62,9 +62,9 @@ def test_positions_are_three_dimensional_under_both_paddings(name: str, answers:
     assert not torch.equal(wanted[1], wanted[2]), "rows and columns of a picture differ"
     # A sample alone, without padding, has the same positions: padding shifts nothing.
     for i, question in enumerate(questions):
-        alone = lmm.family.encode(
+        alone = lmm.family.encode_batch(
             lmm.processor, [question], [pictures[i]], [said[i]] if answers else None
-        ).batch
+        ).tensors
         if "image_grid_thw" in alone:
             assert torch.equal(seen[0][:, i, real[i]], expected(lmm, alone)[:, 0])
 
@@ -73,9 +73,9 @@ def test_positions_are_three_dimensional_under_both_paddings(name: str, answers:
 def test_decoding_goes_on_behind_the_prompt(name: str) -> None:
     lmm = subject(name)
     items = LESSON[:3]
-    batch = lmm.family.encode(
+    batch = lmm.family.encode_batch(
         lmm.processor, [i.question for i in items], [list(i.images) for i in items]
-    ).batch
+    ).tensors
     last = expected(lmm, batch).masked_fill(batch["attention_mask"] == 0, -1).amax(dim=(0, 2))
     with torch.inference_mode(), Positions(lmm) as seen:
         lmm.model.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
@@ -87,7 +87,7 @@ def test_without_the_processor_s_token_types_positions_would_be_flat_or_refused(
     """Why every key of the processor is handed on."""
     for name in QWENS:
         lmm = subject(name)
-        batch = dict(lmm.family.encode(lmm.processor, ["?"], [list(LESSON[1].images)]).batch)
+        batch = dict(lmm.family.encode_batch(lmm.processor, ["?"], [list(LESSON[1].images)]).tensors)
         wanted = expected(lmm, batch)
         del batch["mm_token_type_ids"]
         with torch.inference_mode(), Positions(lmm) as seen:

@@ -15,20 +15,20 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from lmm_forget.config import conf_dir
+from lmm_forget.config import find_conf_dir
 from lmm_forget.models.loading import LMM
-from lmm_forget.models.weights import model_hashes
-from lmm_forget.recipes.method import Method, build_method, parameter_dtypes
+from lmm_forget.models.weight_hashes import hash_parameters
+from lmm_forget.recipes.method import Method, build_method, get_parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import TunePlan, load_recipe
-from lmm_forget.training.batches import TrainItem
-from lmm_forget.training.fit import fit
-from lmm_forget.training.precision import Compute
+from lmm_forget.training.micro_batches import TrainItem
+from lmm_forget.training.precision import PrecisionContext
+from lmm_forget.training.train_stage import train_stage
 from tests.models.subjects import PACKAGED, SUBJECTS, subject
 from tests.models.tiny import FAMILIES, picture
 from tests.training.lesson import HARDWARE, TRAINING, plan_for
 
-ALL = tuple(sorted(path.stem for path in (Path(conf_dir()) / "recipe").glob("*.yaml")))
+ALL = tuple(sorted(path.stem for path in (Path(find_conf_dir()) / "recipe").glob("*.yaml")))
 # Models without a file of their own share all code; what can differ is which parts are reached.
 SOME = ("full", "mlp_gateup", "projector", "sa_proj")
 # The packaged models are larger, and the random models of their families are held to every recipe.
@@ -53,8 +53,8 @@ class Contract:
     def __init__(self, lmm: LMM, folder: Path) -> None:
         self.lmm, self.file = lmm, folder / "delta.safetensors"
         self.base = {name: p.detach().clone() for name, p in lmm.model.named_parameters()}
-        self.hashes, self.dtypes = model_hashes(lmm.model), parameter_dtypes(lmm.model)
-        self.encoded = lmm.family.encode(
+        self.hashes, self.dtypes = hash_parameters(lmm.model), get_parameter_dtypes(lmm.model)
+        self.encoded = lmm.family.encode_batch(
             lmm.processor,
             [item.question for item in LESSON],
             [list(item.images) for item in LESSON],
@@ -62,18 +62,18 @@ class Contract:
         )
         self.logits = self.first_logits()
 
-    def precision(self) -> Compute:
-        return Compute(self.lmm.model, "bf16", "cpu", self.dtypes)
+    def precision(self) -> PrecisionContext:
+        return PrecisionContext(self.lmm.model, "bf16", "cpu", self.dtypes)
 
     def put_back(self) -> None:
         with torch.no_grad():
             for name, p in self.lmm.model.named_parameters():
                 p.copy_(self.base[name])
-        assert model_hashes(self.lmm.model) == self.hashes
+        assert hash_parameters(self.lmm.model) == self.hashes
 
     def first_logits(self) -> torch.Tensor:
-        with torch.no_grad(), self.precision() as compute, compute.autocast():
-            logits: torch.Tensor = self.lmm.model(**self.encoded.batch).logits
+        with torch.no_grad(), self.precision() as compute, compute.make_autocast_context():
+            logits: torch.Tensor = self.lmm.model(**self.encoded.tensors).logits
         return logits
 
     def gradients(self, method: Method) -> dict[str, torch.Tensor]:
@@ -81,8 +81,8 @@ class Contract:
         model = self.lmm.model
         assert self.encoded.labels is not None
         with self.precision() as compute:
-            with compute.autocast():
-                loss = method.loss(self.lmm, dict(self.encoded.batch), self.encoded.labels)
+            with compute.make_autocast_context():
+                loss = method.loss(self.lmm, dict(self.encoded.tensors), self.encoded.labels)
             loss.sum().backward()
         found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         asked = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -93,8 +93,8 @@ class Contract:
     def obeys(self, recipe: str) -> None:
         """Hold one recipe to the contract."""
         lmm, method = self.lmm, method_of(recipe)
-        plan = method.planned(lmm.model, plan_for(lmm, recipe))
-        method.prepare(lmm, plan)
+        plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
+        method.start_stage(lmm, plan)
         assert torch.equal(self.first_logits(), self.logits), "the first logits are the base's"
         gradients = self.gradients(method)
         moving = {re.sub(r"\.lora_[AB]\.\w+", "", name) for name in gradients}  # an adapter moves its tensor
@@ -102,11 +102,11 @@ class Contract:
         assert all(torch.isfinite(g).all() for g in gradients.values())
         losses = self.taught(plan, method)
         assert losses[-1] < losses[0], "the loss falls"
-        delta = method.finish(lmm, plan, self.dtypes)
-        after = model_hashes(lmm.model)
+        delta = method.end_stage(lmm, plan, self.dtypes)
+        after = hash_parameters(lmm.model)
         assert {name for name in after if after[name] != self.hashes[name]} == set(plan.trainable)
         assert delta.keys() == set(plan.trainable)
-        assert parameter_dtypes(lmm.model) == self.dtypes
+        assert get_parameter_dtypes(lmm.model) == self.dtypes
         assert not any(p.requires_grad for p in lmm.model.parameters())
         save_file(delta, self.file)
         self.put_back()
@@ -114,15 +114,22 @@ class Contract:
             parameters = dict(lmm.model.named_parameters())
             for name, tensor in load_file(self.file).items():
                 parameters[name].copy_(tensor)
-        assert model_hashes(lmm.model) == after, "the saved delta makes the stage model out of the base"
+        assert hash_parameters(lmm.model) == after, "the saved delta makes the stage model out of the base"
         self.put_back()
 
     def taught(self, plan: TunePlan, method: Method) -> list[float]:
         settings: dict[str, Any] = {**TRAINING, "learning_rate": 5e-3, "max_steps": 4, "warmup": 0.0}
-        result = fit(
-            self.lmm, plan, method, LESSON, training=settings, hardware=HARDWARE, seed=0, task="contract"
+        result = train_stage(
+            self.lmm,
+            plan,
+            method,
+            LESSON,
+            training_config=settings,
+            hardware_config=HARDWARE,
+            seed=0,
+            task="contract",
         )
-        return result.loss
+        return result.step_losses
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -145,7 +152,7 @@ def test_the_contract_notices_a_recipe_that_moves_something_else(
         def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Any) -> dict[str, torch.Tensor]:
             with torch.no_grad():
                 lmm.model.get_parameter(plan.frozen[0]).mul_(2)
-            return super().finish(lmm, plan, base_dtypes)
+            return super().end_stage(lmm, plan, base_dtypes)
 
     monkeypatch.setattr("tests.contract.test_recipes.method_of", lambda _: Leaky())
     with pytest.raises(AssertionError):

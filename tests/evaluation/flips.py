@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmm_forget.evaluation.answers import NEAR_TIE, Answer
+from lmm_forget.evaluation.scored_answers import LOGIT_TIE_MARGIN, Answer
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Flips:
         return self.near_ties + len(self.unexplained)
 
 
-def flips(first: Sequence[Answer], second: Sequence[Answer], near_tie: float = NEAR_TIE) -> Flips:
+def flips(first: Sequence[Answer], second: Sequence[Answer], near_tie: float = LOGIT_TIE_MARGIN) -> Flips:
     """Compare the texts of two runs over the same samples; unexplained flips are given as `task/sample id`.
 
     Raises ValueError if the two do not answer the same samples in the same order.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lmm_forget.tasks.base import Sample, Task, digest
 from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.task import Sample, Task, hash_json_parts
 from tests.models.tiny import picture
 
 SIZES = ((56, 56), (112, 56), (56, 112), (80, 60))
@@ -43,4 +43,4 @@ class Questions(Task):
         return self.made
 
     def fingerprint(self, split: str) -> str:
-        return digest(self.name, split, len(self.made))
+        return hash_json_parts(self.name, split, len(self.made))

@@ -10,24 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmm_forget.errors import DataError
-from lmm_forget.evaluation.accumulate import (
+from lmm_forget.evaluation.aggregation import (
     MacroAccuracy,
     MeanANLS,
     MeanRelaxedAccuracy,
     MeanScore,
     MeanVQAAccuracy,
 )
-from lmm_forget.tasks.scoring.text import anls, relaxed
-from lmm_forget.tasks.scoring.vqa import vqa_accuracy
+from lmm_forget.tasks.scoring.text_match import compute_anls, is_relaxed_match
+from lmm_forget.tasks.scoring.vqa import compute_vqa_accuracy
 
 ANSWERS = ["blue", "blum", "105", "5 %", "", "two"]
 REFERENCES = [["blue"], ["blue", "plum"], ["100"], ["0.05"], ["x"], ["2", "2", "two", "3"]]
 METRICS: list[tuple[MeanScore, Callable[[str, Sequence[str]], float]]] = [
-    (MeanANLS(), anls),
-    (MeanANLS(threshold=0.9), lambda a, r: anls(a, r, 0.9)),
-    (MeanVQAAccuracy(), vqa_accuracy),
-    (MeanRelaxedAccuracy(), lambda a, r: float(any(relaxed(a, one) for one in r))),
-    (MeanRelaxedAccuracy(tolerance=0.0), lambda a, r: float(any(relaxed(a, one, 0.0) for one in r))),
+    (MeanANLS(), compute_anls),
+    (MeanANLS(threshold=0.9), lambda a, r: compute_anls(a, r, 0.9)),
+    (MeanVQAAccuracy(), compute_vqa_accuracy),
+    (MeanRelaxedAccuracy(), lambda a, r: float(any(is_relaxed_match(a, one) for one in r))),
+    (MeanRelaxedAccuracy(tolerance=0.0), lambda a, r: float(any(is_relaxed_match(a, one, 0.0) for one in r))),
 ]
 
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.evaluation.ahead import Job, jobs, worked
-from lmm_forget.evaluation.ask import subset
-from lmm_forget.evaluation.preparing import encoded, looked_at
-from lmm_forget.evaluation.shared import Exam, examine
+from lmm_forget.evaluation.evaluate import EvalSet, evaluate
+from lmm_forget.evaluation.prefetch import ReadRequest, make_read_requests, prefetch_results
+from lmm_forget.evaluation.question_encoding import encode_question_batches, index_questions
+from lmm_forget.evaluation.task_evaluation import limit_samples
 from lmm_forget.models.loading import LMM
 from lmm_forget.progress import NullProgress
-from lmm_forget.store import Kept, Store
-from lmm_forget.tasks.base import Sample, Task
-from lmm_forget.tasks.published import HubTask
+from lmm_forget.store import CachedResponse, Store
+from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.task import Sample, Task
 from tests.evaluation.questions import Questions, sample
 from tests.models.tiny import tiny_lmm
 from tests.tasks.published import png
@@ -58,10 +58,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def everything(lmm: LMM, task: Task, samples: Sequence[Sample], workers: int) -> tuple[Any, list[Any]]:
-    looked = looked_at(lmm, task, samples, 4, workers)
-    batches = list(encoded(lmm, task, samples, looked[0], workers))
+    looked = index_questions(lmm, task, samples, 4, workers)
+    batches = list(encode_question_batches(lmm, task, samples, looked[0], workers))
     return looked, [
-        [list(places), ready.ids, {name: tensor.tolist() for name, tensor in ready.batch.items()}]
+        [list(places), ready.sample_ids, {name: tensor.tolist() for name, tensor in ready.inputs.items()}]
         for places, ready in batches
     ]
 
@@ -76,7 +76,7 @@ def test_workers_read_the_same_in_the_same_order(onevision: LMM, tmp_path: Path)
         ("stream", published(tmp_path / "stream", streaming=True)),
         ("store", published(tmp_path / "store", streaming=False)),
     ):
-        samples = subset(task.samples("test"), 21, task.name)
+        samples = limit_samples(task.load_samples("test"), 21, task.name)
         here, there = (everything(onevision, task, samples, workers) for workers in (0, 2))
         assert here == there
         assert [ids for _, ids, _ in here[1]] == [
@@ -92,40 +92,40 @@ def test_workers_read_the_same_in_the_same_order(onevision: LMM, tmp_path: Path)
 def test_a_stream_is_read_once_from_its_beginning_to_its_end(
     onevision: LMM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmm_forget.evaluation.ask.WINDOW", 2)
+    monkeypatch.setattr("lmm_forget.evaluation.task_evaluation.SORT_WINDOW_BATCHES", 2)
     task = published(tmp_path, streaming=True)
-    samples = task.samples("test")
-    looked = looked_at(onevision, task, samples, 4, 0)
+    samples = task.load_samples("test")
+    looked = index_questions(onevision, task, samples, 4, 0)
     assert any(list(batch) != sorted(batch) for batch in looked[0])
     opened = []
-    rows = samples.table.rows  # type: ignore[union-attr]
+    rows = samples.table.iterate_rows  # type: ignore[union-attr]
     monkeypatch.setattr(samples.table, "rows", lambda *given: opened.append(1) or rows(*given))  # type: ignore[union-attr]
     left = [batch for i, batch in enumerate(looked[0]) if i != 1]  # as after a stop in the middle
-    assert [list(places) for places, _ in encoded(onevision, task, samples, left, 0)] == left
+    assert [list(places) for places, _ in encode_question_batches(onevision, task, samples, left, 0)] == left
     assert len(opened) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_answers_do_not_depend_on_workers(onevision: LMM, tmp_path: Path, workers: int) -> None:
     task = Questions(9)
-    alone, _ = examine(
+    alone, _ = evaluate(
         onevision,
         "model",
-        [Exam(task, task.made)],
+        [EvalSet(task, task.made)],
         Store(tmp_path / "alone"),
-        hardware={"eval_batch": 9},
+        hardware_config={"eval_batch": 9},
         progress=NullProgress(),
-        phase="",
+        phase_name="",
     )
     hardware = {"eval_batch": 2, "workers": workers}
-    answers, asked = examine(
+    answers, asked = evaluate(
         onevision,
         "model",
-        [Exam(task, task.made)],
+        [EvalSet(task, task.made)],
         Store(tmp_path / "store"),
-        hardware=hardware,
+        hardware_config=hardware,
         progress=NullProgress(),
-        phase="",
+        phase_name="",
     )
     assert asked == 9
     assert [(a.sample_id, a.text) for a in answers["questions"]] == [
@@ -134,11 +134,11 @@ def test_answers_do_not_depend_on_workers(onevision: LMM, tmp_path: Path, worker
 
 
 def test_a_question_that_an_earlier_batch_asks_is_not_asked_again() -> None:
-    exam = Exam(Questions(4), [], batches=[[0, 1], [3, 2]], keys=["a", "b", "a", "c"])
-    said = Kept("yes", 1, 1.0)
-    assert exam.unasked({}) == [[0, 1], [3]]
-    assert exam.unasked({"b": said}) == [[0], [3]]
-    assert exam.unasked({"a": said, "b": said}) == [[3]]
+    exam = EvalSet(Questions(4), [], batches=[[0, 1], [3, 2]], keys=["a", "b", "a", "c"])
+    said = CachedResponse("yes", 1, 1.0)
+    assert exam.select_missing_batches({}) == [[0, 1], [3]]
+    assert exam.select_missing_batches({"b": said}) == [[0], [3]]
+    assert exam.select_missing_batches({"a": said, "b": said}) == [[3]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -149,11 +149,13 @@ def test_what_cannot_be_read_is_one_line_when_its_turn_comes(
     task = published(tmp_path, streaming=streaming, n=12, bad=9)
     message = r"task mine: sample test-9: image cannot be read \(not an image file\)$"
     with pytest.raises(DataError, match=f"^{message}"):
-        looked_at(onevision, task, task.samples("test"), 4, workers)
+        index_questions(onevision, task, task.load_samples("test"), 4, workers)
     batches = [[3, 0], [8, 9], [1, 2]]
     read = []
     with pytest.raises(DataError, match=f"^{message}"):
-        for places, _ in encoded(onevision, task, task.samples("test"), batches, workers):
+        for places, _ in encode_question_batches(
+            onevision, task, task.load_samples("test"), batches, workers
+        ):
             read.append(list(places))
     assert read == [[3, 0]]
 
@@ -163,17 +165,24 @@ def test_a_question_that_does_not_fit_is_named_by_a_worker_too(onevision: LMM, w
     task = Questions(4)
     task.made[2] = sample(2, "long " * 200)
     with pytest.raises(DataError, match=r"^task questions: sample q2: [^\n]*512[^\n]*$"):
-        list(encoded(onevision, task, task.made, [[0, 1], [3, 2]], workers))
+        list(encode_question_batches(onevision, task, task.made, [[0, 1], [3, 2]], workers))
 
 
 def test_a_worker_that_is_killed_is_one_line() -> None:
-    def work(job: Job) -> int:
-        if job.places[0] == 1:
+    def work(job: ReadRequest) -> int:
+        if job.positions[0] == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return job.places[0]
+        return job.positions[0]
 
     task = Questions(3)
     with pytest.raises(
         LmmForgetError, match=r"^task t: a process that reads samples was ended [^\n]*workers=0"
     ):
-        list(worked(work, jobs(task, task.made, [[0], [1], [2]]), workers=1, what="task t"))
+        list(
+            prefetch_results(
+                work,
+                make_read_requests(task, task.made, [[0], [1], [2]]),
+                num_workers=1,
+                description="task t",
+            )
+        )

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.evaluation.answers import Answer
-from lmm_forget.evaluation.ask import ask, ask_task, subset
-from lmm_forget.evaluation.generate import generate
+from lmm_forget.evaluation.generation import generate_answers
+from lmm_forget.evaluation.scored_answers import Answer
+from lmm_forget.evaluation.task_evaluation import evaluate_task, evaluate_tasks, limit_samples
 from lmm_forget.models.loading import LMM
 from lmm_forget.progress import NullProgress
 from tests.evaluation.flips import flips
@@ -35,27 +35,27 @@ def test_the_comparison_notices_padding_that_is_attended_to(
     onevision: LMM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = Questions(16)
-    one = ask_task(onevision, task, task.made, hardware={"eval_batch": 1})
-    encode = type(onevision.family).encode
+    one = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": 1})
+    encode = type(onevision.family).encode_batch
 
     def unmasked(*args: Any, **options: Any) -> Any:
         encoded = encode(*args, **options)
-        encoded.batch["attention_mask"].fill_(1)
+        encoded.tensors["attention_mask"].fill_(1)
         return encoded
 
-    monkeypatch.setattr(type(onevision.family), "encode", unmasked)
-    many = ask_task(onevision, task, task.made, hardware={"eval_batch": 16})
+    monkeypatch.setattr(type(onevision.family), "encode_batch", unmasked)
+    many = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": 16})
     assert flips(one, many).unexplained
 
 
 @pytest.mark.parametrize("eval_batch", [1, 5])
 def test_answers_and_gaps_equal_a_loop_without_cache(onevision: LMM, eval_batch: int) -> None:
     task = Questions(5, max_new_tokens=4)
-    answers = ask_task(onevision, task, task.made, hardware={"eval_batch": eval_batch})
+    answers = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": eval_batch})
     tokenizer = onevision.processor.tokenizer
     for one, answer in zip(task.made, answers, strict=True):
-        question = task.question(one, training=False)
-        batch = onevision.family.encode(onevision.processor, [question], [list(one.images)]).batch
+        question = task.format_question(one, for_training=False)
+        batch = onevision.family.encode_batch(onevision.processor, [question], [list(one.images)]).tensors
         ids, gaps = batch.pop("input_ids"), []
         batch.pop("attention_mask")
         new: list[int] = []
@@ -73,11 +73,11 @@ def test_answers_and_gaps_equal_a_loop_without_cache(onevision: LMM, eval_batch:
 
 def test_an_answer_stops_at_its_end_token(onevision: LMM) -> None:
     task = Questions(8, max_new_tokens=6)
-    free = ask_task(onevision, task, task.made)
+    free = evaluate_task(onevision, task, task.made)
     assert {answer.tokens for answer in free} == {6}
     ids = onevision.processor.tokenizer(free[3].text, add_special_tokens=False)["input_ids"]
     end = ids[2]
-    stopped = ask_task(dataclasses.replace(onevision, end_token_ids=[end]), task, task.made)
+    stopped = evaluate_task(dataclasses.replace(onevision, end_token_ids=[end]), task, task.made)
     tokenizer = onevision.processor.tokenizer
     assert stopped[3].tokens == ids.index(end) + 1
     assert stopped[3].text == tokenizer.decode(ids[: ids.index(end)])
@@ -87,14 +87,14 @@ def test_an_answer_stops_at_its_end_token(onevision: LMM) -> None:
 
 def test_the_checkpoint_s_sampling_defaults_are_ignored_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     lmm, task = tiny_lmm("llava_onevision"), Questions(4)
-    plain = ask_task(lmm, task, task.made)
+    plain = evaluate_task(lmm, task, task.made)
     theirs = lmm.model.generation_config
     theirs.do_sample, theirs.temperature, theirs.top_k, theirs.repetition_penalty = True, 0.1, 3, 5.0
     logging.getLogger("transformers").propagate = True
     try:
         with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
             warnings.simplefilter("error")
-            again = ask_task(lmm, task, task.made)
+            again = evaluate_task(lmm, task, task.made)
     finally:
         logging.getLogger("transformers").propagate = False
     assert again == plain
@@ -107,7 +107,7 @@ def test_the_model_is_left_as_it_was(onevision: LMM, training: bool) -> None:
     task = Questions(2)
     onevision.model.train(training)
     try:
-        ask_task(onevision, task, task.made)
+        evaluate_task(onevision, task, task.made)
         assert onevision.model.training is training
     finally:
         onevision.model.eval()
@@ -117,8 +117,8 @@ def test_the_model_is_left_as_it_was(onevision: LMM, training: bool) -> None:
 def test_bf16_weights_answer_without_autocast() -> None:
     lmm, task = tiny_lmm("llava_onevision", dtype=torch.bfloat16), Questions(4)
     with torch.autocast("cpu", dtype=torch.float16):
-        inside = ask_task(lmm, task, task.made)
-    assert inside == ask_task(lmm, task, task.made)
+        inside = evaluate_task(lmm, task, task.made)
+    assert inside == evaluate_task(lmm, task, task.made)
 
 
 class Recorder(NullProgress):
@@ -126,7 +126,7 @@ class Recorder(NullProgress):
         self.phases: list[tuple[str, int, str]] = []
         self.done: list[int] = []
 
-    def phase(self, name: str, total: int, unit: str) -> None:
+    def start_phase(self, name: str, total: int, unit: str) -> None:
         self.phases.append((name, total, unit))
 
     def advance(self, done: int, **info: float | int | str) -> None:
@@ -138,41 +138,46 @@ def test_one_phase_over_all_tasks_and_answers_in_order(onevision: LMM) -> None:
     progress = Recorder()
     together = dict(
         (task.name, answers)
-        for task, answers in ask(onevision, [first, second], hardware={"eval_batch": 3}, progress=progress)
+        for task, answers in evaluate_tasks(
+            onevision, [first, second], hardware_config={"eval_batch": 3}, progress=progress
+        )
     )
     assert progress.phases == [("ask", 12, "question")] and progress.done == [3, 3, 1, 3, 2]
     for task in (first, second):
         assert [answer.sample_id for answer in together[task.name]] == [one.id for one in task.made]
-        ((_, alone),) = ask(onevision, [task], hardware={"eval_batch": 3})
+        ((_, alone),) = evaluate_tasks(onevision, [task], hardware_config={"eval_batch": 3})
         assert alone == together[task.name]
     answer = together["others"][1]
     assert (answer.task, answer.image_id, answer.group) == ("others", "i0", "odd")
     assert answer.question.endswith("\nAnswer!") and answer.references == ("a bird", "bird")
     assert together["questions"][1].group is None
-    assert ask_task(onevision, first, []) == []
+    assert evaluate_task(onevision, first, []) == []
 
 
 def test_a_window_does_not_change_answers(onevision: LMM, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Questions(9)
-    whole = ask_task(onevision, task, task.made, hardware={"eval_batch": 2})
-    monkeypatch.setattr("lmm_forget.evaluation.ask.WINDOW", 1)
-    assert flips(whole, ask_task(onevision, task, task.made, hardware={"eval_batch": 2})).unexplained == ()
+    whole = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": 2})
+    monkeypatch.setattr("lmm_forget.evaluation.task_evaluation.SORT_WINDOW_BATCHES", 1)
+    assert (
+        flips(whole, evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": 2})).unexplained
+        == ()
+    )
 
 
 def test_limits_nest_and_keep_order() -> None:
     samples = [sample(i) for i in range(30)]
-    chosen = {n: [one.id for one in subset(samples, n, "name")] for n in (5, 12)}
+    chosen = {n: [one.id for one in limit_samples(samples, n, "name")] for n in (5, 12)}
     assert len(chosen[5]) == 5 and set(chosen[5]) < set(chosen[12])
     assert chosen[12] == [one.id for one in samples if one.id in chosen[12]]
-    assert chosen[12] != [one.id for one in subset(samples, 12, "other name")]
-    assert subset(samples, None, "name") is samples and subset(samples, 30, "name") is samples
-    assert [one.id for one in subset(samples, 12, "name")[2:4]] == chosen[12][2:4]
+    assert chosen[12] != [one.id for one in limit_samples(samples, 12, "other name")]
+    assert limit_samples(samples, None, "name") is samples and limit_samples(samples, 30, "name") is samples
+    assert [one.id for one in limit_samples(samples, 12, "name")[2:4]] == chosen[12][2:4]
     with pytest.raises(DataError, match="task name: a limit of 0 samples"):
-        subset(samples, 0, "name")
+        limit_samples(samples, 0, "name")
 
 
 def test_limit_per_task(onevision: LMM) -> None:
-    ((_, answers),) = ask(onevision, [Questions(9)], limit=4)
+    ((_, answers),) = evaluate_tasks(onevision, [Questions(9)], max_samples=4)
     assert len(answers) == 4
 
 
@@ -180,19 +185,19 @@ def test_a_reserved_token_in_a_question_names_the_sample(onevision: LMM) -> None
     task = Questions(4)
     task.made[2] = sample(2, "What does <image> say?")
     with pytest.raises(DataError, match="^task questions: sample q2: its question contains .*<image>"):
-        ask_task(onevision, task, task.made)
+        evaluate_task(onevision, task, task.made)
 
 
 def test_a_question_longer_than_the_context_names_the_sample(onevision: LMM) -> None:
     task = Questions(3)
     task.made[1] = sample(1, "long " * 200)
     with pytest.raises(DataError, match="^task questions: sample q1: .*512"):
-        ask_task(onevision, task, task.made)
-    length = onevision.family.encode(onevision.processor, ["?"], [[picture()]]).lengths[0]
-    room = onevision.family.context - length
-    assert len(generate(onevision, ["?"], [[picture()]], room)) == 1
+        evaluate_task(onevision, task, task.made)
+    length = onevision.family.encode_batch(onevision.processor, ["?"], [[picture()]]).lengths[0]
+    room = onevision.family.context_length - length
+    assert len(generate_answers(onevision, ["?"], [[picture()]], room)) == 1
     with pytest.raises(DataError, match=f"{length} prompt tokens and {room + 1} answer tokens are more than"):
-        generate(onevision, ["?"], [[picture()]], room + 1)
+        generate_answers(onevision, ["?"], [[picture()]], room + 1)
 
 
 def test_logits_that_are_not_finite_end_the_run() -> None:
@@ -200,7 +205,7 @@ def test_logits_that_are_not_finite_end_the_run() -> None:
     with torch.no_grad():
         lmm.model.get_output_embeddings().weight.fill_(float("nan"))
     with pytest.raises(LmmForgetError, match="task questions: the model's logits are not finite"):
-        ask_task(lmm, task, task.made)
+        evaluate_task(lmm, task, task.made)
 
 
 def test_any_failure_names_the_samples_and_is_never_an_empty_answer(
@@ -210,9 +215,9 @@ def test_any_failure_names_the_samples_and_is_never_an_empty_answer(
         raise RuntimeError("out of memory\nwith details")
 
     task = Questions(4)
-    monkeypatch.setattr(type(onevision.family), "encode", fails)
+    monkeypatch.setattr(type(onevision.family), "encode_batch", fails)
     with pytest.raises(LmmForgetError) as caught:
-        ask_task(onevision, task, task.made)
+        evaluate_task(onevision, task, task.made)
     assert re.fullmatch(
         r"task questions: asking 4 samples \(q\d, q\d, q\d …\) failed: RuntimeError: out of memory",
         str(caught.value),
@@ -225,7 +230,7 @@ def test_a_sample_that_cannot_be_made_is_named(onevision: LMM) -> None:
             raise OSError("gone")
 
     with pytest.raises(DataError, match="task questions: sample number 0 cannot be read: OSError: gone"):
-        ask_task(onevision, Questions(1), Broken([1]))
+        evaluate_task(onevision, Questions(1), Broken([1]))
 
 
 @pytest.mark.parametrize(
@@ -238,10 +243,10 @@ def test_a_scorer_out_of_range_is_refused(onevision: LMM, score: str, value: flo
     with pytest.raises(
         DataError, match="task questions: the scorer gave .* for sample q0, not a number in 0..1"
     ):
-        ask_task(onevision, task, task.made)
+        evaluate_task(onevision, task, task.made)
 
 
 def test_a_macro_key_that_is_missing_is_named(onevision: LMM) -> None:
     task = Questions(1, macro="category")
     with pytest.raises(DataError, match="task questions: sample q0 has no 'category'"):
-        ask_task(onevision, task, task.made)
+        evaluate_task(onevision, task, task.made)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lmm_forget.errors import DataError
-from lmm_forget.evaluation.lengths import Ruler, fit
+from lmm_forget.evaluation.token_lengths import TokenCounter, check_lengths
 from lmm_forget.models.loading import LMM
-from lmm_forget.tasks.base import Sample
+from lmm_forget.tasks.task import Sample
 from tests.evaluation.questions import SIZES, Questions, sample
 from tests.models.subjects import SUBJECTS, subject
 from tests.models.tiny import picture, tiny_lmm
@@ -28,25 +28,28 @@ def onevision() -> LMM:
 def test_counts_are_those_of_encoding(name: str) -> None:
     lmm = subject(name)
     for counts in (True, False):
-        ruler = Ruler(lmm.family, lmm.processor)
+        ruler = TokenCounter(lmm.family, lmm.processor)
         if not counts:
-            ruler._said = lambda sizes: None  # type: ignore[method-assign]  # a processor that cannot say
+            ruler._get_claimed_image_tokens = lambda sizes: None  # type: ignore[method-assign]  # a processor that cannot say
         for i, sizes in enumerate([*((size,) for size in ODD), (), ODD[:2], ODD[1:3], ODD[:3]]):
             question, answer = "How many " + "red " * i + "things?\nA. one", "a" * (i + 1)
             images = [picture(*size) for size in sizes]
-            made = lmm.family.encode(lmm.processor, [question], [images], [answer])
+            made = lmm.family.encode_batch(lmm.processor, [question], [images], [answer])
             assert (
-                ruler.prompt(question, tuple(p.size for p in images)) + ruler.answer(answer)
+                ruler.count_prompt_tokens(question, tuple(p.size for p in images))
+                + ruler.count_answer_tokens(answer)
                 == made.lengths[0]
             )
 
 
 def test_a_processor_that_counts_wrongly_is_not_believed(onevision: LMM) -> None:
-    ruler = Ruler(onevision.family, onevision.processor)
-    ruler._said = lambda sizes: sizes[0][0] if len(set(ruler._differences[1])) < 2 else None  # type: ignore[method-assign]
+    ruler = TokenCounter(onevision.family, onevision.processor)
+    ruler._get_claimed_image_tokens = lambda sizes: (
+        sizes[0][0] if len(set(ruler._count_differences[1])) < 2 else None
+    )  # type: ignore[method-assign]
     for size in ODD:
-        made = onevision.family.encode(onevision.processor, ["?"], [[picture(*size)]]).lengths[0]
-        assert ruler.prompt("?", (size,)) == made
+        made = onevision.family.encode_batch(onevision.processor, ["?"], [[picture(*size)]]).lengths[0]
+        assert ruler.count_prompt_tokens("?", (size,)) == made
 
 
 class Opened(Sequence[Sample]):
@@ -68,11 +71,13 @@ class Opened(Sequence[Sample]):
 
 def long_by(lmm: LMM, task: Questions, room: int, i: int) -> Sample:
     """A sample whose prompt leaves exactly `room` tokens of the context."""
-    ruler = Ruler(lmm.family, lmm.processor)
+    ruler = TokenCounter(lmm.family, lmm.processor)
     for n in range(700):
         made = sample(i, "x" * n)
-        length = ruler.prompt(task.question(made, training=False), (SIZES[i % len(SIZES)],))
-        if length + room == lmm.family.context:
+        length = ruler.count_prompt_tokens(
+            task.format_question(made, for_training=False), (SIZES[i % len(SIZES)],)
+        )
+        if length + room == lmm.family.context_length:
             return made
     raise AssertionError("no such sample")
 
@@ -80,17 +85,17 @@ def long_by(lmm: LMM, task: Questions, room: int, i: int) -> Sample:
 def test_a_sample_is_refused_exactly_when_it_does_not_fit(onevision: LMM) -> None:
     task = Questions(6)
     samples = Opened(task.made)
-    assert fit(onevision, task, samples, taught=False).samples is samples
+    assert check_lengths(onevision, task, samples, is_training=False).samples is samples
     assert samples.decoded == [], "far from the limit nothing is decoded"
     task.made[2] = long_by(onevision, task, task.max_new_tokens, 2)
-    assert fit(onevision, task, samples, taught=False).bad == {}
+    assert check_lengths(onevision, task, samples, is_training=False).unusable_samples == {}
     assert samples.decoded == [2]
     task.made[4] = long_by(onevision, task, task.max_new_tokens - 1, 4)
     with pytest.raises(
         DataError, match=r"^task questions: 1 of 6 samples cannot be asked \(first: q4: 507 prompt tok"
     ):
-        fit(onevision, task, samples, taught=False)
-    kept = fit(onevision, task, samples, taught=False, on_bad_sample="skip").samples
+        check_lengths(onevision, task, samples, is_training=False)
+    kept = check_lengths(onevision, task, samples, is_training=False, on_bad_sample="skip").samples
     assert [one.id for one in kept] == ["q0", "q1", "q2", "q3", "q5"]
     assert list(kept.skipped) == ["4"]  # type: ignore[attr-defined]
 
@@ -104,36 +109,38 @@ def test_pictures_that_a_template_merges_are_found_before_anything_is_asked() ->
     with pytest.raises(
         DataError, match=r"1 of 8 samples cannot be asked \(first: q5: its 2 pictures stand side by side"
     ):
-        fit(lmm, task, task.made, taught=False)
+        check_lengths(lmm, task, task.made, is_training=False)
     for taught in (False, True):
-        kept = fit(lmm, task, task.made, taught=taught, on_bad_sample="skip").samples
+        kept = check_lengths(lmm, task, task.made, is_training=taught, on_bad_sample="skip").samples
         assert [one.id for one in kept] == [f"q{i}" for i in range(8) if i != 5]
 
 
 def test_what_is_taught_has_to_fit_with_its_answer(onevision: LMM) -> None:
     task = Questions(5)
-    ending = Ruler(onevision.family, onevision.processor).answer(task.made[0].answers[0])
+    ending = TokenCounter(onevision.family, onevision.processor).count_answer_tokens(task.made[0].answers[0])
     task.train_suffix = task.eval_suffix
     task.made[1] = long_by(onevision, task, ending, 1)
-    assert fit(onevision, task, task.made, taught=True).bad == {}
+    assert check_lengths(onevision, task, task.made, is_training=True).unusable_samples == {}
     task.made[3] = long_by(onevision, task, ending - 1, 3)
     with pytest.raises(
         DataError, match=r"1 of 5 samples cannot be taught \(first: q3: prompt and answer have 513"
     ):
-        fit(onevision, task, task.made, taught=True)
+        check_lengths(onevision, task, task.made, is_training=True)
     task.made[0] = sample(0, "What does <image> say?")
-    found = fit(onevision, task, task.made, taught=True, on_bad_sample="skip")
+    found = check_lengths(onevision, task, task.made, is_training=True, on_bad_sample="skip")
     assert [one.id for one in found.samples] == ["q1", "q2", "q4"]
-    assert "reserved token <image>" in found.bad["0"]
+    assert "reserved token <image>" in found.unusable_samples["0"]
     task.made = [sample(0, "long " * 200)] * 2
     with pytest.raises(DataError, match="2 of 2 samples cannot be taught .*: none is left"):
-        fit(onevision, task, task.made, taught=True, on_bad_sample="skip")
+        check_lengths(onevision, task, task.made, is_training=True, on_bad_sample="skip")
 
 
 def test_answers_that_cannot_be_said_are_found(onevision: LMM) -> None:
     task = Questions(4, max_new_tokens=5)  # the tokenizer of these models has a token a letter
-    assert fit(onevision, task, task.made, taught=False).long_answers == [], "'bird' can be said"
-    taught = fit(onevision, task, task.made, taught=True).long_answers
+    assert check_lengths(onevision, task, task.made, is_training=False).long_answers == [], (
+        "'bird' can be said"
+    )
+    taught = check_lengths(onevision, task, task.made, is_training=True).long_answers
     assert taught == [f"q{i}, 6 tokens" for i in range(4)], "'a bird' is taught"
     task.max_new_tokens = 3
-    assert fit(onevision, task, task.made, taught=False).long_answers[0] == "q0, 4 tokens"
+    assert check_lengths(onevision, task, task.made, is_training=False).long_answers[0] == "q0, 4 tokens"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmm_forget.evaluation.answers import Answer
-from lmm_forget.evaluation.table import answers_to_table
-from lmm_forget.report.answers import VERSION
+from lmm_forget.evaluation.answer_table import make_answer_table
+from lmm_forget.evaluation.scored_answers import Answer
+from lmm_forget.report.stage_answers import ANSWERS_VERSION
 from tests.evaluation.flips import flips
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -35,10 +35,12 @@ ONE = Answer("t", "s", "i", "?", ("a",), "a", 1.0, None, None, None, 2, 0.5)
 
 @given(answers=st.lists(ANSWERS, max_size=5))
 def test_a_table_holds_the_same_answers(answers: list[Answer]) -> None:
-    table = answers_to_table(answers)
+    table = make_answer_table(answers)
     rows = [Answer(**{**row, "references": tuple(row["references"])}) for row in table.to_pylist()]
     assert rows == answers
-    assert table.schema.metadata == {b"lmm_forget.answers": VERSION}  # which the report's reader checks
+    assert table.schema.metadata == {
+        b"lmm_forget.answers": ANSWERS_VERSION
+    }  # which the report's reader checks
 
 
 def test_flips_excuse_near_ties_only() -> None:

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from lmm_forget.cli.export import main
-from lmm_forget.config import compose, resolve
+from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.experiment import pipeline
 from lmm_forget.experiment.job import main as run_job
 from lmm_forget.models.loading import LMM
-from lmm_forget.models.weights import model_hashes, weights_hash
+from lmm_forget.models.weight_hashes import hash_parameters, hash_weights
 from tests.models.tiny import picture, tiny_lmm
 
 pytestmark = pytest.mark.timeout(1800)  # jobs and a process of its own; a busy machine is not a failure
@@ -78,16 +78,16 @@ def make_job(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> Expo
     lmm.model.save_pretrained(base)
     lmm.processor.save_pretrained(base)
     overrides = [f"recipe={recipe}", f"model.path={base}", f"model.family={family}", "model.dtype=auto"]
-    config = resolve(compose([*SMALL, *overrides, f"store={folder / 'store'}"]))
+    config = resolve_config(compose_config([*SMALL, *overrides, f"store={folder / 'store'}"]))
     job.mkdir(parents=True)
     (job / "job.yaml").write_text(json.dumps(config))
-    grounds, lay = [], pipeline.lay_ground
+    grounds, lay = [], pipeline.build_context
 
     def listening(*arguments: Any) -> Any:
         grounds.append(lay(*arguments))
         return grounds[-1]
 
-    monkeypatch.setattr(pipeline, "lay_ground", listening)
+    monkeypatch.setattr(pipeline, "build_context", listening)
     assert run_job([str(job / "job.yaml")]) == 0
     return Exported(job, folder / family, grounds[0].lmm, json.loads((job / "results.json").read_text()))
 
@@ -116,9 +116,9 @@ def test_transformers_alone_gives_the_same_logits(exported: dict[str, Exported],
     )
     assert done.stdout.strip() == "False", done.stdout + done.stderr
     for family, each in exported.items():
-        encoded = each.lmm.family.encode(each.lmm.processor, [QUESTION], [[Image.open(image)]])
+        encoded = each.lmm.family.encode_batch(each.lmm.processor, [QUESTION], [[Image.open(image)]])
         with torch.no_grad():
-            wanted = each.lmm.model(**encoded.batch).logits
+            wanted = each.lmm.model(**encoded.tensors).logits
         found = load_file(each.out.parent / f"{each.out.name}.logits")["logits"]
         assert found.dtype == CASES[family][1] == wanted.dtype
         assert torch.equal(found, wanted), family
@@ -129,7 +129,7 @@ def test_the_folder_is_the_last_stage_and_stage_1_the_one_before(
 ) -> None:
     for each in exported.values():
         model = AutoModelForImageTextToText.from_pretrained(each.out)
-        assert weights_hash(model_hashes(model)) == each.results["stages"][1]["weights_hash"]
+        assert hash_weights(hash_parameters(model)) == each.results["stages"][1]["weights_hash"]
         assert {p.suffix for p in each.out.iterdir()} == {".json", ".safetensors", ".jinja", ".md"}
     each = exported["llava_next"]
     out = tmp_path / "earlier"
@@ -137,7 +137,7 @@ def test_the_folder_is_the_last_stage_and_stage_1_the_one_before(
     told = json.loads(capsys.readouterr().out)
     model = AutoModelForImageTextToText.from_pretrained(out)
     first = each.results["stages"][0]
-    assert weights_hash(model_hashes(model)) == first["weights_hash"] == told["weights_hash"]
+    assert hash_weights(hash_parameters(model)) == first["weights_hash"] == told["weights_hash"]
     assert first["weights_hash"] != each.results["stages"][1]["weights_hash"]
     assert (told["stage"], told["task"], told["dtype"]) == (1, "tiny_cub200", "bfloat16")
     assert told["bytes"] == sum(p.stat().st_size for p in out.iterdir())

@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lmm_forget.config import compose, resolve, single_name
-from lmm_forget.evaluation.ask import ask
+from lmm_forget.config import build_single_job_name, compose_config, resolve_config
+from lmm_forget.evaluation.task_evaluation import evaluate_tasks
 from lmm_forget.experiment.job import main as job_main
-from lmm_forget.models.folders import packaged_folder
-from lmm_forget.models.loading import LMM, load
+from lmm_forget.models.loading import LMM, load_model
+from lmm_forget.models.model_source import find_packaged_model
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
 
@@ -86,7 +86,7 @@ def home(folder: Path, n: int = 24) -> Path:
 
 def model_copy(folder: Path, name: str = "tiny_onevision") -> Path:
     """A copy of a packaged model that a test may change."""
-    shutil.copytree(packaged_folder(name), folder)
+    shutil.copytree(find_packaged_model(name), folder)
     return folder
 
 
@@ -107,9 +107,11 @@ def job(folder: Path, *words: str, into: str | None = None, code: int = 0) -> Pa
 
     `into` names the job's folder below multirun/field. AssertionError if it ends with another exit code than `code`.
     """
-    cfg = compose([*QUICK, f"store={folder / 'multirun' / '.store'}", *words], folder / "conf")
-    config = resolve(cfg)
-    where = folder / "multirun" / ("field" if into else config["name"]) / (into or single_name(config))
+    cfg = compose_config([*QUICK, f"store={folder / 'multirun' / '.store'}", *words], folder / "conf")
+    config = resolve_config(cfg)
+    where = (
+        folder / "multirun" / ("field" if into else config["name"]) / (into or build_single_job_name(config))
+    )
     where.mkdir(parents=True, exist_ok=True)
     (where / "job.yaml").write_text(json.dumps(config), encoding="utf-8")
     assert job_main([str(where / "job.yaml")]) == code
@@ -136,7 +138,7 @@ def answers(folder: Path, stage: int = 0) -> dict[tuple[str, str], str]:
 
 def tiny(path: Path | str = "package:tiny_onevision", **spec: Any) -> LMM:
     """A model loaded from a folder, as a job loads it."""
-    return load({"name": "tiny", "path": str(path), "dtype": "float32", "attention": "eager", **spec})
+    return load_model({"name": "tiny", "path": str(path), "dtype": "float32", "attention": "eager", **spec})
 
 
 def benchmark(data: Path, **more: Any) -> JsonlTask:
@@ -147,7 +149,9 @@ def benchmark(data: Path, **more: Any) -> JsonlTask:
 
 def said(lmm: LMM, data: Path, limit: int | None = None, eval_batch: int = 64) -> list[str]:
     """What a model says to the questions of a JSONL file, asked without any store."""
-    ((_, found),) = ask(lmm, [benchmark(data)], limit=limit, hardware={"eval_batch": eval_batch})
+    ((_, found),) = evaluate_tasks(
+        lmm, [benchmark(data)], max_samples=limit, hardware_config={"eval_batch": eval_batch}
+    )
     return [answer.text for answer in found]
 
 

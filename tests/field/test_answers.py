@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.evaluation.ask import ask_task, subset
+from lmm_forget.evaluation.task_evaluation import evaluate_task, limit_samples
 from lmm_forget.models.loading import LMM
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
@@ -56,10 +56,10 @@ def test_an_error_while_asking_is_no_empty_answer(
     def out_of_order(*_: Any, **__: Any) -> None:
         raise RuntimeError("shape mismatch\nsecond line")
 
-    monkeypatch.setattr(lmm.model, "generate", out_of_order)
+    monkeypatch.setattr(lmm.model, "generate_answers", out_of_order)
     task = benchmark(shared_home / "data.jsonl")
     with pytest.raises(LmmForgetError, match="task mine: asking 24 samples .*shape mismatch") as caught:
-        ask_task(lmm, task, task.samples("test"))
+        evaluate_task(lmm, task, task.load_samples("test"))
     assert "\n" not in str(caught.value)
 
 
@@ -71,7 +71,7 @@ def test_a_model_that_says_nothing(shared_home: Path) -> None:
     silent = tiny()
     silent.end_token_ids = list(range(len(silent.processor.tokenizer)))
     task = benchmark(shared_home / "data.jsonl")
-    found = ask_task(silent, task, task.samples("test"))
+    found = evaluate_task(silent, task, task.load_samples("test"))
     assert len(found) == 24
     assert {(answer.text, answer.value, answer.tokens) for answer in found} == {("", 0.0, 1)}
 
@@ -87,7 +87,7 @@ def test_control_tokens_in_the_data(shared_home: Path, lmm: LMM, where: str, tok
     row[where] = f"is {token} it"
     encoding = [[row["question"]], [[Image.new("RGB", (64, 64))]], [row["answer"]]]
     with pytest.raises(DataError, match="reserved token") as caught:
-        lmm.family.encode(lmm.processor, *encoding)
+        lmm.family.encode_batch(lmm.processor, *encoding)
     assert token in str(caught.value)
 
 
@@ -114,7 +114,7 @@ def test_nothing_is_cut_to_fit(own_home: Path) -> None:
     taught = JsonlTask(
         name="mine", role="target", path=str(own_home / "data.jsonl"), scorer=ExactMatch(), max_new_tokens=8
     )
-    odd = taught.samples("train")[0].id
+    odd = taught.load_samples("train")[0].id
     rows = read_rows(own_home / "data.jsonl")
     write_rows(
         own_home / "data.jsonl",
@@ -125,7 +125,9 @@ def test_nothing_is_cut_to_fit(own_home: Path) -> None:
     assert odd in error and "512" in error and "\n" not in error
     skipping = job(own_home, "data.on_bad_sample=skip", into="skipped")
     data = results(skipping)["data"]["mine"]
-    assert data["taught"]["skipped"] == 1 and data["taught"]["samples"] == len(taught.samples("train")) - 1
+    assert (
+        data["taught"]["skipped"] == 1 and data["taught"]["samples"] == len(taught.load_samples("train")) - 1
+    )
 
 
 def test_a_limit_is_no_head_of_the_file() -> None:
@@ -134,7 +136,7 @@ def test_a_limit_is_no_head_of_the_file() -> None:
     Right: the part is spread over the file, the same in every run, and a larger one contains it.
     """
     rows: Any = [f"{'abcd'[i // 250]}{i}" for i in range(1000)]
-    small, large = (list(subset(rows, n, "bench")) for n in (40, 80))
+    small, large = (list(limit_samples(rows, n, "bench")) for n in (40, 80))
     assert {row[0] for row in small} == set("abcd") and set(small) < set(large)
-    assert small == list(subset(rows, 40, "bench")) != list(subset(rows, 40, "other bench"))
+    assert small == list(limit_samples(rows, 40, "bench")) != list(limit_samples(rows, 40, "other bench"))
     assert torch.is_inference_mode_enabled() is False

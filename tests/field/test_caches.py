@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lmm_forget.report.summary import summarize
-from lmm_forget.tasks.published import HubTask
+from lmm_forget.report.sweep_summary import write_sweep_summary
+from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
 from tests.field.inputs import (
     QUICK,
@@ -127,7 +127,7 @@ def test_two_models_that_differ_in_a_file_beside_the_weights_are_two_rows(used: 
         shutil.copytree(
             job(used, f"model.path={model}", EIGHT, "name=pair", into=f"pair_{name}"), used / "pair" / name
         )
-    found = summarize(used / "pair")
+    found = write_sweep_summary(used / "pair")
     assert len(found["jobs"]) == 2, found["notes"]
 
 
@@ -213,11 +213,11 @@ def test_a_parquet_file_changed_in_place(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "data.parquet"
     parquet(file, "green")
     old, stat = hub(file), file.stat()
-    assert {sample.answers for sample in old.samples("test")} == {("green",)}
-    before = old.fingerprint("test")
+    assert {sample.answers for sample in old.load_samples("test")} == {("green",)}
+    before = old.fingerprint_split("test")
     parquet(file, "white")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert file.stat().st_size == stat.st_size and file.stat().st_mtime_ns == stat.st_mtime_ns
     new = hub(file)
-    assert {sample.answers for sample in new.samples("test")} == {("white",)}
-    assert new.fingerprint("test") != before
+    assert {sample.answers for sample in new.load_samples("test")} == {("white",)}
+    assert new.fingerprint_split("test") != before

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.base import Task
+from lmm_forget.tasks.csv_table import TableTask
+from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.images import read_image
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
-from lmm_forget.tasks.published import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
-from lmm_forget.tasks.table import TableTask
+from lmm_forget.tasks.task import Task
 from tests.field.inputs import COLOURS, squares, write_rows
 
 COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatch(), "max_new_tokens": 4}
@@ -60,11 +60,11 @@ def test_no_picture_is_taught_and_tested_under_another_name(tmp_path: Path) -> N
     task = JsonlTask(path=str(write_rows(tmp_path / "data.jsonl", rows)), **{**COMMON, "role": "target"})
     seen: dict[bytes, set[str]] = {}
     for split in ("train", "validation", "test"):
-        for sample in task.samples(split):
+        for sample in task.load_samples(split):
             seen.setdefault(sample.images[0].tobytes(), set()).add(split)
     assert len(seen) == 20 and all(len(splits) == 1 for splits in seen.values())
     clusters = {
-        sample.image_id for split in ("train", "validation", "test") for sample in task.samples(split)
+        sample.image_id for split in ("train", "validation", "test") for sample in task.load_samples(split)
     }
     assert len(clusters) == 20, "and they are one cluster of the intervals"
 
@@ -80,11 +80,11 @@ def test_numbers_are_written_the_same_by_every_reader(tmp_path: Path) -> None:
         for i, value in enumerate((0.1, 3.0, 3))
     ]
     lines = JsonlTask(path=str(write_rows(tmp_path / "data.jsonl", rows)), **COMMON)
-    assert [sample.answers[0] for sample in lines.samples("test")] == ["0.1", "3", "3"]
+    assert [sample.answers[0] for sample in lines.load_samples("test")] == ["0.1", "3", "3"]
     for kind in (pa.float32(), pa.float64()):
         table = {"question": ["?"] * 2, "answer": pa.array([0.1, 3.0], kind), "image": [image] * 2}
         pq.write_table(pa.table(table), tmp_path / f"{kind}.parquet")
-        read = hub(tmp_path / f"{kind}.parquet").samples("test")
+        read = hub(tmp_path / f"{kind}.parquet").load_samples("test")
         assert [sample.answers[0] for sample in read] == ["0.1", "3"], str(kind)
 
 
@@ -105,7 +105,7 @@ def test_a_class_label_is_taught_by_its_name(tmp_path: Path) -> None:
         "image": [{"bytes": picture_bytes(tmp_path), "path": None}] * 2,
     }
     Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "saved"))
-    read = hub(tmp_path / "saved").samples("test")
+    read = hub(tmp_path / "saved").load_samples("test")
     assert [sample.answers[0] for sample in read] == ["dog", "cat"]
 
 
@@ -121,7 +121,7 @@ def test_words_that_spreadsheets_take_for_nothing(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
         writer.writerows([["a.png", "How many?", word, "|".join(words)] for word in words])
     for sample, word in zip(
-        TableTask(path=str(tmp_path / "data.csv"), **COMMON).samples("test"), words, strict=True
+        TableTask(path=str(tmp_path / "data.csv"), **COMMON).load_samples("test"), words, strict=True
     ):
         assert sample.answers == (word,) and sample.choices == tuple(words)
         assert "A. None" in sample.question and "H. 1.50" in sample.question
@@ -143,7 +143,9 @@ def test_the_order_of_files_is_not_the_file_system_s(tmp_path: Path) -> None:
             table = pa.table({"question": [f"What {i}?"], "answer": [f"a{i}"], "image": [image]})
             pq.write_table(table, folder / f"test-{i:05d}-of-00012.parquet")
         task = hub(folder)
-        found.append(([sample.answers[0] for sample in task.samples("test")], task.fingerprint("test")))
+        found.append(
+            ([sample.answers[0] for sample in task.load_samples("test")], task.fingerprint_split("test"))
+        )
     assert found[0] == found[1]
     assert found[0][0] == [f"a{i}" for i in range(12)]
 
@@ -211,9 +213,9 @@ def test_an_id_that_is_used_twice(tmp_path: Path, reader: str) -> None:
     """
     task = readers(tmp_path, ["a", "b", "a", "c"], ["red"] * 4)[reader]
     with pytest.raises(DataError, match=r"\ba\b.*(used already|again)") as caught:
-        task.check("test")
+        task.validate_split("test")
     assert "\n" not in str(caught.value)
-    usable = readers(tmp_path, ["a", "b", "a", "c"], ["red"] * 4)[reader].check("test", "skip")
+    usable = readers(tmp_path, ["a", "b", "a", "c"], ["red"] * 4)[reader].validate_split("test", "skip")
     assert [sample.id for sample in usable] == ["a", "b", "c"]
 
 
@@ -224,8 +226,8 @@ def test_blanks_around_an_answer(tmp_path: Path, reader: str) -> None:
     Right: an answer is taught and compared without the blanks and line breaks around it, by every reader.
     """
     task = readers(tmp_path, ["a", "b", "c"], [" red", "red\n", "red"])[reader]
-    assert [sample.answers for sample in task.samples("test")] == [("red",)] * 3
-    assert {task.target(sample) for sample in task.samples("test")} == {"red"}
+    assert [sample.answers for sample in task.load_samples("test")] == [("red",)] * 3
+    assert {task.get_target_answer(sample) for sample in task.load_samples("test")} == {"red"}
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
@@ -237,10 +239,10 @@ def test_files_from_other_systems(tmp_path: Path, ending: str, mark: str) -> Non
     """
     path = squares(tmp_path, 4, answers=["größe", "красный", "红", "e\u0301"])
     plain = JsonlTask(path=str(path), **COMMON)
-    expected = [sample.answers for sample in plain.samples("test")]
+    expected = [sample.answers for sample in plain.load_samples("test")]
     text = mark + path.read_text(encoding="utf-8").replace("\n", ending)
     path.write_bytes(text.encode("utf-8"))
-    assert [sample.answers for sample in JsonlTask(path=str(path), **COMMON).samples("test")] == expected
+    assert [sample.answers for sample in JsonlTask(path=str(path), **COMMON).load_samples("test")] == expected
     path.write_bytes(text.encode("utf-8").replace("größe".encode(), "größe".encode("latin-1")))
     with pytest.raises(DataError, match=r"data.jsonl:1: not UTF-8 text"):
-        JsonlTask(path=str(path), **COMMON).samples("test")
+        JsonlTask(path=str(path), **COMMON).load_samples("test")

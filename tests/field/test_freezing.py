@@ -9,10 +9,10 @@ import torch
 
 from lmm_forget.cli.plan import main as plan_main
 from lmm_forget.errors import LmmForgetError, PlanError
-from lmm_forget.models.weights import model_hashes
-from lmm_forget.recipes.method import build_method, parameter_dtypes
-from lmm_forget.recipes.selection import Rule, load_recipe, make_plan
-from lmm_forget.training.fit import fit
+from lmm_forget.models.weight_hashes import hash_parameters
+from lmm_forget.recipes.method import build_method, get_parameter_dtypes
+from lmm_forget.recipes.selection import SelectionRule, load_recipe, make_tune_plan
+from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples, teach
 
@@ -25,9 +25,9 @@ def test_frozen_parts_do_not_move(recipe: str) -> None:
 
     Right: every tensor of the plan moved, every other one is the base's to the bit.
     """
-    before = model_hashes(tiny_lmm("llava_onevision").model)
+    before = hash_parameters(tiny_lmm("llava_onevision").model)
     lmm, plan, _, delta = teach(recipe, **HOT)
-    after = model_hashes(lmm.model)
+    after = hash_parameters(lmm.model)
     moved = {name for name in before if before[name] != after[name]}
     assert moved == set(plan.trainable) == set(delta)
 
@@ -39,10 +39,10 @@ def test_lora_stays_out_of_the_frozen_tower() -> None:
     """
     lmm = tiny_lmm("llava_onevision")
     method = build_method(load_recipe("lora"))
-    plan = method.planned(lmm.model, plan_for(lmm, "lora"))
+    plan = method.adapt_plan(lmm.model, plan_for(lmm, "lora"))
     tower = {name for name, _ in lmm.model.named_parameters() if "vision_tower" in name}
     assert any("self_attn.q_proj" in name for name in tower)
-    method.prepare(lmm, plan)
+    method.start_stage(lmm, plan)
     adapters = [name for name, p in lmm.model.named_parameters() if p.requires_grad]
     assert adapters and all("lora" in name and "vision_tower" not in name for name in adapters)
 
@@ -53,12 +53,16 @@ def test_a_rule_that_matches_nothing_is_refused(capsys: pytest.CaptureFixture[st
     Right: a sublayer or a range of layers that selects nothing ends the run, and plans name their counts.
     """
     lmm = tiny_lmm("llava_onevision")
-    for rule in (Rule("language", ("attn_qkv",)), Rule("visual"), Rule("language", ("q_proj",), "40:44")):
+    for rule in (
+        SelectionRule("language", ("attn_qkv",)),
+        SelectionRule("visual"),
+        SelectionRule("language", ("q_proj",), "40:44"),
+    ):
         with pytest.raises(LmmForgetError) as caught:
-            make_plan(lmm.components, "stale", [rule])
+            make_tune_plan(lmm.components, "stale", [rule])
         assert "\n" not in str(caught.value)
     with pytest.raises(PlanError, match="no rules"):
-        make_plan(lmm.components, "empty", [])
+        make_tune_plan(lmm.components, "empty", [])
     counts = set()
     for recipe in ("sa_proj", "mlp_gateup", "full"):
         assert plan_main(["model=tiny_onevision", f"recipe={recipe}", "format=json"]) == 0
@@ -73,17 +77,26 @@ def test_a_later_step_does_not_undo_the_freezing() -> None:
     """
     lmm = tiny_lmm("llava_onevision")
     for recipe in ("lora", "vision", "lora", "sa_proj"):
-        method, dtypes = build_method(load_recipe(recipe)), parameter_dtypes(lmm.model)
-        plan = method.planned(lmm.model, plan_for(lmm, recipe))
-        before = model_hashes(lmm.model)
-        method.prepare(lmm, plan, seed=1)
+        method, dtypes = build_method(load_recipe(recipe)), get_parameter_dtypes(lmm.model)
+        plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
+        before = hash_parameters(lmm.model)
+        method.start_stage(lmm, plan, seed=1)
         training = {n for n, p in lmm.model.named_parameters() if p.requires_grad}
         assert (training == set(plan.trainable)) == (recipe != "lora")
         settings = {**TRAINING, **HOT["training"]}
         hardware = {**HARDWARE, **HOT["hardware"]}
-        fit(lmm, plan, method, samples(), training=settings, hardware=hardware, seed=0, task=recipe)
-        method.finish(lmm, plan, dtypes)
-        after = model_hashes(lmm.model)
+        train_stage(
+            lmm,
+            plan,
+            method,
+            samples(),
+            training_config=settings,
+            hardware_config=hardware,
+            seed=0,
+            task=recipe,
+        )
+        method.end_stage(lmm, plan, dtypes)
+        after = hash_parameters(lmm.model)
         assert list(after) == list(before), "the model has its own parameters again"
         assert {n for n in before if before[n] != after[n]} == set(plan.trainable)
 
@@ -96,19 +109,25 @@ def test_tied_embeddings_stay_tied() -> None:
     lmm = tiny_lmm("llava_onevision", tie_word_embeddings=True)
     untied = tiny_lmm("llava_onevision")
     shared = untied.model.lm_head.weight.numel()
-    assert plan_for(untied, "llm").counts["trainable"] - plan_for(lmm, "llm").counts["trainable"] == shared
-    before = model_hashes(lmm.model)
-    method, dtypes = build_method(load_recipe("llm")), parameter_dtypes(lmm.model)
+    assert (
+        plan_for(untied, "llm").parameter_counts["trainable"]
+        - plan_for(lmm, "llm").parameter_counts["trainable"]
+        == shared
+    )
+    before = hash_parameters(lmm.model)
+    method, dtypes = build_method(load_recipe("llm")), get_parameter_dtypes(lmm.model)
     plan = plan_for(lmm, "llm")
-    method.prepare(lmm, plan)
+    method.start_stage(lmm, plan)
     settings = {**TRAINING, **HOT["training"]}
     hardware = {**HARDWARE, **HOT["hardware"]}
-    fit(lmm, plan, method, samples(), training=settings, hardware=hardware, seed=0, task="tied")
-    method.finish(lmm, plan, dtypes)
+    train_stage(
+        lmm, plan, method, samples(), training_config=settings, hardware_config=hardware, seed=0, task="tied"
+    )
+    method.end_stage(lmm, plan, dtypes)
     embeddings = lmm.model.get_input_embeddings().weight
     assert lmm.model.lm_head.weight is embeddings
     (name,) = [n for n, p in lmm.model.named_parameters() if p is embeddings]
-    assert model_hashes(lmm.model)[name] != before[name]
+    assert hash_parameters(lmm.model)[name] != before[name]
 
 
 def test_an_exported_model_says_what_the_trained_one_said(tmp_path: Path) -> None:

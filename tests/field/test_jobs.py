@@ -19,11 +19,11 @@ import pytest
 
 from lmm_forget.cli.compare import main as compare_main
 from lmm_forget.cli.plan import main as plan_main
-from lmm_forget.cli.status import status_of
+from lmm_forget.cli.status import collect_sweep_status
 from lmm_forget.cli.store import main as store_main
-from lmm_forget.distributed.heartbeat import read_status
-from lmm_forget.launch.jobs import Folders, make_job
-from lmm_forget.report.summary import summarize
+from lmm_forget.distributed.heartbeat import read_job_status
+from lmm_forget.launch.job_folders import JobLocks, make_job
+from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.run import main as run_main
 from lmm_forget.tracking import open_tracker
 from tests.field.inputs import (
@@ -88,7 +88,7 @@ def test_a_failed_job_is_no_success(sweep: Sweep) -> None:
     """
     assert sweep.done.returncode == 1, sweep.done.stderr
     assert "broken failed: task broken: 24 of 24 samples cannot be used" in sweep.done.stderr
-    found = status_of(sweep.folder / "multirun" / "odd")
+    found = collect_sweep_status(sweep.folder / "multirun" / "odd")
     assert found["counts"] == {"done": 1, "failed": 1}
     assert not (sweep.folder / "multirun/odd/broken/results.json").exists()
     summary = json.loads((sweep.folder / "multirun/odd/summary.json").read_text(encoding="utf-8"))
@@ -146,7 +146,7 @@ def test_no_home_and_no_stdin(sweep: Sweep) -> None:
     folder = sweep.folder / "multirun" / "odd" / "task=mine"
     assert (folder / "heldout_per_stage.png").stat().st_size > 1000
     assert work_done(folder)[1] == 1
-    assert read_status(folder)["state"] == "done"
+    assert read_job_status(folder)["state"] == "done"
 
 
 def test_times_do_not_depend_on_the_time_zone(sweep: Sweep) -> None:
@@ -157,7 +157,7 @@ def test_times_do_not_depend_on_the_time_zone(sweep: Sweep) -> None:
     from datetime import UTC, datetime, timedelta
 
     for name in ("task=mine", "task=broken"):
-        status = read_status(sweep.folder / "multirun" / "odd" / name)
+        status = read_job_status(sweep.folder / "multirun" / "odd" / name)
         started, updated = (datetime.fromisoformat(status[key]) for key in ("started", "updated"))
         assert started.utcoffset() == timedelta(0) and started <= updated
         assert abs(datetime.now(UTC) - updated) < timedelta(hours=2)
@@ -209,8 +209,8 @@ def test_two_commands_in_one_folder(
     monkeypatch.chdir(own_home)
     words = ["--config-dir", "conf", *QUICK]
     running = make_job({"name": "tiny_onevision"}, "sa_proj-single=mine-seed0")
-    with Folders() as folders:
-        folders.hold(running)
+    with JobLocks() as folders:
+        folders.acquire(running)
         before = contents(own_home)
         assert run_main(words) == 2
         assert contents(own_home) == before
@@ -237,11 +237,11 @@ def test_a_killed_job_is_not_running(tmp_path: Path) -> None:
     assert process.stdout is not None
     while process.stdout.readline().strip() != "ready":
         assert process.poll() is None
-    (entry,) = status_of(folder.parent)["jobs"]
+    (entry,) = collect_sweep_status(folder.parent)["jobs"]
     assert entry["state"] == "running"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (entry,) = status_of(folder.parent)["jobs"]
+    (entry,) = collect_sweep_status(folder.parent)["jobs"]
     assert entry["state"] == "lost" and "gone" in entry["error"]
 
 
@@ -254,7 +254,7 @@ def test_two_jobs_are_two_runs_of_wandb(tmp_path: Path) -> None:
     for name, fails in (("first", True), ("second", False)):
         config = {**configuration(tmp_path), "recipe": {"name": name}}
         tracker = open_tracker(config, tmp_path / name)
-        tracker.stage(measured(0))
+        tracker.log_stage(measured(0))
         tracker.close(RuntimeError("diverged") if fails else None)
         (path,) = run_files(tmp_path / name)
         runs.append(Run(path))
@@ -290,7 +290,7 @@ def test_a_copy_in_another_place(own_home: Path, capsys: pytest.CaptureFixture[s
     shutil.copytree(own_home / "multirun" / "field", copy / "field")
     shutil.rmtree(own_home / "multirun")
     shutil.rmtree(own_home / "img")
-    found = summarize(copy / "field")
+    found = write_sweep_summary(copy / "field")
     (entry,) = found["jobs"]
     held_out = results(copy / "field" / "plain")["figures"]["heldout_forgetting"]["value"]
     assert (entry["job"], entry["figures"]["final"]["value"]) == ("plain", held_out)
@@ -343,8 +343,8 @@ def test_results_that_were_cut_off(own_home: Path) -> None:
     shutil.copytree(jobs / "plain", jobs / "cut")
     text = (jobs / "cut" / "results.json").read_bytes()
     (jobs / "cut" / "results.json").write_bytes(text[: len(text) // 2])
-    assert status_of(jobs)["counts"] == {"done": 1, "failed": 1}
-    found = summarize(jobs)
+    assert collect_sweep_status(jobs)["counts"] == {"done": 1, "failed": 1}
+    found = write_sweep_summary(jobs)
     assert [entry["job"] for entry in found["jobs"]] == ["plain"]
     (unfinished,) = found["unfinished"]
     assert unfinished["job"] == "cut" and "results.json" in unfinished["error"]
@@ -364,7 +364,7 @@ def test_a_disk_that_is_full(own_home: Path) -> None:
         full = job(own_home, *words, into="full", code=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    error = read_status(full)["error"]
+    error = read_job_status(full)["error"]
     assert "cannot write" in error and ".store" in error and "\n" not in error
     assert not (full / "results.json").exists()
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -407,10 +407,11 @@ def test_names_longer_than_a_file_name_may_be(
         "hardware.threads": "1",
     }
     words = [f"{key}=choice({value})" for key, value in fields.items()]
-    with Folders() as folders:
+    with JobLocks() as folders:
         seen: list[str] = []
         monkeypatch.setattr(
-            "lmm_forget.launch.isolated.Isolated.work", lambda self, jobs: _hold(folders, jobs, seen)
+            "lmm_forget.launch.subprocess_launcher.Isolated.work",
+            lambda self, jobs: _hold(folders, jobs, seen),
         )
         code = run_main(["-m", "experiment=smoke", *words])
     error = capsys.readouterr().err
@@ -421,11 +422,11 @@ def test_names_longer_than_a_file_name_may_be(
         assert seen and all(len(name.encode()) <= 255 for name in seen)
 
 
-def _hold(folders: Folders, jobs: Any, seen: list[str]) -> list[Any]:
+def _hold(folders: JobLocks, jobs: Any, seen: list[str]) -> list[Any]:
     """Make the folders of a sweep's jobs, and nothing in them."""
-    from lmm_forget.launch.processes import Outcome
+    from lmm_forget.launch.process_pool import JobOutcome
 
     for each in jobs:
-        folders.hold(each)
+        folders.acquire(each)
         seen.append(each.name)
-    return [Outcome(each, finished=True) for each in jobs]
+    return [JobOutcome(each, is_finished=True) for each in jobs]

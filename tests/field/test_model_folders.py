@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.weights import model_hashes
+from lmm_forget.models.weight_hashes import hash_parameters
 from tests.field.inputs import answers, edit_json, job, model_copy, said, tiny, work_done
 from tests.models.tiny import picture, tiny_lmm
 
@@ -67,7 +67,7 @@ def test_the_same_weights_in_several_files(own_home: Path) -> None:
     (shards / "model.safetensors").unlink()
     whole.model.save_pretrained(shards, max_shard_size="4MB")
     assert len(list(shards.glob("*.safetensors"))) > 2
-    assert model_hashes(tiny(shards).model) == model_hashes(whole.model)
+    assert hash_parameters(tiny(shards).model) == hash_parameters(whole.model)
     again = job(own_home, f"model.path={shards}", "data.eval_samples=8", into="sharded")
     assert work_done(again) == (0, 0)
     assert answers(again, 1) == answers(own_home / "multirun" / "field" / "plain", 1)
@@ -99,8 +99,8 @@ def test_one_token_opens_a_text(in_template: bool) -> None:
     if in_template:
         lmm.processor.chat_template = "{{ '<|begin_of_text|>' }}" + lmm.processor.chat_template
     for taught in (None, ["yes"]):
-        encoded = lmm.family.encode(lmm.processor, ["What?"], [[picture()]], taught)
-        ids = encoded.batch["input_ids"][0].tolist()
+        encoded = lmm.family.encode_batch(lmm.processor, ["What?"], [[picture()]], taught)
+        ids = encoded.tensors["input_ids"][0].tolist()
         assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
 
 

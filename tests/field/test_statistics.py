@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import norm
 
 from lmm_forget.cli.compare import main as compare_main
-from lmm_forget.metrics import TaskScores, compare_pair
-from lmm_forget.report.summary import summarize
+from lmm_forget.metrics import TaskScores, compare_task_scores
+from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.run import main as run_main
 from tests.field.inputs import job, read_rows, results, write_rows
 
@@ -31,7 +31,7 @@ def test_two_models_on_the_same_questions_are_paired() -> None:
     Right: the questions are the same, so only those that changed count (McNemar: p = 0.008 there).
     """
     scores = two(gained=14, lost=2, right=58, wrong=26)
-    found = compare_pair(scores)
+    found = compare_task_scores(scores)
     p1, p2 = scores.values.mean(axis=1)
     unpaired = 2 * norm.sf(abs(p2 - p1) / math.sqrt((p1 * (1 - p1) + p2 * (1 - p2)) / 100))
     assert unpaired > 0.05 > found["p_value"]
@@ -48,7 +48,7 @@ def test_a_tie_is_called_a_tie(plain: Path, capsys: pytest.CaptureFixture[str]) 
     found = json.loads(capsys.readouterr().out)
     for entry in found["benchmarks"].values():
         assert (entry["value"], entry["p_value"], entry["gained"], entry["lost"]) == (0, 1, 0, 0)
-    even = compare_pair(two(gained=5, lost=5, right=10, wrong=10))
+    even = compare_task_scores(two(gained=5, lost=5, right=10, wrong=10))
     assert even["value"] == 0 and even["p_value"] == 1 and even["low"] < 0 < even["high"]
 
 
@@ -57,7 +57,7 @@ def test_repeated_questions_are_no_more_evidence() -> None:
 
     Right: with every question asked ten times about its picture, p-value and interval stay what they were.
     """
-    once, often = (compare_pair(two(6, 1, 20, 13, repeat=n)) for n in (1, 10))
+    once, often = (compare_task_scores(two(6, 1, 20, 13, repeat=n)) for n in (1, 10))
     for key in ("value", "low", "high", "stderr", "p_value"):
         assert often[key] == pytest.approx(once[key]), key
     assert often["n"] == 400 and often["images"] == 40
@@ -71,7 +71,7 @@ def test_a_benchmark_of_one_question(own_home: Path) -> None:
     done = job(own_home, f"model.path={own_home / 'model'}", "data.eval_samples=1", into="one")
     held_out = results(done)["figures"]["heldout_forgetting"]
     assert held_out["value"] is not None and held_out["low"] is None and held_out["high"] is None
-    summarize(done.parent)
+    write_sweep_summary(done.parent)
     for path in [*done.parent.glob("*.json"), *done.glob("*.json")]:
         json.loads(path.read_text(), parse_constant=pytest.fail)
     assert "nan" not in (done.parent / "summary.md").read_text().lower()

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from lmm_forget.config import compose, resolve
-from lmm_forget.distributed.heartbeat import read_status
-from lmm_forget.models.family import IGNORE
-from lmm_forget.models.weights import model_hashes
-from lmm_forget.store import Partial, Store
-from lmm_forget.training.batches import slots
-from lmm_forget.training.resume import Resume
+from lmm_forget.config import compose_config, resolve_config
+from lmm_forget.distributed.heartbeat import read_job_status
+from lmm_forget.models.family import IGNORE_INDEX
+from lmm_forget.models.weight_hashes import hash_parameters
+from lmm_forget.store import StageCheckpoints, Store
+from lmm_forget.training.micro_batches import make_micro_batch_indices
+from lmm_forget.training.train_state import ResumeConfig
 from tests.field.inputs import home, job, results
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, samples, teach
@@ -26,7 +26,7 @@ class Killed(BaseException):
     """The process ends here, without a word."""
 
 
-class Dying(Partial):
+class Dying(StageCheckpoints):
     """Keeps the state of step 4, and dies."""
 
     def save(self, step: int, tensors: Any, state: Any) -> None:
@@ -59,7 +59,11 @@ def test_a_resume_goes_on_in_the_order(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(Killed):
         teach(
-            "sa_proj", items=samples(), training=training, hardware=FP32, resume=Resume(Dying(store, "k"), 2)
+            "sa_proj",
+            items=samples(),
+            training=training,
+            hardware=FP32,
+            resume=ResumeConfig(Dying(store, "k"), 2),
         )
     torch.manual_seed(99)
     rest: list[str] = []
@@ -68,11 +72,11 @@ def test_a_resume_goes_on_in_the_order(tmp_path: Path) -> None:
         items=Heard(samples(), rest),
         training=training,
         hardware=FP32,
-        resume=Resume(Partial(store, "k"), 2),
+        resume=ResumeConfig(StageCheckpoints(store, "k"), 2),
     )
-    assert fitted.resumed == 4 and len(whole) == 36
+    assert fitted.resumed_from_step == 4 and len(whole) == 36
     assert rest == whole[16:]
-    assert model_hashes(again.model) == model_hashes(lmm.model)
+    assert hash_parameters(again.model) == hash_parameters(lmm.model)
 
 
 def test_a_loss_that_is_not_finite_ends_the_job(tmp_path: Path) -> None:
@@ -83,7 +87,7 @@ def test_a_loss_that_is_not_finite_ends_the_job(tmp_path: Path) -> None:
     folder = home(tmp_path)
     words = ["training.learning_rate=1e30", "training.clip=null", "recipe=llm", "training.max_steps=4"]
     failed = job(folder, *words, into="diverged", code=2)
-    status = read_status(failed)
+    status = read_job_status(failed)
     assert status["state"] == "failed" and "\n" not in status["error"]
     assert "the loss is nan in step 2 of 4" in status["error"]
     assert not (failed / "results.json").exists()
@@ -102,7 +106,7 @@ def test_accumulation_changes_nothing(loss: str) -> None:
         _, _, fitted, delta = teach(
             "sa_proj", training=training, hardware={**FP32, "micro_batch": micro_batch}
         )
-        found.append((fitted.loss[0], delta))
+        found.append((fitted.step_losses[0], delta))
     for value, delta in found[:2]:
         assert value == pytest.approx(found[2][0], rel=1e-5)
         # One AdamW step moves every element by the learning rate: a wrong weighting turns signs around.
@@ -120,8 +124,10 @@ def test_samples_of_the_last_batch_that_is_not_full_are_counted(plain: Path) -> 
     assert taught % 4 and stage["dropped"] == taught % 4
     left_out: list[int] = []
     for epoch in range(24):
-        order = slots(10, steps=2 * (epoch + 1), global_batch=4, micro_batch=4, seed=0, task="t")[-2:]
-        left_out += set(range(10)) - {i for slot in order for i in slot.indices}
+        order = make_micro_batch_indices(
+            10, num_steps=2 * (epoch + 1), global_batch_size=4, micro_batch_size=4, seed=0, task="t"
+        )[-2:]
+        left_out += set(range(10)) - {i for slot in order for i in slot.sample_indices}
     assert set(left_out) == set(range(10)) and len(left_out) == 2 * 24
 
 
@@ -134,15 +140,17 @@ def test_only_the_answer_and_its_end_are_labels(family: str) -> None:
     lmm = tiny_lmm(family)
     said = ["a cat", "no", "assistant\nuser"]
     questions = ["What?", "Is it a very long question, longer than the others?", "assistant"]
-    encoded = lmm.family.encode(lmm.processor, questions, [[picture(56, 56, i)] for i in range(3)], said)
+    encoded = lmm.family.encode_batch(
+        lmm.processor, questions, [[picture(56, 56, i)] for i in range(3)], said
+    )
     assert encoded.labels is not None
     for row, answer in zip(encoded.labels, said, strict=True):
-        text = lmm.processor.tokenizer.decode(row[row != IGNORE])
-        assert text == lmm.family.answer_opening(lmm.processor) + answer + lmm.family.end_of_answer(
+        text = lmm.processor.tokenizer.decode(row[row != IGNORE_INDEX])
+        assert text == lmm.family.get_answer_prefix(
             lmm.processor
-        )
-    same = encoded.labels == encoded.batch["input_ids"]
-    assert bool((same | (encoded.labels == IGNORE)).all())
+        ) + answer + lmm.family.get_end_of_answer_token(lmm.processor)
+    same = encoded.labels == encoded.tensors["input_ids"]
+    assert bool((same | (encoded.labels == IGNORE_INDEX)).all())
 
 
 def test_the_end_is_learned_though_it_is_also_the_padding() -> None:
@@ -153,13 +161,13 @@ def test_the_end_is_learned_though_it_is_also_the_padding() -> None:
     lmm = tiny_lmm("llava_onevision")
     tokenizer = lmm.processor.tokenizer
     tokenizer.pad_token = tokenizer.eos_token
-    encoded = lmm.family.encode(lmm.processor, ["What?"] * 2, [[], []], ["yes", "a much longer answer"])
+    encoded = lmm.family.encode_batch(lmm.processor, ["What?"] * 2, [[], []], ["yes", "a much longer answer"])
     assert encoded.labels is not None
     end = tokenizer.eos_token_id
     assert [int((row == end).sum()) for row in encoded.labels] == [1, 1]
-    padded = encoded.batch["attention_mask"][0] == 0
-    assert padded.any() and (encoded.batch["input_ids"][0][padded] == end).all()
-    assert (encoded.labels[0][padded] == IGNORE).all()
+    padded = encoded.tensors["attention_mask"][0] == 0
+    assert padded.any() and (encoded.tensors["input_ids"][0][padded] == end).all()
+    assert (encoded.labels[0][padded] == IGNORE_INDEX).all()
 
 
 def test_small_steps_of_a_bf16_checkpoint_are_not_lost() -> None:
@@ -185,11 +193,11 @@ def test_recomputed_activations_change_nothing() -> None:
 
     Right: the same weights with and without it, and they moved.
     """
-    before = model_hashes(tiny_lmm("llava_onevision").model)
+    before = hash_parameters(tiny_lmm("llava_onevision").model)
     plain, plan, *_ = teach("mlp_gateup", hardware=FP32)
     spared, *_ = teach("mlp_gateup", hardware={**FP32, "activation_checkpointing": True})
-    assert model_hashes(plain.model) == model_hashes(spared.model)
-    assert all(model_hashes(spared.model)[name] != before[name] for name in plan.trainable)
+    assert hash_parameters(plain.model) == hash_parameters(spared.model)
+    assert all(hash_parameters(spared.model)[name] != before[name] for name in plan.trainable)
 
 
 def test_a_rate_in_exponent_form_is_a_number(tmp_path: Path) -> None:
@@ -201,7 +209,7 @@ def test_a_rate_in_exponent_form_is_a_number(tmp_path: Path) -> None:
     for i, text in enumerate(("1e-4", "1.0E-4")):
         content = f"# @package _global_\ntraining:\n  learning_rate: {text}\n"
         (tmp_path / "experiment" / f"e{i}.yaml").write_text(content)
-        from_file = resolve(compose([f"experiment=e{i}"], tmp_path))
-        typed = resolve(compose([f"training.learning_rate={text}"]))
+        from_file = resolve_config(compose_config([f"experiment=e{i}"], tmp_path))
+        typed = resolve_config(compose_config([f"training.learning_rate={text}"]))
         assert from_file["training"]["learning_rate"] == typed["training"]["learning_rate"] == 1e-4
         assert from_file["training"]["learning_rate_source"] == "experiment"

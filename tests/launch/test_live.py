@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.launch.jobs import Job
-from lmm_forget.launch.live import View, time_left
-from lmm_forget.launch.processes import Outcome
+from lmm_forget.launch.job_folders import Job
+from lmm_forget.launch.process_pool import JobOutcome
+from lmm_forget.launch.progress_display import ProgressDisplay, format_time_left
 
 
 class Terminal(io.StringIO):
@@ -30,12 +30,12 @@ def running(folder: Path, **fields: object) -> Job:
 def test_plain_lines_one_per_phase(tmp_path: Path) -> None:
     stream = io.StringIO()
     job = running(tmp_path / "sa_proj", phase="stage 1/5 teach", done=3, total=10, rate=2.0)
-    with View([job], stream=stream) as view:
-        view.started(job)
-        view.tick()
-        view._next = 0.0
-        view.tick()
-        view.ended(Outcome(job, finished=False, cause="no [image]"))
+    with ProgressDisplay([job], stream=stream) as view:
+        view.on_job_started(job)
+        view.on_tick()
+        view._next_refresh = 0.0
+        view.on_tick()
+        view.on_job_ended(JobOutcome(job, is_finished=False, cause="no [image]"))
     lines = stream.getvalue().splitlines()
     assert lines[1:] == ["sa_proj: stage 1/5 teach (10 steps)", "[1/1] sa_proj: FAILED"]
     assert lines[0].startswith("sa_proj: started")
@@ -50,9 +50,9 @@ def test_a_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         running(tmp_path / "a", phase="teach birds", done=3, total=10, rate=0.5, info=info),
         running(tmp_path / "b"),
     ]
-    with View(jobs, stream=stream) as view:
-        view.started(jobs[0])
-        view.tick()
+    with ProgressDisplay(jobs, stream=stream) as view:
+        view.on_job_started(jobs[0])
+        view.on_tick()
     shown = stream.getvalue()
     assert "0 of 2 jobs finished, 1 waiting" in shown
     assert "teach birds" in shown and "loss 0.512" in shown and "2.0 s/step" in shown and "0:14" in shown
@@ -71,9 +71,9 @@ def test_the_table_can_be_read_at_80_columns(tmp_path: Path, monkeypatch: pytest
         rate=51.2,
         info={"task": "tiny_realworldqa"},
     )
-    with View([job], stream=stream) as view:
-        view.started(job)
-        view.tick()
+    with ProgressDisplay([job], stream=stream) as view:
+        view.on_job_started(job)
+        view.on_tick()
     shown = stream.getvalue()
     assert "…" not in shown  # names and phases go on in the next line instead of being cut
     assert "stage 3 of 5: ask" in shown and "task tiny_realworldqa" in shown
@@ -90,4 +90,4 @@ def test_the_table_can_be_read_at_80_columns(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_time_left(status: dict, text: str) -> None:
-    assert time_left(status) == text
+    assert format_time_left(status) == text

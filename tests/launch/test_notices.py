@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.launch.jobs import Job
-from lmm_forget.launch.session import tell_notices
+from lmm_forget.launch.job_folders import Job
+from lmm_forget.launch.local import print_job_warnings
 
 
 def job(folder: Path, **about: Any) -> Job:
@@ -27,7 +27,7 @@ def test_equal_notices_of_several_jobs_are_one_line(
         job(sweep / "b", notices=[f"W&B was not reached; wandb sync {sweep / 'b'}/wandb/offline-run-*"]),
         job(sweep / "c"),
     ]
-    tell_notices(jobs)
+    print_job_warnings(jobs)
     (line,) = capsys.readouterr().err.splitlines()
     note = f"W&B was not reached; wandb sync {sweep}/*/wandb/offline-run-* (2 jobs)"
     assert line == f"lmm-forget: note: {note}"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.config import compose, resolve
-from lmm_forget.launch import session
-from lmm_forget.launch.jobs import Folders, Job, prepare
+from lmm_forget.config import compose_config, resolve_config
+from lmm_forget.launch import local
+from lmm_forget.launch.job_folders import Job, JobLocks, prepare_job_folders
 from lmm_forget.run import main
 from tests.command_lines import TASK
 from tests.test_command_lines import state
@@ -24,12 +24,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("PATH", str(tmp_path))
-    config = resolve(compose(SMALL))
+    config = resolve_config(compose_config(SMALL))
     folder = tmp_path / "multirun" / "demo"
     left = Job("llm-paper-seed0", folder / "llm-paper-seed0", config)
     done = Job("llm-paper-seed1", folder / "llm-paper-seed1", {**config, "seed": 1})
     swept = Job("seed=1", folder / "seed=1", {**config, "seed": 1})
-    prepare([left, done, swept])
+    prepare_job_folders([left, done, swept])
     for name, text in (
         ("status.json", '{"state": "interrupted", "phase": "teach"}'),
         ("training.csv", "stage,task,step,loss\n1,tiny_cub200,1,2.5\n"),
@@ -95,7 +95,7 @@ def test_a_refused_command_leaves_every_file_as_it_is(
     case: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, message = REFUSED[case]
-    monkeypatch.setattr(session, "Pool", None)  # nothing may get as far as starting a job
+    monkeypatch.setattr(local, "ProcessPool", None)  # nothing may get as far as starting a job
     before = state(home)
     code = main(words)
     said = capsys.readouterr()
@@ -107,13 +107,16 @@ def test_a_refused_command_leaves_every_file_as_it_is(
 def test_a_job_that_another_command_runs_is_refused_and_the_others_leave_no_folder(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = resolve(compose([*SMALL, "name=fresh"]))
+    config = resolve_config(compose_config([*SMALL, "name=fresh"]))
     jobs = [Job(name, home / "multirun" / "fresh" / name, config) for name in ("one", "two", "three")]
-    with Folders(beat=None) as others:
-        others.hold(jobs[1])
+    with JobLocks(heartbeat_seconds=None) as others:
+        others.acquire(jobs[1])
         before = {path: None for path in (home / "multirun").rglob("*") if not path.name.startswith(".claim")}
-        with pytest.raises(Exception, match="two is run already by"), Folders(beat=None) as folders:
-            prepare(jobs, folders.hold)
+        with (
+            pytest.raises(Exception, match="two is run already by"),
+            JobLocks(heartbeat_seconds=None) as folders,
+        ):
+            prepare_job_folders(jobs, folders.acquire)
         after = {path: None for path in (home / "multirun").rglob("*") if not path.name.startswith(".claim")}
         assert after == before
     assert not (home / "multirun" / "fresh").exists()
@@ -129,13 +132,13 @@ def test_an_accepted_sweep_has_its_grid_in_its_own_folder(
             pass
 
         def run(self, jobs: Any) -> list[Any]:
-            from lmm_forget.launch.processes import Outcome
+            from lmm_forget.launch.process_pool import JobOutcome
 
             assert (home / "multirun" / "grid" / "multirun.yaml").is_file()  # as soon as jobs start
             ran.extend(jobs)
-            return [Outcome(job, finished=False, cause="not started") for job in jobs]
+            return [JobOutcome(job, is_finished=False, cause="not started") for job in jobs]
 
-    monkeypatch.setattr(session, "Pool", Stub)
+    monkeypatch.setattr(local, "ProcessPool", Stub)
     assert main(["-m", "name=grid", "seed=0,1", "hydra.launcher.grace=1"]) == 1
     assert len(ran) == 2
     text = (home / "multirun" / "grid" / "multirun.yaml").read_text()

@@ -8,11 +8,19 @@ import itertools
 import numpy as np
 import pytest
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.contingency_tables import run_mcnemar_test as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from lmm_forget.errors import DataError
-from lmm_forget.metrics import TaskScores, compare_mean, compare_pair, holm, mcnemar, resolvable, swap_test
+from lmm_forget.metrics import (
+    TaskScores,
+    apply_holm_correction,
+    compare_mean_scores,
+    compare_task_scores,
+    compute_detectable_change,
+    compute_swap_test_p_value,
+    run_mcnemar_test,
+)
 
 
 def pair(
@@ -25,7 +33,7 @@ def pair(
 def test_by_hand() -> None:
     # four images of two questions: the first loses both, the second one, the third gains one, the last keeps both
     before, after = [1, 1, 1, 1, 0, 1, 1, 0], [0, 0, 1, 0, 1, 1, 1, 0]
-    found = compare_pair(pair(before, after, list("aabbccdd")))
+    found = compare_task_scores(pair(before, after, list("aabbccdd")))
     assert (found["n"], found["images"], found["gained"], found["lost"]) == (8, 4, 1, 3)
     assert (found["before"], found["after"], found["value"]) == (75.0, 50.0, -25.0)
     # images moved by -2, -1, +1 of 8 questions; |±2 ±1 ±1| >= 2 in 6 of 8 swaps
@@ -35,25 +43,25 @@ def test_by_hand() -> None:
     assert (
         -100.0 <= found["low"] < -25.0 < found["high"] <= 50.0
     )  # every image the first, every image the third
-    assert found["mcnemar"] == mcnemar(before, after) and found["mcnemar"]["p_value"] == pytest.approx(
-        10 / 16
-    )
+    assert found["mcnemar"] == run_mcnemar_test(before, after) and found["mcnemar"][
+        "p_value"
+    ] == pytest.approx(10 / 16)
 
 
 def test_nothing_changed() -> None:
-    found = compare_pair(pair([1, 0, 1], [1, 0, 1]))
+    found = compare_task_scores(pair([1, 0, 1], [1, 0, 1]))
     assert (found["value"], found["low"], found["high"], found["p_value"]) == (0.0, 0.0, 0.0, 1.0)
     assert found["resolvable"] == pytest.approx(200.0)  # three questions can show nothing
 
 
 def test_one_image_has_a_value_and_no_interval() -> None:
-    found = compare_pair(pair([1, 1], [0, 1], ["a", "a"]))
+    found = compare_task_scores(pair([1, 1], [0, 1], ["a", "a"]))
     assert found["value"] == -50.0 and found["low"] is None and found["resolvable"] is None
 
 
 def test_groups_weigh_the_same_whatever_their_size() -> None:
     groups = ["x", "x", "x", "y"]
-    found = compare_pair(pair([1, 1, 1, 1], [1, 1, 0, 0], groups=groups))
+    found = compare_task_scores(pair([1, 1, 1, 1], [1, 1, 0, 0], groups=groups))
     assert found["value"] == pytest.approx(-100 * (1 / 3 + 1) / 2)
 
 
@@ -63,7 +71,7 @@ def test_mean_of_tasks_is_the_mean_of_their_changes() -> None:
         TaskScores(name, (rng.random((2, 60)) < 0.6).astype(float), [str(i // 3) for i in range(60)])
         for name in ("one", "two")
     ]
-    found, each = compare_mean(tasks), [compare_pair(task) for task in tasks]
+    found, each = compare_mean_scores(tasks), [compare_task_scores(task) for task in tasks]
     assert found["value"] == pytest.approx(np.mean([one["value"] for one in each]))
     assert found["stderr"] == pytest.approx(np.hypot(*[one["stderr"] for one in each]) / 2)
     assert found["low"] < found["value"] < found["high"]
@@ -72,9 +80,9 @@ def test_mean_of_tasks_is_the_mean_of_their_changes() -> None:
 
 def test_a_comparison_needs_two_rows() -> None:
     with pytest.raises(DataError, match="needs two rows of scores, found 3"):
-        compare_pair(TaskScores("task", np.zeros((3, 4)), list("abcd")))
+        compare_task_scores(TaskScores("task", np.zeros((3, 4)), list("abcd")))
     with pytest.raises(DataError, match="no task to compare"):
-        compare_mean([])
+        compare_mean_scores([])
 
 
 def test_thousand_random_cases_agree_with_scipy_and_statsmodels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +94,7 @@ def test_thousand_random_cases_agree_with_scipy_and_statsmodels(monkeypatch: pyt
         after = np.where(rng.random(n) < rng.random(), before, (rng.random(n) < 0.5).astype(float))
         table = [[np.sum((before == i) & (after == j)) for j in (0, 1)] for i in (0, 1)]
         changed = int(table[0][1] + table[1][0])
-        ours = mcnemar(before, after)
+        ours = run_mcnemar_test(before, after)
         assert (ours["gained"], ours["lost"]) == (table[0][1], table[1][0])
         exact = reference_mcnemar(table, exact=True).pvalue if changed else 1.0
         if ours["method"] == "exact":
@@ -96,9 +104,11 @@ def test_thousand_random_cases_agree_with_scipy_and_statsmodels(monkeypatch: pyt
             # without a difference the corrected statistic is cut at zero here, as it should be
             assert ours["p_value"] == pytest.approx(chi2.pvalue if table[0][1] != table[1][0] else 1.0), case
         # a question per image: the swap test is McNemar's exact test, by any of its three ways
-        assert swap_test(after - before) == pytest.approx(exact, rel=1e-9, abs=1e-12), case
+        assert compute_swap_test_p_value(after - before) == pytest.approx(exact, rel=1e-9, abs=1e-12), case
         p_values = list(rng.random(int(rng.integers(1, 14))) ** rng.integers(1, 5))
-        assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1])), case
+        assert apply_holm_correction(p_values) == pytest.approx(
+            list(multipletests(p_values, method="holm")[1])
+        ), case
 
 
 def test_swap_test_of_partial_scores_agrees_with_every_permutation() -> None:
@@ -107,7 +117,7 @@ def test_swap_test_of_partial_scores_agrees_with_every_permutation() -> None:
         changes = rng.normal(0.3, 1, size=int(rng.integers(2, 9)))
         signs = np.array(list(itertools.product((-1, 1), repeat=len(changes))))
         every = np.mean(np.abs(signs @ changes) >= abs(changes.sum()) - 1e-12)
-        assert swap_test(changes) == pytest.approx(every), case
+        assert compute_swap_test_p_value(changes) == pytest.approx(every), case
     # sampled where there are too many: as scipy's permutation test samples them
     changes = rng.normal(0.25, 1, size=40)
     theirs = stats.permutation_test(
@@ -117,7 +127,7 @@ def test_swap_test_of_partial_scores_agrees_with_every_permutation() -> None:
         n_resamples=20_000,
         rng=1,
     ).pvalue
-    assert swap_test(changes) == pytest.approx(theirs, abs=0.015)
+    assert compute_swap_test_p_value(changes) == pytest.approx(theirs, abs=0.015)
 
 
 def test_whole_steps_are_counted_like_every_permutation() -> None:
@@ -126,7 +136,7 @@ def test_whole_steps_are_counted_like_every_permutation() -> None:
         changes = rng.integers(-4, 5, size=int(rng.integers(1, 12))) / 7
         signs = np.array(list(itertools.product((-1, 1), repeat=len(changes))))
         every = np.mean(np.abs(signs @ changes) >= abs(changes.sum()) - 1e-9)
-        assert swap_test(changes) == pytest.approx(every), case
+        assert compute_swap_test_p_value(changes) == pytest.approx(every), case
 
 
 def test_intervals_agree_with_scipy_where_every_question_has_its_image() -> None:
@@ -134,7 +144,7 @@ def test_intervals_agree_with_scipy_where_every_question_has_its_image() -> None
     for _ in range(40):
         before = (rng.random(150) < 0.7).astype(float)
         after = np.where(rng.random(150) < 0.75, before, 1 - before)
-        ours = compare_pair(pair(list(before), list(after)))
+        ours = compare_task_scores(pair(list(before), list(after)))
         theirs = stats.bootstrap(
             (100 * (after - before),), np.mean, method="BCa", n_resamples=2000, rng=2
         ).confidence_interval
@@ -145,7 +155,7 @@ def test_resolvable_is_what_80_percent_of_samples_show() -> None:
     rng = np.random.default_rng(9)
     n, lost, gained = 400, 0.08, 0.03
     stderr = 100 * np.sqrt((lost + gained - (gained - lost) ** 2) / n)
-    need = resolvable(stderr, n) / 100
+    need = compute_detectable_change(stderr, n) / 100
     found = []
     for _ in range(400):
         luck = rng.random(n)
@@ -153,9 +163,9 @@ def test_resolvable_is_what_80_percent_of_samples_show() -> None:
             lost + gained + need
         ) / 2  # the same share of changed answers, tilted by the resolvable change
         change = np.where(luck < down, -1.0, np.where(luck < lost + gained, 1.0, 0.0))
-        found.append(swap_test(change) < 0.05)
+        found.append(compute_swap_test_p_value(change) < 0.05)
     assert np.mean(found) == pytest.approx(0.8, abs=0.06)
-    assert resolvable(0.0, 200) == 3.0  # six of two hundred
+    assert compute_detectable_change(0.0, 200) == 3.0  # six of two hundred
 
 
 def clustered(rng: np.random.Generator, images: int, questions: int, change: float) -> tuple[np.ndarray, ...]:
@@ -179,7 +189,9 @@ def test_intervals_hold_where_questions_share_images() -> None:
     for _ in range(draws):
         before, after, images = clustered(rng, 120, 8, 0.15)
         for name, labels in (("clustered", images), ("unclustered", np.arange(len(images)))):
-            found = compare_pair(TaskScores("task", np.stack([before, after]), labels), resamples=400)
+            found = compare_task_scores(
+                TaskScores("task", np.stack([before, after]), labels), num_resamples=400
+            )
             held[name] += bool(found["low"] <= truth <= found["high"])
     assert held["clustered"] / draws > 0.91
     assert held["unclustered"] / draws < 0.8

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from lmm_forget.errors import DataError
-from lmm_forget.metrics.connection import connection, correlate
-from lmm_forget.metrics.statements import resampled, statements
-from lmm_forget.metrics.turned import answer_kind, turned_rows, turned_wrong
+from lmm_forget.metrics.answer_flips import classify_answer_format, collect_wrong_flips, count_answer_flips
+from lmm_forget.metrics.forgetting_statements import describe_resampling, judge_forgetting_statements
+from lmm_forget.metrics.shift_correlation import compute_correlations, correlate_shift_with_forgetting
 
 
 def test_values_are_scipys_and_intervals_resample_runs() -> None:
@@ -19,12 +19,12 @@ def test_values_are_scipys_and_intervals_resample_runs() -> None:
     runs = [f"r{i // 5}" for i in range(30)]
     x = rng.normal(size=30) + np.repeat(rng.normal(size=6) * 3, 5)
     y = -x + rng.normal(size=30) * 0.1 + np.repeat(rng.normal(size=6), 5)
-    found = correlate(x, y, runs)
+    found = compute_correlations(x, y, runs)
     assert found["pearson"]["value"] == pytest.approx(stats.pearsonr(x, y).statistic)
     assert found["spearman"]["value"] == pytest.approx(stats.spearmanr(x, y).statistic)
     assert (found["n"], found["runs"]) == (30, 6)
     assert found["pearson"]["low"] <= found["pearson"]["value"] <= found["pearson"]["high"]
-    alone = correlate(x, y, [str(i) for i in range(30)])
+    alone = compute_correlations(x, y, [str(i) for i in range(30)])
 
     def width(entry: dict[str, Any]) -> float:
         return entry["pearson"]["high"] - entry["pearson"]["low"]
@@ -42,7 +42,7 @@ def test_runs_of_unequal_length_are_drawn_the_same_way() -> None:
         picks = np.random.default_rng(0).integers(0, 3, size=(40, 3))
         drawn = [[i for k in pick for i in members[k]] for pick in picks]
         by_hand = [stats.spearmanr(x[at], y[at]).statistic for at in drawn if np.ptp(x[at]) > 0]
-        found = correlate(x, y, runs, resamples=40)["spearman"]
+        found = compute_correlations(x, y, runs, num_resamples=40)["spearman"]
         assert [found["low"], found["high"]] == pytest.approx(np.quantile(by_hand, [0.025, 0.975]))
 
 
@@ -50,7 +50,7 @@ def test_runs_of_unequal_length_are_drawn_the_same_way() -> None:
     ("x", "y", "value"), [([1, 2], [1, 2], None), ([1, 1, 1], [1, 2, 3], None), ([1, 2, 3], [3, 2, 1], -1.0)]
 )
 def test_what_has_no_correlation_says_so(x: list[float], y: list[float], value: float | None) -> None:
-    found = correlate(x, y, ["a"] * len(x))
+    found = compute_correlations(x, y, ["a"] * len(x))
     assert found["pearson"]["value"] == value
     assert found["pearson"]["low"] is None
 
@@ -97,7 +97,7 @@ def job(name: str, steps: list[tuple[float, float]]) -> dict[str, Any]:
 
 def test_a_sweep_s_connection() -> None:
     jobs = [job("x", [(0.2, 80.0), (0.5, 50.0), (0.3, 70.0)]), job("y", [(0.15, 85.0), (0.4, 60.0)])]
-    found = connection([*jobs, {"job": {"job": "unprobed"}}])
+    found = correlate_shift_with_forgetting([*jobs, {"job": {"job": "unprobed"}}])
     (shift,) = found["shifts"]
     figure = shift["figures"]["number_mass"]["heldout"]
     assert figure["pearson"]["value"] == pytest.approx(-1.0)
@@ -122,7 +122,7 @@ def up_and_down(name: str, sign: float, wrong: bool = False) -> dict[str, Any]:
 
 
 def verdicts(jobs: list[dict[str, Any]], number: int, figure: str) -> list[str]:
-    said = statements(connection(jobs, resamples=50))[number - 1]
+    said = judge_forgetting_statements(correlate_shift_with_forgetting(jobs, num_resamples=50))[number - 1]
     return [one["verdict"] for one in said["evidence"] if one["figure"] == figure]
 
 
@@ -137,15 +137,23 @@ def test_statements_are_as_sure_as_the_sweep_is_large() -> None:
     )
     assert verdicts(six[:3], 1, "number_mass") == ["a hint that it holds"]
     assert verdicts(six[:2], 1, "number_mass") == ["not shown here"]  # no interval
-    few = statements(connection(six[:2], resamples=50))[1]["evidence"][0]
+    few = judge_forgetting_statements(correlate_shift_with_forgetting(six[:2], num_resamples=50))[1][
+        "evidence"
+    ][0]
     assert few["verdict"] == "not shown here" and "4 of 4 stages" in few["why"] and "too few" in few["why"]
-    told = [resampled({"jobs": n, "points": [{"recipe": "r0"}, {"recipe": "r1"}]}) for n in (2, 4, 12)]
+    told = [
+        describe_resampling({"jobs": n, "points": [{"recipe": "r0"}, {"recipe": "r1"}]}) for n in (2, 4, 12)
+    ]
     assert "only 2 jobs" in told[0] and "of 2 recipes" in told[1]
     assert ["hint" in text for text in told] == [False, True, False]
 
 
 def test_late_mlp_is_judged_per_recipe() -> None:
-    three = statements(connection([job("x", [(0.2, 80.0)] * 3), job("y", [(0.2, 80.0)])], resamples=10))[2]
+    three = judge_forgetting_statements(
+        correlate_shift_with_forgetting(
+            [job("x", [(0.2, 80.0)] * 3), job("y", [(0.2, 80.0)])], num_resamples=10
+        )
+    )[2]
     assert [(one["recipe"], one["verdict"]) for one in three["evidence"]] == [
         ("x", "holds here"),
         ("y", "holds here"),
@@ -153,7 +161,9 @@ def test_late_mlp_is_judged_per_recipe() -> None:
     other = job("z", [(0.2, 80.0)])
     for reading in other["stages"][0]["probes"]["readings"][1:]:
         reading["folded"] = {"attention": [0.0, 3.0], "mlp": [1.0, 2.0]}
-    (found,) = statements(connection([other], resamples=10))[2]["evidence"]
+    (found,) = judge_forgetting_statements(correlate_shift_with_forgetting([other], num_resamples=10))[2][
+        "evidence"
+    ]
     assert found["verdict"] == "does not hold here" and "0 of 1 stages" in found["why"]
 
 
@@ -173,7 +183,7 @@ def test_late_mlp_is_judged_per_recipe() -> None:
     ],
 )
 def test_answers_have_a_format(text: str, kind: str) -> None:
-    assert answer_kind(text) == kind
+    assert classify_answer_format(text) == kind
 
 
 def answer(i: int, text: str, value: float) -> dict[str, Any]:
@@ -184,9 +194,9 @@ def answer(i: int, text: str, value: float) -> dict[str, Any]:
 def test_what_turned_wrong_is_counted_by_what_is_said_instead() -> None:
     before = [answer(0, "B", 1.0), answer(1, "red", 1.0), answer(2, "C", 0.0), answer(3, "4", 1.0)]
     after = [answer(0, "4", 0.0), answer(1, "2", 0.0), answer(2, "A", 1.0), answer(3, "5", 0.0)]
-    found = turned_wrong("t", before, after)
+    found = count_answer_flips("t", before, after)
     assert (found["n"], found["right_before"], found["turned_wrong"], found["turned_right"]) == (4, 3, 3, 1)
     assert found["said"]["number"] == 3 and found["said_instead"]["number"] == 2
-    assert [row["before"] for row in turned_rows("t", before, after)] == ["B", "red", "4"]
+    assert [row["before"] for row in collect_wrong_flips("t", before, after)] == ["B", "red", "4"]
     with pytest.raises(DataError, match="same samples"):
-        turned_wrong("t", before, after[1:])
+        count_answer_flips("t", before, after[1:])

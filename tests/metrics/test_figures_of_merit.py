@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmm_forget.errors import DataError
-from lmm_forget.metrics import TaskScores, build_figures_from_answers, figures
+from lmm_forget.metrics import TaskScores, compute_figures_from_answers, compute_figures_of_merit
 
 NOTHING = {"value": None, "low": None, "high": None}
 
@@ -30,7 +30,7 @@ def hand_made() -> tuple[list[str], list[str], dict[str, TaskScores]]:
 
 
 def test_hand_computed_values() -> None:
-    result = figures(*hand_made())
+    result = compute_figures_of_merit(*hand_made())
     assert result["target_learning"]["value"] == pytest.approx((50 + 70 + 80) / 3)
     assert result["target_forgetting"]["value"] == pytest.approx(((30 - 60) + (50 - 90)) / 2)
     assert result["target_overall"]["value"] == pytest.approx((20 + 30 + 80) / 3)
@@ -43,7 +43,7 @@ def test_hand_computed_values() -> None:
 
 
 def test_layout_is_the_documented_one_and_goes_into_json() -> None:
-    result = json.loads(json.dumps(figures(*hand_made()), allow_nan=False))
+    result = json.loads(json.dumps(compute_figures_of_merit(*hand_made()), allow_nan=False))
     estimate = {"value", "low", "high"}
     assert set(result) == {"target_learning", "target_forgetting", "target_overall", "heldout_forgetting"}
     heldout = result.pop("heldout_forgetting")
@@ -57,28 +57,31 @@ def test_layout_is_the_documented_one_and_goes_into_json() -> None:
 
 def test_a_task_taught_twice_counts_from_its_last_teaching() -> None:
     scores = {"a": scores_of("a", [0, 8, 2, 9]), "b": scores_of("b", [0, 0, 7, 4])}
-    result = figures(["a", "b", "a"], [], scores)
+    result = compute_figures_of_merit(["a", "b", "a"], [], scores)
     assert result["target_forgetting"]["value"] == pytest.approx(
         -30
     )  # b alone: a was taught at the last stage
     assert result["target_learning"]["value"] == pytest.approx((80 + 70 + 90) / 3)  # each teaching counts
     assert result["target_overall"]["value"] == pytest.approx((90 + 40) / 2)  # each task counts once
-    again = figures(
+    again = compute_figures_of_merit(
         ["a", "a", "b"], [], {"a": scores_of("a", [0, 8, 6, 5]), "b": scores_of("b", [0, 0, 0, 4])}
     )
     assert again["target_forgetting"]["value"] == pytest.approx(-10)
 
 
 def test_forgetting_does_not_exist_with_one_stage_or_one_task() -> None:
-    one = figures(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": scores_of("x", [9, 8])})
+    one = compute_figures_of_merit(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": scores_of("x", [9, 8])})
     assert one["target_forgetting"] == NOTHING
     assert one["target_learning"]["value"] == one["target_overall"]["value"] == pytest.approx(50)
     assert one["heldout_forgetting"]["recovery"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert figures(["a", "a"], [], {"a": scores_of("a", [0, 5, 6])})["target_forgetting"] == NOTHING
+    assert (
+        compute_figures_of_merit(["a", "a"], [], {"a": scores_of("a", [0, 5, 6])})["target_forgetting"]
+        == NOTHING
+    )
 
 
 def test_no_suite_means_no_heldout_figure() -> None:
-    heldout = figures(["a"], [], {"a": scores_of("a", [0, 5])})["heldout_forgetting"]
+    heldout = compute_figures_of_merit(["a"], [], {"a": scores_of("a", [0, 5])})["heldout_forgetting"]
     assert {key: heldout[key] for key in NOTHING} == NOTHING
     assert heldout["per_stage"] == [NOTHING]
     assert heldout["worst"] == NOTHING | {"stage": None}
@@ -87,7 +90,9 @@ def test_no_suite_means_no_heldout_figure() -> None:
 
 def test_one_image_gives_a_value_without_an_interval() -> None:
     single = TaskScores("x", np.array([[1.0, 1.0], [0.0, 1.0]]), ["same", "same"])
-    heldout = figures(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": single})["heldout_forgetting"]
+    heldout = compute_figures_of_merit(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": single})[
+        "heldout_forgetting"
+    ]
     assert (heldout["value"], heldout["low"], heldout["high"]) == (-50.0, None, None)
 
 
@@ -95,15 +100,19 @@ def test_macro_task_is_the_mean_of_group_means() -> None:
     # group p: 8 samples, 8 then 4 right; group q: 2 samples, 0 then 2 right
     values = np.array([[1.0] * 8 + [0.0] * 2, [1.0] * 4 + [0.0] * 4 + [1.0] * 2])
     macro = TaskScores("a", values, [str(i) for i in range(10)], ["p"] * 8 + ["q"] * 2)
-    assert figures(["a"], [], {"a": macro})["target_learning"]["value"] == pytest.approx(75 - 50)
+    assert compute_figures_of_merit(["a"], [], {"a": macro})["target_learning"]["value"] == pytest.approx(
+        75 - 50
+    )
     plain = TaskScores("a", values, [str(i) for i in range(10)])
-    assert figures(["a"], [], {"a": plain})["target_learning"]["value"] == pytest.approx(60 - 80)
+    assert compute_figures_of_merit(["a"], [], {"a": plain})["target_learning"]["value"] == pytest.approx(
+        60 - 80
+    )
 
 
 def test_a_group_missing_from_a_resample_is_dropped_from_it() -> None:
     # two images, one group each: a resample holds both (mean 50), only p (0) or only q (100), never a NaN
     macro = TaskScores("a", np.array([[0.0, 0.0], [0.0, 1.0]]), ["i", "j"], ["p", "q"])
-    learning = figures(["a"], [], {"a": macro})["target_learning"]
+    learning = compute_figures_of_merit(["a"], [], {"a": macro})["target_learning"]
     assert learning == {"value": 50.0, "low": 0.0, "high": 100.0}
 
 
@@ -111,7 +120,9 @@ def test_stages_are_paired() -> None:
     """Every image loses exactly one of its two right answers, so no resample can change the difference."""
     base, after = [1.0, 1.0, 0.0] * 20, [1.0, 0.0, 0.0] * 20
     task = TaskScores("x", np.array([base, after]), [str(i // 3) for i in range(60)])
-    heldout = figures(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": task})["heldout_forgetting"]
+    heldout = compute_figures_of_merit(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": task})[
+        "heldout_forgetting"
+    ]
     assert heldout["low"] == pytest.approx(heldout["high"]) == pytest.approx(-100 / 3)
 
 
@@ -123,7 +134,7 @@ def test_worst_stage_is_chosen_anew_in_each_resample() -> None:
     values[2, n // 2 :] = 0.0
     task = TaskScores("x", values, [str(i) for i in range(n)])
     target = TaskScores("a", np.zeros((3, 2)), ["i", "j"])
-    heldout = figures(["a", "a"], ["x"], {"a": target, "x": task})["heldout_forgetting"]
+    heldout = compute_figures_of_merit(["a", "a"], ["x"], {"a": target, "x": task})["heldout_forgetting"]
     assert heldout["per_stage"][0]["high"] > -45 and heldout["per_stage"][1]["high"] > -45
     assert heldout["worst"]["value"] == -50.0
     assert heldout["worst"]["high"] == -50.0  # the smaller of h and 1 - h is never above one half
@@ -134,7 +145,7 @@ def test_interval_agrees_with_the_normal_approximation() -> None:
     rng = np.random.default_rng(3)
     values = np.stack([np.ones(400), (rng.random(400) < 0.7).astype(float)])
     task = TaskScores("a", values, [str(i) for i in range(400)])
-    learning = figures(["a"], [], {"a": task}, resamples=4000)["target_learning"]
+    learning = compute_figures_of_merit(["a"], [], {"a": task}, num_resamples=4000)["target_learning"]
     p = values[1].mean()
     half = 196 * np.sqrt(p * (1 - p) / 400)
     assert learning["low"] == pytest.approx(learning["value"] - half, abs=0.6)
@@ -143,9 +154,14 @@ def test_interval_agrees_with_the_normal_approximation() -> None:
 
 def test_level_and_seed() -> None:
     arguments = hand_made()
-    wide, narrow = figures(*arguments, level=0.99), figures(*arguments, level=0.5)
+    wide, narrow = (
+        compute_figures_of_merit(*arguments, confidence_level=0.99),
+        compute_figures_of_merit(*arguments, confidence_level=0.5),
+    )
     assert wide["target_overall"]["low"] < narrow["target_overall"]["low"]
-    one, same, other = (figures(*arguments, resamples=40, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (
+        compute_figures_of_merit(*arguments, num_resamples=40, seed=seed) for seed in (1, 1, 2)
+    )
     assert one == same
     assert other["target_overall"]["value"] == one["target_overall"]["value"]
     assert other != one
@@ -162,7 +178,7 @@ def test_level_and_seed() -> None:
 )
 def test_wrong_input_is_one_clear_line(taught: list[str], suite: list[str], words: str) -> None:
     with pytest.raises(DataError) as caught:
-        figures(taught, suite, hand_made()[2])
+        compute_figures_of_merit(taught, suite, hand_made()[2])
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -185,7 +201,7 @@ def test_scores_that_cannot_be_used(values: list, clusters: list[str], words: st
 @pytest.mark.parametrize("settings_", [{"resamples": 0}, {"level": 1.0}, {"level": 0.0}])
 def test_settings_that_give_no_interval(settings_: dict) -> None:
     with pytest.raises(DataError, match="expected"):
-        figures(*hand_made(), **settings_)
+        compute_figures_of_merit(*hand_made(), **settings_)
 
 
 @st.composite
@@ -214,8 +230,8 @@ def test_order_of_samples_and_of_benchmarks_changes_nothing(run: tuple, random: 
         random.shuffle(order)  # type: ignore[attr-defined]
         groups = None if score.groups is None else np.asarray(score.groups)[order]
         shuffled[task] = TaskScores(task, score.values[:, order], np.asarray(score.clusters)[order], groups)
-    one = figures(taught, suite, scores, resamples=50)
-    two = figures(taught, suite[::-1], shuffled, resamples=50)
+    one = compute_figures_of_merit(taught, suite, scores, num_resamples=50)
+    two = compute_figures_of_merit(taught, suite[::-1], shuffled, num_resamples=50)
     assert json.dumps(one) == json.dumps(two)
 
 
@@ -226,7 +242,7 @@ def test_input_is_not_changed_and_figures_are_in_range(run: tuple) -> None:
     before = copy.deepcopy(
         {task: (score.values, score.clusters, score.groups) for task, score in scores.items()}
     )
-    result = figures(taught, suite, scores, resamples=50)
+    result = compute_figures_of_merit(taught, suite, scores, num_resamples=50)
     for task, (values, clusters, groups) in before.items():
         np.testing.assert_array_equal(values, scores[task].values)
         np.testing.assert_array_equal(clusters, scores[task].clusters)
@@ -248,7 +264,7 @@ def test_the_array_handed_in_stays_the_callers() -> None:
     values = np.array([[0.0, 1.0], [1.0, 1.0]])
     task = TaskScores("a", values, ["i", "j"])
     values[:] = 0.5
-    assert figures(["a"], [], {"a": task})["target_learning"]["value"] == 50.0
+    assert compute_figures_of_merit(["a"], [], {"a": task})["target_learning"]["value"] == 50.0
 
 
 def test_figures_from_answers_in_any_order() -> None:
@@ -263,7 +279,9 @@ def test_figures_from_answers_in_any_order() -> None:
             answers[task].append(
                 {"sample_id": [f"s{i:02d}" for i in order], "image_id": images, "value": row[order]}
             )
-    assert build_figures_from_answers(taught, suite, answers) == figures(taught, suite, scores)
+    assert compute_figures_from_answers(taught, suite, answers) == compute_figures_of_merit(
+        taught, suite, scores
+    )
 
 
 @pytest.mark.parametrize(
@@ -283,7 +301,7 @@ def test_figures_from_answers_in_any_order() -> None:
 def test_answers_that_do_not_match(columns: dict, words: str) -> None:
     base = {"sample_id": ["1", "2"], "image_id": ["i", "j"], "value": [1, 0]}
     with pytest.raises(DataError, match="task a.*" + words):
-        build_figures_from_answers(["a"], [], {"a": [base, columns]})
+        compute_figures_from_answers(["a"], [], {"a": [base, columns]})
 
 
 def test_the_size_of_a_real_run_is_quick() -> None:
@@ -295,5 +313,5 @@ def test_the_size_of_a_real_run_is_quick() -> None:
         for name in names
     }
     start = time.process_time()
-    figures(names[:5], names[5:], scores, resamples=2000)
+    compute_figures_of_merit(names[:5], names[5:], scores, num_resamples=2000)
     assert time.process_time() - start < 3.0

@@ -7,13 +7,13 @@ import pytest
 
 from lmm_forget.metrics import (
     TaskScores,
-    changes_from_base,
-    compare_mean,
-    compare_pair,
-    figures,
-    paired_change,
+    compare_mean_scores,
+    compare_task_scores,
+    compute_figures_of_merit,
+    estimate_changes_from_base,
+    estimate_paired_change,
 )
-from lmm_forget.metrics.intervals import bca, estimate
+from lmm_forget.metrics.intervals import compute_bca_interval, estimate_with_interval
 
 
 def two_benchmarks() -> dict[str, TaskScores]:
@@ -36,15 +36,17 @@ def ends(found: dict) -> tuple[float, float, float]:
 def test_figures_stages_and_comparisons_agree() -> None:
     scores = two_benchmarks()
     target = TaskScores("a", np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), ["i", "j", "k"])
-    heldout = figures(["a", "a"], list(scores), {"a": target, **scores})["heldout_forgetting"]
+    heldout = compute_figures_of_merit(["a", "a"], list(scores), {"a": target, **scores})[
+        "heldout_forgetting"
+    ]
     for stage in (1, 2):
         pairs = [
             TaskScores(t, each.values[[0, stage]], each.clusters, each.groups) for t, each in scores.items()
         ]
-        assert ends(heldout["per_stage"][stage - 1]) == ends(compare_mean(pairs))
+        assert ends(heldout["per_stage"][stage - 1]) == ends(compare_mean_scores(pairs))
         for (task, each), pair in zip(scores.items(), pairs, strict=True):
-            assert ends(compare_pair(pair)) == ends(paired_change(each, 0, stage)), task
-            assert changes_from_base(each)[stage - 1] == paired_change(each, 0, stage)
+            assert ends(compare_task_scores(pair)) == ends(estimate_paired_change(each, 0, stage)), task
+            assert estimate_changes_from_base(each)[stage - 1] == estimate_paired_change(each, 0, stage)
     worst = min(heldout["per_stage"], key=lambda entry: entry["value"])
     assert heldout["worst"]["value"] == worst["value"] and heldout["worst"]["low"] <= worst["value"]
     assert heldout["sum"]["low"] == pytest.approx(2 * heldout["low"])
@@ -56,8 +58,12 @@ def test_a_task_taught_twice_counts_its_images_once() -> None:
     once = (rng.random(40) < 0.3).astype(float)
     values = np.stack([np.zeros(40), once, once])
     images = [str(i) for i in range(40)]
-    twice = figures(["a", "a"], [], {"a": TaskScores("a", values, images)})["target_learning"]
-    single = figures(["a"], [], {"a": TaskScores("a", values[:2], images)})["target_learning"]
+    twice = compute_figures_of_merit(["a", "a"], [], {"a": TaskScores("a", values, images)})[
+        "target_learning"
+    ]
+    single = compute_figures_of_merit(["a"], [], {"a": TaskScores("a", values[:2], images)})[
+        "target_learning"
+    ]
     assert ends(twice) == pytest.approx(ends(single))
 
 
@@ -66,17 +72,17 @@ def test_a_skewed_change_reaches_further_to_its_long_side() -> None:
     rng = np.random.default_rng(1)
     change = -100 * rng.beta(0.2, 1.1, size=60)
     drawn = rng.choice(change, size=(4000, 60)).mean(axis=1)
-    low, high = bca(change.mean(), drawn, (change - change.mean()) / 60)
-    plain = estimate(change.mean(), drawn, None)
+    low, high = compute_bca_interval(change.mean(), drawn, (change - change.mean()) / 60)
+    plain = estimate_with_interval(change.mean(), drawn, None)
     assert low < plain["low"] - 0.5 and high < plain["high"] and low < change.mean() < high
 
 
 def test_nothing_to_resample_is_a_point_or_nothing() -> None:
-    assert bca(3.0, np.full(50, 3.0), np.zeros(9)) == (3.0, 3.0)
-    assert bca(3.0, np.array([1.0, 5.0]), np.zeros(1)) == (3.0, 3.0)
+    assert compute_bca_interval(3.0, np.full(50, 3.0), np.zeros(9)) == (3.0, 3.0)
+    assert compute_bca_interval(3.0, np.array([1.0, 5.0]), np.zeros(1)) == (3.0, 3.0)
     # without an influence to tell skewness from, the draws alone speak
-    assert bca(0.0, np.array([-1.0] * 50 + [1.0] * 50), np.zeros(9)) == (-1.0, 1.0)
-    assert estimate(1.0, np.array([0.0, 2.0]), None, interval=False) == {
+    assert compute_bca_interval(0.0, np.array([-1.0] * 50 + [1.0] * 50), np.zeros(9)) == (-1.0, 1.0)
+    assert estimate_with_interval(1.0, np.array([0.0, 2.0]), None, has_interval=False) == {
         "value": 1.0,
         "low": None,
         "high": None,

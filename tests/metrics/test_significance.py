@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmm_forget.errors import DataError
-from lmm_forget.metrics import TaskScores, mcnemar, paired_change
+from lmm_forget.metrics import TaskScores, estimate_paired_change, run_mcnemar_test
 
 
 def pair(gained: int, lost: int, same: int = 10) -> tuple[list[int], list[int]]:
@@ -18,22 +18,22 @@ def pair(gained: int, lost: int, same: int = 10) -> tuple[list[int], list[int]]:
 
 
 def test_few_changes_are_tested_exactly() -> None:
-    result = mcnemar(*pair(1, 8))
+    result = run_mcnemar_test(*pair(1, 8))
     assert (result["gained"], result["lost"], result["n"], result["method"]) == (1, 8, 19, "exact")
     assert result["p_value"] == pytest.approx(2 * (1 + 9) / 2**9)
 
 
 def test_many_changes_use_the_corrected_chi_square() -> None:
-    result = mcnemar(*pair(15, 35))
+    result = run_mcnemar_test(*pair(15, 35))
     assert result["method"] == "chi2"
     assert result["p_value"] == pytest.approx(
         0.00720, abs=5e-5
     )  # (20 - 1)^2 / 50 = 7.22 on one degree of freedom
-    assert mcnemar(*pair(20, 20))["p_value"] == 1.0
+    assert run_mcnemar_test(*pair(20, 20))["p_value"] == 1.0
 
 
 def test_no_change_is_no_evidence() -> None:
-    assert mcnemar(*pair(0, 0))["p_value"] == 1.0
+    assert run_mcnemar_test(*pair(0, 0))["p_value"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -41,29 +41,29 @@ def test_no_change_is_no_evidence() -> None:
 )
 def test_unfit_scores_are_refused(before: list, after: list, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        mcnemar(before, after)
+        run_mcnemar_test(before, after)
 
 
 def test_paired_change_with_its_test() -> None:
     before, after = pair(2, 12, 26)
     task = TaskScores("x", np.array([before, before, after], dtype=float), [str(i) for i in range(40)])
-    change = paired_change(task, 1, 2)
+    change = estimate_paired_change(task, 1, 2)
     assert change["value"] == -25.0
     assert change["low"] < -25.0 < change["high"] < 0
-    assert change["mcnemar"] == mcnemar(before, after)
-    assert paired_change(task, 0, 1) == {
+    assert change["mcnemar"] == run_mcnemar_test(before, after)
+    assert estimate_paired_change(task, 0, 1) == {
         "value": 0.0,
         "low": 0.0,
         "high": 0.0,
-        "mcnemar": mcnemar(before, before),
+        "mcnemar": run_mcnemar_test(before, before),
     }
     with pytest.raises(DataError, match="no stage 3, there are 0 .base. to 2"):
-        paired_change(task, 0, 3)
+        estimate_paired_change(task, 0, 3)
 
 
 def test_partial_scores_get_an_interval_only() -> None:
     task = TaskScores("x", np.array([[1.0, 0.5, 0.75], [0.5, 0.5, 0.25]]), ["i", "j", "k"])
-    assert paired_change(task, 0, 1)["mcnemar"] is None
+    assert estimate_paired_change(task, 0, 1)["mcnemar"] is None
 
 
 def test_metrics_and_reports_need_no_model_library() -> None:

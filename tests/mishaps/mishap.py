@@ -28,7 +28,7 @@ class Mishap(Plain):
         """As Plain's, or the mishap."""
         if self.how == "before" and os.environ["RANK"] == "0":
             raise RuntimeError("it failed before the first step")
-        super().prepare(*args, **named)
+        super().start_stage(*args, **named)
 
     def loss(self, *args: Any) -> Tensor:
         """As Plain's, or the mishap."""

@@ -29,7 +29,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from lmm_forget.models.loading import LMM, assemble
+from lmm_forget.models.loading import LMM, assemble_model
 from tests.models.tiny import QWEN_TEMPLATE, byte_tokenizer
 
 OTHERS = ("qwen3_vl", "internvl", "idefics3", "gemma3")
@@ -184,4 +184,4 @@ def other_lmm(
         for p in model.parameters():
             if not p.any():
                 torch.nn.init.normal_(p, std=0.02)
-    return assemble(model.to(dtype).eval(), processor, {"name": f"tiny_{kind}", "family": "generic"})
+    return assemble_model(model.to(dtype).eval(), processor, {"name": f"tiny_{kind}", "family": "generic"})

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from lmm_forget.config import conf_dir
-from lmm_forget.models.loading import LMM, load
+from lmm_forget.config import find_conf_dir
+from lmm_forget.models.loading import LMM, load_model
 from tests.models.others import OTHERS, other_lmm
 from tests.models.tiny import FAMILIES, tiny_lmm
 
@@ -24,6 +24,6 @@ SUBJECTS = (*RANDOM, *PACKAGED)
 def subject(name: str, dtype: torch.dtype = torch.float32) -> LMM:
     """The model `name` on the CPU, in eval mode; the random ones have two decoder layers and two tower layers."""
     if name in PACKAGED:
-        spec = yaml.safe_load((Path(conf_dir()) / "model" / f"{name}.yaml").read_text("utf-8"))
-        return load({**spec, "dtype": str(dtype).removeprefix("torch.")})
+        spec = yaml.safe_load((Path(find_conf_dir()) / "model" / f"{name}.yaml").read_text("utf-8"))
+        return load_model({**spec, "dtype": str(dtype).removeprefix("torch.")})
     return tiny_lmm(name, dtype=dtype) if name in FAMILIES else other_lmm(name, dtype=dtype)

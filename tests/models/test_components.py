@@ -8,7 +8,7 @@ import torch
 import lmm_forget
 from lmm_forget.errors import ConfigError
 from lmm_forget.models.components import COMPONENTS
-from lmm_forget.models.family import family_for
+from lmm_forget.models.family import resolve_family
 from lmm_forget.models.loading import LMM
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 
@@ -26,10 +26,10 @@ VARIANTS = [
 
 def backward(lmm: LMM) -> None:
     """One loss over a square and a wide picture, so that tiles, their base view and padding all take part."""
-    encoded = lmm.family.encode(
+    encoded = lmm.family.encode_batch(
         lmm.processor, ["What is it?", "And this?"], [[picture()], [picture(112, 56, 1)]], ["a bird", "no"]
     )
-    lmm.model(**encoded.batch, labels=encoded.labels).loss.backward()
+    lmm.model(**encoded.tensors, labels=encoded.labels).loss.backward()
 
 
 @pytest.mark.parametrize(("family", "config"), VARIANTS)
@@ -37,7 +37,7 @@ def test_exactly_the_unused_parameters_get_no_gradient(family: str, config: dict
     lmm = tiny_lmm(family, **config)
     backward(lmm)
     without = {name for name, p in lmm.model.named_parameters() if p.grad is None}
-    assert {i.name for i in lmm.components if i.unused} == without
+    assert {i.name for i in lmm.components if i.is_unused} == without
 
 
 @pytest.mark.parametrize(("family", "config"), VARIANTS)
@@ -79,7 +79,7 @@ def test_components_agree_with_the_modules(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_language_layers_have_the_seven_sublayers(family: str) -> None:
     lmm = tiny_lmm(family, num_hidden_layers=3)
-    assert lmm.components.language_layers == 3
+    assert lmm.components.num_language_layers == 3
     for layer in range(3):
         inside = {i.sublayer for i in lmm.components if i.component == "language" and i.layer == layer}
         assert inside == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "norm"}
@@ -119,7 +119,7 @@ def test_substrings_of_names_reach_into_the_towers_and_components_do_not() -> No
 def test_modules_that_are_no_supported_model_are_refused() -> None:
     lmm = tiny_lmm("llava_onevision")
     with pytest.raises(ConfigError, match="LlavaOnevisionForConditionalGeneration"):
-        family_for(lmm.model).components(lmm.model.model)
+        resolve_family(lmm.model).map_components(lmm.model.model)
     with pytest.raises(
         ConfigError, match="qwen2' is not supported; supported: llava_next, llava_onevision, qwen2_5_vl"
     ):
@@ -130,4 +130,4 @@ def test_mapping_is_found_again_after_parameters_are_replaced_in_place() -> None
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     assert {i.dtype for i in lmm.components} == {torch.bfloat16}
     lmm.model.float()
-    assert {i.dtype for i in lmm.family.components(lmm.model)} == {torch.float32}
+    assert {i.dtype for i in lmm.family.map_components(lmm.model)} == {torch.float32}

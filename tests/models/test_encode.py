@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmm_forget.errors import DataError
-from lmm_forget.models.family import IGNORE
+from lmm_forget.models.family import IGNORE_INDEX
 from lmm_forget.models.loading import LMM
 from tests.models.subjects import subject
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
@@ -57,37 +57,37 @@ def by_hand(lmm: LMM, text: str) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_labels_match_an_example_written_by_hand(family: str) -> None:
     lmm = tiny_lmm(family)
-    encoded = lmm.family.encode(lmm.processor, QUESTIONS[:1], images()[:1], ["two"])
+    encoded = lmm.family.encode_batch(lmm.processor, QUESTIONS[:1], images()[:1], ["two"])
     template, end = BY_HAND[family]
     prompt = by_hand(lmm, template.replace("{image}", SLOT[family] * IMAGE_TOKENS[family]))
     answer = by_hand(lmm, "two" + end)
-    assert encoded.batch["input_ids"].tolist() == [prompt + answer]
+    assert encoded.tensors["input_ids"].tolist() == [prompt + answer]
     assert encoded.labels is not None
-    assert encoded.labels.tolist() == [[IGNORE] * len(prompt) + answer]
+    assert encoded.labels.tolist() == [[IGNORE_INDEX] * len(prompt) + answer]
     assert encoded.lengths == [len(prompt) + len(answer)]
-    assert lmm.family.end_of_answer(lmm.processor) == end
+    assert lmm.family.get_end_of_answer_token(lmm.processor) == end
     assert lmm.end_token_ids == [answer[-1]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_sees_exactly_the_prompt_of_generation_then_answer_and_end(family: str) -> None:
     lmm = tiny_lmm(family)
-    ask = lmm.family.encode(lmm.processor, QUESTIONS, images())
-    teach = lmm.family.encode(lmm.processor, QUESTIONS, images(), ANSWERS)
+    ask = lmm.family.encode_batch(lmm.processor, QUESTIONS, images())
+    teach = lmm.family.encode_batch(lmm.processor, QUESTIONS, images(), ANSWERS)
     assert ask.labels is None and teach.labels is not None
-    assert set(ask.batch) == set(teach.batch)
+    assert set(ask.tensors) == set(teach.tensors)
     for i, answer in enumerate(ANSWERS):
-        prompt = ask.batch["input_ids"][i, -ask.lengths[i] :].tolist()
+        prompt = ask.tensors["input_ids"][i, -ask.lengths[i] :].tolist()
         ending = by_hand(lmm, answer + BY_HAND[family][1])
-        row = teach.batch["input_ids"][i].tolist()
+        row = teach.tensors["input_ids"][i].tolist()
         assert row[: teach.lengths[i]] == prompt + ending
-        counted = (teach.labels[i] != IGNORE).nonzero().flatten().tolist()
+        counted = (teach.labels[i] != IGNORE_INDEX).nonzero().flatten().tolist()
         assert counted == list(range(len(prompt), len(prompt) + len(ending)))
         assert teach.labels[i][counted].tolist() == ending
-        assert ask.batch["attention_mask"][i].tolist() == [0] * (
-            len(ask.batch["input_ids"][i]) - len(prompt)
+        assert ask.tensors["attention_mask"][i].tolist() == [0] * (
+            len(ask.tensors["input_ids"][i]) - len(prompt)
         ) + [1] * len(prompt)
-        mask = teach.batch["attention_mask"][i].tolist()
+        mask = teach.tensors["attention_mask"][i].tolist()
         assert mask == [1] * teach.lengths[i] + [0] * (len(row) - teach.lengths[i])
         assert set(row[teach.lengths[i] :]) <= {lmm.processor.tokenizer.pad_token_id}
 
@@ -95,17 +95,18 @@ def test_training_sees_exactly_the_prompt_of_generation_then_answer_and_end(fami
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_are_ready_for_generate(family: str) -> None:
     lmm = tiny_lmm(family, seed=3)
-    together = lmm.family.encode(lmm.processor, QUESTIONS, images())
+    together = lmm.family.encode_batch(lmm.processor, QUESTIONS, images())
     out = lmm.model.generate(
-        **together.batch, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids
+        **together.tensors, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids
     )
     for i in range(2):
-        alone = lmm.family.encode(lmm.processor, [QUESTIONS[i]], [images()[i]])
+        alone = lmm.family.encode_batch(lmm.processor, [QUESTIONS[i]], [images()[i]])
         single = lmm.model.generate(
-            **alone.batch, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids
+            **alone.tensors, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids
         )
         assert (
-            out[i, together.batch["input_ids"].shape[1] :].tolist() == single[0, alone.lengths[0] :].tolist()
+            out[i, together.tensors["input_ids"].shape[1] :].tolist()
+            == single[0, alone.lengths[0] :].tolist()
         )
 
 
@@ -113,15 +114,15 @@ def test_prompts_are_ready_for_generate(family: str) -> None:
 def test_samples_without_and_with_several_pictures(family: str) -> None:
     lmm = tiny_lmm(family)
     mixed = [[], [picture()], [picture(seed=1), picture(84, 56, 2)]]
-    encoded = lmm.family.encode(lmm.processor, ["a", "b", "c"], mixed, ["x", "y", "z"])
-    slots = (encoded.batch["input_ids"] == lmm.processor.image_token_id).sum(dim=1).tolist()
+    encoded = lmm.family.encode_batch(lmm.processor, ["a", "b", "c"], mixed, ["x", "y", "z"])
+    slots = (encoded.tensors["input_ids"] == lmm.processor.image_token_id).sum(dim=1).tolist()
     assert slots[:2] == [0, IMAGE_TOKENS[family]]
     # OneVision cuts only a lone picture into tiles: several take their base view and one newline each.
     assert slots[2] == 2 * (16 + 1) if family == "llava_onevision" else slots[2] > slots[1]
-    assert torch.isfinite(lmm.model(**encoded.batch, labels=encoded.labels).loss)
-    text_only = lmm.family.encode(lmm.processor, ["a"], [[]], ["x"])
-    assert "pixel_values" not in text_only.batch
-    assert torch.isfinite(lmm.model(**text_only.batch, labels=text_only.labels).loss)
+    assert torch.isfinite(lmm.model(**encoded.tensors, labels=encoded.labels).loss)
+    text_only = lmm.family.encode_batch(lmm.processor, ["a"], [[]], ["x"])
+    assert "pixel_values" not in text_only.tensors
+    assert torch.isfinite(lmm.model(**text_only.tensors, labels=text_only.labels).loss)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "tiny_qwen2_5_vl"])
@@ -147,7 +148,7 @@ def test_pictures_that_a_template_leaves_side_by_side_are_refused_by_position(na
 
 
 def logits_of(lmm: LMM, pictures: list[list]) -> torch.Tensor:
-    batch = lmm.family.encode(lmm.processor, ["?"] * len(pictures), pictures).batch
+    batch = lmm.family.encode_batch(lmm.processor, ["?"] * len(pictures), pictures).tensors
     with torch.inference_mode():
         return lmm.model(**batch).logits
 
@@ -155,17 +156,17 @@ def logits_of(lmm: LMM, pictures: list[list]) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sequences_beyond_the_context_are_refused_by_position(family: str) -> None:
     lmm = tiny_lmm(family, max_position_embeddings=160)
-    assert lmm.family.context == 160
+    assert lmm.family.context_length == 160
     with pytest.raises(
         DataError,
         match=r"sample 1 of the batch: prompt and answer have \d+ tokens, the model's context is 160",
     ):
-        lmm.family.encode(lmm.processor, QUESTIONS, images(), ["no", "x" * 100])
+        lmm.family.encode_batch(lmm.processor, QUESTIONS, images(), ["no", "x" * 100])
     with pytest.raises(DataError, match=r"sample 0 of the batch: prompt has \d+ tokens"):
-        lmm.family.encode(lmm.processor, ["y" * 200, "?"], images())
-    fits = lmm.family.encode(lmm.processor, ["?"], [[picture()]], ["x"])
+        lmm.family.encode_batch(lmm.processor, ["y" * 200, "?"], images())
+    fits = lmm.family.encode_batch(lmm.processor, ["?"], [[picture()]], ["x"])
     room = 160 - fits.lengths[0]
-    assert lmm.family.encode(lmm.processor, ["?"], [[picture()]], ["x" * (1 + room)]).lengths == [160]
+    assert lmm.family.encode_batch(lmm.processor, ["?"], [[picture()]], ["x" * (1 + room)]).lengths == [160]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -175,18 +176,18 @@ def test_control_tokens_in_the_data_are_refused(family: str) -> None:
     with pytest.raises(
         DataError, match="sample 1 of the batch: its answer contains the model's reserved token"
     ):
-        lmm.family.encode(lmm.processor, QUESTIONS, images(), ["1 < 2", f"no{end}"])
+        lmm.family.encode_batch(lmm.processor, QUESTIONS, images(), ["1 < 2", f"no{end}"])
     with pytest.raises(
         DataError, match="sample 0 of the batch: its question contains the model's reserved token"
     ):
-        lmm.family.encode(lmm.processor, [f"{SLOT[family]} what?", "b"], images())
+        lmm.family.encode_batch(lmm.processor, [f"{SLOT[family]} what?", "b"], images())
 
 
 def test_a_template_that_writes_the_first_token_itself_does_not_double_it() -> None:
     lmm = tiny_lmm("llava_next")
     bos = lmm.processor.tokenizer.bos_token_id
-    plain = lmm.family.encode(lmm.processor, ["a"], [[picture()]])
+    plain = lmm.family.encode_batch(lmm.processor, ["a"], [[picture()]])
     lmm.processor.chat_template = "{{ '<|begin_of_text|>' }}" + lmm.processor.chat_template
-    written = lmm.family.encode(lmm.processor, ["a"], [[picture()]])
-    assert plain.batch["input_ids"].tolist() == written.batch["input_ids"].tolist()
-    assert plain.batch["input_ids"][0].tolist().count(bos) == 1
+    written = lmm.family.encode_batch(lmm.processor, ["a"], [[picture()]])
+    assert plain.tensors["input_ids"].tolist() == written.tensors["input_ids"].tolist()
+    assert plain.tensors["input_ids"][0].tolist().count(bos) == 1

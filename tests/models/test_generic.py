@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import lmm_forget
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.chat import opening_space
+from lmm_forget.models.chat import find_opening_space
 from lmm_forget.models.components import COMPONENTS
-from lmm_forget.models.family import IGNORE, family_for
-from lmm_forget.models.generic import Generic
-from lmm_forget.models.loading import LMM, assemble, load, skeleton_for
-from lmm_forget.models.mapping import map_parts
-from lmm_forget.models.weights import model_hashes
+from lmm_forget.models.family import IGNORE_INDEX, resolve_family
+from lmm_forget.models.generic_family import GenericFamily
+from lmm_forget.models.loading import LMM, assemble_model, build_meta_model_from_spec, load_model
+from lmm_forget.models.part_detection import map_model_parts
+from lmm_forget.models.weight_hashes import hash_parameters
 from tests.models.others import OTHERS, other_lmm, other_processor
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 
@@ -87,17 +87,19 @@ def test_parts_are_those_a_person_finds_in_the_modelling_file(kind: str) -> None
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_answer_and_its_end_are_what_is_taught(kind: str) -> None:
     lmm = other_lmm(kind)
-    encoded = lmm.family.encode(
+    encoded = lmm.family.encode_batch(
         lmm.processor, ["How many?", "b", "c"], [[picture()], [picture(112, 56)], []], ["two"] * 3
     )
     assert encoded.labels is not None
     decode = lmm.processor.tokenizer.decode
     prompt, answer = PROMPTS[kind]
-    for row, labels, length in zip(encoded.batch["input_ids"], encoded.labels, encoded.lengths, strict=True):
-        at = (labels != IGNORE).nonzero().flatten()
+    for row, labels, length in zip(
+        encoded.tensors["input_ids"], encoded.labels, encoded.lengths, strict=True
+    ):
+        at = (labels != IGNORE_INDEX).nonzero().flatten()
         assert decode(labels[at]) == answer and at[-1] == length - 1
         assert torch.equal(row[at], labels[at])
-    first = decode(encoded.batch["input_ids"][0, : encoded.lengths[0]])
+    first = decode(encoded.tensors["input_ids"][0, : encoded.lengths[0]])
     slot = decode([lmm.model.config.image_token_id])
     assert len(re.findall(re.escape(slot), first)) == (20 if kind == "idefics3" else 4)
     if prompt is not None:
@@ -109,21 +111,21 @@ def test_the_answer_and_its_end_are_what_is_taught(kind: str) -> None:
 
 
 def test_only_spaces_open_an_answer() -> None:
-    assert opening_space(other_processor("idefics3")) == " "
-    assert {opening_space(other_processor(kind)) for kind in OTHERS if kind != "idefics3"} == {""}
+    assert find_opening_space(other_processor("idefics3")) == " "
+    assert {find_opening_space(other_processor(kind)) for kind in OTHERS if kind != "idefics3"} == {""}
     thinking = other_processor("qwen3_vl")
     thinking.chat_template = thinking.chat_template.replace(
         "{% elif content['type'] == 'text' %}",
         "{% elif content['type'] == 'text' %}{% if message['role'] == 'assistant' %}<think></think>{% endif %}",
     )
-    assert opening_space(thinking) == ""
+    assert find_opening_space(thinking) == ""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_known_families_are_mapped_the_same_without_their_files(family: str) -> None:
     """OneVision and NeXT read a hidden state in front of the last norm, which is all that their files add."""
     lmm = tiny_lmm(family)
-    known, found = lmm.components.parts, map_parts(lmm.model)
+    known, found = lmm.components.parts, map_model_parts(lmm.model)
     same = ("text_model", "lm_head", "tower", "projectors", "language_layers", "tower_layers")
     assert all(getattr(known, name) == getattr(found, name) for name in same)
 
@@ -131,24 +133,24 @@ def test_the_known_families_are_mapped_the_same_without_their_files(family: str)
 def test_autograd_refuses_a_map_that_is_wrong() -> None:
     """LLaVA-OneVision without its own file: there, `vision_feature_layer` -1 is not the tower's last output."""
     lmm = tiny_lmm("llava_onevision")
-    family = Generic(lmm.model.config)
-    before = model_hashes(lmm.model), [p.requires_grad for p in lmm.model.parameters()]
+    family = GenericFamily(lmm.model.config)
+    before = hash_parameters(lmm.model), [p.requires_grad for p in lmm.model.parameters()]
     with pytest.raises(
         ConfigError, match="through 2 of its tensors .*post_layernorm.weight.*tower model.vision_tower"
     ) as error:
-        family.verify(lmm.model, lmm.processor, family.components(lmm.model))
+        family.verify_components(lmm.model, lmm.processor, family.map_components(lmm.model))
     assert "\n" not in str(error.value)
-    assert (model_hashes(lmm.model), [p.requires_grad for p in lmm.model.parameters()]) == before
+    assert (hash_parameters(lmm.model), [p.requires_grad for p in lmm.model.parameters()]) == before
     assert not lmm.components.text_model._forward_pre_hooks
     # NeXT says in its configuration that it reads the state before the last layer, which is enough.
     other = tiny_lmm("llava_next")
-    family = Generic(other.model.config)
-    family.verify(other.model, other.processor, family.components(other.model))
+    family = GenericFamily(other.model.config)
+    family.verify_components(other.model, other.processor, family.map_components(other.model))
 
 
 def test_an_earlier_feature_layer_leaves_the_rest_of_the_tower_unused() -> None:
     lmm = other_lmm("internvl", feature_layer=1)
-    unused = {i.name for i in lmm.components if i.unused}
+    unused = {i.name for i in lmm.components if i.is_unused}
     assert unused and all(name.startswith("model.vision_tower.encoder.layer.1.") for name in unused)
 
 
@@ -157,17 +159,18 @@ def test_what_is_saved_is_loaded_bit_for_bit(kind: str, tmp_path: Path) -> None:
     lmm = other_lmm(kind, dtype=torch.bfloat16)
     lmm.model.save_pretrained(tmp_path)
     lmm.processor.save_pretrained(tmp_path)
-    again = load(
+    again = load_model(
         {"path": str(tmp_path), "family": "generic", "attention": "eager", "image": {"max_tiles": None}}
     )
-    assert model_hashes(again.model) == model_hashes(lmm.model)
+    assert hash_parameters(again.model) == hash_parameters(lmm.model)
     assert again.end_token_ids == lmm.end_token_ids
     batches = [
-        x.family.encode(x.processor, ["what?"], [[picture(100, 50)]], ["it"]).batch for x in (lmm, again)
+        x.family.encode_batch(x.processor, ["what?"], [[picture(100, 50)]], ["it"]).tensors
+        for x in (lmm, again)
     ]
     assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0] | batches[1])
-    meta = skeleton_for({"path": str(tmp_path)})
-    plans = [lmm_forget.tune(model, "sa_proj").counts for model in (meta, again.model)]
+    meta = build_meta_model_from_spec({"path": str(tmp_path)})
+    plans = [lmm_forget.tune(model, "sa_proj").parameter_counts for model in (meta, again.model)]
     assert plans[0] == plans[1]
 
 
@@ -177,9 +180,9 @@ def test_what_is_saved_is_loaded_bit_for_bit(kind: str, tmp_path: Path) -> None:
 )
 def test_image_budgets_where_the_processor_has_them(kind: str, image: dict[str, int], fewer: bool) -> None:
     lmm = other_lmm(kind)
-    count = lambda: lmm.family.encode(lmm.processor, ["?"], [[picture(168, 56)]]).lengths[0]  # noqa: E731
+    count = lambda: lmm.family.encode_batch(lmm.processor, ["?"], [[picture(168, 56)]]).lengths[0]  # noqa: E731
     before = count()
-    lmm.family.apply_image_budget(lmm.model.config, lmm.processor, image)
+    lmm.family.apply_image_limits(lmm.model.config, lmm.processor, image)
     assert (count() < before) is fewer
 
 
@@ -189,7 +192,7 @@ def test_image_budgets_where_the_processor_has_them(kind: str, image: dict[str, 
 def test_image_budgets_where_the_processor_has_none_are_refused(kind: str, image: dict[str, int]) -> None:
     lmm = other_lmm(kind)
     with pytest.raises(ConfigError, match=f"model.image.{next(iter(image))}: .* has no such bound"):
-        lmm.family.apply_image_budget(lmm.model.config, lmm.processor, image)
+        lmm.family.apply_image_limits(lmm.model.config, lmm.processor, image)
 
 
 def small(model_type: str, **config: Any) -> nn.Module:
@@ -209,7 +212,7 @@ def small(model_type: str, **config: Any) -> nn.Module:
 def test_models_of_another_build_are_refused_with_what_was_found(model_type: str, found: str) -> None:
     with pytest.raises(ConfigError, match=found) as error:
         model = small(model_type)
-        family_for(model).components(model)
+        resolve_family(model).map_components(model)
     assert "\n" not in str(error.value)
 
 
@@ -221,7 +224,7 @@ def test_a_second_module_between_tower_and_decoder_is_refused() -> None:
         r"\(Gemma3MultiModalProjector, 0.0 M parameters\), model.resampler \(Linear, 0.0 M parameters\)"
     )
     with pytest.raises(ConfigError, match=expected):
-        family_for(lmm.model).components(lmm.model)
+        resolve_family(lmm.model).map_components(lmm.model)
 
 
 def test_a_processor_that_does_not_fit_is_refused() -> None:
@@ -230,7 +233,7 @@ def test_a_processor_that_does_not_fit_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="cannot take what its processor makes of a picture: .*do not match"
     ):
-        assemble(lmm.model, lmm.processor, {})
+        assemble_model(lmm.model, lmm.processor, {})
 
 
 def test_per_token_keys_of_unknown_meaning_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,4 +246,4 @@ def test_per_token_keys_of_unknown_meaning_are_refused(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(type(lmm.processor), "__call__", more)
     with pytest.raises(ConfigError, match="returns 'mystery_ids' per token"):
-        lmm.family.encode(lmm.processor, ["a"], [[picture()]], ["b"])
+        lmm.family.encode_batch(lmm.processor, ["a"], [[picture()]], ["b"])

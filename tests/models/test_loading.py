@@ -10,10 +10,16 @@ import torch
 from safetensors.torch import save_file
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.family import family_for, limit_pixels
-from lmm_forget.models.loading import LMM, architectures, load, skeleton, skeleton_for
-from lmm_forget.models.weights import model_hashes
-from lmm_forget.recipes.selection import load_recipe, make_plan, rules_from_config
+from lmm_forget.models.family import limit_pixels, resolve_family
+from lmm_forget.models.loading import (
+    LMM,
+    build_meta_model,
+    build_meta_model_from_spec,
+    list_architectures,
+    load_model,
+)
+from lmm_forget.models.weight_hashes import hash_parameters
+from lmm_forget.recipes.selection import load_recipe, make_tune_plan, parse_rules
 from tests.models.tiny import FAMILIES, picture, tiny_lmm, tiny_processor
 
 # Millions of trainable parameters: dimensions of Qwen2-7B and Llama-3-8B, as the paper's sources use them.
@@ -49,7 +55,7 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_saved_is_loaded_bit_for_bit(family: str, tmp_path: Path) -> None:
     lmm = tiny_lmm(family, dtype=torch.bfloat16)
-    again = load(
+    again = load_model(
         {
             "path": str(saved(lmm, tmp_path)),
             "dtype": "auto",
@@ -58,15 +64,17 @@ def test_what_is_saved_is_loaded_bit_for_bit(family: str, tmp_path: Path) -> Non
             "image": {},
         }
     )
-    assert model_hashes(again.model) == model_hashes(lmm.model)
+    assert hash_parameters(again.model) == hash_parameters(lmm.model)
     assert again.family.name == family and not again.model.training
     assert again.end_token_ids == lmm.end_token_ids
     assert again.model.config._attn_implementation == "eager"
     assert [i.name for i in again.components] == [i.name for i in lmm.components]
     texts, pictures = ["what?"], [[picture(100, 50)]]
-    first, second = (x.family.encode(x.processor, texts, pictures, ["it"]).batch for x in (lmm, again))
+    first, second = (
+        x.family.encode_batch(x.processor, texts, pictures, ["it"]).tensors for x in (lmm, again)
+    )
     assert set(first) == set(second) and all(torch.equal(first[key], second[key]) for key in first)
-    assert load({"path": str(tmp_path), "dtype": "float32"}).model.dtype == torch.float32
+    assert load_model({"path": str(tmp_path), "dtype": "float32"}).model.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -82,19 +90,19 @@ def test_the_image_budget_reaches_model_and_processor(family: str, image: dict, 
     wide = [[picture(168, 84)]]
     lengths = []
     for budget in ({}, image):
-        lmm = load({"path": str(folder), "image": budget})
-        encoded = lmm.family.encode(lmm.processor, ["?"], wide, ["x"])
-        assert torch.isfinite(lmm.model(**encoded.batch, labels=encoded.labels).loss)
+        lmm = load_model({"path": str(folder), "image": budget})
+        encoded = lmm.family.encode_batch(lmm.processor, ["?"], wide, ["x"])
+        assert torch.isfinite(lmm.model(**encoded.tensors, labels=encoded.labels).loss)
         lengths += encoded.lengths
     assert lengths[1] < lengths[0]
     with pytest.raises(ConfigError, match="model.image.tokens is unknown to"):
-        load({"path": str(folder), "image": {"tokens": 3}})
+        load_model({"path": str(folder), "image": {"tokens": 3}})
 
 
 def test_a_budget_without_any_tile_is_refused(tmp_path: Path) -> None:
     folder = saved(tiny_lmm("llava_onevision"), tmp_path)
     with pytest.raises(ConfigError, match="max_tiles=0 leaves no grid; the smallest has 1 tiles"):
-        load({"path": str(folder), "image": {"max_tiles": 0}})
+        load_model({"path": str(folder), "image": {"max_tiles": 0}})
 
 
 @pytest.mark.parametrize(
@@ -113,8 +121,8 @@ def test_pixel_budgets_that_contradict_themselves_are_refused(image: dict, line:
 
 def test_a_larger_smallest_picture_takes_more_tokens(tmp_path: Path) -> None:
     folder = saved(tiny_lmm("qwen2_5_vl"), tmp_path)
-    lmm = load({"path": str(folder), "image": {"min_pixels": 28 * 28 * 9, "max_pixels": None}})
-    slots = lmm.family.encode(lmm.processor, ["?"], [[picture()]]).batch["input_ids"]
+    lmm = load_model({"path": str(folder), "image": {"min_pixels": 28 * 28 * 9, "max_pixels": None}})
+    slots = lmm.family.encode_batch(lmm.processor, ["?"], [[picture()]]).tensors["input_ids"]
     assert (slots == lmm.processor.image_token_id).sum() == 9  # 56 x 56 pixels alone would be 4
 
 
@@ -196,21 +204,21 @@ def test_a_folder_that_cannot_be_used_is_refused_in_one_line(
     expected = damaged(kind, tmp_path)
     capsys.readouterr()
     with pytest.raises(ConfigError, match=expected) as error:
-        load({"path": str(tmp_path)})
+        load_model({"path": str(tmp_path)})
     one_line(error)
     assert "LOAD REPORT" not in capsys.readouterr().err
 
 
 def test_each_way_a_model_can_be_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="is not a model folder: it has no config.json"):
-        load({"path": str(tmp_path)})
+        load_model({"path": str(tmp_path)})
     with pytest.raises(ConfigError, match="no packaged model 'nope'; packaged: "):
-        load({"path": "package:nope"})
+        load_model({"path": "package:nope"})
     with pytest.raises(ConfigError, match="has neither `path` nor `hub_id`"):
-        load({"name": "x", "path": None, "hub_id": None})
+        load_model({"name": "x", "path": None, "hub_id": None})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="set model.path to a local copy") as error:
-        load({"hub_id": "nobody/has-this", "revision": None, "path": None})
+        load_model({"hub_id": "nobody/has-this", "revision": None, "path": None})
     assert "nobody/has-this" in one_line(error) and "(HF_HUB_OFFLINE is set)" in one_line(error)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
@@ -221,55 +229,55 @@ def test_each_way_a_model_can_be_missing_is_one_line(tmp_path: Path, monkeypatch
     with pytest.raises(
         ConfigError, match=r"fetched .* \(We couldn't connect .* load the files.\); set model.path"
     ) as error:
-        load({"hub_id": "nobody/has-this", "revision": None, "path": None})
+        load_model({"hub_id": "nobody/has-this", "revision": None, "path": None})
     one_line(error)
     monkeypatch.undo()
     (tmp_path / "config.json").write_text("{broken")
     with pytest.raises(ConfigError, match="cannot be loaded") as error:
-        load({"path": str(tmp_path)})
+        load_model({"path": str(tmp_path)})
     one_line(error)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ConfigError, match="model type 'bert' is not supported"):
-        load({"path": str(tmp_path)})
+        load_model({"path": str(tmp_path)})
 
 
 def test_a_model_that_is_not_what_the_config_says_is_refused(tmp_path: Path) -> None:
     saved(tiny_lmm("llava_next"), tmp_path)
     with pytest.raises(ConfigError, match="model.family=qwen2_5_vl, but the model in .* is a llava_next"):
-        load({"path": str(tmp_path), "family": "qwen2_5_vl"})
+        load_model({"path": str(tmp_path), "family": "qwen2_5_vl"})
     with pytest.raises(ConfigError, match="model.dtype=float33 is not a torch dtype"):
-        load({"path": str(tmp_path), "dtype": "float33"})
+        load_model({"path": str(tmp_path), "dtype": "float33"})
 
 
 @pytest.mark.parametrize("architecture", sorted(SIZES))
 def test_real_sizes_on_the_meta_device(architecture: str) -> None:
-    model = skeleton(architecture)
+    model = build_meta_model(architecture)
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    components = family_for(model).components(model)
+    components = resolve_family(model).map_components(model)
     for recipe, millions in SIZES[architecture].items():
-        plan = make_plan(components, recipe, rules_from_config(load_recipe(recipe)))
-        assert round(plan.counts["trainable"] / 1e6) == millions, recipe
-        assert plan.delta_bytes == 2 * plan.counts["trainable"]
-        assert sum(plan.counts.values()) == sum(p.numel() for p in model.parameters())
+        plan = make_tune_plan(components, recipe, parse_rules(load_recipe(recipe)))
+        assert round(plan.parameter_counts["trainable"] / 1e6) == millions, recipe
+        assert plan.delta_bytes == 2 * plan.parameter_counts["trainable"]
+        assert sum(plan.parameter_counts.values()) == sum(p.numel() for p in model.parameters())
 
 
 def test_llava_next_has_the_size_of_llama_3_beside_its_padded_vocabulary() -> None:
-    model = skeleton("llava_next_8b")
-    language = sum(i.numel for i in family_for(model).components(model) if i.component == "language")
+    model = build_meta_model("llava_next_8b")
+    language = sum(i.numel for i in resolve_family(model).map_components(model) if i.component == "language")
     padding = 2 * 4096 * (model.config.text_config.vocab_size - 128256)
     assert round((language - padding) / 1e6) == 8030
 
 
 def test_packaged_architectures_are_the_five_real_ones() -> None:
-    assert architectures() == sorted(SIZES)
+    assert list_architectures() == sorted(SIZES)
     with pytest.raises(ConfigError, match="choose one of: llava_next_8b, "):
-        skeleton("nope")
+        build_meta_model("nope")
 
 
 def test_a_skeleton_follows_a_local_model_before_the_packaged_architecture(tmp_path: Path) -> None:
     lmm = tiny_lmm("llava_next", dtype=torch.bfloat16)
-    model = skeleton_for({"path": str(saved(lmm, tmp_path)), "architecture": "llava_next_8b"})
+    model = build_meta_model_from_spec({"path": str(saved(lmm, tmp_path)), "architecture": "llava_next_8b"})
     shapes = {name: (p.shape, p.dtype) for name, p in model.named_parameters()}
     assert shapes == {name: (p.shape, p.dtype) for name, p in lmm.model.named_parameters()}
     with pytest.raises(ConfigError, match="has neither `path` nor `architecture`"):
-        skeleton_for({"name": "x"})
+        build_meta_model_from_spec({"name": "x"})

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.data.context import measure_for
+from lmm_forget.data.token_counter import make_token_counter
 from lmm_forget.errors import DataError
-from lmm_forget.evaluation.ahead import Job
-from lmm_forget.evaluation.ask import ask_task, encode_batch
-from lmm_forget.evaluation.generate import generate
-from lmm_forget.evaluation.lengths import Ruler, fit
-from lmm_forget.evaluation.preparing import Look
+from lmm_forget.evaluation.generation import generate_answers
+from lmm_forget.evaluation.prefetch import ReadRequest
+from lmm_forget.evaluation.question_encoding import QuestionIndexer
+from lmm_forget.evaluation.task_evaluation import encode_question_batch, evaluate_task
+from lmm_forget.evaluation.token_lengths import TokenCounter, check_lengths
 from lmm_forget.models.loading import LMM
-from lmm_forget.probes.passes import Prompts, forced
-from lmm_forget.tasks.base import Sample, Task, digest
+from lmm_forget.probes.forward_passes import PromptSet, run_forced_pass
 from lmm_forget.tasks.scoring.exact import ExactMatch
-from lmm_forget.training.batches import EncodedSlots, Slot
-from lmm_forget.training.budget import longest
-from lmm_forget.training.lessons import Lessons
+from lmm_forget.tasks.task import Sample, Task, hash_json_parts
+from lmm_forget.training.micro_batch_search import select_longest_items
+from lmm_forget.training.micro_batches import MicroBatchDataset, MicroBatchIndices
+from lmm_forget.training.train_set import TrainSet
 from tests.models.subjects import SUBJECTS, subject
 from tests.models.tiny import (
     LLAMA3_TEMPLATE,
@@ -71,7 +71,7 @@ class Questions(Task):
         return self.given
 
     def fingerprint(self, split: str) -> str:
-        return digest(len(self.given))
+        return hash_json_parts(len(self.given))
 
 
 def sample(name: str, system: str | None = None, **changes: Any) -> Sample:
@@ -94,7 +94,7 @@ def bare(onevision: LMM) -> LMM:
 def prompt(template: str, system: str | None, family: str = "llava_onevision") -> str:
     lmm = tiny_lmm(family)
     lmm.processor.chat_template = template
-    return lmm.family.prompt(lmm.processor, "What is it?", 1, system)
+    return lmm.family.render_prompt(lmm.processor, "What is it?", 1, system)
 
 
 @pytest.mark.parametrize(
@@ -146,27 +146,27 @@ def test_every_model_is_taught_and_asked_with_it_or_refuses_it(name: str) -> Non
     lmm = subject(name)
     task = Questions(sample("with", KIND), sample("without"))
     try:
-        asked = encode_batch(lmm.family, lmm.processor, task, task.given).batch["input_ids"]
+        asked = encode_question_batch(lmm.family, lmm.processor, task, task.given).inputs["input_ids"]
     except DataError as error:
         assert "task mine: sample with: it has a system prompt" in str(error)
         return
-    taught = EncodedSlots(lmm, Lessons(task, task.given), [Slot(0, (0, 1), True)])[0]
+    taught = MicroBatchDataset(lmm, TrainSet(task, task.given), [MicroBatchIndices(0, (0, 1), True)])[0]
     assert not isinstance(taught, Exception)
-    for ids in (asked, taught.batch["input_ids"]):
+    for ids in (asked, taught.inputs["input_ids"]):
         first, second = lmm.processor.tokenizer.batch_decode(ids)
         assert KIND in first and KIND not in second
-    ruler = Ruler(lmm.family, lmm.processor)
+    ruler = TokenCounter(lmm.family, lmm.processor)
     size = ((56, 56),)
-    made = lmm.family.encode(lmm.processor, ["?"], [[picture()]], systems=[KIND]).lengths[0]
-    assert ruler.prompt("?", size, KIND) == made != ruler.prompt("?", size)
+    made = lmm.family.encode_batch(lmm.processor, ["?"], [[picture()]], systems=[KIND]).lengths[0]
+    assert ruler.count_prompt_tokens("?", size, KIND) == made != ruler.count_prompt_tokens("?", size)
 
 
 def test_a_system_prompt_is_part_of_the_questions_key_and_of_what_is_shown(onevision: LMM) -> None:
     task = Questions(sample("a"), sample("b", KIND), sample("c", "Speak as a poet."))
-    look = Look(onevision.family, onevision.processor, task, task.given)
-    keys = [found[1] for found in look(Job((0, 1, 2)))]
+    look = QuestionIndexer(onevision.family, onevision.processor, task, task.given)
+    keys = [found[1] for found in look(ReadRequest((0, 1, 2)))]
     assert len(set(keys)) == 3
-    answers = ask_task(onevision, task, task.given)
+    answers = evaluate_task(onevision, task, task.given)
     assert [answer.question for answer in answers] == [
         "What is it? Say it.",
         f"[system] {KIND}\nWhat is it? Say it.",
@@ -176,23 +176,23 @@ def test_a_system_prompt_is_part_of_the_questions_key_and_of_what_is_shown(onevi
 
 def test_probes_and_the_longest_samples_have_it(onevision: LMM, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Questions(sample("a", KIND))
-    assert longest(onevision, [Lessons(task, task.given)], 1)[0].system == KIND
+    assert select_longest_items(onevision, [TrainSet(task, task.given)], 1)[0].system == KIND
     seen: list[Any] = []
-    encode = type(onevision.family).encode
+    encode = type(onevision.family).encode_batch
 
     def watched(self: Any, *given: Any, **named: Any) -> Any:
         made = encode(self, *given, **named)
-        seen.append(onevision.processor.tokenizer.decode(made.batch["input_ids"][0]))
+        seen.append(onevision.processor.tokenizer.decode(made.tensors["input_ids"][0]))
         return made
 
-    monkeypatch.setattr(type(onevision.family), "encode", watched)
-    generate(onevision, ["?"], [[picture()]], 1, systems=[KIND])
-    from lmm_forget.probes.blocks import find_blocks
+    monkeypatch.setattr(type(onevision.family), "encode_batch", watched)
+    generate_answers(onevision, ["?"], [[picture()]], 1, system_prompts=[KIND])
+    from lmm_forget.probes.decoder_blocks import find_decoder_blocks
 
-    forced(
+    run_forced_pass(
         onevision,
-        find_blocks(onevision),
-        Prompts(task, {}, task.given, 1, ""),
+        find_decoder_blocks(onevision),
+        PromptSet(task, {}, task.given, 1, ""),
         [(0, task.given[0])],
         ["x"],
         False,
@@ -205,14 +205,14 @@ def test_where_there_is_no_place_for_it_the_policy_decides(taught: bool, bare: L
     task = Questions(sample("a"), sample("b", KIND), sample("c"))
     used = "taught" if taught else "asked"
     with pytest.raises(DataError) as caught:
-        fit(bare, task, task.given, taught=taught)
+        check_lengths(bare, task, task.given, is_training=taught)
     said = str(caught.value)
     assert said.startswith(
         f"task mine: 1 of 3 samples cannot be {used} (first: b: it has a system prompt, but "
     )
     assert said.endswith("data.on_bad_sample=skip leaves them out") and "\n" not in said
-    left = fit(bare, task, task.given, taught=taught, on_bad_sample="skip")
-    assert [one.id for one in left.samples] == ["a", "c"] and list(left.bad) == ["1"]
+    left = check_lengths(bare, task, task.given, is_training=taught, on_bad_sample="skip")
+    assert [one.id for one in left.samples] == ["a", "c"] and list(left.unusable_samples) == ["1"]
 
 
 def test_a_system_prompt_that_is_too_long_or_holds_a_reserved_token_is_a_bad_sample(onevision: LMM) -> None:
@@ -223,11 +223,11 @@ def test_a_system_prompt_that_is_too_long_or_holds_a_reserved_token_is_a_bad_sam
         task = Questions(sample("a"), sample("b", system))
         for taught in (True, False):
             with pytest.raises(DataError, match=rf"1 of 2 samples cannot be .* \(first: b: .*{message}"):
-                fit(onevision, task, task.given, taught=taught)
+                check_lengths(onevision, task, task.given, is_training=taught)
 
 
 def test_data_check_counts_its_tokens() -> None:
-    measure, _ = measure_for({"path": "package:tiny_onevision"})
+    measure, _ = make_token_counter({"path": "package:tiny_onevision"})
     counted: Callable[..., int] = measure
     assert counted("What is it?", [picture()], "a cat", KIND) > counted(
         "What is it?", [picture()], "a cat", None

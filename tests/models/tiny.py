@@ -30,8 +30,8 @@ from transformers import LlavaNextImageProcessor as NextImages
 from transformers import LlavaOnevisionImageProcessor as OnevisionImages
 from transformers import Qwen2VLImageProcessor as QwenImages
 
-from lmm_forget.models.family import family_for
-from lmm_forget.models.loading import LMM, assemble
+from lmm_forget.models.family import resolve_family
+from lmm_forget.models.loading import LMM, assemble_model
 
 FAMILIES = ("llava_onevision", "llava_next", "qwen2_5_vl")
 
@@ -234,8 +234,8 @@ def tiny_lmm(family: str, **config: Any) -> LMM:
     settings._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = family_for(settings).hf_class(settings)
-    return assemble(model.to(dtype).eval(), processor, {"name": f"tiny_{family}", "family": family})
+        model = resolve_family(settings).hf_class(settings)
+    return assemble_model(model.to(dtype).eval(), processor, {"name": f"tiny_{family}", "family": family})
 
 
 def picture(width: int = 56, height: int = 56, seed: int = 0) -> Image.Image:

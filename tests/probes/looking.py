@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.evaluation.generate import generate
+from lmm_forget.evaluation.generation import generate_answers
 from lmm_forget.models.loading import LMM
-from lmm_forget.models.weights import model_hashes, weights_hash
-from lmm_forget.probes.passes import Prompts
+from lmm_forget.models.weight_hashes import hash_parameters, hash_weights
+from lmm_forget.probes.forward_passes import PromptSet
+from lmm_forget.probes.probe_config import DriftAlarm, ProbeConfig
 from lmm_forget.probes.prober import Prober
-from lmm_forget.probes.spec import Alarm, Spec
-from lmm_forget.probes.token_sets import find_sets
+from lmm_forget.probes.token_sets import find_token_sets
 from lmm_forget.store import Store
-from lmm_forget.tasks.base import Sample, Task
+from lmm_forget.tasks.task import Sample, Task
 from tests.models.tiny import picture
 from tests.training.lesson import plan_for
 
@@ -40,14 +40,14 @@ class Pictures(Task):
         return "eight"
 
 
-def prompts(name: str = "captions") -> Prompts:
+def prompts(name: str = "captions") -> PromptSet:
     task = Pictures(
         name=name, role="captions", max_new_tokens=5, scorer=lambda answer, sample: {"value": 1.0}
     )
-    return Prompts(task, {"name": name}, task.samples("test"), 8, task.fingerprint("test"))
+    return PromptSet(task, {"name": name}, task.samples("test"), 8, task.fingerprint("test"))
 
 
-def spec(**changes: Any) -> Spec:
+def spec(**changes: Any) -> ProbeConfig:
     wanted: dict[str, Any] = {
         "output_shift": True,
         "residual_to_logit": True,
@@ -62,11 +62,11 @@ def spec(**changes: Any) -> Spec:
         "retrain": False,
         "alarm": None,
     }
-    return Spec(**{**wanted, **changes})
+    return ProbeConfig(**{**wanted, **changes})
 
 
-def alarm(**bounds: float) -> Alarm:
-    return Alarm(bounds, "stop", 1, 8)
+def alarm(**bounds: float) -> DriftAlarm:
+    return DriftAlarm(bounds, "stop", 1, 8)
 
 
 def prober(lmm: LMM, folder: Path, recipe: str = "llm", batch: int = 3, **changes: Any) -> Prober:
@@ -75,14 +75,14 @@ def prober(lmm: LMM, folder: Path, recipe: str = "llm", batch: int = 3, **change
         lmm,
         plan_for(lmm, recipe),
         [prompts()],
-        find_sets(lmm.processor.tokenizer, ("number",), {}, []),
-        greedy=generate,
+        find_token_sets(lmm.processor.tokenizer, ("number",), {}, []),
+        generate_greedily=generate_answers,
         store=Store(folder),
-        weights=weights(lmm),
-        identity={"processor": "tiny"},
-        batch=batch,
+        weights_hash=weights(lmm),
+        settings_identity={"processor": "tiny"},
+        batch_size=batch,
     )
 
 
 def weights(lmm: LMM) -> str:
-    return weights_hash(model_hashes(lmm.model))
+    return hash_weights(hash_parameters(lmm.model))

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmm_forget.cli import why
-from lmm_forget.config import compose, resolve
+from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.errors import ConfigError
 from lmm_forget.experiment import pipeline
 from lmm_forget.progress import NullProgress
-from lmm_forget.store import Store, care
+from lmm_forget.store import Store, maintenance
 
 SMALL = [
     "experiment=smoke",
@@ -33,12 +33,12 @@ PROBE = ["probe=both", "probe.n=6", "probe.residual_n=3", "probe.token_sets=[num
 
 
 def configure(store: Path, *overrides: str) -> dict[str, Any]:
-    return resolve(compose([*SMALL, f"store={store}", *overrides]))
+    return resolve_config(compose_config([*SMALL, f"store={store}", *overrides]))
 
 
 def carry_out(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
-    results = pipeline.run(copy.deepcopy(config), folder, NullProgress())
+    results = pipeline.run_experiment(copy.deepcopy(config), folder, NullProgress())
     (folder / "results.json").write_text(json.dumps(results, allow_nan=False))
     return results
 
@@ -136,10 +136,12 @@ def test_milestones_can_be_kept_to_some_skills_and_gc_keeps_what_the_job_rests_o
     assert taught["tiny_pixmocount"]["milestones"] == taught["tiny_pixmocount"]["missing_steps"] == []
     rested = json.loads((tmp_path / "job" / "store.json").read_text())["probes"]
     assert len(rested) == 1 + 3 + 1  # the base's states; looks at base and stages; the milestone
-    held = {item.key for item in care.items(Store(plain[0])) if item.kind == "probe"}
+    held = {item.key for item in maintenance.list_entries(Store(plain[0])) if item.kind == "probe"}
     assert set(rested) <= held
     store = Store(plain[0])
-    spare = care.unused(store, care.items(store), care.references([tmp_path], store.root)[0])
+    spare = maintenance.find_unreferenced_entries(
+        store, maintenance.list_entries(store), maintenance.collect_references([tmp_path], store.root)[0]
+    )
     assert not set(rested) & {item.key for item in spare}
 
 

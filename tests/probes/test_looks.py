@@ -11,17 +11,17 @@ import torch.nn.functional as F
 
 from lmm_forget.errors import LmmForgetError
 from lmm_forget.models.loading import LMM
-from lmm_forget.probes.blocks import find_blocks, record
-from lmm_forget.probes.output_shift import logits
-from lmm_forget.probes.passes import forced
-from lmm_forget.probes.prober import Look, Prober, spaced
-from lmm_forget.probes.token_sets import find_sets
-from lmm_forget.probes.watch import Watch
+from lmm_forget.probes.decoder_blocks import find_decoder_blocks, record_activations
+from lmm_forget.probes.forward_passes import run_forced_pass
+from lmm_forget.probes.output_shift import compute_logits
+from lmm_forget.probes.probe_callback import ProbeCallback
+from lmm_forget.probes.prober import Prober, ProbeResult, select_evenly_spaced
+from lmm_forget.probes.token_sets import find_token_sets
 from lmm_forget.progress import NullProgress
 from lmm_forget.recipes.lwf import LwF
 from lmm_forget.recipes.method import Method
 from lmm_forget.recipes.wise_ft import WiseFT
-from lmm_forget.store import Damaged
+from lmm_forget.store import CorruptEntryError
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.probes.looking import ANSWERS, alarm, prober, prompts, weights
 from tests.training.lesson import teach
@@ -29,11 +29,11 @@ from tests.training.lesson import teach
 IMAGE = {"llava_onevision": "<image>", "llava_next": "<image>", "qwen2_5_vl": "<|image_pad|>"}
 
 
-def look(one: Prober) -> Look:
-    return one.look(weights(one.lmm), NullProgress(), "probe")
+def look(one: Prober) -> ProbeResult:
+    return one.probe_model(weights(one.lmm), NullProgress(), "probe")
 
 
-def reading(found: Look, probe: str, mode: str = "forced") -> dict[str, Any]:
+def reading(found: ProbeResult, probe: str, mode: str = "forced") -> dict[str, Any]:
     return next(r for r in found.readings if (r["probe"], r["mode"]) == (probe, mode))
 
 
@@ -41,37 +41,45 @@ def reading(found: Look, probe: str, mode: str = "forced") -> dict[str, Any]:
 def test_positions_are_those_that_predict_the_answer_behind_the_image(family: str) -> None:
     lmm, exam = tiny_lmm(family), prompts()
     batch = [(i, exam.samples[i]) for i in (5, 0, 3)]
-    rows = forced(lmm, find_blocks(lmm), exam, batch, [ANSWERS[i] for i, _ in batch], deep=True)
+    rows = run_forced_pass(
+        lmm, find_decoder_blocks(lmm), exam, batch, [ANSWERS[i] for i, _ in batch], record_blocks=True
+    )
     head = lmm.model.get_output_embeddings().weight
     image = lmm.processor.tokenizer.convert_tokens_to_ids(IMAGE[family])
     for number, sample in batch:
-        mine = rows.sample == number
-        prompt = lmm.family.prompt(lmm.processor, exam.task.question(sample, training=False), 1)
-        end = lmm.family.end_of_answer(lmm.processor)
+        mine = rows.sample_indices == number
+        prompt = lmm.family.render_prompt(
+            lmm.processor, exam.task.format_question(sample, for_training=False), 1
+        )
+        end = lmm.family.get_end_of_answer_token(lmm.processor)
         alone = lmm.processor(
             images=[list(sample.images)], text=[prompt + ANSWERS[number] + end], return_tensors="pt"
         )
         ids = alone["input_ids"][0]
         answer = lmm.processor.tokenizer(ANSWERS[number] + end, add_special_tokens=False)["input_ids"]
         assert (ids == image).sum() > 3, "the sequence holds the image's tokens"
-        assert ids[-len(answer) :].tolist() == answer == rows.target[mine].tolist()
+        assert ids[-len(answer) :].tolist() == answer == rows.target_tokens[mine].tolist()
         with torch.no_grad():
             whole = lmm.model(**alone).logits[0]
         expected = whole[len(ids) - len(answer) - 1 : -1]
-        torch.testing.assert_close(logits(rows.written.final[mine], head), expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            compute_logits(rows.activations.final_hidden[mine], head), expected, atol=2e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_blocks_write_adds_up_to_the_stream(family: str) -> None:
     lmm, exam = tiny_lmm(family), prompts()
-    blocks = find_blocks(lmm)
+    blocks = find_decoder_blocks(lmm)
     batch = [(i, exam.samples[i]) for i in (1, 2)]
-    forced(lmm, blocks, exam, batch, ["abc", "d"], deep=False)  # Transformers hangs up hooks of its own once
+    run_forced_pass(
+        lmm, blocks, exam, batch, ["abc", "d"], record_blocks=False
+    )  # Transformers hangs up hooks of its own once
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lmm.model.modules()]
-    written = forced(lmm, blocks, exam, batch, ["abc", "d"], deep=True).written
+    written = run_forced_pass(lmm, blocks, exam, batch, ["abc", "d"], record_blocks=True).activations
     stream = written.embedding + written.attention.sum(dim=0) + written.mlp.sum(dim=0)
-    final = stream.double() * written.scale[:, None] * blocks.norm.weight.double()
-    torch.testing.assert_close(final.float(), written.final, atol=1e-5, rtol=1e-4)
+    final = stream.double() * written.norm_scale[:, None] * blocks.final_norm.weight.double()
+    torch.testing.assert_close(final.float(), written.final_hidden, atol=1e-5, rtol=1e-4)
     assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lmm.model.modules()]
 
 
@@ -79,9 +87,11 @@ def test_a_sequence_of_another_length_is_refused() -> None:
     lmm = tiny_lmm("llava_onevision")
     inner = lmm.components.text_model
     shorten = inner.norm.register_forward_hook(lambda _m, _i, out: out[:, 1:])
-    batch = lmm.family.encode(lmm.processor, ["hi"], [[]]).batch
+    batch = lmm.family.encode_batch(lmm.processor, ["hi"], [[]]).tensors
     with pytest.raises(LmmForgetError, match="positions"):
-        record(lmm, find_blocks(lmm), batch, (torch.tensor([0]), torch.tensor([0])), deep=False)
+        record_activations(
+            lmm, find_decoder_blocks(lmm), batch, (torch.tensor([0]), torch.tensor([0])), record_blocks=False
+        )
     shorten.remove()
 
 
@@ -111,13 +121,13 @@ def test_figures_are_those_of_the_full_softmax(dtype: torch.dtype, tmp_path: Pat
     exam, ids = one.prompts[0], list(one.sets["number"].ids)
     masses, kls = [], []
     for number, sample in enumerate(exam.samples):
-        encoded = lmm.family.encode(
+        encoded = lmm.family.encode_batch(
             lmm.processor,
-            [exam.task.question(sample, training=False)],
+            [exam.task.format_question(sample, for_training=False)],
             [list(sample.images)],
             [ANSWERS[number]],
         )
-        batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in encoded.batch.items()}
+        batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in encoded.tensors.items()}
         at = (encoded.labels[0, 1:] != -100).nonzero().squeeze(1)
         with torch.no_grad():
             states = [m.model(**batch).last_hidden_state[0, at].double() for m in (lmm.model, BASE(dtype))]
@@ -155,7 +165,7 @@ def test_a_planted_neuron_that_writes_digits_is_pointed_at(family: str, sign: fl
     assert max(others) < abs(toward["mlp"][2]) / 3
     assert written["direct"]["mlp"][2] > 0.5
     shift = reading(found, "output_shift")["mass"]["number"]["mean"]
-    base = one.look(one.base_weights, NullProgress(), "")
+    base = one.probe_model(one.base_weights_hash, NullProgress(), "")
     assert (shift - reading(base, "output_shift")["mass"]["number"]["mean"]) * sign > 0
 
 
@@ -180,7 +190,7 @@ def test_looks_are_filed_and_found_again(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     states = next(tmp_path.glob("probes/*.safetensors"))
     states.write_bytes(states.read_bytes()[:-20])
-    with pytest.raises(Damaged, match="is damaged"):
+    with pytest.raises(CorruptEntryError, match="is damaged"):
         look(prober(tiny_lmm("llava_onevision"), tmp_path))
 
 
@@ -201,7 +211,7 @@ def test_a_watched_stage_gives_the_same_weights(family: str, recipe: str, tmp_pa
     look(one)
     seen: list[Any] = []
 
-    class Late(Watch):
+    class Late(ProbeCallback):
         """A watch over a model that is only made inside `teach`."""
 
         def __call__(self, step: int) -> bool:
@@ -213,38 +223,38 @@ def test_a_watched_stage_gives_the_same_weights(family: str, recipe: str, tmp_pa
     watched = follow(one, watch, recipe, family)
     assert seen == [1, 2, 3]
     assert weights(watched) == weights(alone)
-    found = watch.seen(look(one), 3)
+    found = watch.collect_results(look(one), 3)
     assert sorted(found.milestones) == [1, 2] and found.missing_steps == () and found.alarm is None
     kls = [reading(found.milestones[step], "output_shift")["kl"] for step in (1, 2)]
     assert 0 < kls[0] < kls[1]
 
 
 def follow(
-    one: Prober, watch: Watch, recipe: str, family: str, method: Method | None = None, **more: Any
+    one: Prober, watch: ProbeCallback, recipe: str, family: str, method: Method | None = None, **more: Any
 ) -> LMM:
     """Teach the prober's own model, watched."""
-    from lmm_forget.recipes.method import parameter_dtypes
+    from lmm_forget.recipes.method import get_parameter_dtypes
     from lmm_forget.recipes.plain import Plain
-    from lmm_forget.training.fit import fit
+    from lmm_forget.training.train_stage import train_stage
     from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
     lmm, method = one.lmm, method or Plain()
-    plan, dtypes = plan_for(lmm, recipe), parameter_dtypes(lmm.model)
-    method.prepare(lmm, plan)
+    plan, dtypes = plan_for(lmm, recipe), get_parameter_dtypes(lmm.model)
+    method.start_stage(lmm, plan)
     training = {**TRAINING, **more}
-    result = fit(
+    result = train_stage(
         lmm,
         plan,
         method,
         samples(),
-        training=training,
-        hardware=HARDWARE,
+        training_config=training,
+        hardware_config=HARDWARE,
         seed=0,
         task="lesson",
-        after_step=watch,
+        step_callback=watch,
     )
-    watch.close()
-    method.finish(lmm, plan, dtypes)
+    watch.save_alarm()
+    method.end_stage(lmm, plan, dtypes)
     follow.result = result  # type: ignore[attr-defined]
     return lmm
 
@@ -253,10 +263,10 @@ def test_milestones_of_a_half_precision_base_are_those_of_its_stage_model(tmp_pa
     """The last step's milestone and the stage model are one model: masters are shown rounded to the checkpoint."""
     one = prober(tiny_lmm("llava_onevision", dtype=torch.bfloat16), tmp_path, "llm", at_steps=(3,))
     look(one)
-    watch = Watch(one, "key", "lesson", lambda: {}, "")
+    watch = ProbeCallback(one, "key", "lesson", lambda: {}, "")
     follow(one, watch, "llm", "llava_onevision")
-    found = watch.seen(look(one), 3)
-    assert found.milestones[3].readings == found.after.readings
+    found = watch.collect_results(look(one), 3)
+    assert found.milestones[3].readings == found.stage_result.readings
 
 
 @pytest.mark.parametrize("method", [WiseFT(alpha=0.5), LwF(weight=2.0)])
@@ -264,26 +274,26 @@ def test_milestones_of_another_method_are_those_of_its_stage_model(method: Metho
     """What WiSE-FT leaves is an average; milestones show it, not the tuned weights. LwF's teacher is not disturbed."""
     one = prober(tiny_lmm("llava_onevision"), tmp_path, "mlp", at_steps=(2, 3))
     look(one)
-    watch = Watch(one, "key", "lesson", lambda: {}, "")
+    watch = ProbeCallback(one, "key", "lesson", lambda: {}, "")
     follow(one, watch, "mlp", "llava_onevision", method=method, learning_rate=1e-2)
-    found = watch.seen(look(one), 3)
-    assert found.milestones[3].readings == found.after.readings
-    assert found.milestones[2].readings != found.after.readings
+    found = watch.collect_results(look(one), 3)
+    assert found.milestones[3].readings == found.stage_result.readings
+    assert found.milestones[2].readings != found.stage_result.readings
 
 
 def test_the_alarm_ends_the_stage_and_says_where(tmp_path: Path) -> None:
     one = prober(tiny_lmm("llava_onevision"), tmp_path, "llm", alarm=alarm(kl=0.05))
     look(one)
-    watch = Watch(one, "key", "lesson", lambda: {}, "")
+    watch = ProbeCallback(one, "key", "lesson", lambda: {}, "")
     follow(one, watch, "llm", "llava_onevision", learning_rate=1e-2, max_steps=30)
     result = follow.result  # type: ignore[attr-defined]
     assert result.stopped == result.steps == len(result.loss) < 30
     assert result.samples == 4 * result.steps
-    found = watch.seen(look(one), result.steps)
+    found = watch.collect_results(look(one), result.steps)
     assert found.alarm == watch.alarm
     assert found.alarm["step"] == result.steps and found.alarm["figure"] == "kl"
     assert found.alarm["value"] > 0.05
-    assert reading(found.after, "output_shift")["kl"] == pytest.approx(found.alarm["value"], rel=1e-3)
+    assert reading(found.stage_result, "output_shift")["kl"] == pytest.approx(found.alarm["value"], rel=1e-3)
 
 
 def test_a_warning_is_recorded_and_the_stage_goes_on(tmp_path: Path) -> None:
@@ -292,20 +302,20 @@ def test_a_warning_is_recorded_and_the_stage_goes_on(tmp_path: Path) -> None:
     rule = replace(alarm(kl=0.05), action="warn")
     one = prober(tiny_lmm("llava_onevision"), tmp_path, "llm", alarm=rule)
     look(one)
-    watch = Watch(one, "key", "lesson", lambda: {}, "")
+    watch = ProbeCallback(one, "key", "lesson", lambda: {}, "")
     follow(one, watch, "llm", "llava_onevision", learning_rate=1e-2, max_steps=12)
     assert follow.result.steps == 12 and follow.result.stopped is None  # type: ignore[attr-defined]
     assert watch.alarm is not None and watch.alarm["step"] < 12
-    other = Watch(one, "another stage", "lesson", lambda: {}, "")
-    assert other.seen(look(one), 12).alarm_missing
+    other = ProbeCallback(one, "another stage", "lesson", lambda: {}, "")
+    assert other.collect_results(look(one), 12).is_alarm_unknown
 
 
 def test_spaced_numbers_reach_from_end_to_end() -> None:
-    assert spaced(10, 4) == [0, 2, 5, 7]
-    assert spaced(3, 9) == [0, 1, 2]
+    assert select_evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert select_evenly_spaced(3, 9) == [0, 1, 2]
 
 
 def test_learned_sets_need_answers() -> None:
     tokenizer = tiny_lmm("llava_onevision").processor.tokenizer
-    found = find_sets(tokenizer, ("taught",), {"t": ["42", "40"]}, ["a cat", "a hat"])
+    found = find_token_sets(tokenizer, ("taught",), {"t": ["42", "40"]}, ["a cat", "a hat"])
     assert found["taught:t"].tokens == ("0", "2", "4")

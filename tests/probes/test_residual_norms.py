@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmm_forget.probes.blocks import Written
-from lmm_forget.probes.residual_to_logit import Contributions, Grams, Head, ResidualToLogit
+from lmm_forget.probes.decoder_blocks import Activations
+from lmm_forget.probes.residual_to_logit import (
+    BlockContributions,
+    GramMatrices,
+    OutputHead,
+    ResidualToLogitProbe,
+)
 
 V, D, L, N = 700, 24, 3, 11
 
@@ -30,9 +35,9 @@ def test_norms_are_those_of_the_whole_vocabulary(relative: float, moves: str) ->
     w_b, h_b = noise(V, D, seed=0), noise(N, D, seed=1)
     w_t = w_b if moves == "states" else moved(w_b, relative, 2)
     h_t = h_b if moves == "head" else moved(h_b, relative, 3)
-    found = Grams.of(w_t, w_b).norm(h_t, h_b)
+    found = GramMatrices.from_weights(w_t, w_b).compute_change_norm(h_t, h_b)
     torch.testing.assert_close(found, direct(w_t, h_t, w_b, h_b), rtol=1e-4, atol=0)
-    centred = Grams.of(w_t, w_b, centred=True).norm(h_t, h_b)
+    centred = GramMatrices.from_weights(w_t, w_b, is_centred=True).compute_change_norm(h_t, h_b)
     middle = [w.double() - w.double().mean(dim=0) for w in (w_t, w_b)]
     torch.testing.assert_close(centred, direct(middle[0], h_t, middle[1], h_b), rtol=1e-4, atol=0)
 
@@ -47,17 +52,17 @@ def test_the_three_term_form_would_have_failed_here() -> None:
     assert ((expanded.clamp_min(0).sqrt() - exact).abs() / exact).max() > 0.1
 
 
-def written(seed: int, relative: float = 0.0) -> Written:
+def written(seed: int, relative: float = 0.0) -> Activations:
     def one(k: int, *shape: int) -> torch.Tensor:
         base = noise(*shape, seed=k)
         return moved(base, relative, seed + k) if relative else base
 
-    return Written(
-        final=noise(N, D, seed=9),
+    return Activations(
+        final_hidden=noise(N, D, seed=9),
         embedding=one(10, N, D),
         attention=one(11, L, N, D),
         mlp=one(12, L, N, D),
-        scale=noise(N, seed=13).abs().double() + 0.5 + relative,
+        norm_scale=noise(N, seed=13).abs().double() + 0.5 + relative,
     )
 
 
@@ -68,12 +73,14 @@ def test_every_variant_is_what_it_says(same_head: bool) -> None:
     tuned, base = written(100, 0.05), written(0)
     sample = torch.tensor([0] * 3 + [4] * 8)
     ids = torch.tensor([3, 50, 51])
-    into = Contributions(L)
-    ResidualToLogit(Head(w_t, gain_t), Head(w_b, gain_b), {"number": ids}).take(tuned, base, sample, into)
+    into = BlockContributions(L)
+    ResidualToLogitProbe(OutputHead(w_t, gain_t), OutputHead(w_b, gain_b), {"number": ids}).add_activations(
+        tuned, base, sample, into
+    )
     reading = into.to_json()
 
-    def folded(h: torch.Tensor, one: Written, gain: torch.Tensor) -> torch.Tensor:
-        return h.double() * one.scale[:, None] * gain.double()
+    def folded(h: torch.Tensor, one: Activations, gain: torch.Tensor) -> torch.Tensor:
+        return h.double() * one.norm_scale[:, None] * gain.double()
 
     def mean(values: torch.Tensor) -> float:
         return float((values[:3].mean() + values[3:].mean()) / 2)
@@ -106,9 +113,11 @@ def test_every_variant_is_what_it_says(same_head: bool) -> None:
 
 def test_nothing_moved_is_exactly_nothing_even_with_a_copied_head() -> None:
     w, gain = noise(V, D, seed=0), noise(D, seed=4)
-    into = Contributions(L)
-    probe = ResidualToLogit(Head(w.clone(), gain.clone()), Head(w, gain), {"number": torch.tensor([1])})
-    probe.take(written(0), written(0), torch.zeros(N, dtype=torch.long), into)
+    into = BlockContributions(L)
+    probe = ResidualToLogitProbe(
+        OutputHead(w.clone(), gain.clone()), OutputHead(w, gain), {"number": torch.tensor([1])}
+    )
+    probe.add_activations(written(0), written(0), torch.zeros(N, dtype=torch.long), into)
     reading = into.to_json()
     for name in ("norm", "shared", "folded"):
         assert reading[name] == {"attention": [0.0] * L, "mlp": [0.0] * L}

@@ -11,38 +11,47 @@ from torch import nn
 
 from lmm_forget.errors import ConfigError, PlanError
 from lmm_forget.models.loading import LMM
-from lmm_forget.models.weights import model_hashes
+from lmm_forget.models.weight_hashes import hash_parameters
 from lmm_forget.recipes.lora import LoRA
-from lmm_forget.recipes.method import build_method, parameter_dtypes
-from lmm_forget.recipes.selection import Rule, TunePlan, load_recipe, make_plan, rules_from_config, tune
-from lmm_forget.training.fit import fit
+from lmm_forget.recipes.method import build_method, get_parameter_dtypes
+from lmm_forget.recipes.selection import (
+    SelectionRule,
+    TunePlan,
+    load_recipe,
+    make_tune_plan,
+    parse_rules,
+    tune,
+)
+from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.recipes.test_plain import encoded
 from tests.training.lesson import HARDWARE, TRAINING, samples
 
-MLP = [Rule("language", ("gate_proj", "up_proj", "down_proj"))]
+MLP = [SelectionRule("language", ("gate_proj", "up_proj", "down_proj"))]
 SMALL = {"rank": 4, "alpha": 8}
 
 
-def planned(lmm: LMM, method: LoRA, rules: list[Rule] | None = None) -> TunePlan:
-    return method.planned(lmm.model, make_plan(lmm.components, "lora", rules or MLP))
+def planned(lmm: LMM, method: LoRA, rules: list[SelectionRule] | None = None) -> TunePlan:
+    return method.adapt_plan(lmm.model, make_tune_plan(lmm.components, "lora", rules or MLP))
 
 
 def logits(lmm: LMM, autocast: bool = False) -> torch.Tensor:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        return lmm.model(**encoded(lmm).batch).logits
+        return lmm.model(**encoded(lmm).tensors).logits
 
 
 def taught(family: str, method: LoRA, dtype: torch.dtype, **training: Any) -> tuple[LMM, TunePlan, Any]:
     """A tiny model in the middle of a stage: trained, not yet merged."""
     lmm = tiny_lmm(family, dtype=dtype)
     plan = planned(lmm, method)
-    method.prepare(lmm, plan, seed=1)
+    method.start_stage(lmm, plan, seed=1)
     settings = {**TRAINING, "learning_rate": 1e-2, "epochs": 3, **training}
     return (
         lmm,
         plan,
-        fit(lmm, plan, method, samples(), training=settings, hardware=HARDWARE, seed=0, task="x"),
+        train_stage(
+            lmm, plan, method, samples(), training_config=settings, hardware_config=HARDWARE, seed=0, task="x"
+        ),
     )
 
 
@@ -52,7 +61,7 @@ def test_at_first_the_model_says_what_the_base_says(family: str, dtype: torch.dt
     lmm = tiny_lmm(family, dtype=dtype)
     before, before_autocast = logits(lmm), logits(lmm, autocast=True)
     method = LoRA(**SMALL)
-    method.prepare(lmm, planned(lmm, method))
+    method.start_stage(lmm, planned(lmm, method))
     assert torch.equal(logits(lmm), before)
     assert torch.equal(logits(lmm, autocast=True), before_autocast)
 
@@ -62,18 +71,18 @@ def test_exactly_the_adapters_of_the_plan_get_a_gradient(family: str) -> None:
     lmm = tiny_lmm(family, dtype=torch.bfloat16)
     method = LoRA(**SMALL)
     plan = planned(lmm, method)
-    method.prepare(lmm, plan)
+    method.start_stage(lmm, plan)
     for layer in lmm.model.modules():
         if hasattr(layer, "lora_B"):  # with B at zero A would get a gradient of zeros
             nn.init.normal_(layer.lora_B["stage"].weight)
     e = encoded(lmm)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        method.loss(lmm, e.batch, e.labels).sum().backward()
+        method.loss(lmm, e.tensors, e.labels).sum().backward()
     moving = {n: p for n, p in lmm.model.named_parameters() if p.requires_grad}
     bases = {n.replace(".lora_A.stage", "").replace(".lora_B.stage", "") for n in moving}
     assert bases == set(plan.trainable) == set(plan.adapters)
     assert len(moving) == 2 * len(plan.adapters)
-    assert sum(p.numel() for p in moving.values()) == plan.counts["trainable"]
+    assert sum(p.numel() for p in moving.values()) == plan.parameter_counts["trainable"]
     assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.any() for p in moving.values())
     assert all(p.grad is None for n, p in lmm.model.named_parameters() if n not in moving)
 
@@ -82,19 +91,19 @@ def test_exactly_the_adapters_of_the_plan_get_a_gradient(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_stage_moves_what_was_planned_and_leaves_an_ordinary_model(family: str, dtype: torch.dtype) -> None:
     fresh = tiny_lmm(family, dtype=dtype)
-    before, names, tree = model_hashes(fresh.model), list(fresh.model.state_dict()), str(fresh.model)
+    before, names, tree = hash_parameters(fresh.model), list(fresh.model.state_dict()), str(fresh.model)
     attributes = set(vars(fresh.model))
     method = LoRA(**SMALL)
     lmm, plan, result = taught(family, method, dtype)
     assert sum(result.loss[-3:]) < sum(result.loss[:3])
     with_adapters = logits(lmm)
-    delta = method.finish(lmm, plan, parameter_dtypes(fresh.model))
+    delta = method.end_stage(lmm, plan, get_parameter_dtypes(fresh.model))
 
     assert list(lmm.model.state_dict()) == names and str(lmm.model) == tree
     assert set(vars(lmm.model)) == attributes
-    assert parameter_dtypes(lmm.model) == parameter_dtypes(fresh.model)
+    assert get_parameter_dtypes(lmm.model) == get_parameter_dtypes(fresh.model)
     assert not any(p.requires_grad for p in lmm.model.parameters())
-    after = model_hashes(lmm.model)
+    after = hash_parameters(lmm.model)
     assert {n for n in after if after[n] != before[n]} == set(plan.trainable) == set(delta)
     parameters = dict(lmm.model.named_parameters())
     assert all(torch.equal(delta[n], parameters[n]) and delta[n].dtype == dtype for n in delta)
@@ -111,7 +120,7 @@ def test_merging_rounds_once_from_fp32() -> None:
     exact = layer.base_layer.weight.double() + 2 * (
         layer.lora_B["stage"].weight.double() @ layer.lora_A["stage"].weight.double()
     )
-    delta = method.finish(
+    delta = method.end_stage(
         lmm, plan, {n: torch.bfloat16 for n, _ in tiny_lmm("llava_onevision").model.named_parameters()}
     )
     found = delta["model.language_model.layers.0.mlp.up_proj.weight"]
@@ -123,7 +132,7 @@ def test_merging_rounds_once_from_fp32() -> None:
 def test_the_start_depends_on_the_seed_alone() -> None:
     def start(seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         lmm, method = tiny_lmm("qwen2_5_vl", dtype=dtype), LoRA(**SMALL)
-        method.prepare(lmm, planned(lmm, method), seed=seed)
+        method.start_stage(lmm, planned(lmm, method), seed=seed)
         return {n: p.detach() for n, p in lmm.model.named_parameters() if p.requires_grad}
 
     state = torch.get_rng_state()
@@ -151,46 +160,50 @@ def test_the_plan_counts_adapters_and_stores_whole_tensors() -> None:
 def test_a_rank_no_smaller_than_the_weight_is_lowered_at_the_same_scale() -> None:
     lmm, method = tiny_lmm("llava_onevision"), LoRA(rank=256, alpha=32)
     plan = planned(lmm, method)
-    assert plan.counts["trainable"] == 6 * (32 * 48 // 80) * 80 <= plan.counts["merged"]
-    method.prepare(lmm, plan)
+    assert plan.parameter_counts["trainable"] == 6 * (32 * 48 // 80) * 80 <= plan.parameter_counts["merged"]
+    method.start_stage(lmm, plan)
     layer = lmm.components.parts.language_layers[1].mlp.down_proj
     assert layer.r["stage"] == 19 and layer.scaling["stage"] == pytest.approx(32 / 256)
 
 
 def test_any_rule_works_and_biases_stay() -> None:
     lmm, method = tiny_lmm("llava_onevision"), LoRA(**SMALL)
-    rules = [Rule("vision"), Rule("projector"), Rule("language")]
+    rules = [SelectionRule("vision"), SelectionRule("projector"), SelectionRule("language")]
     plan = planned(lmm, method, rules)
     assert "lm_head.weight" in plan.trainable
     assert not any(n.endswith("bias") or "norm" in n or "embed" in n for n in plan.trainable)
     assert {plan.parameters[n].component for n in plan.trainable} == {"vision", "projector", "language"}
-    before = model_hashes(lmm.model)
-    dtypes = parameter_dtypes(lmm.model)
-    method.prepare(lmm, plan)
+    before = hash_parameters(lmm.model)
+    dtypes = get_parameter_dtypes(lmm.model)
+    method.start_stage(lmm, plan)
     settings = {**TRAINING, "learning_rate": 1e-2}
-    fit(lmm, plan, method, samples(8), training=settings, hardware=HARDWARE, seed=0, task="x")
-    method.finish(lmm, plan, dtypes)
-    after = model_hashes(lmm.model)
+    train_stage(
+        lmm, plan, method, samples(8), training_config=settings, hardware_config=HARDWARE, seed=0, task="x"
+    )
+    method.end_stage(lmm, plan, dtypes)
+    after = hash_parameters(lmm.model)
     assert {n for n in after if after[n] != before[n]} == set(plan.trainable)
 
 
 def test_a_tied_head_gets_no_adapter() -> None:
     lmm, method = tiny_lmm("llava_onevision", tie_word_embeddings=True), LoRA(**SMALL)
-    plan = planned(lmm, method, [Rule("language")])
+    plan = planned(lmm, method, [SelectionRule("language")])
     assert not any("lm_head" in n or "embed" in n for n in plan.trainable)
 
 
 def test_dropout_works_in_training_only_on_every_adapter() -> None:
     lmm, method = tiny_lmm("llava_onevision"), LoRA(**SMALL, dropout=0.5)
-    plan = planned(lmm, method, [Rule("language")])
-    method.prepare(lmm, plan)
+    plan = planned(lmm, method, [SelectionRule("language")])
+    method.start_stage(lmm, plan)
     dropouts = [m for m in lmm.model.modules() if isinstance(m, nn.Dropout) and m.p == 0.5]
     assert len(dropouts) == len(plan.adapters)
     seen: set[int] = set()
     for module in dropouts:
         module.register_forward_hook(lambda m, *_: seen.add(id(m)) if m.training else None)
     assert torch.equal(logits(lmm), logits(lmm)) and not seen
-    fit(lmm, plan, method, samples(4), training=TRAINING, hardware=HARDWARE, seed=0, task="x")
+    train_stage(
+        lmm, plan, method, samples(4), training_config=TRAINING, hardware_config=HARDWARE, seed=0, task="x"
+    )
     assert len(seen) == len(dropouts)
 
 
@@ -199,23 +212,25 @@ def test_compat_projector_trains_the_projector_whole() -> None:
     plan = planned(lmm, method)
     projector = {i.name for i in lmm.components if i.component == "projector"}
     assert projector <= set(plan.trainable) and not projector & set(plan.adapters)
-    assert plan.counts["trainable"] == sum(r.parameters for r in plan.rules)
-    before, dtypes = model_hashes(lmm.model), parameter_dtypes(lmm.model)
-    method.prepare(lmm, plan)
+    assert plan.parameter_counts["trainable"] == sum(r.num_parameters for r in plan.rule_reports)
+    before, dtypes = hash_parameters(lmm.model), get_parameter_dtypes(lmm.model)
+    method.start_stage(lmm, plan)
     settings = {**TRAINING, "learning_rate": 1e-2}
-    fit(lmm, plan, method, samples(8), training=settings, hardware=HARDWARE, seed=0, task="x")
-    delta = method.finish(lmm, plan, dtypes)
-    after = model_hashes(lmm.model)
+    train_stage(
+        lmm, plan, method, samples(8), training_config=settings, hardware_config=HARDWARE, seed=0, task="x"
+    )
+    delta = method.end_stage(lmm, plan, dtypes)
+    after = hash_parameters(lmm.model)
     assert {n for n in after if after[n] != before[n]} == set(plan.trainable) == set(delta)
 
 
 def test_what_cannot_be_adapted_is_refused() -> None:
     lmm, method = tiny_lmm("llava_onevision"), LoRA(**SMALL)
     with pytest.raises(PlanError, match="LoRA adapts linear layers, and norm is none"):
-        planned(lmm, method, [Rule("language", ("q_proj", "norm"))])
+        planned(lmm, method, [SelectionRule("language", ("q_proj", "norm"))])
     plan = replace(planned(lmm, method), recipe="mine")
     with pytest.raises(PlanError, match="mine: finish\\(\\) without prepare"):
-        method.finish(lmm, plan, {})
+        method.end_stage(lmm, plan, {})
 
 
 @pytest.mark.parametrize(
@@ -239,7 +254,7 @@ def test_the_recipe_has_the_settings_of_the_papers_code() -> None:
     method = build_method(load_recipe("lora"))
     assert isinstance(method, LoRA)
     assert (method.rank, method.alpha, method.dropout, method.compat) == (256, 32, 0.05, frozenset())
-    assert rules_from_config(load_recipe("lora")) == MLP
+    assert parse_rules(load_recipe("lora")) == MLP
 
 
 @pytest.mark.parametrize("recipe", ["lora", "wise_ft"])

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.models.weights import model_hashes
+from lmm_forget.models.weight_hashes import hash_parameters
 from lmm_forget.recipes import plain
-from lmm_forget.recipes.lwf import LwF, divergence, spread
-from lmm_forget.recipes.method import Method, build_method, parameter_dtypes
-from lmm_forget.recipes.plain import Plain, logits_at, taught
+from lmm_forget.recipes.lwf import LwF, compute_distillation_losses, select_spread_positions
+from lmm_forget.recipes.method import Method, build_method, get_parameter_dtypes
+from lmm_forget.recipes.plain import Plain, compute_logits_at, make_target_mask
 from lmm_forget.recipes.selection import load_recipe
-from lmm_forget.training.fit import fit
-from lmm_forget.training.precision import Compute
+from lmm_forget.training.precision import PrecisionContext
+from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
@@ -35,12 +35,14 @@ def lesson(
 ) -> tuple[Any, list[float]]:
     """A stage with `method`, up to its end: the model and its losses."""
     lmm = tiny_lmm(family, dtype=dtype)
-    plan, dtypes = method.planned(lmm.model, plan_for(lmm, "lwf")), parameter_dtypes(lmm.model)
-    method.prepare(lmm, plan)
+    plan, dtypes = method.adapt_plan(lmm.model, plan_for(lmm, "lwf")), get_parameter_dtypes(lmm.model)
+    method.start_stage(lmm, plan)
     settings, machine = {**LONG, **(training or {})}, {**HARDWARE, **hardware}
-    result = fit(lmm, plan, method, samples(8), training=settings, hardware=machine, seed=0, task="x")
-    method.finish(lmm, plan, dtypes)
-    return lmm, result.loss
+    result = train_stage(
+        lmm, plan, method, samples(8), training_config=settings, hardware_config=machine, seed=0, task="x"
+    )
+    method.end_stage(lmm, plan, dtypes)
+    return lmm, result.step_losses
 
 
 def encoded(lmm: Any) -> Any:
@@ -67,12 +69,12 @@ def test_before_the_first_step_the_student_says_what_the_teacher_says(
 ) -> None:
     """To the bit, whatever the number formats: the second loss begins at 0, and so does its gradient."""
     lmm, method = tiny_lmm(family, dtype=dtype), LwF(weight=3.0)
-    checkpoint = parameter_dtypes(lmm.model)
-    method.prepare(lmm, plan_for(lmm, "lwf"))
+    checkpoint = get_parameter_dtypes(lmm.model)
+    method.start_stage(lmm, plan_for(lmm, "lwf"))
     given_, gradients = encoded(lmm), []
     for one in (method, Plain()):
-        with Compute(lmm.model, precision, "cpu", checkpoint) as compute:
-            with compute.autocast():
+        with PrecisionContext(lmm.model, precision, "cpu", checkpoint) as compute:
+            with compute.make_autocast_context():
                 loss = one.loss(lmm, dict(given_.batch), given_.labels)
             loss.sum().backward()
             moved = [p.grad for p in lmm.model.parameters() if p.requires_grad]
@@ -95,15 +97,15 @@ def test_a_weight_of_nothing_is_plain_tuning_to_the_bit(dtype: torch.dtype) -> N
     wanted, losses = lesson(Plain(), dtype=dtype, training=training)
     for weight in (0.0, 1e-37):
         lmm, found = lesson(LwF(weight=weight), dtype=dtype, training=training)
-        assert found == losses and model_hashes(lmm.model) == model_hashes(wanted.model)
+        assert found == losses and hash_parameters(lmm.model) == hash_parameters(wanted.model)
 
 
 def test_a_large_weight_holds_the_answers_to_what_they_were() -> None:
     base = tiny_lmm("llava_onevision", dtype=torch.float32)
     ask = encoded(base)
-    where = taught(ask.labels)
+    where = make_target_mask(ask.labels)
     with torch.no_grad():
-        before = logits_at(base.model, ask.batch, where)
+        before = compute_logits_at(base.model, ask.batch, where)
     drift = []
     for weight in (0.0, 1.0, 30.0):
         training = {"max_steps": 60, "learning_rate": 1e-2}
@@ -112,36 +114,36 @@ def test_a_large_weight_holds_the_answers_to_what_they_were() -> None:
         )
         assert losses[-1] < losses[0]
         with torch.no_grad():
-            after = logits_at(lmm.model, ask.batch, where)
-        drift.append(divergence(before, after, 1.0).mean().item())
+            after = compute_logits_at(lmm.model, ask.batch, where)
+        drift.append(compute_distillation_losses(before, after, 1.0).mean().item())
     assert drift[0] > drift[1] > 1.5 * drift[2] > 0
 
 
 def test_the_teacher_is_the_model_before_the_stage_in_every_stage() -> None:
     method = LwF()
     lmm = tiny_lmm("llava_onevision")
-    plan, dtypes, ask = plan_for(lmm, "lwf"), parameter_dtypes(lmm.model), encoded(lmm)
-    where = taught(ask.labels)
+    plan, dtypes, ask = plan_for(lmm, "lwf"), get_parameter_dtypes(lmm.model), encoded(lmm)
+    where = make_target_mask(ask.labels)
     for _ in range(2):
         with torch.no_grad():
-            before = logits_at(lmm.model, ask.batch, where)
-            method.prepare(lmm, plan)
+            before = compute_logits_at(lmm.model, ask.batch, where)
+            method.start_stage(lmm, plan)
             for name in plan.trainable:
                 lmm.model.get_parameter(name).add_(0.5)
         lmm.model.train()
         masters = {name: lmm.model.get_parameter(name).detach().clone() for name in plan.trainable}
-        assert torch.equal(method._said_before(ask.batch, where), before)
+        assert torch.equal(method._compute_teacher_logits(ask.batch, where), before)
         assert all(torch.equal(lmm.model.get_parameter(n), master) for n, master in masters.items())
         assert all(module.training for module in lmm.model.modules())
         lmm.model.eval()
-        method.finish(lmm, plan, dtypes)
-        assert not list(method.held())
+        method.end_stage(lmm, plan, dtypes)
+        assert not list(method.get_extra_state())
 
 
 def test_the_masters_come_back_where_the_teacher_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     lmm, method = tiny_lmm("llava_onevision"), LwF()
     plan, ask = plan_for(lmm, "lwf"), encoded(lmm)
-    method.prepare(lmm, plan)
+    method.start_stage(lmm, plan)
     lmm.model.train()
     masters = [lmm.model.get_parameter(name).data for name in plan.trainable]
 
@@ -160,11 +162,11 @@ def test_the_second_loss_by_hand() -> None:
     """Two tokens of which the teacher gives the first 3/4: T^2 * sum p (log p - log q)."""
     teacher, student = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]])
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert divergence(teacher, student, 1.0).item() == pytest.approx(expected, rel=1e-6)
+    assert compute_distillation_losses(teacher, student, 1.0).item() == pytest.approx(expected, rel=1e-6)
     root = math.sqrt(3.0) / (1 + math.sqrt(3.0))
     softened = root * math.log(root / 0.5) + (1 - root) * math.log((1 - root) / 0.5)
-    assert divergence(teacher, student, 2.0).item() == pytest.approx(4 * softened, rel=1e-6)
-    assert divergence(teacher, teacher, 2.0).item() == 0
+    assert compute_distillation_losses(teacher, student, 2.0).item() == pytest.approx(4 * softened, rel=1e-6)
+    assert compute_distillation_losses(teacher, teacher, 2.0).item() == 0
 
 
 @pytest.mark.parametrize("positions", ["answer", "sequence"])
@@ -172,21 +174,21 @@ def test_a_sample_is_worth_the_same_in_any_batch(positions: str, monkeypatch: py
     """Padding, other samples and the way rows of logits are chosen change no sample's loss."""
     lmm, method = tiny_lmm("llava_onevision", dtype=torch.float32), LwF(positions=positions)
     plan, items = plan_for(lmm, "lwf"), samples(4)
-    method.prepare(lmm, plan)
+    method.start_stage(lmm, plan)
     with torch.no_grad():
         for name in plan.trainable:
             lmm.model.get_parameter(name).mul_(30)
     ask = encoded(lmm)
     whole = method.loss(lmm, ask.batch, ask.labels).tolist()
     for i, item in enumerate(items):
-        one = lmm.family.encode(lmm.processor, [item.question], [list(item.images)], [item.answer])
-        assert method.loss(lmm, one.batch, one.labels).tolist() == pytest.approx([whole[i]], rel=1e-4)
-    monkeypatch.setattr(plain, "answer_rows_suffice", lambda _: False)
+        one = lmm.family.encode_batch(lmm.processor, [item.question], [list(item.images)], [item.answer])
+        assert method.loss(lmm, one.tensors, one.labels).tolist() == pytest.approx([whole[i]], rel=1e-4)
+    monkeypatch.setattr(plain, "has_plain_output_head", lambda _: False)
     assert method.loss(lmm, ask.batch, ask.labels).tolist() == pytest.approx(whole, rel=1e-5)
     with torch.no_grad():  # both losses are there, each with its own weight
         alone = Plain().loss(lmm, ask.batch, ask.labels)
         twice = LwF(weight=2.0, positions=positions)
-        twice._before, twice._teacher = method._before, method._teacher
+        twice._teacher_tensors, twice._teacher_model = method._teacher_tensors, method._teacher_model
         second = (twice.loss(lmm, ask.batch, ask.labels) - alone).tolist()
     assert [w - a for w, a in zip(whole, alone.tolist(), strict=True)] == pytest.approx(
         [s / 2 for s in second], rel=1e-3
@@ -204,7 +206,7 @@ def test_a_sample_is_worth_the_same_in_any_batch(positions: str, monkeypatch: py
     ],
 )
 def test_positions_as_the_papers_code_takes_them(length: int, chosen: list[int]) -> None:
-    found = spread(torch.ones(1, length, dtype=torch.long))
+    found = select_spread_positions(torch.ones(1, length, dtype=torch.long))
     assert found[0].nonzero().flatten().tolist() == chosen
 
 
@@ -212,19 +214,19 @@ def test_positions_as_the_papers_code_takes_them(length: int, chosen: list[int])
 def test_positions_of_any_length_under_padding(length: int, padding: int, left: bool) -> None:
     real, empty = [1] * length, [0] * padding
     mask = torch.tensor([empty + real if left else real + empty])
-    where = spread(mask)
+    where = select_spread_positions(mask)
     assert where.sum() == max(1, min(length // 5, 1000)) and not (where & ~mask.bool()).any()
-    alone = spread(torch.ones(1, length, dtype=torch.long))
+    alone = select_spread_positions(torch.ones(1, length, dtype=torch.long))
     assert torch.equal(where[mask.bool()], alone[0])  # padding moves nothing
 
 
 def test_the_plan_counts_what_is_kept_beside() -> None:
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     rules, method = plan_for(lmm, "lwf"), LwF()
-    plan = method.planned(lmm.model, rules)
-    assert plan.held_bytes == rules.delta_bytes > 0
-    method.prepare(lmm, plan)
-    assert sum(t.nbytes for t in method.held()) == plan.held_bytes
+    plan = method.adapt_plan(lmm.model, rules)
+    assert plan.extra_state_bytes == rules.delta_bytes > 0
+    method.start_stage(lmm, plan)
+    assert sum(t.nbytes for t in method.get_extra_state()) == plan.extra_state_bytes
 
 
 def test_a_loss_without_a_teacher_is_refused() -> None:
@@ -259,8 +261,8 @@ def test_the_recipe_has_the_settings_of_the_papers_script() -> None:
 def test_rows_of_logits_are_those_of_the_whole() -> None:
     lmm = tiny_lmm("qwen2_5_vl", dtype=torch.float32)
     ask = encoded(lmm)
-    where = taught(ask.labels)
+    where = make_target_mask(ask.labels)
     with torch.no_grad():
         whole = lmm.model(**ask.batch).logits
-        assert torch.equal(logits_at(lmm.model, ask.batch, where), whole[where])
+        assert torch.equal(compute_logits_at(lmm.model, ask.batch, where), whole[where])
     assert F.pad(where[:, :-1], (1, 0)).sum() == (ask.labels[:, 1:] != -100).sum()

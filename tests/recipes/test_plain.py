@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from lmm_forget.errors import PlanError
-from lmm_forget.models.weights import model_hashes
+from lmm_forget.models.weight_hashes import hash_parameters
 from lmm_forget.recipes import plain
-from lmm_forget.recipes.method import parameter_dtypes, to_base, to_masters
-from lmm_forget.recipes.plain import Plain, sample_means, token_losses
+from lmm_forget.recipes.method import convert_to_masters, get_parameter_dtypes, restore_base_dtypes
+from lmm_forget.recipes.plain import Plain, average_per_sample, compute_token_losses
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 from tests.training.lesson import plan_for
 
@@ -29,10 +29,10 @@ def test_loss_equals_cross_entropy_over_all_logits(family, monkeypatch):
     lmm = tiny_lmm(family)
     e = encoded(lmm)
     with torch.no_grad():
-        loss = Plain().loss(lmm, e.batch, e.labels)
-        logits = lmm.model(**e.batch).logits
-        monkeypatch.setattr(plain, "answer_rows_suffice", lambda model: False)
-        generic = Plain().loss(lmm, e.batch, e.labels)
+        loss = Plain().loss(lmm, e.tensors, e.labels)
+        logits = lmm.model(**e.tensors).logits
+        monkeypatch.setattr(plain, "has_plain_output_head", lambda model: False)
+        generic = Plain().loss(lmm, e.tensors, e.labels)
     by_hand = []
     for row, labels in zip(logits, e.labels, strict=True):
         where = [t for t in range(1, len(labels)) if labels[t] != -100]
@@ -50,30 +50,30 @@ def test_only_labelled_rows_reach_the_output_head():
     handle = lmm.model.lm_head.register_forward_hook(
         lambda m, inputs, output: rows.append(tuple(inputs[0].shape))
     )
-    Plain().loss(lmm, e.batch, e.labels)
+    Plain().loss(lmm, e.tensors, e.labels)
     handle.remove()
     assert rows == [(7, 32)]
 
 
 def test_models_that_scale_their_logits_use_their_own_forward():
     lmm = tiny_lmm("llava_onevision")
-    assert plain.answer_rows_suffice(lmm.model)
+    assert plain.has_plain_output_head(lmm.model)
     lmm.model.config.get_text_config().final_logit_softcapping = 30.0
-    assert not plain.answer_rows_suffice(lmm.model)
+    assert not plain.has_plain_output_head(lmm.model)
 
 
 def test_loss_is_fp32_under_autocast():
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     e = encoded(lmm)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = token_losses(lmm.model, e.batch, e.labels)
+        losses = compute_token_losses(lmm.model, e.tensors, e.labels)
     assert losses.dtype == torch.float32
 
 
 def test_sample_means_ignore_padding_and_empty_samples():
     labels = torch.tensor([[-100, 5, 6, -100], [-100, -100, -100, -100]])
     losses = torch.tensor([[2.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
-    assert sample_means(losses, labels).tolist() == [3.0, 0.0]
+    assert average_per_sample(losses, labels).tolist() == [3.0, 0.0]
 
 
 @pytest.mark.parametrize("recipe", ["full", "llm", "projector", "sa_proj", "mlp_gateup"])
@@ -81,33 +81,33 @@ def test_sample_means_ignore_padding_and_empty_samples():
 def test_every_planned_tensor_gets_a_gradient_and_no_other(family, recipe):
     lmm = tiny_lmm(family)
     plan = plan_for(lmm, recipe)
-    Plain().prepare(lmm, plan)
+    Plain().start_stage(lmm, plan)
     e = encoded(lmm)
-    Plain().loss(lmm, e.batch, e.labels).sum().backward()
+    Plain().loss(lmm, e.tensors, e.labels).sum().backward()
     with_gradient = {name for name, p in lmm.model.named_parameters() if p.grad is not None}
     assert with_gradient == set(plan.trainable)
 
 
 def test_prepare_makes_masters_of_planned_tensors_only():
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
-    before = model_hashes(lmm.model)
+    before = hash_parameters(lmm.model)
     plan = plan_for(lmm, "sa_proj")
-    Plain().prepare(lmm, plan)
+    Plain().start_stage(lmm, plan)
     for name, p in lmm.model.named_parameters():
         assert p.requires_grad == (name in plan.trainable)
         assert p.dtype == (torch.float32 if name in plan.trainable else torch.bfloat16)
-    after = model_hashes(lmm.model)
+    after = hash_parameters(lmm.model)
     assert all(after[name] == before[name] for name in (*plan.frozen, *plan.unused))
 
 
 def test_tied_weights_stay_tied():
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16, tie_word_embeddings=True)
-    plan, dtypes = plan_for(lmm, "llm"), parameter_dtypes(lmm.model)
-    Plain().prepare(lmm, plan)
+    plan, dtypes = plan_for(lmm, "llm"), get_parameter_dtypes(lmm.model)
+    Plain().start_stage(lmm, plan)
     assert lmm.model.lm_head.weight is lmm.model.get_input_embeddings().weight
     with torch.no_grad():
         lmm.model.lm_head.weight.add_(1.0)
-    delta = Plain().finish(lmm, plan, dtypes)
+    delta = Plain().end_stage(lmm, plan, dtypes)
     assert "lm_head.weight" not in delta
     name = next(n for n in delta if n.endswith("embed_tokens.weight"))
     assert torch.equal(delta[name], lmm.model.lm_head.weight)
@@ -115,14 +115,14 @@ def test_tied_weights_stay_tied():
 
 def test_finish_rounds_to_the_base_dtype_and_shares_no_memory():
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
-    before = model_hashes(lmm.model)
-    plan, dtypes = plan_for(lmm, "mlp_down"), parameter_dtypes(lmm.model)
-    Plain().prepare(lmm, plan)
+    before = hash_parameters(lmm.model)
+    plan, dtypes = plan_for(lmm, "mlp_down"), get_parameter_dtypes(lmm.model)
+    Plain().start_stage(lmm, plan)
     parameters = dict(lmm.model.named_parameters())
     name = plan.trainable[0]
     with torch.no_grad():
         parameters[name].fill_(1.0 + 2.0**-9 + 2.0**-12)  # above the midpoint of 1 and the next bf16
-    delta = Plain().finish(lmm, plan, dtypes)
+    delta = Plain().end_stage(lmm, plan, dtypes)
     assert set(delta) == set(plan.trainable)
     assert {t.dtype for t in delta.values()} == {torch.bfloat16}
     assert {p.dtype for p in lmm.model.parameters()} == {torch.bfloat16}
@@ -130,7 +130,7 @@ def test_finish_rounds_to_the_base_dtype_and_shares_no_memory():
     assert delta[name].unique().tolist() == [1.0]
     delta[name].zero_()
     assert parameters[name].unique().tolist() == [1.0]
-    after = model_hashes(lmm.model)
+    after = hash_parameters(lmm.model)
     assert {n for n in after if after[n] != before[n]} == {name}
 
 
@@ -139,12 +139,12 @@ def test_a_plan_of_another_model_is_refused():
     with pytest.raises(
         PlanError, match="1 tensors that LlavaOnevisionForConditionalGeneration does not have: nowhere"
     ):
-        to_masters(lmm.model, ["nowhere"])
+        convert_to_masters(lmm.model, ["nowhere"])
 
 
 def test_to_base_drops_gradients():
     lmm = tiny_lmm("llava_onevision")
-    dtypes = parameter_dtypes(lmm.model)
+    dtypes = get_parameter_dtypes(lmm.model)
     lmm.model.lm_head.weight.grad = torch.ones_like(lmm.model.lm_head.weight)
-    to_base(lmm.model, dtypes)
+    restore_base_dtypes(lmm.model, dtypes)
     assert lmm.model.lm_head.weight.grad is None

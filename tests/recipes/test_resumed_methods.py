@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmm_forget.models.weights import model_hashes
-from lmm_forget.store import Partial, Store
-from lmm_forget.training.resume import Resume
+from lmm_forget.models.weight_hashes import hash_parameters
+from lmm_forget.store import StageCheckpoints, Store
+from lmm_forget.training.train_state import ResumeConfig
 from tests.training.lesson import TRAINING, teach
 from tests.training.test_resume import Dying, Killed
 
@@ -19,22 +19,22 @@ LONGER = {**TRAINING, "learning_rate": 1e-2, "epochs": 3}
 @pytest.mark.parametrize("recipe", ["lora", "lwf", "wise_ft"])
 def test_a_resumed_stage_is_the_uninterrupted_one_to_the_bit(recipe: str, tmp_path: Path) -> None:
     once, plan, straight, _ = teach(recipe, dtype=torch.bfloat16, training=LONGER)
-    wanted = model_hashes(once.model)
+    wanted = hash_parameters(once.model)
     store = Store(tmp_path)
     with pytest.raises(Killed):
-        teach(recipe, dtype=torch.bfloat16, training=LONGER, resume=Resume(Dying(store, "k"), 2))
+        teach(recipe, dtype=torch.bfloat16, training=LONGER, resume=ResumeConfig(Dying(store, "k"), 2))
     torch.manual_seed(99)
     again, _, fitted, delta = teach(
-        recipe, dtype=torch.bfloat16, training=LONGER, resume=Resume(Partial(store, "k"), 2)
+        recipe, dtype=torch.bfloat16, training=LONGER, resume=ResumeConfig(StageCheckpoints(store, "k"), 2)
     )
-    assert fitted.resumed == 4 and fitted.loss == straight.loss
-    assert model_hashes(again.model) == wanted
+    assert fitted.resumed_from_step == 4 and fitted.step_losses == straight.step_losses
+    assert hash_parameters(again.model) == wanted
     assert set(delta) == set(plan.trainable)
 
 
 def test_dropout_and_start_of_an_adapter_follow_the_stages_seed() -> None:
     hashes = [
-        model_hashes(teach("lora", seed=seed, task=task)[0].model)
+        hash_parameters(teach("lora", seed=seed, task=task)[0].model)
         for seed, task in ((0, "a"), (0, "a"), (0, "b"))
     ]
     assert hashes[0] == hashes[1] != hashes[2]

@@ -9,32 +9,32 @@ from hypothesis import strategies as st
 
 import lmm_forget
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.recipes.layers import canonical, parse_layers
-from lmm_forget.recipes.selection import Rule, TunePlan, load_recipe, make_plan, rules_from_config
+from lmm_forget.recipes.layer_ranges import normalize_layers, parse_layers
+from lmm_forget.recipes.selection import SelectionRule, TunePlan, load_recipe, make_tune_plan, parse_rules
 from tests.models.tiny import FAMILIES, tiny_lmm
 
 LANGUAGE = "model.language_model.layers."
 
 
-def plan(family: str, rules: list[Rule], **config: object) -> TunePlan:
-    return make_plan(tiny_lmm(family, **config).components, "mine", rules)
+def plan(family: str, rules: list[SelectionRule], **config: object) -> TunePlan:
+    return make_tune_plan(tiny_lmm(family, **config).components, "mine", rules)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recipe", ["full", "llm", "vision", "projector", "sa_proj", "mlp_gateup"])
 def test_every_parameter_is_trained_frozen_or_unused_once(family: str, recipe: str) -> None:
     lmm = tiny_lmm(family)
-    found = make_plan(lmm.components, recipe, rules_from_config(load_recipe(recipe)))
+    found = make_tune_plan(lmm.components, recipe, parse_rules(load_recipe(recipe)))
     names = [name for name, _ in lmm.model.named_parameters()]
     assert sorted([*found.trainable, *found.frozen, *found.unused]) == sorted(names)
     sizes = {name: p.numel() for name, p in lmm.model.named_parameters()}
-    assert found.counts == {
+    assert found.parameter_counts == {
         group: sum(sizes[n] for n in getattr(found, group)) for group in ("trainable", "frozen", "unused")
     }
 
 
 def test_sa_proj_is_weights_and_biases_of_the_decoder_in_model_order() -> None:
-    found = plan("llava_onevision", [Rule("language", ("q_proj", "k_proj", "v_proj", "o_proj"))])
+    found = plan("llava_onevision", [SelectionRule("language", ("q_proj", "k_proj", "v_proj", "o_proj"))])
     each = [f"{p}.{kind}" for p in ("q_proj", "k_proj", "v_proj") for kind in ("weight", "bias")] + [
         "o_proj.weight"
     ]
@@ -59,7 +59,7 @@ def test_recipes_are_what_their_names_say() -> None:
         node = load_recipe(name)
         assert node["name"] == name and node["layers"] == "all" and node["learning_rate"] is None
         assert node["method"] == {"_target_": "lmm_forget.recipes.plain.Plain"}
-        moved[name] = set(make_plan(lmm.components, name, rules_from_config(node)).trainable)
+        moved[name] = set(make_tune_plan(lmm.components, name, parse_rules(node)).trainable)
     assert (
         moved["mlp"] == moved["mlp_gateup"] | moved["mlp_down"]
         and not moved["mlp_gateup"] & moved["mlp_down"]
@@ -72,8 +72,8 @@ def test_recipes_are_what_their_names_say() -> None:
 
 def test_bytes_follow_the_precision_rule() -> None:
     lmm = tiny_lmm("llava_next", dtype=torch.bfloat16)
-    found = make_plan(lmm.components, "sa_proj", rules_from_config(load_recipe("sa_proj")))
-    counts = found.counts
+    found = make_tune_plan(lmm.components, "sa_proj", parse_rules(load_recipe("sa_proj")))
+    counts = found.parameter_counts
     assert found.delta_bytes == 2 * counts["trainable"]
     assert found.state_bytes == 16 * counts["trainable"] + 2 * (counts["frozen"] + counts["unused"])
     data = found.to_json()
@@ -85,13 +85,16 @@ def test_bytes_follow_the_precision_rule() -> None:
 
 
 def test_overlapping_rules_move_a_tensor_once() -> None:
-    found = plan("llava_next", [Rule("language", ("q_proj",)), Rule("language", ("q_proj", "up_proj"), "1")])
+    found = plan(
+        "llava_next",
+        [SelectionRule("language", ("q_proj",)), SelectionRule("language", ("q_proj", "up_proj"), "1")],
+    )
     assert found.trainable == (
         f"{LANGUAGE}0.self_attn.q_proj.weight",
         f"{LANGUAGE}1.self_attn.q_proj.weight",
         f"{LANGUAGE}1.mlp.up_proj.weight",
     )
-    assert [len(r.names) for r in found.rules] == [2, 2]
+    assert [len(r.parameter_names) for r in found.rule_reports] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -137,49 +140,59 @@ def test_layers_that_are_no_range_name_the_forms(layers: str) -> None:
 
 def test_a_range_that_yaml_read_as_a_base_60_number_is_recognised() -> None:
     with pytest.raises(PlanError, match=r'layers=868 does not fit.*for 14:28 in a YAML file write "14:28"'):
-        parse_layers(canonical(868), 28)
-    assert [canonical(x) for x in (None, 3, [0, "2:4"], " 1 : 3 ")] == ["all", "3", "0,2:4", "1:3"]
+        parse_layers(normalize_layers(868), 28)
+    assert [normalize_layers(x) for x in (None, 3, [0, "2:4"], " 1 : 3 ")] == ["all", "3", "0,2:4", "1:3"]
 
 
 def test_layers_apply_to_the_language_model_and_leave_out_what_is_in_no_layer() -> None:
     node = {**load_recipe("full"), "layers": "upper_half"}
-    found = plan("llava_onevision", rules_from_config(node), num_hidden_layers=4)
-    language = found.names("language")
+    found = plan("llava_onevision", parse_rules(node), num_hidden_layers=4)
+    language = found.get_trainable_names("language")
     assert {found.parameters[n].layer for n in language} == {2, 3}
-    assert found.names("vision") == plan("llava_onevision", [Rule("vision")]).names("vision")
-    only_vision = plan("llava_onevision", rules_from_config({**load_recipe("vision"), "layers": "0"}))
+    assert found.get_trainable_names("vision") == plan(
+        "llava_onevision", [SelectionRule("vision")]
+    ).get_trainable_names("vision")
+    only_vision = plan("llava_onevision", parse_rules({**load_recipe("vision"), "layers": "0"}))
     assert {found.parameters[n].layer for n in only_vision.trainable} == {0}
 
 
 def test_a_rule_has_its_own_layers_if_it_says_so() -> None:
     attention = {"component": "language", "sublayers": ["q_proj"]}
     mlp = {"component": "language", "sublayers": ["up_proj"], "layers": "0"}
-    rules = rules_from_config(
-        {"name": "mine", "layers": "1", "rules": [attention, mlp, {"component": "vision"}]}
-    )
-    assert rules == [Rule("language", ("q_proj",), "1"), Rule("language", ("up_proj",), "0"), Rule("vision")]
+    rules = parse_rules({"name": "mine", "layers": "1", "rules": [attention, mlp, {"component": "vision"}]})
+    assert rules == [
+        SelectionRule("language", ("q_proj",), "1"),
+        SelectionRule("language", ("up_proj",), "0"),
+        SelectionRule("vision"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
         (
-            Rule("language", ("z_proj",)),
+            SelectionRule("language", ("z_proj",)),
             "no sublayer 'z_proj' in the language; there are: embedding, q_proj, k_proj",
         ),
-        (Rule("vision", ("gate_proj",)), "no sublayer 'gate_proj' in the vision; there are: embedding, "),
-        (Rule("tower"), "no component 'tower' that can be trained; there are: vision, projector, language"),
-        (Rule("other"), "no component 'other' that can be trained"),
         (
-            Rule("language", ("lm_head",), "1"),
+            SelectionRule("vision", ("gate_proj",)),
+            "no sublayer 'gate_proj' in the vision; there are: embedding, ",
+        ),
+        (
+            SelectionRule("tower"),
+            "no component 'tower' that can be trained; there are: vision, projector, language",
+        ),
+        (SelectionRule("other"), "no component 'other' that can be trained"),
+        (
+            SelectionRule("language", ("lm_head",), "1"),
             "no 'lm_head' that gets a gradient in these layers, which have: q_proj",
         ),
-        (Rule("language", ("q_proj",), "2:9"), "the model has layers 0 to 1"),
-        (Rule("projector", None, "0"), "the projector has no layers"),
-        (Rule("vision", None, "1"), "nothing in these layers gets a gradient"),
+        (SelectionRule("language", ("q_proj",), "2:9"), "the model has layers 0 to 1"),
+        (SelectionRule("projector", None, "0"), "the projector has no layers"),
+        (SelectionRule("vision", None, "1"), "nothing in these layers gets a gradient"),
     ],
 )
-def test_rules_that_match_nothing_say_what_exists(rule: Rule, message: str) -> None:
+def test_rules_that_match_nothing_say_what_exists(rule: SelectionRule, message: str) -> None:
     with pytest.raises(PlanError, match=message) as error:
         plan("llava_next", [rule])
     assert "\n" not in str(error.value)
@@ -187,11 +200,11 @@ def test_rules_that_match_nothing_say_what_exists(rule: Rule, message: str) -> N
 
 def test_malformed_recipes_are_refused() -> None:
     with pytest.raises(PlanError, match="recipe mine has no rules"):
-        plan("llava_next", rules_from_config({"name": "mine", "rules": []}))
+        plan("llava_next", parse_rules({"name": "mine", "rules": []}))
     with pytest.raises(PlanError, match="is not of the form"):
-        rules_from_config({"name": "mine", "rules": [{"component": "language", "sublayer": "q_proj"}]})
+        parse_rules({"name": "mine", "rules": [{"component": "language", "sublayer": "q_proj"}]})
     with pytest.raises(PlanError, match="has no rule with layers, so recipe.layers=1 selects nothing"):
-        rules_from_config({**load_recipe("projector"), "layers": 1})
+        parse_rules({**load_recipe("projector"), "layers": 1})
 
 
 def test_tune_sets_requires_grad_and_can_be_called_again() -> None:

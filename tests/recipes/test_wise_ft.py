@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from lmm_forget.errors import ConfigError, PlanError
 from lmm_forget.models.loading import LMM
-from lmm_forget.models.weights import model_hashes
-from lmm_forget.recipes.method import build_method, parameter_dtypes
+from lmm_forget.models.weight_hashes import hash_parameters
+from lmm_forget.recipes.method import build_method, get_parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import TunePlan, load_recipe
 from lmm_forget.recipes.wise_ft import WiseFT
-from lmm_forget.training.fit import fit
+from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
@@ -26,24 +26,26 @@ def stage(
 ) -> tuple[LMM, TunePlan, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """One stage with `method`: model, plan, delta, and the masters just before the end."""
     lmm = tiny_lmm(family, dtype=dtype)
-    plan, dtypes = method.planned(lmm.model, plan_for(lmm, "wise_ft")), parameter_dtypes(lmm.model)
-    method.prepare(lmm, plan)
+    plan, dtypes = method.adapt_plan(lmm.model, plan_for(lmm, "wise_ft")), get_parameter_dtypes(lmm.model)
+    method.start_stage(lmm, plan)
     settings = {**TRAINING, "learning_rate": 1e-2, "epochs": 2}
-    result = fit(lmm, plan, method, samples(8), training=settings, hardware=HARDWARE, seed=0, task="x")
-    assert result.loss[-1] < result.loss[0]
+    result = train_stage(
+        lmm, plan, method, samples(8), training_config=settings, hardware_config=HARDWARE, seed=0, task="x"
+    )
+    assert result.step_losses[-1] < result.step_losses[0]
     masters = {n: p.detach().clone() for n, p in lmm.model.named_parameters() if n in plan.trainable}
-    return lmm, plan, method.finish(lmm, plan, dtypes), masters
+    return lmm, plan, method.end_stage(lmm, plan, dtypes), masters
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_planned_tensors_move_and_the_delta_is_the_average(family: str, dtype: torch.dtype) -> None:
     base = tiny_lmm(family, dtype=dtype)
-    before, previous = model_hashes(base.model), dict(base.model.named_parameters())
+    before, previous = hash_parameters(base.model), dict(base.model.named_parameters())
     lmm, plan, delta, masters = stage(WiseFT(alpha=0.25), family, dtype)
-    after = model_hashes(lmm.model)
+    after = hash_parameters(lmm.model)
     assert {n for n in after if after[n] != before[n]} == set(plan.trainable) == set(delta)
-    assert parameter_dtypes(lmm.model) == parameter_dtypes(base.model)
+    assert get_parameter_dtypes(lmm.model) == get_parameter_dtypes(base.model)
     assert not any(p.requires_grad for p in lmm.model.parameters())
     parameters = dict(lmm.model.named_parameters())
     for name, tensor in delta.items():
@@ -57,11 +59,11 @@ def test_only_planned_tensors_move_and_the_delta_is_the_average(family: str, dty
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_end_points_are_exact(dtype: torch.dtype) -> None:
-    base = model_hashes(tiny_lmm("llava_onevision", dtype=dtype).model)
-    assert model_hashes(stage(WiseFT(alpha=1), dtype=dtype)[0].model) == base
-    plain = model_hashes(stage(Plain(), dtype=dtype)[0].model)
-    assert model_hashes(stage(WiseFT(alpha=0), dtype=dtype)[0].model) == plain
-    assert model_hashes(stage(WiseFT(alpha=1, compat=["rounded_sum"]), dtype=dtype)[0].model) == base
+    base = hash_parameters(tiny_lmm("llava_onevision", dtype=dtype).model)
+    assert hash_parameters(stage(WiseFT(alpha=1), dtype=dtype)[0].model) == base
+    plain = hash_parameters(stage(Plain(), dtype=dtype)[0].model)
+    assert hash_parameters(stage(WiseFT(alpha=0), dtype=dtype)[0].model) == plain
+    assert hash_parameters(stage(WiseFT(alpha=1, compat=["rounded_sum"]), dtype=dtype)[0].model) == base
 
 
 bits = st.lists(st.integers(0, 2**16 - 1), min_size=8, max_size=8)
@@ -72,47 +74,51 @@ def test_the_average_of_any_two_tensors(one: list[int], two: list[int], alpha: f
     previous, tuned = (torch.tensor(x, dtype=torch.uint16).view(torch.bfloat16) for x in (one, two))
     finite = previous.isfinite() & tuned.isfinite()
     exactly = lambda t: t.view(torch.int16).tolist()  # noqa: E731  (bits: signs of zeros count)
-    assert exactly(WiseFT(alpha=1)._average(previous, tuned.float(), torch.bfloat16)) == exactly(previous)
-    kept = WiseFT(alpha=0)._average(previous, tuned.float(), torch.bfloat16)
+    assert exactly(WiseFT(alpha=1)._average_tensors(previous, tuned.float(), torch.bfloat16)) == exactly(
+        previous
+    )
+    kept = WiseFT(alpha=0)._average_tensors(previous, tuned.float(), torch.bfloat16)
     assert exactly(kept[finite]) == exactly(tuned[finite])
-    still = WiseFT(alpha=alpha)._average(previous, previous.float(), torch.bfloat16)
+    still = WiseFT(alpha=alpha)._average_tensors(previous, previous.float(), torch.bfloat16)
     assert torch.equal(still[finite], previous[finite])  # what training left alone stays what it was
 
 
 def test_a_sum_in_bf16_moves_weights_that_training_left_alone() -> None:
     weights = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).bfloat16()
-    compat = WiseFT(alpha=0.1, compat="rounded_sum")._average(weights, weights.float(), torch.bfloat16)
+    compat = WiseFT(alpha=0.1, compat="rounded_sum")._average_tensors(
+        weights, weights.float(), torch.bfloat16
+    )
     assert 0.02 < (compat != weights).float().mean() < 0.3
-    assert torch.equal(WiseFT(alpha=0.1)._average(weights, weights.float(), torch.bfloat16), weights)
+    assert torch.equal(WiseFT(alpha=0.1)._average_tensors(weights, weights.float(), torch.bfloat16), weights)
 
 
 def test_the_next_stage_averages_with_the_stage_before_it() -> None:
     method = WiseFT(alpha=0.5)
     lmm = tiny_lmm("llava_onevision")
-    plan, dtypes = plan_for(lmm, "wise_ft"), parameter_dtypes(lmm.model)
+    plan, dtypes = plan_for(lmm, "wise_ft"), get_parameter_dtypes(lmm.model)
     name = plan.trainable[0]
     base = dict(lmm.model.named_parameters())[name].detach().clone()
     for expected in (2.0, 4.0):  # each stage adds 4 to the weights; half of it stays
-        method.prepare(lmm, plan)
+        method.start_stage(lmm, plan)
         with torch.no_grad():
             dict(lmm.model.named_parameters())[name].add_(4.0)
-        delta = method.finish(lmm, plan, dtypes)
+        delta = method.end_stage(lmm, plan, dtypes)
         torch.testing.assert_close(delta[name] - base, torch.full_like(base, expected))
 
 
 def test_the_plan_counts_what_is_kept_beside() -> None:
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     rules = plan_for(lmm, "wise_ft")
-    plan = WiseFT().planned(lmm.model, rules)
-    assert plan.held_bytes == rules.delta_bytes > 0
+    plan = WiseFT().adapt_plan(lmm.model, rules)
+    assert plan.extra_state_bytes == rules.delta_bytes > 0
     assert plan.state_bytes == rules.state_bytes + rules.delta_bytes
     method = WiseFT()
-    method.prepare(lmm, plan)
-    assert sum(t.nbytes for t in method._previous.values()) == plan.held_bytes
-    method.finish(lmm, plan, {n: torch.bfloat16 for n in dict(lmm.model.named_parameters())})
-    assert not method._previous
+    method.start_stage(lmm, plan)
+    assert sum(t.nbytes for t in method._previous_tensors.values()) == plan.extra_state_bytes
+    method.end_stage(lmm, plan, {n: torch.bfloat16 for n in dict(lmm.model.named_parameters())})
+    assert not method._previous_tensors
     with pytest.raises(PlanError, match="without prepare"):
-        method.finish(lmm, plan, {})
+        method.end_stage(lmm, plan, {})
 
 
 @pytest.mark.parametrize(

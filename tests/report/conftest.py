@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lmm_forget.metrics import TaskScores, figures, results_scores
-from lmm_forget.store.keys import digest
+from lmm_forget.metrics import TaskScores, build_score_entry, compute_figures_of_merit
+from lmm_forget.store.keys import hash_json
 
 TARGETS = ("tiny_cub200", "tiny_pixmocount", "tiny_pathvqa", "tiny_textvqa", "tiny_timeclock")
 SUITE = ("tiny_ai2d", "tiny_chartqa", "tiny_docvqa")
@@ -54,8 +54,8 @@ def make_results(
 
     def entries(stage: int) -> dict[str, Any]:
         return {
-            task: results_scores(
-                score.values[stage], np.asarray(score.clusters), tolerant=list(score.values[stage])
+            task: build_score_entry(
+                score.values[stage], np.asarray(score.clusters), tolerant_scores=list(score.values[stage])
             )
             for task, score in scores.items()
         }
@@ -75,7 +75,7 @@ def make_results(
     }
     return {
         "schema": 1,
-        "job": {"name": "demo", "job": name, "hash": digest(config)},
+        "job": {"name": "demo", "job": name, "hash": hash_json(config)},
         "config": config,
         "plan": {
             "trainable": 884_736,
@@ -98,7 +98,7 @@ def make_results(
             }
             for stage, task in enumerate(tasks, start=1)
         ],
-        "figures": figures(list(tasks), list(suite), scores, resamples=200),
+        "figures": compute_figures_of_merit(list(tasks), list(suite), scores, num_resamples=200),
         "timings": {"seconds": 60.0},
         "versions": {"numpy": np.__version__, "lmm_forget": "0.1.0"},
         "answers": [

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lmm_forget.report.pictures import write_pictures
-from lmm_forget.report.summary import summarize
-from lmm_forget.tasks.base import Sample
+from lmm_forget.report.sample_pictures import write_sample_pictures
+from lmm_forget.report.sweep_summary import write_sweep_summary
+from lmm_forget.tasks.task import Sample
 from tests.report.browser import Browser, chromium
 from tests.report.conftest import SUITE, TARGETS, make_results, put_job
 
@@ -38,9 +38,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         values: dict[str, dict[str, list[float]]] = {task: {} for task in (*TARGETS, *SUITE)}
         for row in results["answers"]:
             values[row["task"]].setdefault(row["sample_id"], []).append(row["value"])
-        write_pictures(folder, values, dict.fromkeys(values, Pictures()))  # type: ignore[arg-type]
+        write_sample_pictures(folder, values, dict.fromkeys(values, Pictures()))  # type: ignore[arg-type]
     put_job(root, "vision", status={"state": "failed", "error": "out of memory"})
-    summarize(root)
+    write_sweep_summary(root)
     return root
 
 

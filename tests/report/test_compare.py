@@ -13,8 +13,8 @@ import pytest
 
 from lmm_forget.cli.compare import main
 from lmm_forget.errors import ConfigError
-from lmm_forget.metrics import mcnemar
-from lmm_forget.report.conditions import Condition
+from lmm_forget.metrics import run_mcnemar_test
+from lmm_forget.report.fail_conditions import FailCondition
 
 Make = Callable[..., dict[str, Any]]
 Put = Callable[..., Path]
@@ -39,7 +39,7 @@ def test_two_jobs(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> N
     for task, entry in found["benchmarks"].items():
         before, after = values(a, 5, task), values(b, 5, task)
         assert entry["value"] == pytest.approx(100 * (after.mean() - before.mean()))
-        assert entry["mcnemar"] == pytest.approx(mcnemar(before, after))
+        assert entry["mcnemar"] == pytest.approx(run_mcnemar_test(before, after))
         assert (entry["gained"], entry["lost"]) == (np.sum(after > before), np.sum(after < before))
         assert entry["images"] == 20 and entry["n"] == 40
         assert entry["role"] == ("held-out" if task in found["heldout"]["tasks"] else "target")
@@ -139,10 +139,10 @@ def test_a_gate_that_cannot_be_checked_does_not_pass(
 
 
 def test_conditions_are_read_whole() -> None:
-    read = Condition.parse(" tiny_v1.5.low>=-2.5e1 ")
-    assert (read.name, read.field, read.sign, read.number) == ("tiny_v1.5", "low", ">=", -25.0)
+    read = FailCondition.parse(" tiny_v1.5.low>=-2.5e1 ")
+    assert (read.name, read.field, read.comparator, read.threshold) == ("tiny_v1.5", "low", ">=", -25.0)
     with pytest.raises(ConfigError):
-        Condition.parse("a < 1 or b < 2")
+        FailCondition.parse("a < 1 or b < 2")
 
 
 def test_different_suites_are_compared_where_they_meet(

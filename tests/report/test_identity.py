@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.launch.jobs import Job, _keep_previous
-from lmm_forget.report.identity import same, scored_alike
-from lmm_forget.report.summary import summarize
+from lmm_forget.launch.job_folders import Job, _archive_previous_results
+from lmm_forget.report.job_identity import are_scored_alike, have_same_fingerprint
+from lmm_forget.report.sweep_summary import write_sweep_summary
 
 
 def read(results: dict[str, Any], labels: str) -> dict[str, Any]:
@@ -25,10 +25,10 @@ def test_other_references_are_noted_and_never_paired(
     make: Callable[..., dict[str, Any]], put: Callable[..., Path]
 ) -> None:
     old, one, two = make(job="old"), read(make(job="one"), "red"), read(make("llm", job="two"), "crimson")
-    assert not same([one, two], "tiny_ai2d", "references") and not scored_alike(one, two)
-    assert same([old, one], "tiny_ai2d", "references")
+    assert not have_same_fingerprint([one, two], "tiny_ai2d", "references") and not are_scored_alike(one, two)
+    assert have_same_fingerprint([old, one], "tiny_ai2d", "references")
     put(results=one)
-    notes = summarize(put(results=two))["notes"]
+    notes = write_sweep_summary(put(results=two))["notes"]
     assert any("not scored by the same references of tiny_cub200" in note for note in notes)
 
 
@@ -36,7 +36,7 @@ def test_a_record_that_does_not_say_is_accused_of_nothing(
     make: Callable[..., dict[str, Any]], put: Callable[..., Path]
 ) -> None:
     put(results=make(job="old"))
-    notes = summarize(put(results=read(make("llm", job="new"), "red")))["notes"]
+    notes = write_sweep_summary(put(results=read(make("llm", job="new"), "red")))["notes"]
     assert not any("same base model" in note or "references" in note for note in notes)
 
 
@@ -44,5 +44,5 @@ def test_former_results_never_go_where_others_lie(tmp_path: Path) -> None:
     (tmp_path / "previous-2").mkdir()
     for number in (1, 3):
         (tmp_path / "results.json").write_text(str(number))
-        _keep_previous(Job("a", tmp_path, {}), ["the data of task mine"])
+        _archive_previous_results(Job("a", tmp_path, {}), ["the data of task mine"])
         assert (tmp_path / f"previous-{number}" / "results.json").read_text() == str(number)

@@ -14,25 +14,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmm_forget.metrics import TaskScores, compare_mean
-from lmm_forget.report import load_sweep, sweep_rows
-from lmm_forget.report.differences import differences
-from lmm_forget.report.matrices import held_out_changes, scores
-from lmm_forget.report.pictures import EACH_WAY, choose, read_pictures, write_pictures
-from lmm_forget.report.samples import browser
-from lmm_forget.report.settings import settings_of
-from lmm_forget.report.suites import shared_suite
-from lmm_forget.report.summary import summarize
-from lmm_forget.report.verdict import answer, front, question
-from lmm_forget.tasks.base import Sample
+from lmm_forget.metrics import TaskScores, compare_mean_scores
+from lmm_forget.report import build_job_rows, load_sweep
+from lmm_forget.report.experiment_settings import group_rows_by_setting
+from lmm_forget.report.heat_maps import build_heldout_change_matrix, build_score_matrix
+from lmm_forget.report.sample_browser import build_sample_browser
+from lmm_forget.report.sample_pictures import (
+    MAX_SAMPLES_PER_DIRECTION,
+    choose_changed_samples,
+    read_sample_pictures,
+    write_sample_pictures,
+)
+from lmm_forget.report.setting_differences import compare_settings_to_reference
+from lmm_forget.report.shared_suite import restrict_to_shared_suite
+from lmm_forget.report.sweep_summary import write_sweep_summary
+from lmm_forget.report.verdict import find_pareto_front, format_sweep_answer, format_sweep_question
+from lmm_forget.tasks.task import Sample
 
 Make = Callable[..., dict[str, Any]]
 Put = Callable[..., Path]
 
 
 def told(*results: dict[str, Any]) -> tuple[str, str]:
-    settings = settings_of(sweep_rows(results))
-    return question(settings), answer(settings)
+    settings = group_rows_by_setting(build_job_rows(results))
+    return format_sweep_question(settings), format_sweep_answer(settings)
 
 
 def estimate(result: dict[str, Any], learning: tuple[float, ...], final: tuple[float, ...]) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def test_the_answer_when_everything_forgets(make: Make) -> None:
     assert "llm learned most, +32.0 points" in said
     nothing = estimate(make("mlp"), (0.5, -1.0, 2.0), (-5.0, -7.0, -3.0))
     assert told(nothing)[1].startswith("It learned no more than chance allows")
-    assert told() == (question([]), "No job has finished yet.")
+    assert told() == (format_sweep_question([]), "No job has finished yet.")
     assert "nothing was held out" in told(make(suite=()))[1]
     assert told(make("llm", 1e-4), make("llm", 2e-4))[0].startswith("At which learning rate does llm learn")
 
@@ -71,7 +76,7 @@ def test_two_seeds_that_agree_are_an_answer(make: Make) -> None:
         estimate(make("llm", seed=seed), (20.0 + 5 * seed, 15.0, 30.0), (-60.0 - 9 * seed, -75.0, -55.0))
         for seed in (0, 1)
     ]
-    (setting,) = settings_of(sweep_rows(pair))
+    (setting,) = group_rows_by_setting(build_job_rows(pair))
     assert setting.figures["learning"]["low"] < 0  # Student's interval of two jobs says nothing
     assert told(*pair)[1].startswith("It learned +22.5 points and lost 64.5 of")
     pair[1] = estimate(pair[1], (1.0, -2.0, 4.0), (-60.0, -75.0, -55.0))
@@ -81,21 +86,25 @@ def test_two_seeds_that_agree_are_an_answer(make: Make) -> None:
 def test_front_keeps_what_nobody_beats(make: Make) -> None:
     points = {"a": (10.0, -1.0), "b": (20.0, -5.0), "c": (15.0, -9.0), "d": (5.0, -2.0)}
     results = [estimate(make(name), (x, x, x), (y, y, y)) for name, (x, y) in points.items()]
-    assert [setting.name for setting in front(settings_of(sweep_rows(results)))] == ["a", "b"]
+    assert [
+        setting.name for setting in find_pareto_front(group_rows_by_setting(build_job_rows(results)))
+    ] == ["a", "b"]
 
 
 def test_differences_of_single_jobs_are_paired_by_question(make: Make, put: Put) -> None:
     one, two = make("llm", loss=0.02), make("mlp", loss=0.12, gain=0.5)  # the same base
     put(results=one)
     sweep = load_sweep(put(results=two))
-    (found,) = differences(sweep, settings_of(sweep_rows(sweep.results.values())))
+    (found,) = compare_settings_to_reference(
+        sweep, group_rows_by_setting(build_job_rows(sweep.results.values()))
+    )
     assert found.name == "mlp" and found.basis == "questions"
 
     def table(result: dict[str, Any], stage: int, task: str) -> list[float]:
         return [row["value"] for row in result["answers"] if (row["stage"], row["task"]) == (stage, task)]
 
     images = [f"image-{i // 2}" for i in range(40)]
-    by_hand = compare_mean(
+    by_hand = compare_mean_scores(
         [
             TaskScores(task, np.array([table(one, 5, task), table(two, 5, task)]), images)
             for task in ("tiny_ai2d", "tiny_chartqa", "tiny_docvqa")
@@ -113,8 +122,8 @@ def test_differences_of_several_jobs_are_paired_by_seed(make: Make, put: Put) ->
         put(results=make("llm", seed=seed, gain=0.3))
         root = put(results=make("sa_proj", seed=seed, gain=0.5 + 0.05 * seed))
     sweep = load_sweep(root)
-    rows = {(row.recipe, row.seed): row for row in sweep_rows(sweep.results.values())}
-    (found,) = differences(sweep, settings_of(list(rows.values())))
+    rows = {(row.recipe, row.seed): row for row in build_job_rows(sweep.results.values())}
+    (found,) = compare_settings_to_reference(sweep, group_rows_by_setting(list(rows.values())))
     sign = 1 if found.name == "sa_proj" else -1
     gaps = [
         sign * (rows["sa_proj", s].figures["learning"]["value"] - rows["llm", s].figures["learning"]["value"])
@@ -128,13 +137,13 @@ def test_differences_of_several_jobs_are_paired_by_seed(make: Make, put: Put) ->
 def test_heat_maps_hold_the_scores_of_the_records(make: Make, put: Put) -> None:
     result = make()
     sweep = load_sweep(put(results=result))
-    (setting,) = settings_of(sweep_rows(sweep.results.values()))
-    matrix = scores(setting, sweep.results)
+    (setting,) = group_rows_by_setting(build_job_rows(sweep.results.values()))
+    matrix = build_score_matrix(setting, sweep.results)
     assert matrix.columns == ["base", "cub200", "pixmocount", "pathvqa", "textvqa", "timeclock"]
     cells = dict(matrix.rows)["pathvqa"]
     assert cells[3].value == result["stages"][2]["scores"]["tiny_pathvqa"]["value"]
-    assert [cell.taught for cell in cells] == [False, False, False, True, False, False]
-    changes = held_out_changes(setting, sweep.results)
+    assert [cell.is_trained_task for cell in cells] == [False, False, False, True, False, False]
+    changes = build_heldout_change_matrix(setting, sweep.results)
     assert changes is not None
     fell = (
         result["stages"][1]["scores"]["tiny_ai2d"]["value"] - result["base"]["scores"]["tiny_ai2d"]["value"]
@@ -149,10 +158,10 @@ def test_heat_maps_hold_the_scores_of_the_records(make: Make, put: Put) -> None:
 def test_orders_are_not_averaged_by_task(make: Make, put: Put) -> None:
     put(results=make(tasks=("tiny_cub200", "tiny_pathvqa"), job="one"))
     sweep = load_sweep(put(results=make(tasks=("tiny_pathvqa", "tiny_cub200"), job="two")))
-    (setting,) = settings_of(sweep_rows(sweep.results.values()))
+    (setting,) = group_rows_by_setting(build_job_rows(sweep.results.values()))
     assert setting.tasks is None and len(setting.rows) == 2
-    assert "of one; the other jobs teach in other orders" in scores(setting, sweep.results).note
-    changes = held_out_changes(setting, sweep.results)
+    assert "of one; the other jobs teach in other orders" in build_score_matrix(setting, sweep.results).note
+    changes = build_heldout_change_matrix(setting, sweep.results)
     assert changes is not None and changes.columns == ["stage 1", "stage 2"]
 
 
@@ -169,27 +178,36 @@ class Shots:
 def test_pictures_are_few_small_and_the_same_for_all_jobs(tmp_path: Path) -> None:
     falls = {f"s{i}": [1.0, 0.0] for i in range(30)}
     still = {f"s{i}": [1.0, 1.0] for i in range(30)}
-    assert choose(still) == [] and len(choose(falls)) == EACH_WAY
+    assert (
+        choose_changed_samples(still) == []
+        and len(choose_changed_samples(falls)) == MAX_SAMPLES_PER_DIRECTION
+    )
     half = {sample: course if int(sample[1:]) % 2 else [1.0, 1.0] for sample, course in falls.items()}
-    odd = [sample for sample in choose(falls) if int(sample[1:]) % 2]
-    assert [sample for sample in choose(half) if sample in choose(falls)] == odd
-    path = write_pictures(tmp_path, {"a": falls, "b": falls, "c": still}, dict.fromkeys("abc", Shots()))  # type: ignore[arg-type]
-    kept = read_pictures(tmp_path)
-    gone = 2 * ("s3" in choose(falls))
-    assert len(kept) == 2 * EACH_WAY - gone and path.stat().st_size < 50_000
-    picture = next(iter(kept.values()))
-    assert (picture.width, picture.height, picture.images) == (288, 144, 2)
-    assert Image.open(io.BytesIO(picture.webp)).size == (288, 144)
-    write_pictures(
-        tmp_path, {"a": falls, "b": falls}, dict.fromkeys("ab", Shots()), most_bytes=3 * len(picture.webp)
+    odd = [sample for sample in choose_changed_samples(falls) if int(sample[1:]) % 2]
+    assert [
+        sample for sample in choose_changed_samples(half) if sample in choose_changed_samples(falls)
+    ] == odd
+    path = write_sample_pictures(
+        tmp_path, {"a": falls, "b": falls, "c": still}, dict.fromkeys("abc", Shots())
     )  # type: ignore[arg-type]
-    assert {task for task, _ in read_pictures(tmp_path)} == {"a", "b"} and len(read_pictures(tmp_path)) <= 4
+    kept = read_sample_pictures(tmp_path)
+    gone = 2 * ("s3" in choose_changed_samples(falls))
+    assert len(kept) == 2 * MAX_SAMPLES_PER_DIRECTION - gone and path.stat().st_size < 50_000
+    picture = next(iter(kept.values()))
+    assert (picture.width, picture.height, picture.num_images) == (288, 144, 2)
+    assert Image.open(io.BytesIO(picture.webp)).size == (288, 144)
+    write_sample_pictures(
+        tmp_path, {"a": falls, "b": falls}, dict.fromkeys("ab", Shots()), max_bytes=3 * len(picture.webp)
+    )  # type: ignore[arg-type]
+    assert {task for task, _ in read_sample_pictures(tmp_path)} == {"a", "b"} and len(
+        read_sample_pictures(tmp_path)
+    ) <= 4
 
 
 def test_samples_carry_what_every_job_answered(make: Make, put: Put) -> None:
     put("one", results=make("llm", loss=0.15))
     sweep = load_sweep(put("two", results=make("sa_proj", loss=0.02)))
-    found = browser(sweep, settings_of(sweep_rows(sweep.results.values())))
+    found = build_sample_browser(sweep, group_rows_by_setting(build_job_rows(sweep.results.values())))
     assert found.notes == ["These jobs left no pictures of their samples."]
     assert [job["name"] for job in found.data["jobs"]] == ["one", "two"]
     for sample in found.data["samples"]:
@@ -207,7 +225,7 @@ def test_samples_carry_what_every_job_answered(make: Make, put: Put) -> None:
 
 def test_a_job_without_answers_is_said(make: Make, put: Put) -> None:
     root = put(results=make() | {"answers": []})
-    summarize(root)
+    write_sweep_summary(root)
     assert "no answers to show" in (root / "summary.html").read_text()
 
 
@@ -218,7 +236,7 @@ def test_different_suites_are_narrowed_to_what_all_share(make: Make, put: Put) -
     )
     put(results=one)
     root = put(results=two)
-    summary = summarize(root)
+    summary = write_sweep_summary(root)
     (note,) = [note for note in summary["notes"] if "different benchmarks" in note]
     assert "over the 1 that all share, without tiny_ai2d, tiny_docvqa" in note
     for result in (one, two):
@@ -234,7 +252,7 @@ def test_different_suites_are_narrowed_to_what_all_share(make: Make, put: Put) -
 
 def test_suites_that_share_nothing_have_no_held_out_figures(make: Make, put: Put) -> None:
     put(results=make("llm", suite=("tiny_ai2d",)))
-    sweep = shared_suite(load_sweep(put(results=make("sa_proj", suite=("tiny_docvqa",)))))
+    sweep = restrict_to_shared_suite(load_sweep(put(results=make("sa_proj", suite=("tiny_docvqa",)))))
     assert all(r["figures"]["heldout_forgetting"]["value"] is None for r in sweep.results.values())
     assert "share none" in sweep.notes[0]
 
@@ -243,7 +261,7 @@ def test_csv_and_latex(make: Make, put: Put) -> None:
     result = make()
     put(results=result)
     root = put("lost", status={"state": "failed"})
-    summarize(root)
+    write_sweep_summary(root)
     lines = list(csv.DictReader((root / "summary.csv").open()))
     assert [line["state"] for line in lines] == ["done", "failed"]
     assert float(lines[0]["learning_low"]) == result["figures"]["target_learning"]["low"]
@@ -291,7 +309,7 @@ def test_probes_are_drawn_where_they_were_recorded(make: Make, put: Put) -> None
         }
     put(results=bare)
     root = put(results=probed)
-    summarize(root)
+    write_sweep_summary(root)
     page = (root / "summary.html").read_text()
     assert "Probes: what moved inside" in page
     tips = re.findall(r'data-tip="([^"]*)"', page)
@@ -308,7 +326,7 @@ def test_probes_are_drawn_where_they_were_recorded(make: Make, put: Put) -> None
 
 def test_without_probes_there_is_no_such_section(make: Make, put: Put) -> None:
     root = put(results=make())
-    summarize(root)
+    write_sweep_summary(root)
     assert "Probes" not in (root / "summary.html").read_text() and not list(root.glob("probe_*"))
 
 
@@ -319,7 +337,7 @@ def test_the_page_says_how_it_was_made(make: Make, put: Put) -> None:
     two["versions"]["numpy"] = "0.1"
     put(results=one)
     root = put(results=two)
-    summarize(root)
+    write_sweep_summary(root)
     page = (root / "summary.html").read_text()
     assert "200 of test, f00d" in page and "different versions of numpy" in page
     assert "training.learning_rate" in page and "0.0002" in page

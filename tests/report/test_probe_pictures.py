@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lmm_forget.metrics.connection import connection
-from lmm_forget.metrics.statements import statements
-from lmm_forget.report.connection import document, scatter
-from lmm_forget.report.figures import svg
-from lmm_forget.report.job_probes import layers_per_stage, shift_per_stage
+from lmm_forget.metrics.forgetting_statements import judge_forgetting_statements
+from lmm_forget.metrics.shift_correlation import correlate_shift_with_forgetting
+from lmm_forget.report.job_probe_plots import plot_layers_per_stage, plot_shift_per_stage
+from lmm_forget.report.plots import render_svg
+from lmm_forget.report.shift_report import plot_shift_scatter, render_shift_report
 
 
 def shift(mass: float, mode: str) -> dict[str, Any]:
@@ -58,10 +58,10 @@ def job(recipe: str, bend: float) -> dict[str, Any]:
 
 
 def test_the_scatter_plot_tells_models_and_milestones_apart() -> None:
-    found = connection([job("llm", 0.4), job("mlp", 0.2)], resamples=10)
-    figure = scatter(found)
+    found = correlate_shift_with_forgetting([job("llm", 0.4), job("mlp", 0.2)], num_resamples=10)
+    figure = plot_shift_scatter(found)
     assert figure is not None
-    text = svg(figure)
+    text = render_svg(figure)
     assert len(figure.axes) == 4 and "hollow: within a stage" in text
     tips = re.findall(r'id="tip:([^"]*)"', text)
     assert len(tips) == 4 * 2 * 3
@@ -72,14 +72,14 @@ def test_the_scatter_plot_tells_models_and_milestones_apart() -> None:
         if line.get_markerfacecolor() == "none" and line.get_alpha() != 0
     ]
     assert len(hollow) == 2
-    assert scatter(connection([], resamples=10)) is None
+    assert plot_shift_scatter(correlate_shift_with_forgetting([], num_resamples=10)) is None
 
 
 def test_the_document_holds_every_figure_of_the_answer() -> None:
-    found = connection([job("llm", 0.4), job("mlp", 0.2)], resamples=10)
+    found = correlate_shift_with_forgetting([job("llm", 0.4), job("mlp", 0.2)], num_resamples=10)
     turned = {"job": "llm-seed=0", "task": "tiny_cub200", "turned_wrong": 7}
     turned["said_instead"] = dict.fromkeys(("number", "letter", "yes_no", "clock", "other"), 1)
-    text = document("demo", found, statements(found), [turned])
+    text = render_shift_report("demo", found, judge_forgetting_statements(found), [turned])
     assert "2 jobs: recipes llm, mlp; seeds 0." in text and "The base's own value is 0.100." in text
     assert "| recipe | cub200 | pixmocount, step 10 | pixmocount |" in text
     assert "| llm | +0.400 | +0.300 | +0.200 |" in text
@@ -92,7 +92,7 @@ def test_the_document_holds_every_figure_of_the_answer() -> None:
 
 def test_a_job_s_pictures_share_scales_and_one_legend() -> None:
     results = job("llm", 0.4)
-    course, blocks = shift_per_stage(results), layers_per_stage(results)
+    course, blocks = plot_shift_per_stage(results), plot_layers_per_stage(results)
     assert course is not None and blocks is not None
     assert [len(axes.lines) for axes in course.axes] == [2, 2] and len(course.legends) == 1
     places = list(course.axes[0].lines[0].get_xdata())
@@ -100,4 +100,4 @@ def test_a_job_s_pictures_share_scales_and_one_legend() -> None:
     assert [axes.get_title(loc="left") for axes in blocks.axes] == ["after 1: cub200", "after 2: pixmocount"]
     assert len({axes.get_ylim() for axes in blocks.axes}) == 1 and len(blocks.legends) == 1
     bare = {"base": {}, "stages": []}
-    assert shift_per_stage(bare) is None and layers_per_stage(bare) is None
+    assert plot_shift_per_stage(bare) is None and plot_layers_per_stage(bare) is None

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.report import load_sweep, sweep_rows
-from lmm_forget.report.differences import differences
-from lmm_forget.report.figures import STYLE, heldout_per_stage, learning_vs_forgetting, matplotlib
-from lmm_forget.report.settings import by_model, settings_of
-from lmm_forget.report.summary import summarize
-from lmm_forget.report.verdict import answer, question
+from lmm_forget.report import build_job_rows, load_sweep
+from lmm_forget.report.experiment_settings import group_rows_by_setting, group_settings_by_model
+from lmm_forget.report.plots import (
+    PLOT_STYLE,
+    matplotlib,
+    plot_heldout_per_stage,
+    plot_learning_vs_forgetting,
+)
+from lmm_forget.report.setting_differences import compare_settings_to_reference
+from lmm_forget.report.sweep_summary import write_sweep_summary
+from lmm_forget.report.verdict import format_sweep_answer, format_sweep_question
 
 Make = Callable[..., dict[str, Any]]
 Put = Callable[..., Path]
@@ -35,22 +40,22 @@ def results(make: Make) -> list[dict[str, Any]]:
 
 
 def test_rows_stand_by_model_and_say_which(results: list[dict[str, Any]]) -> None:
-    rows = sweep_rows([results[2], results[0], results[3], results[1]])
+    rows = build_job_rows([results[2], results[0], results[3], results[1]])
     assert [row.label for row in rows] == [
         "llm, tiny_onevision",
         "mlp, tiny_onevision",
         "llm, tiny_next",
         "mlp, tiny_next",
     ]
-    assert [row.within for row in rows] == ["llm", "mlp"] * 2
-    assert [len(group) for group in by_model(settings_of(rows))] == [2, 2]
-    assert {row.label for row in sweep_rows(results[:2])} == {"llm", "mlp"}  # one model needs no name
+    assert [row.label_within_model for row in rows] == ["llm", "mlp"] * 2
+    assert [len(group) for group in group_settings_by_model(group_rows_by_setting(rows))] == [2, 2]
+    assert {row.label for row in build_job_rows(results[:2])} == {"llm", "mlp"}  # one model needs no name
 
 
 def test_each_model_has_an_answer_of_its_own(results: list[dict[str, Any]]) -> None:
-    settings = settings_of(sweep_rows(results))
-    assert question(settings).endswith("without forgetting what each model knew?")
-    lines = answer(settings).split("\n")
+    settings = group_rows_by_setting(build_job_rows(results))
+    assert format_sweep_question(settings).endswith("without forgetting what each model knew?")
+    lines = format_sweep_answer(settings).split("\n")
     assert [line.partition(":")[0] for line in lines] == list(MODELS)
     assert all("mlp forgot least" in line and "llm learned most" in line for line in lines)
     assert "tiny_" not in lines[0].partition(":")[2]
@@ -60,12 +65,14 @@ def test_differences_are_taken_within_a_model(results: list[dict[str, Any]], put
     for one in results:
         root = put(results=one)
     sweep = load_sweep(root)
-    found = differences(sweep, settings_of(sweep_rows(sweep.results.values())))
+    found = compare_settings_to_reference(
+        sweep, group_rows_by_setting(build_job_rows(sweep.results.values()))
+    )
     assert [(each.name, each.against) for each in found] == [
         (f"llm, {model}", f"mlp, {model}") for model in MODELS
     ]
     assert all(each.basis == "questions" and each.final and each.final["value"] < 0 for each in found)
-    summary = summarize(root)
+    summary = write_sweep_summary(root)
     page = (root / "summary.html").read_text(encoding="utf-8")
     assert page.count("<th>minus mlp, ") == 2 and "not the same questions" not in page
     assert (
@@ -75,9 +82,9 @@ def test_differences_are_taken_within_a_model(results: list[dict[str, Any]], put
     assert all(f"\n- {line}" in written for line in summary["answer"].split("\n"))
 
 
-@pytest.mark.parametrize("draw", [learning_vs_forgetting, heldout_per_stage])
+@pytest.mark.parametrize("draw", [plot_learning_vs_forgetting, plot_heldout_per_stage])
 def test_every_model_has_a_panel_and_the_legend_leaves_room(draw: Any, results: list[dict[str, Any]]) -> None:
-    figure = draw(sweep_rows(results))
+    figure = draw(build_job_rows(results))
     assert [axes.get_title(loc="left") for axes in figure.axes] == list(MODELS)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[:2] == ["llm", "mlp"] and len(names) == len(set(names))
@@ -87,9 +94,9 @@ def test_every_model_has_a_panel_and_the_legend_leaves_room(draw: Any, results: 
 
 @pytest.mark.parametrize("number", [1, 12, 24])
 def test_many_names_in_the_legend_do_not_crush_the_picture(number: int, make: Make) -> None:
-    rows = sweep_rows([make(f"a_recipe_with_quite_a_long_name_{i}", n=4) for i in range(number)])
-    figure = learning_vs_forgetting(rows)
-    with matplotlib.rc_context(STYLE):
+    rows = build_job_rows([make(f"a_recipe_with_quite_a_long_name_{i}", n=4) for i in range(number)])
+    figure = plot_learning_vs_forgetting(rows)
+    with matplotlib.rc_context(PLOT_STYLE):
         figure.savefig(BytesIO(), format="png")
     (axes,) = figure.axes
     inches = axes.get_position().height * figure.get_figheight()

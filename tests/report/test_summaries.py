@@ -12,12 +12,17 @@ from xml.etree import ElementTree
 import pytest
 
 from lmm_forget.errors import DataError
-from lmm_forget.report import load_sweep, sweep_rows
-from lmm_forget.report.differences import differences
-from lmm_forget.report.figures import heldout_per_stage, job_figures, learning_vs_forgetting, save
-from lmm_forget.report.settings import settings_of
-from lmm_forget.report.suites import shared_suite
-from lmm_forget.report.summary import summarize
+from lmm_forget.report import build_job_rows, load_sweep
+from lmm_forget.report.experiment_settings import group_rows_by_setting
+from lmm_forget.report.plots import (
+    plot_heldout_per_stage,
+    plot_learning_vs_forgetting,
+    save_figure,
+    save_job_plots,
+)
+from lmm_forget.report.setting_differences import compare_settings_to_reference
+from lmm_forget.report.shared_suite import restrict_to_shared_suite
+from lmm_forget.report.sweep_summary import write_sweep_summary
 
 Make = Callable[..., dict[str, Any]]
 Put = Callable[..., Path]
@@ -30,7 +35,7 @@ def test_summary_of_a_sweep_names_everything(make: Make, put: Put) -> None:
     put("vision", status={"state": "failed", "error": "out of memory\nat stage 2/5"})
     put("projector", status={"state": "interrupted"})
     put("waiting")
-    returned = summarize(root)
+    returned = write_sweep_summary(root)
     assert returned == json.loads((root / "summary.json").read_text())
     assert returned["schema"] == 1 and returned["name"] == "demo"
     assert {job["job"] for job in returned["jobs"]} == {result["job"]["job"] for result in results}
@@ -67,7 +72,7 @@ def test_page_stands_alone_and_is_well_formed(make: Make, put: Put) -> None:
         row["question"] = "</script><script>alert(2)</script>?"
     root = put(results=result)
     put("<b>odd", status={"state": "failed", "error": "<script>alert(1)</script> & more"})
-    summarize(root)
+    write_sweep_summary(root)
     page = (root / "summary.html").read_text()
     assert (
         page.count("<script") == 2 and page.count("</script>") == 2
@@ -92,16 +97,16 @@ def test_page_stands_alone_and_is_well_formed(make: Make, put: Put) -> None:
 
 def test_running_twice_gives_the_same_files(make: Make, put: Put) -> None:
     root = put(results=make())
-    summarize(root)
+    write_sweep_summary(root)
     first = {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
-    summarize(root)
+    write_sweep_summary(root)
     assert first == {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
     assert set(first) >= {"summary.json", "summary.md", "summary.html", "heldout_per_stage.png"}
 
 
 def test_only_unfinished_jobs_still_give_a_summary(put: Put) -> None:
     root = put("llm", status={"state": "failed", "error": "no space left"})
-    summary = summarize(root)
+    summary = write_sweep_summary(root)
     assert summary["jobs"] == [] and summary["notes"] == []
     assert "no space left" in (root / "summary.md").read_text()
     assert "No job has finished yet." in (root / "summary.html").read_text()
@@ -109,7 +114,7 @@ def test_only_unfinished_jobs_still_give_a_summary(put: Put) -> None:
 
 def test_one_job_folder_can_be_summarized(make: Make, put: Put) -> None:
     root = put(results=make(job="alone"))
-    assert [job["job"] for job in summarize(root / "alone")["jobs"]] == ["alone"]
+    assert [job["job"] for job in write_sweep_summary(root / "alone")["jobs"]] == ["alone"]
     entry = json.loads((root / "alone" / "summary.json").read_text())["jobs"][0]
     assert entry["recipe"] == "sa_proj" and len(entry["heldout_per_stage"]) == 5
 
@@ -131,19 +136,19 @@ def test_unusable_results_are_named_and_the_rest_goes_on(make: Make, put: Put, t
     put("broken")
     root = put(results=make())
     (root / "broken" / "results.json").write_text(text)
-    summary = summarize(root)
+    summary = write_sweep_summary(root)
     assert len(summary["jobs"]) == 1
     (job,) = summary["unfinished"]
     assert (job["job"], job["state"]) == ("broken", "unreadable") and words in job["error"]
     with pytest.raises(DataError, match=re.escape(words)):
-        summarize(root / "broken")
+        write_sweep_summary(root / "broken")
 
 
 def test_one_configuration_in_two_folders_counts_once(make: Make, put: Put) -> None:
     for seed in (0, 1):
         put(f"sweep-{seed}", results=make(seed=seed))
     root = put("again", results=make(seed=1))  # a single run of what a sweep did too
-    summary = summarize(root)
+    summary = write_sweep_summary(root)
     assert [job["job"] for job in summary["jobs"]] == ["again", "sweep-0"]
     assert [entry["jobs"] for entry in summary["spread"]] == [2]
     told = "sweep-1 is again once more (the same configuration and data): it counts once, as again."
@@ -160,7 +165,7 @@ def test_one_configuration_in_two_folders_counts_once(make: Make, put: Put) -> N
     alarm = {"stop_when": {"kl": 1.0}, "on_alarm": "stop", "tasks": {}, "token_sets": [], "forced_on": "base"}
     looked["config"]["probe"] = alarm | {"n": 8, "alarm_n": 8, "alarm_every": 10}
     put("stopped", results=looked | {"probes": {}})  # an alarm that ends stages makes another setting
-    found = sweep_rows(load_sweep(root).results.values())
+    found = build_job_rows(load_sweep(root).results.values())
     assert len({row.setting for row in found}) == 2
 
 
@@ -173,11 +178,13 @@ def test_jobs_that_were_asked_different_questions_are_said(make: Make, put: Put)
         for row in results["answers"]:
             row["sample_id"] = f"{recipe}-{row['sample_id']}"
         root = put(results=results)
-    sweep = shared_suite(load_sweep(root))
+    sweep = restrict_to_shared_suite(load_sweep(root))
     assert sweep.notes == [
         "The jobs were not asked the same questions of tiny_ai2d: part of a difference may be the questions."
     ]
-    (found,) = differences(sweep, settings_of(sweep_rows(sweep.results.values())))
+    (found,) = compare_settings_to_reference(
+        sweep, group_rows_by_setting(build_job_rows(sweep.results.values()))
+    )
     assert (found.learning, found.final, found.basis) == (
         None,
         None,
@@ -197,9 +204,9 @@ def test_states_that_do_not_fit(put: Put) -> None:
 
 def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no job"):
-        summarize(tmp_path)
+        write_sweep_summary(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
-        summarize(tmp_path / "nowhere")
+        write_sweep_summary(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +236,7 @@ def test_one_record_that_lacks_something_does_not_take_the_page_down(
     results = json.loads((root / "broken" / "results.json").read_text())
     spoil(results)
     (root / "broken" / "results.json").write_text(json.dumps(results))
-    summary = summarize(root)
+    summary = write_sweep_summary(root)
     (job,) = summary["unfinished"]
     assert (job["job"], job["state"]) == ("broken", "unreadable") and words in job["error"]
     assert [entry["job"] for entry in summary["jobs"]] == ["good"]
@@ -243,7 +250,7 @@ def lines_of(figure: Any) -> list[Any]:
 
 def test_frontier_joins_one_recipe_in_the_order_of_its_learning_rates(make: Make) -> None:
     results = [make("llm", 2e-4, gain=0.8), make("sa_proj", 1e-4), make("llm", 5e-5, gain=0.3)]
-    figure = learning_vs_forgetting(sweep_rows(results))
+    figure = plot_learning_vs_forgetting(build_job_rows(results))
     points = [list(zip(*line.get_data(), strict=True)) for line in lines_of(figure)]
     value = [
         (r["figures"]["target_learning"]["value"], r["figures"]["heldout_forgetting"]["value"])
@@ -257,7 +264,7 @@ def test_frontier_joins_one_recipe_in_the_order_of_its_learning_rates(make: Make
 
 def test_seeds_are_points_around_their_mean(make: Make) -> None:
     results = [make(seed=seed, gain=0.5 + 0.1 * seed) for seed in range(3)]
-    figure = learning_vs_forgetting(sweep_rows(results))
+    figure = plot_learning_vs_forgetting(build_job_rows(results))
     (line,) = lines_of(figure)
     learned = [result["figures"]["target_learning"]["value"] for result in results]
     assert list(line.get_xdata()) == [pytest.approx(sum(learned) / 3)]
@@ -269,7 +276,7 @@ def test_heldout_picture_shows_the_means_of_the_scores(make: Make) -> None:
     result = make()
     suite = ("tiny_ai2d", "tiny_chartqa", "tiny_docvqa")
     scores = [result["base"]["scores"], *(stage["scores"] for stage in result["stages"])]
-    figure = heldout_per_stage(sweep_rows([result]))
+    figure = plot_heldout_per_stage(build_job_rows([result]))
     drawn = lines_of(figure)[0].get_ydata()
     assert list(drawn) == pytest.approx([sum(score[task]["value"] for task in suite) / 3 for score in scores])
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -277,8 +284,8 @@ def test_heldout_picture_shows_the_means_of_the_scores(make: Make) -> None:
 
 
 def test_different_orders_are_labelled_by_stage_number(make: Make) -> None:
-    rows = sweep_rows([make(job="one"), make(tasks=("tiny_pathvqa", "tiny_cub200"), job="two")])
-    figure = heldout_per_stage(rows)
+    rows = build_job_rows([make(job="one"), make(tasks=("tiny_pathvqa", "tiny_cub200"), job="two")])
+    figure = plot_heldout_per_stage(rows)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == [
         "base",
         *(f"stage {s}" for s in range(1, 6)),
@@ -287,11 +294,11 @@ def test_different_orders_are_labelled_by_stage_number(make: Make) -> None:
 
 def test_many_orders_and_jobs_without_a_suite_can_be_drawn(make: Make, tmp_path: Path) -> None:
     results = [make(seed=seed, job=f"seed{seed}") for seed in range(14)] + [make("llm", suite=(), job="none")]
-    rows = sweep_rows(results)
-    drawn = save(learning_vs_forgetting(rows), tmp_path / "learning_vs_forgetting")
+    rows = build_job_rows(results)
+    drawn = save_figure(plot_learning_vs_forgetting(rows), tmp_path / "learning_vs_forgetting")
     assert all(path.stat().st_size > 1000 for path in drawn)
-    assert [text.get_text() for text in heldout_per_stage(rows).legends[0].get_texts()] == ["sa_proj"]
-    assert len(job_figures(results[-1], tmp_path)) == 4
+    assert [text.get_text() for text in plot_heldout_per_stage(rows).legends[0].get_texts()] == ["sa_proj"]
+    assert len(save_job_plots(results[-1], tmp_path)) == 4
 
 
 def test_a_job_is_named_by_its_folder(make: Make, put: Put) -> None:
@@ -299,4 +306,4 @@ def test_a_job_is_named_by_its_folder(make: Make, put: Put) -> None:
         result = make(seed=seed)
         del result["job"]["job"]
         root = put(name, results=result)
-    assert [job["job"] for job in summarize(root)["jobs"]] == ["one", "two"]
+    assert [job["job"] for job in write_sweep_summary(root)["jobs"]] == ["one", "two"]

@@ -10,16 +10,25 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lmm_forget.report import Unfinished, notes, render, sweep_rows
-from lmm_forget.report.rows import count, held_out_tasks, points, rate
-from lmm_forget.report.settings import settings_of, spread
+from lmm_forget.report import UnfinishedJob, build_job_rows, list_report_notes, print_sweep_table
+from lmm_forget.report.experiment_settings import group_rows_by_setting, summarize_seed_spread
+from lmm_forget.report.job_rows import (
+    format_learning_rate,
+    format_parameter_count,
+    format_points,
+    list_heldout_tasks,
+)
 
 Make = Callable[..., dict[str, Any]]
 
 
-def printed(results: list[dict[str, Any]], width: int = 80, unfinished: tuple[Unfinished, ...] = ()) -> str:
+def printed(
+    results: list[dict[str, Any]], width: int = 80, unfinished: tuple[UnfinishedJob, ...] = ()
+) -> str:
     console = Console(file=io.StringIO(), width=width)
-    render(sweep_rows(results), console, notes=notes(results), unfinished=unfinished)
+    print_sweep_table(
+        build_job_rows(results), console, notes=list_report_notes(results), unfinished=unfinished
+    )
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= width for line in text.splitlines())
     return str(text)
@@ -33,8 +42,8 @@ def test_every_figure_stands_in_the_table_with_its_interval(make: Make, width: i
         heldout = result["figures"]["heldout_forgetting"]
         shown = [result["figures"]["target_learning"], result["figures"]["target_forgetting"]]
         for figure in [*shown, heldout, heldout["worst"], heldout["recovery"]]:
-            low, high = points(figure["low"]), points(figure["high"])
-            assert points(figure["value"]) in text
+            low, high = format_points(figure["low"]), format_points(figure["high"])
+            assert format_points(figure["value"]) in text
             assert (f"{low}/{high}" if width == 80 else f"[{low}, {high}]") in text
     assert "sa_proj_mlp_gateup" in text and "0.88 M" in text and "1e-4" in text
     assert "\x1b" not in text  # a log has no colours
@@ -65,7 +74,7 @@ def test_a_figure_that_does_not_exist_is_no_zero(make: Make) -> None:
 
 def test_unfinished_jobs_are_named_even_without_finished_ones() -> None:
     text = printed(
-        [], unfinished=(Unfinished("llm", "failed", "out of memory"), Unfinished("vision", "planned"))
+        [], unfinished=(UnfinishedJob("llm", "failed", "out of memory"), UnfinishedJob("vision", "planned"))
     )
     assert "failed: llm - out of memory" in text and "planned: vision" in text
     assert "not seeds" not in text
@@ -73,7 +82,7 @@ def test_unfinished_jobs_are_named_even_without_finished_ones() -> None:
 
 def test_rows_are_ordered_by_recipe_then_learning_rate(make: Make) -> None:
     results = [make("llm", 2e-4), make("sa_proj", 1e-4), make("llm", 5e-5)]
-    assert [(row.recipe, row.learning_rate) for row in sweep_rows(results)] == [
+    assert [(row.recipe, row.learning_rate) for row in build_job_rows(results)] == [
         ("llm", 5e-5),
         ("llm", 2e-4),
         ("sa_proj", 1e-4),
@@ -84,7 +93,7 @@ def test_jobs_that_differ_in_seed_or_order_carry_their_name_and_a_spread(make: M
     results = [make(seed=seed, gain=0.5 + 0.1 * seed) for seed in range(3)]
     text = printed(results, 130)
     assert all(result["job"]["job"] in text for result in results)
-    (entry,) = spread(sweep_rows(results))
+    (entry,) = summarize_seed_spread(build_job_rows(results))
     values = [result["figures"]["target_learning"]["value"] for result in results]
     assert entry["jobs"] == 3
     middle, sd = sum(values) / 3, np.std(values, ddof=1)
@@ -101,36 +110,38 @@ def test_jobs_that_differ_in_seed_or_order_carry_their_name_and_a_spread(make: M
     )
     assert "over seeds and orders: mean" in text
     single = [make("llm", tasks=(task,)) for task in ("tiny_cub200", "tiny_pathvqa")]
-    assert spread(sweep_rows(single)) == []  # other tasks are another experiment, not another order
+    assert (
+        summarize_seed_spread(build_job_rows(single)) == []
+    )  # other tasks are another experiment, not another order
 
 
 def test_learning_rates_shown_are_those_that_trained_something(make: Make) -> None:
     shown = {
-        component: sweep_rows([make(component, component=component)])[0].rates
+        component: build_job_rows([make(component, component=component)])[0].learning_rates
         for component in ("language", "vision")
     }
     assert shown == {"language": "1e-4", "vision": "vision 2e-6"}
     full = make("full")
     full["plan"]["rules"].append({"component": "vision"})
-    assert sweep_rows([full])[0].rates == "1e-4, vision 2e-6"
+    assert build_job_rows([full])[0].learning_rates == "1e-4, vision 2e-6"
 
 
 def test_other_settings_are_not_other_seeds(make: Make) -> None:
     results = [make(seed=0), make(seed=1), make(seed=2)]
     results[2]["config"]["training"]["max_steps"] = 50
-    rows = sweep_rows(results)
-    assert sorted(len(setting.rows) for setting in settings_of(rows)) == [1, 2]
+    rows = build_job_rows(results)
+    assert sorted(len(setting.rows) for setting in group_rows_by_setting(rows)) == [1, 2]
     assert {row.label for row in rows} == {"sa_proj", "sa_proj, max_steps 50"}
     assert "sa_proj, max_steps 50" in printed(results, 130)
 
 
 def test_a_missing_seed_is_named_with_its_setting(make: Make) -> None:
     results = [make(seed=seed) for seed in (0, 1)]
-    lost = Unfinished(
+    lost = UnfinishedJob(
         "third", "failed", config={**make(seed=2)["config"], "store": "elsewhere", "name": "demo"}
     )
     lost.config["sequence"]["tasks"] = [stage["task"] for stage in results[0]["stages"]]  # type: ignore[index]
-    (setting,) = settings_of(sweep_rows(results), [lost])
+    (setting,) = group_rows_by_setting(build_job_rows(results), [lost])
     assert setting.missing == (lost,) and len(setting.rows) == 2
 
 
@@ -146,29 +157,29 @@ def test_layer_range_is_part_of_the_name(make: Make) -> None:
 
 def test_held_out_tasks_come_from_the_suite(make: Make) -> None:
     result = make()
-    assert held_out_tasks(result) == ["tiny_ai2d", "tiny_chartqa", "tiny_docvqa"]
+    assert list_heldout_tasks(result) == ["tiny_ai2d", "tiny_chartqa", "tiny_docvqa"]
     result["config"]["suite"]["tasks"] = ["chartqa"]
-    assert held_out_tasks(result) == ["tiny_chartqa"]
+    assert list_heldout_tasks(result) == ["tiny_chartqa"]
     del result["config"]["suite"]
-    assert held_out_tasks(result) == ["tiny_ai2d", "tiny_chartqa", "tiny_docvqa"]
+    assert list_heldout_tasks(result) == ["tiny_ai2d", "tiny_chartqa", "tiny_docvqa"]
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(24.94, "+24.9"), (-0.6, "-0.6"), (0.0, "+0.0"), (-0.01, "+0.0"), (None, "n/a")]
 )
 def test_points(number: float | None, text: str) -> None:
-    assert points(number) == text
+    assert format_points(number) == text
 
 
 def test_counts_and_rates() -> None:
-    assert [count(n) for n in (None, 12, 12_345, 884_736, 3_802_100_000)] == [
+    assert [format_parameter_count(n) for n in (None, 12, 12_345, 884_736, 3_802_100_000)] == [
         "n/a",
         "12",
         "12.3 k",
         "0.88 M",
         "3,802.1 M",
     ]
-    assert [rate(x) for x in (5e-6, 1e-4, 1.5e-4, 4e-4, 0.1, 1.0, 0.0)] == [
+    assert [format_learning_rate(x) for x in (5e-6, 1e-4, 1.5e-4, 4e-4, 0.1, 1.0, 0.0)] == [
         "5e-6",
         "1e-4",
         "1.5e-4",

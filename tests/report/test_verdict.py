@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.report import sweep_rows
-from lmm_forget.report.differences import Difference
-from lmm_forget.report.settings import settings_of
-from lmm_forget.report.summary import summarize
-from lmm_forget.report.verdict import answer, question
+from lmm_forget.report import build_job_rows
+from lmm_forget.report.experiment_settings import group_rows_by_setting
+from lmm_forget.report.setting_differences import SettingDifference
+from lmm_forget.report.sweep_summary import write_sweep_summary
+from lmm_forget.report.verdict import format_sweep_answer, format_sweep_question
 
 Make = Callable[..., dict[str, Any]]
 Put = Callable[..., Path]
@@ -22,7 +22,7 @@ KEYS = ("value", "low", "high")
 
 
 def told(make: Make, **jobs: tuple[tuple[float, ...], tuple[float, ...] | None]) -> str:
-    return answer(settings_of(sweep_rows(records(make, **jobs))))
+    return format_sweep_answer(group_rows_by_setting(build_job_rows(records(make, **jobs))))
 
 
 def records(make: Make, **jobs: tuple[tuple[float, ...], tuple[float, ...] | None]) -> list[dict[str, Any]]:
@@ -117,21 +117,21 @@ def test_every_answer_says_what_the_figures_say(case: str, make: Make) -> None:
 
 def test_a_lead_within_chance_is_no_lead_but_only_against_the_one_named(make: Make) -> None:
     jobs = {"vision": (CHANCE, KEPT), "llm": (LEARNED, LOST_MORE), "mlp": (LITTLE, LOST)}
-    settings = settings_of(sweep_rows(records(make, **jobs)))
+    settings = group_rows_by_setting(build_job_rows(records(make, **jobs)))
     gap = {"value": 18.0, "low": -1.0, "high": 37.0, "p_value": 0.06, "p_holm": 0.06}
-    against = [Difference("llm", gap, gap, "questions", name) for name in ("mlp", "vision")]
-    assert answer(settings, against[:1]).endswith("No other learned more beyond chance.")
-    assert "llm learned most" in answer(settings, against[1:])  # that gap is to another setting
+    against = [SettingDifference("llm", gap, gap, "questions", name) for name in ("mlp", "vision")]
+    assert format_sweep_answer(settings, against[:1]).endswith("No other learned more beyond chance.")
+    assert "llm learned most" in format_sweep_answer(settings, against[1:])  # that gap is to another setting
 
 
 def test_models_with_one_setting_each_are_asked_about_as_models(make: Make) -> None:
     found = records(make, llm=(LEARNED, LOST)) + records(make, llm=(CHANCE, KEPT))
     found[1]["config"]["model"]["name"], found[1]["base"]["weights_hash"] = "tiny_next", "other"
-    settings = settings_of(sweep_rows(found))
-    assert question(settings) == (
+    settings = group_rows_by_setting(build_job_rows(found))
+    assert format_sweep_question(settings) == (
         "What did each model learn when taught 5 skills one after another, and what did it forget?"
     )
-    assert [line.partition(": ")[2][:12] for line in answer(settings).split("\n")] == [
+    assert [line.partition(": ")[2][:12] for line in format_sweep_answer(settings).split("\n")] == [
         "It learned +",
         "It learned n",
     ]
@@ -139,7 +139,7 @@ def test_models_with_one_setting_each_are_asked_about_as_models(make: Make) -> N
 
 def test_the_page_says_it(make: Make, put: Put) -> None:
     folders = [put(results=record) for record in records(make, llm=(CHANCE, LOST), mlp=(WORSE, KEPT))]
-    content = summarize(folders[0])
+    content = write_sweep_summary(folders[0])
     expected = "None learned more than chance allows (best: llm, +1.0 points)."
     assert content["answer"] == expected
     for name in ("summary.html", "summary.md"):

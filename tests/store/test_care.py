@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from lmm_forget.cli.store import main
-from lmm_forget.files import file_checksum, sealed, write_atomic
-from lmm_forget.models.weights import tensor_hash
-from lmm_forget.store import Kept, Partial, Said, Store
-from lmm_forget.store.looks import save_states
+from lmm_forget.files import compute_file_checksum, dump_json_with_checksum, write_atomic
+from lmm_forget.models.weight_hashes import hash_tensor
+from lmm_forget.store import CachedResponse, ResponseCache, StageCheckpoints, Store
+from lmm_forget.store.probe_cache import write_activation_file
 
 DELTA = {"w": torch.arange(1000.0)}
 
@@ -25,10 +25,10 @@ def stage(store: Store, key: str, seed: int) -> None:
         "task": "tiny_cub200",
         "steps": 3,
         "weights_hash": f"h{seed}",
-        "tensors": {name: tensor_hash(tensor) for name, tensor in DELTA.items()},
+        "tensors": {name: hash_tensor(tensor) for name, tensor in DELTA.items()},
         "ingredients": {"config": {"recipe": {"name": "llm"}, "seed": seed}, "parent": "0123456789"},
     }
-    store.commit(key, record, DELTA)
+    store.commit_stage(key, record, DELTA)
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def home(tmp_path: Path) -> Path:
     store = Store(tmp_path / "multirun" / ".store")
     stage(store, "aaaa1", 0)
     stage(store, "aabb2", 1)
-    store.leads_to("path", "aabb2")
-    Said(store, "mmmm").add({"q": Kept("yes", 1, 2.0)})
-    Partial(store, "cccc").save(7, DELTA, {})
+    store.cache_stage_key("path", "aabb2")
+    ResponseCache(store, "mmmm").append_batch({"q": CachedResponse("yes", 1, 2.0)})
+    StageCheckpoints(store, "cccc").save(7, DELTA, {})
     job = tmp_path / "multirun" / "demo" / "llm"
     job.mkdir(parents=True)
     (job / "store.json").write_text(json.dumps({"store": "x", "stages": ["aaaa1", "cccc"], "models": []}))
@@ -103,15 +103,15 @@ def test_cleaning_spares_what_a_job_refers_to_and_tries_first(
     (store.root / "damaged" / "x").mkdir(parents=True)
     code, out, _ = call(home, capsys, "gc")
     assert code == 0 and "would be removed; apply=true does it" in out
-    assert "1 job folders" in out and store.record("aabb2") is not None and draft.exists()
-    with store.claim("stage-aabb2"):
+    assert "1 job folders" in out and store.find_record("aabb2") is not None and draft.exists()
+    with store.acquire_lease("stage-aabb2"):
         listed = json.loads(call(home, capsys, "gc", "format=json")[1])["items"]
         assert "aabb2" not in [i["key"] for i in listed]  # somebody works on it
     code, out, _ = call(home, capsys, "gc", "apply=true")
     assert code == 0 and out.splitlines()[-1].endswith("removed")
     left = json.loads(call(home, capsys, "ls", "format=json")[1])
     assert [i["key"] for i in left] == ["aaaa1", "cccc"]
-    assert not draft.exists() and store.led_to("path") is None
+    assert not draft.exists() and store.find_cached_stage_key("path") is None
 
 
 def test_what_probes_filed_is_listed_checked_and_cleaned(
@@ -121,11 +121,11 @@ def test_what_probes_filed_is_listed_checked_and_cleaned(
     folder = store.root / "probes"
     for key in ("look1", "look2"):
         rows = write_atomic(folder / f"{key}.parquet", f"rows of {key}" * 9)
-        found = {"readings": [{"prompts": "captions"}], "scores": None, "table": file_checksum(rows)}
-        write_atomic(folder / f"{key}.json", sealed(found))
-    write_atomic(folder / "rang.json", sealed({"alarm": {"figure": "kl"}}))
+        found = {"readings": [{"prompts": "captions"}], "scores": None, "table": compute_file_checksum(rows)}
+        write_atomic(folder / f"{key}.json", dump_json_with_checksum(found))
+    write_atomic(folder / "rang.json", dump_json_with_checksum({"alarm": {"figure": "kl"}}))
     for key in ("base1", "base2"):
-        save_states(folder / f"{key}.safetensors", {"answers": ["a"]}, DELTA)
+        write_activation_file(folder / f"{key}.safetensors", {"answers": ["a"]}, DELTA)
     for name in ("half.parquet", ".look3.json.x1"):
         (folder / name).write_text("left by a kill")
     job = home / "multirun" / "demo" / "mlp" / "store.json"
@@ -146,7 +146,9 @@ def test_what_probes_filed_is_listed_checked_and_cleaned(
     assert all("checksum" in f["reason"] for f in found)
     for path, content in untouched.items():
         path.write_bytes(content)
-    with store.claim("probe-look2"):  # somebody is at it: neither its rows nor anybody's drafts are touched
+    with store.acquire_lease(
+        "probe-look2"
+    ):  # somebody is at it: neither its rows nor anybody's drafts are touched
         assert call(home, capsys, "rm", "look2")[0] == 2
         assert call(home, capsys, "gc", "apply=true")[0] == 0
         left = {path.name for path in folder.iterdir()}
@@ -194,7 +196,7 @@ def test_nothing_is_removed_while_a_job_does_not_say_what_it_needs(
 
 
 def test_a_damaged_record_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (Store(home / "multirun" / ".store").folder("aaaa1") / "record.json").write_text("{")
+    (Store(home / "multirun" / ".store").get_stage_folder("aaaa1") / "record.json").write_text("{")
     for words in (("show", "aaaa"), ("explain", "aaaa", "aabb")):
         code, _, err = call(home, capsys, *words)
         assert code == 2 and "stage aaaa1: its record is damaged" in err and err.count("\n") == 1
@@ -204,11 +206,11 @@ def test_removing_takes_keys_and_spares_what_is_in_work(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(home / "multirun" / ".store")
-    with store.claim("stage-cccc"):
+    with store.acquire_lease("stage-cccc"):
         code, _, err = call(home, capsys, "rm", "cccc")
         assert code == 2 and "works on it" in err
     assert call(home, capsys, "rm", "cccc", "aabb")[0] == 0
-    assert store.record("aabb2") is None and store.record("aaaa1") is not None
+    assert store.find_record("aabb2") is None and store.find_record("aaaa1") is not None
 
 
 @pytest.mark.parametrize(
@@ -369,15 +371,15 @@ def test_a_store_that_is_a_link_is_kept_by_jobs_beside_it_and_beside_the_link(
 def test_what_is_filed_while_references_are_read_is_not_removed(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmm_forget.store import care
+    from lmm_forget.store import maintenance
 
-    real = care.references
+    real = maintenance.collect_references
 
     def meanwhile(*given: Any) -> Any:
         stage(Store(home / "multirun" / ".store"), "eeee5", 5)
         return real(*given)
 
-    monkeypatch.setattr(care, "references", meanwhile)
+    monkeypatch.setattr(maintenance, "references", meanwhile)
     assert call(home, capsys, "gc", "apply=true")[0] == 0
     assert kept(home, capsys) == {"aaaa1", "cccc", "eeee5"}
 
@@ -388,7 +390,7 @@ def test_a_whole_key_is_no_prefix_of_another_and_force_removes(
     store = Store(home / "multirun" / ".store")
     stage(store, "aabb23", 3)
     assert json.loads(call(home, capsys, "show", "aabb2")[1])["key"] == "aabb2"
-    Partial(store, "aabb9").save(7, DELTA, {})
+    StageCheckpoints(store, "aabb9").save(7, DELTA, {})
     code, _, err = call(home, capsys, "rm", "aabb")  # two stages and a half-trained one
     assert code == 2 and "3 things in " in err
     call(home, capsys, "rm", "aabb23")

@@ -14,11 +14,11 @@ import pytest
 
 from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.store import Store
-from lmm_forget.store.claims import Claims
+from lmm_forget.store.leases import LeaseManager
 
 
 def _hold(root: str, taken: multiprocessing.synchronize.Event) -> None:
-    with Store(root).claim("stage-k"):
+    with Store(root).acquire_lease("stage-k"):
         taken.set()
         time.sleep(60)
 
@@ -31,19 +31,21 @@ def test_a_claim_keeps_others_out_until_its_holder_dies(tmp_path: Path) -> None:
     store = Store(tmp_path)
     try:
         assert taken.wait(60)
-        with store.claim("stage-k", wait=False) as held:
+        with store.acquire_lease("stage-k", wait=False) as held:
             assert not held
-        assert store.claims.live("stage-k")
-        assert store.claims.holder("stage-k") == f"process {holder.pid} on {ProcessId.current().host}"
-        with store.claim("stage-other", wait=False) as held:
+        assert store.leases.is_live("stage-k")
+        assert (
+            store.leases.describe_holder("stage-k") == f"process {holder.pid} on {ProcessId.current().host}"
+        )
+        with store.acquire_lease("stage-other", wait=False) as held:
             assert held
     finally:
         holder.kill()
     told: list[str] = []
-    with store.claim("stage-k", waiting=told.append) as held:  # also while its corpse is unburied
+    with store.acquire_lease("stage-k", on_wait=told.append) as held:  # also while its corpse is unburied
         assert held
     holder.join()
-    assert not store.claims.live("stage-k")
+    assert not store.leases.is_live("stage-k")
     assert not list((tmp_path / "claims").iterdir())
 
 
@@ -54,11 +56,11 @@ def _write(folder: Path, holder: ProcessId, beat: int = 0) -> Path:
     return path
 
 
-def take(claims: Claims) -> bool:
-    with claims.claim("x", wait=False) as first:
+def take(claims: LeaseManager) -> bool:
+    with claims.acquire("x", wait=False) as first:
         if first:
             return True
-    with claims.claim("x", wait=False) as held:
+    with claims.acquire("x", wait=False) as held:
         return held
 
 
@@ -70,7 +72,7 @@ def test_a_dead_holder_of_this_machine_is_taken_over_at_once(
     tmp_path: Path, change: dict[str, object]
 ) -> None:
     _write(tmp_path, replace(ProcessId.current(), **change))  # type: ignore[arg-type]
-    assert take(Claims(tmp_path, silence=1000))
+    assert take(LeaseManager(tmp_path, timeout=1000))
 
 
 @pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"namespace": "another container"}])
@@ -78,7 +80,7 @@ def test_a_distant_holder_is_taken_over_only_after_watched_silence(
     tmp_path: Path, change: dict[str, str]
 ) -> None:
     distant = replace(ProcessId.current(), **change)  # type: ignore[arg-type]
-    claims = Claims(tmp_path, silence=0.3)
+    claims = LeaseManager(tmp_path, timeout=0.3)
     path = _write(tmp_path, distant)
     os.utime(path, (1, 1))  # however old the file looks
     assert not take(claims)
@@ -93,7 +95,7 @@ def test_a_distant_holder_is_taken_over_only_after_watched_silence(
 
 def test_a_live_holder_is_waited_for(tmp_path: Path) -> None:
     _write(tmp_path, ProcessId.current())
-    claims = Claims(tmp_path, silence=0.0)
+    claims = LeaseManager(tmp_path, timeout=0.0)
     assert not take(claims)
     time.sleep(0.1)
     assert not take(claims)
@@ -101,15 +103,15 @@ def test_a_live_holder_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_claim_that_cannot_be_read_is_watched_like_a_distant_one(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{half of")
-    claims = Claims(tmp_path, silence=0.1)
+    claims = LeaseManager(tmp_path, timeout=0.1)
     assert not take(claims)
     time.sleep(0.2)
     assert take(claims)
 
 
 def test_held_claims_show_signs_of_life(tmp_path: Path) -> None:
-    claims = Claims(tmp_path, beat=0.05)
-    with claims.claim("x"):
+    claims = LeaseManager(tmp_path, heartbeat_interval=0.05)
+    with claims.acquire("x"):
         first = (tmp_path / "x.json").read_text()
         limit = time.monotonic() + 20
         while (tmp_path / "x.json").read_text() == first and time.monotonic() < limit:
@@ -120,7 +122,7 @@ def test_held_claims_show_signs_of_life(tmp_path: Path) -> None:
 
 
 def test_a_holder_whose_claim_was_taken_over_does_not_drop_the_new_one(tmp_path: Path) -> None:
-    with Claims(tmp_path).claim("x"):
+    with LeaseManager(tmp_path).acquire("x"):
         path = _write(tmp_path, replace(ProcessId.current(), host="elsewhere"))
     assert path.exists()
 
@@ -132,8 +134,8 @@ def test_without_hard_links_claims_still_exclude_each_other(
         raise PermissionError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    one, other = Claims(tmp_path), Claims(tmp_path)
-    with one.claim("x", wait=False) as first, other.claim("x", wait=False) as second:
+    one, other = LeaseManager(tmp_path), LeaseManager(tmp_path)
+    with one.acquire("x", wait=False) as first, other.acquire("x", wait=False) as second:
         assert (first, second) == (True, False)
 
 
@@ -142,7 +144,7 @@ def test_many_who_want_the_same_take_turns(tmp_path: Path) -> None:
     most: list[int] = []
 
     def work(number: int) -> None:
-        with Claims(tmp_path).claim("x"):
+        with LeaseManager(tmp_path).acquire("x"):
             inside.append(number)
             most.append(len(inside))
             time.sleep(0.01)

@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lmm_forget.models.fingerprint import model_fingerprints
-from lmm_forget.models.folders import packaged_folder
-from lmm_forget.models.loading import load
-from lmm_forget.store.inputs import InputReader, changed, training_inputs
-from lmm_forget.store.keys import answering_key, stage_key
+from lmm_forget.models.fingerprint import fingerprint_model_parts
+from lmm_forget.models.loading import load_model
+from lmm_forget.models.model_source import find_packaged_model
+from lmm_forget.store.input_fingerprints import (
+    InputFingerprinter,
+    describe_input_changes,
+    select_training_inputs,
+)
+from lmm_forget.store.keys import compute_response_cache_key, compute_stage_key
 from tests.store.test_keys import CONFIG, REST
 
 SCORER = """
@@ -34,7 +38,7 @@ class MyScorer(ExactMatch):
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model's folder, a data file with a picture, and a scorer of the user's own with a module it imports."""
-    shutil.copytree(packaged_folder("tiny_onevision"), tmp_path / "model")
+    shutil.copytree(find_packaged_model("tiny_onevision"), tmp_path / "model")
     for split, colour in (("train", (200, 20, 20)), ("test", (20, 20, 200))):
         Image.new("RGB", (32, 32), colour).save(tmp_path / f"{split}.png")
         row = {"id": split, "image": f"{split}.png", "question": "Which colour?", "answer": "red"}
@@ -120,40 +124,40 @@ def test_one_change_of_what_is_read_is_seen_and_named(
     what: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(folder))
-    before, unreadable = InputReader().read(config(folder))
+    before, unreadable = InputFingerprinter().compute_fingerprints(config(folder))
     assert not unreadable and {"model", "data.mine", "scorer.mine"} <= before.keys()
-    assert InputReader().read(config(folder)) == (before, {})
+    assert InputFingerprinter().compute_fingerprints(config(folder)) == (before, {})
     make, named = CHANGES[what]
     make(folder)
-    now, unreadable = InputReader().read(config(folder))
+    now, unreadable = InputFingerprinter().compute_fingerprints(config(folder))
     assert not unreadable
-    assert changed(before, now, unreadable) == named
+    assert describe_input_changes(before, now, unreadable) == named
 
 
 def test_the_same_files_elsewhere_are_the_same(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     scorer = "lmm_forget.tasks.scoring.exact.ExactMatch"
-    before, _ = InputReader().read(config(folder, scorer))
+    before, _ = InputFingerprinter().compute_fingerprints(config(folder, scorer))
     there = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(folder, there)
     (there / "model" / "README.txt").write_text("not read by any model")
-    assert InputReader().read(config(there, scorer))[0] == before
+    assert InputFingerprinter().compute_fingerprints(config(there, scorer))[0] == before
 
 
 def test_what_cannot_be_read_any_more_is_told_and_is_no_change(folder: Path) -> None:
     here = config(folder, "lmm_forget.tasks.scoring.exact.ExactMatch")
-    before, _ = InputReader().read(here)
+    before, _ = InputFingerprinter().compute_fingerprints(here)
     (folder / "train.jsonl").unlink()
-    now, unreadable = InputReader().read(here)
+    now, unreadable = InputFingerprinter().compute_fingerprints(here)
     assert set(unreadable) == {"data.mine"}
     assert "train.jsonl" in unreadable["data.mine"]
-    assert changed(before, now, unreadable) == []
+    assert describe_input_changes(before, now, unreadable) == []
 
 
 def test_of_the_inputs_those_that_decide_weights_are_known() -> None:
     inputs = {"model": "m", "data.a": "t", "data.b": "u", "scorer.a": "s"}
-    assert training_inputs(inputs, ["a"]) == {"model": "m", "data.a": "t"}
+    assert select_training_inputs(inputs, ["a"]) == {"model": "m", "data.a": "t"}
 
 
 MODEL_CHANGES: dict[str, Callable[[Path], None]] = {
@@ -172,8 +176,8 @@ MODEL_CHANGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("part", MODEL_CHANGES)
 def test_whatever_is_loaded_beside_the_weights_is_in_both_keys(part: str, folder: Path) -> None:
     def fingerprints() -> dict[str, str]:
-        lmm = load({"name": "m", "path": str(folder / "model"), "dtype": "float32"})
-        return model_fingerprints(lmm.model, lmm.processor, lmm.end_token_ids)
+        lmm = load_model({"name": "m", "path": str(folder / "model"), "dtype": "float32"})
+        return fingerprint_model_parts(lmm.model, lmm.processor, lmm.end_token_ids)
 
     before = fingerprints()
     assert fingerprints() == before
@@ -182,8 +186,10 @@ def test_whatever_is_loaded_beside_the_weights_is_in_both_keys(part: str, folder
     assert [name for name in before if before[name] != after[name]] == [part]
     keys = {
         (
-            answering_key("w", model=each, spec=CONFIG["model"], versions=REST["versions"]),
-            stage_key(CONFIG, "a", **{**REST, "model": each})[0],
+            compute_response_cache_key(
+                "w", model_fingerprints=each, model_config=CONFIG["model"], versions=REST["versions"]
+            ),
+            compute_stage_key(CONFIG, "a", **{**REST, "model": each})[0],
         )
         for each in (before, after)
     }

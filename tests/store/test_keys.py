@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from lmm_forget.store.keys import (
-    NOT_WEIGHTS,
-    answering_key,
-    explain,
-    minor,
-    path_keys,
-    stage_key,
-    training_view,
+    FIELDS_WITHOUT_WEIGHT_EFFECT,
+    compute_config_keys,
+    compute_response_cache_key,
+    compute_stage_key,
+    diff_ingredients,
+    select_training_config,
+    truncate_to_minor_version,
 )
 
 CONFIG: dict[str, Any] = {
@@ -54,7 +54,7 @@ REST: dict[str, Any] = {
 
 
 def key(config: dict[str, Any] = CONFIG, task: str = "a", **changes: Any) -> str:
-    return stage_key(config, task, **{**REST, **changes})[0]
+    return compute_stage_key(config, task, **{**REST, **changes})[0]
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -130,8 +130,14 @@ def test_moving_a_tasks_files_changes_nothing() -> None:
 
 
 def test_the_short_list_is_the_one_in_the_design() -> None:
-    assert NOT_WEIGHTS["hardware"] >= {"devices", "nodes", "micro_batch", "workers", "threads"}
-    assert NOT_WEIGHTS[""] >= {
+    assert FIELDS_WITHOUT_WEIGHT_EFFECT["hardware"] >= {
+        "devices",
+        "nodes",
+        "micro_batch",
+        "workers",
+        "threads",
+    }
+    assert FIELDS_WITHOUT_WEIGHT_EFFECT[""] >= {
         "logger",
         "store",
         "name",
@@ -141,7 +147,7 @@ def test_the_short_list_is_the_one_in_the_design() -> None:
         "suite",
         "probe",
     }
-    assert sum(map(len, NOT_WEIGHTS.values())) < 25
+    assert sum(map(len, FIELDS_WITHOUT_WEIGHT_EFFECT.values())) < 25
 
 
 def test_parent_data_model_code_and_minor_versions_count() -> None:
@@ -169,7 +175,7 @@ def test_equal_prefixes_of_two_orders_share_their_stages() -> None:
 
 def test_the_view_does_not_alias_the_configuration() -> None:
     before = copy.deepcopy(CONFIG)
-    view = training_view(CONFIG, "a")
+    view = select_training_config(CONFIG, "a")
     view["task"]["n_train"] = 0
     view["training"]["learning_rate"] = 0
     assert before == CONFIG
@@ -177,7 +183,7 @@ def test_the_view_does_not_alias_the_configuration() -> None:
 
 def answering(weights: str = "w", **changes: Any) -> str:
     usual = {"model": REST["model"], "spec": CONFIG["model"], "versions": REST["versions"]}
-    return answering_key(weights, **{**usual, **changes})
+    return compute_response_cache_key(weights, **{**usual, **changes})
 
 
 def test_answers_depend_on_weights_model_numerics_and_versions() -> None:
@@ -194,21 +200,25 @@ def test_answers_depend_on_weights_model_numerics_and_versions() -> None:
 
 def test_paths_of_equal_beginnings_are_equal_as_far_as_they_go() -> None:
     one = changed("sequence.tasks", ["a", "b"])
-    assert path_keys(one)[:1] == path_keys(changed("sequence.tasks", ["a"]))
-    assert path_keys(one) != path_keys(changed("sequence.tasks", ["b", "a"]))
-    assert not set(path_keys(one)) & set(path_keys({**one, "seed": 99}))
-    assert path_keys({**one, "store": "elsewhere"}) == path_keys(one)
+    assert compute_config_keys(one)[:1] == compute_config_keys(changed("sequence.tasks", ["a"]))
+    assert compute_config_keys(one) != compute_config_keys(changed("sequence.tasks", ["b", "a"]))
+    assert not set(compute_config_keys(one)) & set(compute_config_keys({**one, "seed": 99}))
+    assert compute_config_keys({**one, "store": "elsewhere"}) == compute_config_keys(one)
 
 
 def test_the_difference_of_two_keys_is_named() -> None:
-    _, first = stage_key(CONFIG, "a", **REST)
-    _, second = stage_key({**CONFIG, "seed": 99}, "a", **{**REST, "parent": "q"})
-    assert explain(first, first) == []
-    assert {name: (one, other) for name, one, other in explain(first, second)} == {
+    _, first = compute_stage_key(CONFIG, "a", **REST)
+    _, second = compute_stage_key({**CONFIG, "seed": 99}, "a", **{**REST, "parent": "q"})
+    assert diff_ingredients(first, first) == []
+    assert {name: (one, other) for name, one, other in diff_ingredients(first, second)} == {
         "config.seed": (CONFIG["seed"], 99),
         "parent": (REST["parent"], "q"),
     }
 
 
 def test_minor_versions() -> None:
-    assert (minor("2.14.1+cpu"), minor("5.23.0"), minor("5")) == ("2.14", "5.23", "5")
+    assert (
+        truncate_to_minor_version("2.14.1+cpu"),
+        truncate_to_minor_version("5.23.0"),
+        truncate_to_minor_version("5"),
+    ) == ("2.14", "5.23", "5")

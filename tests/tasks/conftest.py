@@ -10,9 +10,9 @@ import datasets
 import pytest
 from omegaconf import OmegaConf
 
-from lmm_forget.config import conf_dir
-from lmm_forget.tasks.base import Task
-from lmm_forget.tasks.loading import build_task
+from lmm_forget.config import find_conf_dir
+from lmm_forget.tasks.task import Task
+from lmm_forget.tasks.task_loading import build_task
 
 datasets.disable_progress_bars()
 
@@ -35,7 +35,7 @@ def made() -> Callable[..., Task]:
     """The task of a YAML in conf/task, with changes."""
 
     def make(name: str, **changes: Any) -> Task:
-        node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{name}.yaml"))
+        node = OmegaConf.to_container(OmegaConf.load(find_conf_dir() / "task" / f"{name}.yaml"))
         assert isinstance(node, dict)
         return build_task({**{str(key): value for key, value in node.items()}, **changes})
 

@@ -12,22 +12,22 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lmm_forget.config import conf_dir
-from lmm_forget.models.family import family_for
-from lmm_forget.tasks.base import Sample, Task
-from lmm_forget.tasks.loading import build_task
+from lmm_forget.config import find_conf_dir
+from lmm_forget.models.family import resolve_family
+from lmm_forget.tasks.task import Sample, Task
+from lmm_forget.tasks.task_loading import build_task
 from tests.models.tiny import FAMILIES, tiny_config, tiny_processor
 from tests.tasks.published import TASKS, everything
 
 GOLDEN = Path(__file__).parent / "golden"
-TINY = tuple(sorted(path.stem for path in (conf_dir() / "task").glob("tiny_*.yaml")))
+TINY = tuple(sorted(path.stem for path in (find_conf_dir() / "task").glob("tiny_*.yaml")))
 FIRST = 2
 """Samples of every published task; one of every stand-in."""
 
 
 def node(name: str, **changes: Any) -> dict[str, Any]:
     """A packaged task's YAML with changes."""
-    found = OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{name}.yaml"))
+    found = OmegaConf.to_container(OmegaConf.load(find_conf_dir() / "task" / f"{name}.yaml"))
     assert isinstance(found, dict)
     return {**{str(key): value for key, value in found.items()}, **changes}
 
@@ -47,18 +47,18 @@ def golden(family: str, every: Sequence[Task]) -> str:
 
 def _entries(family: str, every: Sequence[Task]) -> Iterator[str]:
     processor = tiny_processor(family)
-    speaks = family_for(tiny_config(family, processor.tokenizer))
+    speaks = resolve_family(tiny_config(family, processor.tokenizer))
     for task in every:
         n = 1 if task.name in TINY else FIRST
-        asked: list[tuple[str, Sample]] = [("asked", task.samples("test")[i]) for i in range(n)]
+        asked: list[tuple[str, Sample]] = [("asked", task.load_samples("test")[i]) for i in range(n)]
         if task.role == "target":
-            asked += [("taught", task.samples("train")[i]) for i in range(n)]
+            asked += [("taught", task.load_samples("train")[i]) for i in range(n)]
         for how, sample in asked:
-            question = task.question(sample, training=how == "taught")
+            question = task.format_question(sample, for_training=how == "taught")
             yield f"=== {task.name} {sample.id}, {how}, {len(sample.images)} image{'s' * (len(sample.images) != 1)}"
-            yield speaks.prompt(processor, question, len(sample.images))
+            yield speaks.render_prompt(processor, question, len(sample.images))
             if how == "taught":
-                yield f"--- answer: {task.target(sample)}{speaks.end_of_answer(processor)}"
+                yield f"--- answer: {task.get_target_answer(sample)}{speaks.get_end_of_answer_token(processor)}"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 
-from lmm_forget.tasks.pixmo_images import image_path, write_rows
+from lmm_forget.tasks.pixmo_folder import get_image_path, write_prepared_rows
 
 TEXT, WHOLE = Value("string"), Value("int64")
 TEXTS = List(TEXT)
@@ -380,10 +380,10 @@ def pixmo(folder: Path, n: int = 8) -> Path:
     rows = []
     for i in range(n):
         sha = hashlib.sha256(png(i)).hexdigest()
-        image_path(folder, sha).parent.mkdir(parents=True, exist_ok=True)
-        image_path(folder, sha).write_bytes(png(i))
+        get_image_path(folder, sha).parent.mkdir(parents=True, exist_ok=True)
+        get_image_path(folder, sha).write_bytes(png(i))
         rows.append({"split": "train", "number": i, "label": "cats", "count": 1 + i, "image_sha256": sha})
-    write_rows(folder, rows)
+    write_prepared_rows(folder, rows)
     (folder / "report.json").write_text(json.dumps({"complete": True, "images": n, "gone": []}))
     return folder
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image, features
 
-from lmm_forget.data.report import read_all
-from lmm_forget.errors import LONGEST, DataError
+from lmm_forget.data.inspection import inspect_splits
+from lmm_forget.errors import MAX_MESSAGE_LENGTH, DataError
 from tests.tasks.test_images import exif, png_header
 from tests.tasks.test_same_pictures import (
     READERS,
@@ -81,8 +81,8 @@ def check(task: Any, bad: int) -> None:
     )
     usable = task.check("test", "skip")
     assert [sample.id for sample in usable] == ["good"] and len(usable.skipped) == bad
-    (seen,), _ = read_all(task)
-    assert seen.samples == 1 and len(seen.unusable) == bad
+    (seen,), _ = inspect_splits(task)
+    assert seen.read_samples == 1 and len(seen.unusable) == bad
     for said in [*seen.unusable, *usable.skipped.values()]:
         assert said.startswith("bad ") and len(said) < 400 and said.isprintable()
 
@@ -95,7 +95,7 @@ def test_data_urls_of_a_data_set_on_the_hub_are_read(tmp_path: Path) -> None:
         {"id": "file", "images": ["pics/one.png"], "split": "test"},
         {"id": "url", "images": [f"data:image/png;base64,{written}"], "split": "test"},
     ]
-    part = hub_with_paths(tmp_path, rows).check("test")
+    part = hub_with_paths(tmp_path, rows).validate_split("test")
     assert part[0].images[0].tobytes() == part[1].images[0].tobytes()
     assert part[0].image_id == part[1].image_id
 
@@ -109,6 +109,6 @@ def test_a_picture_in_the_wrong_place_is_not_echoed(tmp_path: Path) -> None:
         ]
         for reader in (jsonl, llava):
             with pytest.raises(DataError, match="data:image") as caught:
-                reader(tmp_path, rows, role="held_out").check("test")
+                reader(tmp_path, rows, role="held_out").validate_split("test")
             assert len(str(caught.value)) < 600
-    assert len(str(DataError(long))) == LONGEST and str(DataError("a\nb")) == "a\nb"
+    assert len(str(DataError(long))) == MAX_MESSAGE_LENGTH and str(DataError("a\nb")) == "a\nb"

@@ -12,9 +12,9 @@ import pytest
 from datasets import Dataset, Features
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.tasks.base import Task
-from lmm_forget.tasks.published import HubTask
+from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.task import Task
 from tests.tasks import published
 
 Made = Callable[..., Task]
@@ -70,16 +70,16 @@ def test_one_bad_row_in_the_middle(
     path = parquet(name, tmp_path, change)
     task = made(name, path={"test": path}, streaming=False)
     with pytest.raises(DataError, match=rf"1 of \d test samples cannot be used \(first: {message}") as caught:
-        task.check("test")
+        task.validate_split("test")
     assert "\n" not in str(caught.value)
-    usable = task.check("test", "skip")
-    assert len(usable) == len(task.samples("test")) - 1
+    usable = task.validate_split("test", "skip")
+    assert len(usable) == len(task.load_samples("test")) - 1
     assert len(usable.skipped) == 1 and [sample.id for sample in usable]  # type: ignore[attr-defined]
 
 
 def test_a_bad_row_of_a_stream_is_named_when_it_is_read(tmp_path: Path, made: Made) -> None:
     task = made("ai2d", path={"test": parquet("ai2d", tmp_path, put(5, "image", BROKEN))}, streaming=True)
-    samples = task.samples("test")
+    samples = task.load_samples("test")
     assert samples[4].id == "test-4"
     with pytest.raises(DataError, match="sample test-5: image cannot be read"):
         samples[5]
@@ -96,8 +96,8 @@ def test_text_that_is_not_utf8(tmp_path: Path, made: Made) -> None:
     table = table.set_column(table.column_names.index("question"), "question", bad)
     pq.write_table(table, path)
     with pytest.raises(DataError, match=r"1 of 8 test samples .*test-3: 'question' is not UTF-8 text"):
-        made("chartqa", path={"test": path}).check("test")
-    assert len(made("chartqa", path={"test": path}).check("test", "skip")) == 7
+        made("chartqa", path={"test": path}).validate_split("test")
+    assert len(made("chartqa", path={"test": path}).validate_split("test", "skip")) == 7
 
 
 def test_a_changed_schema_names_what_is_missing_and_what_is_there(tmp_path: Path, made: Made) -> None:
@@ -106,16 +106,16 @@ def test_a_changed_schema_names_what_is_missing_and_what_is_there(tmp_path: Path
     with pytest.raises(
         DataError, match=r"no column 'options'; it has question, choices, answer, image \(a renamed"
     ):
-        made("ai2d", path={"test": path}).check("test")
+        made("ai2d", path={"test": path}).validate_split("test")
     fields = {"question": "question", "choices": "choices", "answer": "answer", "image": "image"}
-    assert len(made("ai2d", path={"test": path}, fields=fields).check("test")) == 4
+    assert len(made("ai2d", path={"test": path}, fields=fields).validate_split("test")) == 4
     with pytest.raises(ConfigError, match=r"fields gives no column for 'choices'; it has question"):
         made("ai2d", path={"test": path}, fields={"question": "question", "answer": "answer"})
     with pytest.raises(
         DataError, match=r"no column is given for 'answer'; the task's fields has question, image"
     ):
         node = {"question": "question", "image": "image"}
-        made("chartqa", path={"test": path}, fields=node, meta=[]).check("test")
+        made("chartqa", path={"test": path}, fields=node, meta=[]).validate_split("test")
 
 
 def test_sources_that_are_not_there_or_empty(tmp_path: Path, made: Made) -> None:
@@ -134,15 +134,15 @@ def test_sources_that_are_not_there_or_empty(tmp_path: Path, made: Made) -> None
     ):
         for streaming in (False, True):
             with pytest.raises(DataError, match=message) as caught:
-                made("ai2d", path={"test": path}, streaming=streaming).check("test")
+                made("ai2d", path={"test": path}, streaming=streaming).validate_split("test")
             assert "\n" not in str(caught.value) and str(caught.value).startswith("task ai2d: ")
     with pytest.raises(DataError, match=r"has no split 'dev'; it has test"):
-        made("pathvqa", path=str(repo), splits={"test": "dev", "train": "test"}).check("test")
+        made("pathvqa", path=str(repo), splits={"test": "dev", "train": "test"}).validate_split("test")
     with pytest.raises(DataError, match=r"no train samples; it has test; it is not taught"):
-        made("ai2d", path=str(repo)).check("train")
+        made("ai2d", path=str(repo)).validate_split("train")
     seed = str(published.write("seedbench", tmp_path / "seed"))
     with pytest.raises(DataError, match=r"seed \(test\) has no rows where {'data_type': 'sound'}"):
-        made("seedbench", path=seed, where={"data_type": "sound"}).check("test")
+        made("seedbench", path=seed, where={"data_type": "sound"}).validate_split("test")
 
 
 def test_wrong_fields_of_a_yaml(made: Made) -> None:
@@ -171,6 +171,6 @@ def test_a_hub_data_set_of_ones_own_needs_only_its_columns(tmp_path: Path) -> No
         scorer=ExactMatch(),
         max_new_tokens=4,
     )
-    sample = task.check("test")[7]
+    sample = task.validate_split("test")[7]
     assert sample.answers == ("7",) and sample.images[0].size == (20, 12) and sample.meta == {"kind": "x"}
-    assert len(task.check("train")) + len(task.check("validation")) == 30
+    assert len(task.validate_split("train")) + len(task.validate_split("validation")) == 30

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 
-from lmm_forget.data.report import read_all
+from lmm_forget.data.inspection import inspect_splits
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.evaluation.shared import Exam
-from lmm_forget.tasks.base import Task
-from lmm_forget.tasks.clocks import ClockTask
+from lmm_forget.evaluation.evaluate import EvalSet
+from lmm_forget.tasks.clock_task import ClockTask
+from lmm_forget.tasks.csv_table import TableTask
+from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
-from lmm_forget.tasks.published import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
 from lmm_forget.tasks.subset import SubsetTask
-from lmm_forget.tasks.table import TableTask
+from lmm_forget.tasks.task import Task
 from tests.tasks.published import clocks, png, stored
 from tests.tasks.published import write as published
 
@@ -150,24 +150,24 @@ def test_a_fault_is_refused_with_its_number_or_left_out(fault: str, reader: str,
     with pytest.raises(
         DataError, match=rf"^task mine: 2 of 6 (test )?samples cannot be used \(first: .*({FAULTS[fault][2]})"
     ) as caught:
-        task.check("test")
+        task.validate_split("test")
     said = str(caught.value)
     assert (
         said.endswith("; data.on_bad_sample=skip leaves them out") and "; then " in said and "\n" not in said
     )
-    left = task.check("test", "skip")
+    left = task.validate_split("test", "skip")
     assert [sample.answers[0] for sample in left] == ["a0", "a1", "a3", "a5"]
-    exam = Exam.of(task, "test", None, "skip")
+    exam = EvalSet.from_task(task, "test", None, "skip")
     assert len(exam.samples.skipped) == 2, "as many are counted in the record"  # type: ignore[attr-defined]
-    assert task.fingerprint("test")
+    assert task.fingerprint_split("test")
 
 
 @pytest.mark.parametrize(("fault", "reader"), [case for case in CASES if case[0] != "missing picture"])
 def test_data_check_shows_what_a_run_refuses(fault: str, reader: str, tmp_path: Path) -> None:
     task = spoilt(fault, reader, tmp_path)
-    parts, absent = read_all(task)
+    parts, absent = inspect_splits(task)
     seen = next(part for part in parts if part.split == "test")
-    assert (seen.total, seen.samples, len(seen.unusable)) == (6, 4, 2)
+    assert (seen.total_samples, seen.read_samples, len(seen.unusable)) == (6, 4, 2)
     assert "test" not in absent
 
 
@@ -177,10 +177,10 @@ def test_a_part_of_a_split_follows_the_policy(reader: str, tmp_path: Path) -> No
         spoilt("blank answer" if reader != "table" else "empty cell", reader, tmp_path), samples=3
     )
     with pytest.raises(DataError, match=r"2 of \d (test )?samples cannot be used"):
-        part.check("test")
+        part.validate_split("test")
     with pytest.raises(DataError, match=r"2 of \d (test )?samples cannot be used"):
-        part.samples("test")
-    left = part.check("test", "skip")
+        part.load_samples("test")
+    left = part.validate_split("test", "skip")
     assert len(left) == 3 and {sample.answers[0] for sample in left} <= {"a0", "a1", "a3", "a5"}
     assert len(left.skipped) == 2  # type: ignore[attr-defined]
 
@@ -189,11 +189,11 @@ def test_the_first_of_equal_ids_is_kept_and_the_others_say_where_it_is(tmp_path:
     pictures(tmp_path)
     for reader, make in READERS.items():
         task = make(tmp_path, [{**row, "id": "same"} for row in rows()])
-        assert [sample.answers[0] for sample in task.check("test", "skip")] == ["a0"]
+        assert [sample.answers[0] for sample in task.validate_split("test", "skip")] == ["a0"]
         with pytest.raises(
             DataError, match=r"5 of 6 .*(used already, at .*(:1|:2|item 0)|id of row 0 again)"
         ):
-            task.check("test")
+            task.validate_split("test")
         assert reader in READERS
 
 
@@ -206,8 +206,8 @@ def test_separate_files_share_ids_and_each_has_its_own_bad_rows(tmp_path: Path) 
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
     task = JsonlTask(path=paths, **{**COMMON, "role": "target", "validation_fraction": 0.0})
     with pytest.raises(DataError, match="4 of 12 samples cannot be used"):
-        task.check("train")
-    train, test = task.check("train", "skip"), task.check("test", "skip")
+        task.validate_split("train")
+    train, test = task.validate_split("train", "skip"), task.validate_split("test", "skip")
     assert (len(train), len(train.skipped), len(test), len(test.skipped)) == (4, 2, 4, 2)
     assert "split 'train' in the file that `path` gives for test" in next(iter(test.skipped.values()))
 
@@ -217,11 +217,11 @@ def test_a_file_of_nothing_but_bad_rows_is_refused_also_when_they_are_skipped(tm
     for make in READERS.values():
         task = make(tmp_path, [{**row, "answer": "", "other": "x"} for row in rows()])
         with pytest.raises(DataError, match="6 of 6 (test )?samples cannot be used"):
-            task.check("test")
+            task.validate_split("test")
         with pytest.raises(DataError, match="none is left; none of the 6 test samples can be used"):
-            task.check("test", "skip")
+            task.validate_split("test", "skip")
         with pytest.raises(ConfigError, match="on_bad_sample=perhaps is unknown; there are fail, skip"):
-            task.check("test", "perhaps")
+            task.validate_split("test", "perhaps")
 
 
 def test_a_training_file_of_a_published_task_follows_the_policy(tmp_path: Path) -> None:
@@ -244,10 +244,10 @@ def test_a_training_file_of_a_published_task_follows_the_policy(tmp_path: Path) 
         DataError,
         match=r"task timeclock: 2 of 8 train samples cannot be used \(first: .*item 3 \(id 3\): 'gpt",
     ):
-        task.check("train")
-    left = task.check("train", "skip")
+        task.validate_split("train")
+    left = task.validate_split("train", "skip")
     assert [sample.id for sample in left] == ["0", "1", "2", "4", "6", "7"] and len(left.skipped) == 2
-    assert task.fingerprint("train") and len(task.check("test")) == 8
+    assert task.fingerprint_split("train") and len(task.validate_split("test")) == 8
 
 
 def test_a_null_image_id_is_a_bad_sample_and_no_cluster_of_its_own(tmp_path: Path) -> None:
@@ -270,6 +270,6 @@ def test_a_null_image_id_is_a_bad_sample_and_no_cluster_of_its_own(tmp_path: Pat
         validation_fraction=0.3,
         **{**COMMON, "role": "target"},
     )
-    parts = [task.check(split, "skip") for split in ("train", "validation")]
+    parts = [task.validate_split(split, "skip") for split in ("train", "validation")]
     assert sum(len(part) for part in parts) == 18 and sum(len(part.skipped) for part in parts) == 2
     assert {"0", "0.5", "1.5"} <= {sample.image_id for part in parts for sample in part}

@@ -35,7 +35,7 @@ def task(folder: Path, *items: dict[str, Any], turns: str = "each") -> LlavaTask
 
 def shown(made: LlavaTask) -> list[tuple[str, list[str], str | None]]:
     """Question, names of the pictures and system prompt of every sample, all of which can be opened."""
-    part = made.check("test")
+    part = made.validate_split("test")
     assert [len(sample.images) for sample in part] == [len(row.images) for row in part.rows]
     return [
         (s.question, [path.stem for path in row.images], s.system)
@@ -212,9 +212,9 @@ def test_what_cannot_be_used_is_refused_by_id_or_left_out(
     with pytest.raises(
         DataError, match=r"1 of 2 samples cannot be used \(first: .*item 1 \(id odd\): .*"
     ) as caught:
-        made.check("test")
+        made.validate_split("test")
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    left = made.check("test", "skip")
+    left = made.validate_split("test", "skip")
     assert [sample.id for sample in left] == ["good"] and len(left.skipped) == 1
 
 
@@ -223,7 +223,7 @@ def test_the_fingerprint_follows_the_system_prompt(tmp_path: Path) -> None:
     prints = []
     for said in ([], [system("Be kind.")], [system("Be brief.")]):
         item = {"id": 1, "image": "a.png", "conversations": [*said, *turns]}
-        prints.append(task(tmp_path, item).fingerprint("test"))
+        prints.append(task(tmp_path, item).fingerprint_split("test"))
     assert len(set(prints)) == 3
 
 
@@ -244,9 +244,9 @@ def test_what_is_not_shown_to_models_is_not_left_out_of_a_question(
     odd = {"id": "odd", "conversations": [human(question), gpt("y")], **more}
     made = task(tmp_path, good, odd)
     with pytest.raises(DataError, match="1 of 2 samples cannot be used .*id odd.*") as caught:
-        made.check("test")
+        made.validate_split("test")
     assert reason in str(caught.value)
-    assert [sample.id for sample in task(tmp_path, good, odd).check("test", "skip")] == ["good"]
+    assert [sample.id for sample in task(tmp_path, good, odd).validate_split("test", "skip")] == ["good"]
 
 
 def test_a_key_that_stands_twice_makes_a_bad_sample(tmp_path: Path) -> None:
@@ -256,4 +256,4 @@ def test_a_key_that_stands_twice_makes_a_bad_sample(tmp_path: Path) -> None:
     odd = f'{{"id": "odd", "conversations": [{turns}]}}'
     (tmp_path / "data.json").write_text(f"[{json.dumps(good)}, {odd}]")
     with pytest.raises(DataError, match="id odd.*the key 'value' stands twice"):
-        made.check("test")
+        made.validate_split("test")

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from lmm_forget.cli.data import main
-from lmm_forget.data.report import answer_format, look
+from lmm_forget.data.inspection import compute_difference_hash, detect_answer_format
 from tests.tasks import published
 from tests.tasks.published import png
 
@@ -106,7 +106,7 @@ def test_samples_longer_than_the_context_are_counted(
     folder = tmp_path / "conf" / "task"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(
-        f"# Mine.\n_target_: lmm_forget.tasks.table.TableTask\nrole: held_out\npath: {tmp_path / 'data.csv'}\n"
+        f"# Mine.\n_target_: lmm_forget.tasks.csv_table.TableTask\nrole: held_out\npath: {tmp_path / 'data.csv'}\n"
         "max_new_tokens: 4\nscorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatch}\n"
     )
     arguments = ["task=mine", "--config-dir", str(tmp_path / "conf"), "sheet=none", "model=tiny_onevision"]
@@ -170,10 +170,10 @@ def test_where_pictures_go_is_checked_before_anything_is_fetched(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lmm_forget.data import prepare
+    from lmm_forget.data import pixmo_preparation
 
     asked: list[object] = []
-    monkeypatch.setattr(prepare, "_rows", lambda *given: asked.append(given) or [])
+    monkeypatch.setattr(pixmo_preparation, "_load_rows", lambda *given: asked.append(given) or [])
     monkeypatch.chdir(tmp_path)
     Path("data.jsonl").write_text("{}")
     Path("gone").symlink_to("nowhere")
@@ -186,7 +186,8 @@ def test_where_pictures_go_is_checked_before_anything_is_fetched(
 
 def test_answer_formats_and_looks() -> None:
     found = {
-        text: answer_format(text) for text in ("B", "b", "Yes", "12", "3:45", "$1,200.5", "a cat", "A cat.")
+        text: detect_answer_format(text)
+        for text in ("B", "b", "Yes", "12", "3:45", "$1,200.5", "a cat", "A cat.")
     }
     assert found == {
         "B": "letter",
@@ -199,4 +200,8 @@ def test_answer_formats_and_looks() -> None:
         "A cat.": "sentence",
     }
     picture = Image.linear_gradient("L").rotate(30)
-    assert look(picture) == look(picture.resize((90, 80))) != look(picture.rotate(180))
+    assert (
+        compute_difference_hash(picture)
+        == compute_difference_hash(picture.resize((90, 80)))
+        != compute_difference_hash(picture.rotate(180))
+    )

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lmm_forget.tasks.jsonl import JsonlTask
-from lmm_forget.tasks.loading import build_task
+from lmm_forget.tasks.task_loading import build_task
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "easy_vqa" / "convert.py"
 pytest.importorskip("easy_vqa")
@@ -23,12 +23,12 @@ def test_the_example_writes_a_task(tmp_path: Path) -> None:
     node = yaml.safe_load((folder / "conf" / "task" / "easy_vqa.yaml").read_text())
     task = build_task(node)
     assert isinstance(task, JsonlTask)
-    train, validation, test = (task.check(split) for split in ("train", "validation", "test"))
+    train, validation, test = (task.validate_split(split) for split in ("train", "validation", "test"))
     assert f"{len(train) + len(validation)} train questions, {len(test)} test questions" in done.stdout
     assert len(set(test.image_ids)) == 40 == len(set(train.image_ids) | set(validation.image_ids))
     sample = test[0]
     assert sample.images[0].size == (64, 64) and sample.images[0].mode == "RGB"
-    assert task.score(sample.answers[0], sample)["value"] == 1.0
+    assert task.score_answer(sample.answers[0], sample)["value"] == 1.0
     words = {
         "yes",
         "no",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from lmm_forget.config import compose, resolve
+from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.experiment import pipeline
 from lmm_forget.progress import NullProgress
 from tests.tasks.published import TASKS, everything
@@ -35,7 +35,7 @@ def test_the_papers_experiment_runs_on_a_tiny_model(tmp_path: Path) -> None:
         overrides += [f"+tasks.{name}.{key}={value}" for key, value in given.items()]
     job = tmp_path / "job"
     job.mkdir()
-    results = pipeline.run(resolve(compose(overrides)), job, NullProgress())
+    results = pipeline.run_experiment(resolve_config(compose_config(overrides)), job, NullProgress())
     assert set(results["base"]["scores"]) == set(TASKS)
     assert [stage["task"] for stage in results["stages"]] == [
         "cub200",

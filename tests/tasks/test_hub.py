@@ -18,7 +18,7 @@ import json, sys
 from omegaconf import OmegaConf
 from lmm_forget.config import conf_dir
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.loading import build_task
+from lmm_forget.tasks.task_loading import build_task
 
 def node(name, **changes):
     return {**OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{name}.yaml")), **changes}

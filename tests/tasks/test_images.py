@@ -23,7 +23,7 @@ import pytest
 from PIL import Image, ImageOps, features
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.images import content_digest, picture_size, read_image, source_of
+from lmm_forget.tasks.images import hash_image_file, parse_image_source, read_image, read_image_size
 
 RED, WHITE, GREY = (255, 0, 0), (255, 255, 255), (128, 128, 128)
 
@@ -164,7 +164,7 @@ def outcome(content: bytes) -> str:
     """The picture's size, or the line that says why there is none; anything else that is raised fails the test."""
     try:
         with contextlib.suppress(DataError):
-            picture_size(content)
+            read_image_size(content)
         read = read_image(content)
     except DataError as error:
         line = str(error)
@@ -208,7 +208,7 @@ def test_sizes_that_no_picture_has(content: bytes, message: str) -> None:
         read_image(content)
 
 
-@pytest.mark.parametrize("reader", [read_image, picture_size])
+@pytest.mark.parametrize("reader", [read_image, read_image_size])
 @pytest.mark.parametrize(
     "kind", [struct.error, KeyError, OverflowError, MemoryError, RecursionError, TypeError]
 )
@@ -235,7 +235,7 @@ def test_every_orientation_is_pillows_own(tmp_path: Path, orientation: int) -> N
     read = saved(image, tmp_path, exif=exif(orientation))
     with Image.open(tmp_path / "x.png") as opened:
         expected = ImageOps.exif_transpose(opened).convert("RGB")
-    assert read.size == expected.size == picture_size(tmp_path / "x.png")
+    assert read.size == expected.size == read_image_size(tmp_path / "x.png")
     assert read.tobytes() == expected.tobytes()
 
 
@@ -311,9 +311,9 @@ def test_data_urls_are_pictures(tmp_path: Path) -> None:
         f"data:image/png;base64,{of_urls.rstrip('=')}",
         f" \n{url(content)}\t",
     ):
-        assert source_of(written, tmp_path) == written.strip()
-        assert read_image(written).getpixel((1, 1)) == RED and picture_size(written) == (3, 2)
-        assert content_digest(written) == hashlib.sha256(content).hexdigest(), "as if it were a file"
+        assert parse_image_source(written, tmp_path) == written.strip()
+        assert read_image(written).getpixel((1, 1)) == RED and read_image_size(written) == (3, 2)
+        assert hash_image_file(written) == hashlib.sha256(content).hexdigest(), "as if it were a file"
 
 
 LONG = "A" * 80_000
@@ -340,8 +340,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "message"), REFUSED, ids=range(len(REFUSED)))
 def test_what_is_written_for_an_image_is_echoed_in_short(tmp_path: Path, name: str, message: str) -> None:
-    source = source_of(name, tmp_path)
-    for reader in (read_image, picture_size):
+    source = parse_image_source(name, tmp_path)
+    for reader in (read_image, read_image_size):
         with pytest.raises(DataError, match=message) as caught:
             reader(source)
         line = str(caught.value)

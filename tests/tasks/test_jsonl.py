@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.tasks.base import SPLITS
-from lmm_forget.tasks.clusters import clusters, divide
+from lmm_forget.tasks.file_rows import FileRow
+from lmm_forget.tasks.image_clusters import cluster_rows, divide_rows
 from lmm_forget.tasks.jsonl import JsonlTask
-from lmm_forget.tasks.rows import Row
 from lmm_forget.tasks.scoring.exact import ExactMatch
 from lmm_forget.tasks.scoring.letters import OptionLetter
 from lmm_forget.tasks.scoring.vqa import VQAAccuracy
+from lmm_forget.tasks.task import SPLITS
 
 GOOD = {"id": "a", "image": "a.png", "question": "What color?", "answer": "red"}
 
@@ -81,18 +81,18 @@ def test_all_fields(tmp_path: Path) -> None:
         "category": "color",
     }
     path = write(tmp_path, [row])
-    sample = task(path, role="held_out", scorer=OptionLetter(), macro="category").samples("test")[0]
+    sample = task(path, role="held_out", scorer=OptionLetter(), macro="category").load_samples("test")[0]
     assert (sample.id, sample.image_id, sample.answers) == ("7", "scene 1", ("B", "A"))
     assert sample.question == "Which?\nA. red\nB. blue"
     assert sample.choices == ("red", "blue") and sample.meta == {"category": "color"}
     assert len(sample.images) == 2
     plain = task(path, role="held_out", scorer=OptionLetter(), list_choices=False)
-    assert plain.samples("test")[0].question == "Which?"
+    assert plain.load_samples("test")[0].question == "Which?"
 
 
 def test_no_image_is_in_two_splits_and_questions_of_an_image_stay_together(tmp_path: Path) -> None:
     made = task(write(tmp_path, many(600, per_image=3)))
-    parts = {split: made.samples(split) for split in SPLITS}
+    parts = {split: made.load_samples(split) for split in SPLITS}
     assert sum(len(part) for part in parts.values()) == 600
     ids = {split: set(part.image_ids) for split, part in parts.items()}
     assert not ids["train"] & ids["test"] and not ids["train"] & ids["validation"]
@@ -106,10 +106,10 @@ def test_splits_do_not_depend_on_other_rows_or_on_the_folder(tmp_path: Path) -> 
     small = task(write(tmp_path / "one", many(100)))
     large = task(write(tmp_path / "two", list(reversed(many(200)))))
     for split in SPLITS:
-        there = set(large.samples(split).image_ids)
-        assert set(small.samples(split).image_ids) <= there
+        there = set(large.load_samples(split).image_ids)
+        assert set(small.load_samples(split).image_ids) <= there
     other = task(tmp_path / "one" / "data.jsonl", split_seed=1)
-    assert set(other.samples("test").image_ids) != set(small.samples("test").image_ids)
+    assert set(other.load_samples("test").image_ids) != set(small.load_samples("test").image_ids)
 
 
 def test_rows_that_share_an_image_form_one_cluster(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_rows_that_share_an_image_form_one_cluster(tmp_path: Path) -> None:
         {"id": 5, "images": [], "question": "?", "answer": "x"},
     ]
     (tmp_path / "sub").mkdir()
-    samples = task(write(tmp_path, rows), role="held_out").samples("test")
+    samples = task(write(tmp_path, rows), role="held_out").load_samples("test")
     assert [s.image_id for s in samples] == ["b.png", "b.png", "b.png", "d.png", "5"]
 
 
@@ -132,11 +132,11 @@ def test_rows_that_share_an_image_form_one_cluster(tmp_path: Path) -> None:
 )
 def test_divide_never_puts_an_image_into_two_splits(rows: list[list[int]], seed: int) -> None:
     made = [
-        Row(
+        FileRow(
             id=str(i),
-            where=f"x:{i}",
+            location=f"x:{i}",
             images=tuple(Path(f"/x/{n}") for n in images),
-            names=tuple(f"{n}" for n in images),
+            image_names=tuple(f"{n}" for n in images),
             image_id=None,
             question="?",
             answers=("a",),
@@ -145,7 +145,7 @@ def test_divide_never_puts_an_image_into_two_splits(rows: list[list[int]], seed:
         )
         for i, images in enumerate(rows)
     ]
-    found = divide(made, clusters(made, {}), {"test": 0.4, "validation": 0.3}, seed)
+    found = divide_rows(made, cluster_rows(made, {}), {"test": 0.4, "validation": 0.3}, seed)
     assert sorted(i for at in found.values() for i in at) == list(range(len(rows)))
     shown = {split: {n for i in at for n in rows[i]} for split, at in found.items()}
     assert not shown["train"] & shown["test"] | shown["train"] & shown["validation"]
@@ -155,35 +155,37 @@ def test_divide_never_puts_an_image_into_two_splits(rows: list[list[int]], seed:
 def test_split_field_and_separate_files(tmp_path: Path) -> None:
     rows = [{**row, "split": "train" if i < 6 else "test"} for i, row in enumerate(many(10))]
     made = task(write(tmp_path, rows))
-    assert [len(made.samples(s)) for s in ("train", "test")] == [6, 4]
+    assert [len(made.load_samples(s)) for s in ("train", "test")] == [6, 4]
     with pytest.raises(DataError, match=r"no validation samples \(train 6, validation 0, test 4\)"):
-        made.samples("validation")
+        made.load_samples("validation")
     train, test = write(tmp_path / "train", many(200)), write(tmp_path / "test", many(10))
     files = task({"train": str(train), "test": str(test)})  # image names are equal, the files are not
-    assert len(files.samples("test")) == 10
-    assert len(files.samples("train")) + len(files.samples("validation")) == 200
-    assert len(files.samples("validation")) > 0
+    assert len(files.load_samples("test")) == 10
+    assert len(files.load_samples("train")) + len(files.load_samples("validation")) == 200
+    assert len(files.load_samples("validation")) > 0
 
 
 def test_images_root(tmp_path: Path) -> None:
     write(tmp_path / "pictures", [GOOD])
     path = write(tmp_path / "text", [GOOD], images=False)
-    assert len(task(path, role="held_out", images_root=str(tmp_path / "pictures")).check("test")) == 1
+    assert (
+        len(task(path, role="held_out", images_root=str(tmp_path / "pictures")).validate_split("test")) == 1
+    )
 
 
 def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     first = write(tmp_path / "one", many(40))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     second = tmp_path / "two" / "data.jsonl"
-    assert task(first).fingerprint("train") == task(second).fingerprint("train")
-    assert task(first).fingerprint("train") != task(first).fingerprint("test")
-    shown = task(second).samples("train").rows[0].images[0]
+    assert task(first).fingerprint_split("train") == task(second).fingerprint_split("train")
+    assert task(first).fingerprint_split("train") != task(first).fingerprint_split("test")
+    shown = task(second).load_samples("train").rows[0].images[0]
     Image.new("RGB", (4, 4), "blue").save(shown)
-    assert task(first).fingerprint("train") != task(second).fingerprint("train")
+    assert task(first).fingerprint_split("train") != task(second).fingerprint_split("train")
     shutil.copytree(tmp_path / "one", tmp_path / "three")
     third = tmp_path / "three" / "data.jsonl"
     third.write_text(third.read_text().replace("What color?", "Which color?"))
-    assert task(first).fingerprint("train") != task(third).fingerprint("train")
+    assert task(first).fingerprint_split("train") != task(third).fingerprint_split("train")
 
 
 BROKEN = [
@@ -230,23 +232,23 @@ BROKEN = [
 def test_a_broken_line_is_named_with_its_number(tmp_path: Path, line: Any, message: str) -> None:
     path = write(tmp_path, [GOOD, line], images=False)
     with pytest.raises(DataError, match=message) as caught:
-        task(path).samples("train")
+        task(path).load_samples("train")
     assert "\n" not in str(caught.value)
 
 
 def test_broken_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl is missing"):
-        task(tmp_path / "none.jsonl").samples("train")
+        task(tmp_path / "none.jsonl").load_samples("train")
     with pytest.raises(DataError, match="is a folder"):
-        task(tmp_path).samples("train")
+        task(tmp_path).load_samples("train")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match=r"empty\.jsonl is empty"):
-        task(tmp_path / "empty.jsonl").samples("train")
+        task(tmp_path / "empty.jsonl").load_samples("train")
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}\n')
     with pytest.raises(DataError, match=r"latin\.jsonl:1: not UTF-8"):
-        task(tmp_path / "latin.jsonl").samples("train")
+        task(tmp_path / "latin.jsonl").load_samples("train")
     (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
-    assert len(task(tmp_path / "bom.jsonl", role="held_out").samples("test")) == 1
+    assert len(task(tmp_path / "bom.jsonl", role="held_out").load_samples("test")) == 1
 
 
 def test_wrong_choices_in_the_yaml(tmp_path: Path) -> None:
@@ -254,16 +256,16 @@ def test_wrong_choices_in_the_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave something to train on"):
         task(path, test_fraction=1.0)
     with pytest.raises(ConfigError, match="path has dev"):
-        task({"dev": str(path)}).samples("test")
+        task({"dev": str(path)}).load_samples("test")
     with pytest.raises(DataError, match="no split 'dev'"):
-        task(path).samples("dev")
+        task(path).load_samples("dev")
     with pytest.raises(ConfigError, match="on_bad_sample=ignore"):
-        task(path).check("test", "ignore")
+        task(path).validate_split("test", "ignore")
     rows = [{**row, "split": "train" if i % 2 else "test"} for i, row in enumerate(many(4))]
     with pytest.raises(
         DataError, match=r"data.jsonl:2: image images/0.png is in split train here and in test at"
     ):
-        task(write(tmp_path, rows)).samples("train")
+        task(write(tmp_path, rows)).load_samples("train")
 
 
 def test_bad_images_are_counted_over_the_whole_file(tmp_path: Path) -> None:
@@ -274,18 +276,18 @@ def test_bad_images_are_counted_over_the_whole_file(tmp_path: Path) -> None:
     made = task(path)
     for split in ("train", "test"):
         with pytest.raises(DataError) as caught:
-            made.check(split)
+            made.validate_split(split)
         said = str(caught.value)
         assert said.startswith("task mine: 2 of 60 samples cannot be used (first: ")
         assert re.search(
             r"first: (3: image \S+3\.png is missing|17: image \S+17\.png cannot be read \(not an image)", said
         )
         assert said.endswith("data.on_bad_sample=skip leaves them out")
-    usable = {split: made.check(split, "skip") for split in SPLITS}
+    usable = {split: made.validate_split(split, "skip") for split in SPLITS}
     assert sum(len(part) for part in usable.values()) == 58
     assert sum(len(part.skipped) for part in usable.values()) == 2
     assert not {"3", "17"} & {sample.id for part in usable.values() for sample in part}
-    whole = made.samples("train")
+    whole = made.load_samples("train")
     bad = [i for i, row in enumerate(whole.rows) if row.id in ("3", "17")]
     for i in bad:
         with pytest.raises(DataError, match=f"sample {whole.rows[i].id}: image"):
@@ -301,14 +303,14 @@ def test_a_reference_that_the_scorer_cannot_use_is_a_bad_sample(tmp_path: Path) 
     with pytest.raises(
         DataError, match="1 of 2 samples cannot be used .first: 2: answer 'blue' is not an option's"
     ):
-        made.check("test")
-    assert [sample.id for sample in made.check("test", "skip")] == ["1"]
+        made.validate_split("test")
+    assert [sample.id for sample in made.validate_split("test", "skip")] == ["1"]
 
 
 def test_nothing_left_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     made = task(write(tmp_path, [GOOD], images=False), role="held_out")
     with pytest.raises(DataError, match="none of the 1 test samples can be used"):
-        made.check("test", "skip")
+        made.validate_split("test", "skip")
 
 
 def test_annotators_may_disagree(tmp_path: Path) -> None:
@@ -316,4 +318,4 @@ def test_annotators_may_disagree(tmp_path: Path) -> None:
         {k: v for k, v in GOOD.items() if k != "answer"} | {"answers": ["red", "crimson"] + ["dark red"] * 8}
     ]
     made = task(write(tmp_path, rows), scorer=VQAAccuracy(), test_fraction=0.0, validation_fraction=0.0)
-    assert [sample.answers[:2] for sample in made.check("train")] == [("red", "crimson")]
+    assert [sample.answers[:2] for sample in made.validate_split("train")] == [("red", "crimson")]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.config import compose, resolve
+from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.experiment import pipeline
 from lmm_forget.progress import NullProgress
+from lmm_forget.tasks.csv_table import TableTask
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
-from lmm_forget.tasks.table import TableTask
 from tests.tasks.published import png
 
 COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatch(), "max_new_tokens": 4}
@@ -49,7 +49,9 @@ def test_llava_json_is_read(tmp_path: Path) -> None:
         "image": ["pics/1.png", "pics/2.png"],
         "conversations": [{"from": "system", "value": "Be kind."}, *turn("Compare.\n<image>\n<image>", 2)],
     }
-    samples = llava(tmp_path, ONE, two, {"id": "text", "conversations": turn("Hello?", "Hi")}).check("test")
+    samples = llava(tmp_path, ONE, two, {"id": "text", "conversations": turn("Hello?", "Hi")}).validate_split(
+        "test"
+    )
     first, second, third = samples
     assert (first.id, first.question, first.answers) == ("a", "What is it?", ("a cat",))
     assert (second.id, second.question, second.answers, len(second.images)) == ("7", "Compare.", ("2",), 2)
@@ -63,9 +65,9 @@ def test_llava_turns_and_keep(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"item 0 \(id a\): 2 exchanges; turns=first keeps one, turns=each asks"
     ):
-        llava(tmp_path, several).check("test")
-    assert [s.question for s in llava(tmp_path, several, turns="first").check("test")] == ["What?"]
-    each = llava(tmp_path, several, turns="each").check("test")
+        llava(tmp_path, several).validate_split("test")
+    assert [s.question for s in llava(tmp_path, several, turns="first").validate_split("test")] == ["What?"]
+    each = llava(tmp_path, several, turns="each").validate_split("test")
     assert [(s.id, s.question, s.answers) for s in each] == [
         ("a#0", "What?", ("a cat",)),
         ("a#1", "Which color?", ("red",)),
@@ -73,8 +75,8 @@ def test_llava_turns_and_keep(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="turns=all is not known; choose one of: one, first, each"):
         llava(tmp_path, several, turns="all")
     many = [{**ONE, "id": str(i)} for i in range(30)]
-    kept = llava(tmp_path, *many, keep=10).check("test")
-    more = llava(tmp_path, *many, keep=20).check("test")
+    kept = llava(tmp_path, *many, keep=10).validate_split("test")
+    more = llava(tmp_path, *many, keep=20).validate_split("test")
     assert len(kept) == 10 and {s.id for s in kept} < {s.id for s in more}
 
 
@@ -105,7 +107,7 @@ BAD_LLAVA: list[tuple[Any, str]] = [
 def test_llava_mistakes_are_named_with_the_items_id(tmp_path: Path, item: Any, message: str) -> None:
     pictures(tmp_path)
     with pytest.raises(DataError, match=message) as caught:
-        llava(tmp_path, {**ONE, "id": "first"}, item).check("test")
+        llava(tmp_path, {**ONE, "id": "first"}, item).validate_split("test")
     assert "\n" not in str(caught.value)
 
 
@@ -118,7 +120,7 @@ def test_llava_files_that_are_none(tmp_path: Path) -> None:
     ):
         (tmp_path / "data.json").write_bytes(content)
         with pytest.raises(DataError, match=message):
-            LlavaTask(path=str(tmp_path / "data.json"), **COMMON).check("test")
+            LlavaTask(path=str(tmp_path / "data.json"), **COMMON).validate_split("test")
 
 
 def table(
@@ -138,14 +140,14 @@ def test_a_csv_with_a_folder_of_pictures(tmp_path: Path) -> None:
     ]
     fields = {"image": "file", "question": "prompt"}
     made = table(tmp_path, header, *lines, fields=fields, images_root=str(tmp_path / "pics"))
-    first, second = made.samples("test")
+    first, second = made.load_samples("test")
     assert first.question == 'Which, "really"?\nA. red\nB. blue' and first.choices == ("red", "blue")
     assert first.meta == {"source": "web"} and first.id == "2" and first.images[0].size == (20, 12)
     assert second.answers == ("yes", "yeah") and second.question == "Line\nbreak?"
     tabs = table(
         tmp_path, ["image", "question", "answer"], ["pics/3.png", "What, then?", "x"], name="data.tsv"
     )
-    assert tabs.check("test")[0].question == "What, then?"
+    assert tabs.validate_split("test")[0].question == "What, then?"
 
 
 def test_csv_mistakes(tmp_path: Path) -> None:
@@ -169,13 +171,13 @@ def test_csv_mistakes(tmp_path: Path) -> None:
         (header, ["pics/99.png", "What?", "x"], {}, r"1 of 1 samples .*2: image \S*99.png is missing"),
     ):
         with pytest.raises(DataError, match=message):
-            table(tmp_path, head, line, **options).check("test")
+            table(tmp_path, head, line, **options).validate_split("test")
     (tmp_path / "data.csv").write_bytes(b"image,question,answer\npics/1.png,caf\xe9?,x\n")
     with pytest.raises(DataError, match=r"data.csv:2: not UTF-8 text"):
-        TableTask(path=str(tmp_path / "data.csv"), **COMMON).check("test")
+        TableTask(path=str(tmp_path / "data.csv"), **COMMON).validate_split("test")
     (tmp_path / "data.csv").write_text("image,question,answer\n")
     with pytest.raises(DataError, match=r"data.csv has no rows below its header"):
-        TableTask(path=str(tmp_path / "data.csv"), **COMMON).check("test")
+        TableTask(path=str(tmp_path / "data.csv"), **COMMON).validate_split("test")
 
 
 def test_one_file_is_taught_and_held_out_without_a_shared_picture(tmp_path: Path) -> None:
@@ -186,15 +188,20 @@ def test_one_file_is_taught_and_held_out_without_a_shared_picture(tmp_path: Path
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     both: dict[str, Any] = {**COMMON, "path": str(tmp_path / "data.jsonl"), "held_out_fraction": 0.3}
     taught, held = JsonlTask(**{**both, "role": "target"}), JsonlTask(**both)
-    seen = {sample.image_id for split in ("train", "validation", "test") for sample in taught.check(split)}
-    asked = {sample.image_id for sample in held.check("test")}
+    seen = {
+        sample.image_id
+        for split in ("train", "validation", "test")
+        for sample in taught.validate_split(split)
+    }
+    asked = {sample.image_id for sample in held.validate_split("test")}
     assert seen and asked and not seen & asked and len(seen | asked) == 40
     assert (
-        sum(len(taught.samples(s)) for s in ("train", "validation", "test")) + len(held.samples("test"))
+        sum(len(taught.load_samples(s)) for s in ("train", "validation", "test"))
+        + len(held.load_samples("test"))
         == 120
     )
     with pytest.raises(DataError, match="no train samples"):
-        held.samples("train")
+        held.load_samples("train")
     with pytest.raises(ConfigError, match="held_out_fraction 1.0 must be from 0 to below 1"):
         JsonlTask(**{**both, "held_out_fraction": 1.0})
 
@@ -211,7 +218,7 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
         csv.writer(file).writerows(rows)
     (tmp_path / "conf" / "task").mkdir(parents=True)
     (tmp_path / "conf" / "task" / "mine.yaml").write_text(
-        f"# Mine.\n_target_: lmm_forget.tasks.table.TableTask\nname: mine\nrole: target\n"
+        f"# Mine.\n_target_: lmm_forget.tasks.csv_table.TableTask\nname: mine\nrole: target\n"
         f"path: {tmp_path / 'mine.csv'}\nmax_new_tokens: 4\n"
         "scorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatch}\n"
     )
@@ -231,8 +238,8 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
     overrides += ["data.eval_samples=null", f"store={tmp_path / 'store'}"]
 
     def run(*more: str) -> dict[str, Any]:
-        config = resolve(compose([*overrides, *more], str(tmp_path / "conf")))
-        return pipeline.run(config, tmp_path, NullProgress())
+        config = resolve_config(compose_config([*overrides, *more], str(tmp_path / "conf")))
+        return pipeline.run_experiment(config, tmp_path, NullProgress())
 
     with pytest.raises(
         DataError, match=r"1 of 12 samples cannot be used \(first: 1: image \S*gone.png is missing\)"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.tasks.base import Task
+from lmm_forget.tasks.task import Task
 from tests.models.tiny import FAMILIES
 from tests.tasks import prompts
 
@@ -28,7 +28,7 @@ def test_prompts_are_those_of_the_golden_file(family: str, every: list[Task]) ->
 
 
 def test_every_task_is_in_the_golden_files() -> None:
-    names = {path.stem for path in (prompts.conf_dir() / "task").glob("*.yaml")} - {"blip_captions"}
+    names = {path.stem for path in (prompts.find_conf_dir() / "task").glob("*.yaml")} - {"blip_captions"}
     for family in FAMILIES:
         text = (prompts.GOLDEN / f"prompts_{family}.txt").read_text(encoding="utf-8")
         assert {line.split()[1] for line in text.splitlines() if line.startswith("=== ")} == names

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.tasks.base import Task
-from lmm_forget.tasks.published import HubSamples
+from lmm_forget.tasks.hub import HubSamples
+from lmm_forget.tasks.task import Task
 from tests.tasks import published
 
 Made = Callable[..., Task]
@@ -91,20 +91,20 @@ FIRST = {
 @pytest.mark.parametrize("name", published.TASKS)
 def test_every_task_reads_its_published_schema(name: str, tmp_path: Path, made: Made) -> None:
     task = made(name, path=str(published.write(name, tmp_path / "repo")))
-    samples = task.check("test")
+    samples = task.validate_split("test")
     assert len(samples) == (6 if name == "seedbench" else 8)  # of eight, two are videos
     question, answers, image_id = FIRST[name]
     first = samples[0]
-    assert task.question(first, training=False) == question
+    assert task.format_question(first, for_training=False) == question
     assert first.answers == answers
     assert first.image_id == image_id if image_id else len(first.image_id) == 16
     assert [image.mode for image in first.images] == ["RGB"] and first.images[0].size == (20, 12)
     assert len({sample.id for sample in samples}) == len(samples)
     for sample in samples:
-        scores = task.score(task.target(sample), sample)
+        scores = task.score_answer(task.get_target_answer(sample), sample)
         assert scores["value"] is not None and 0.0 < scores["value"] <= 1.0, sample
         assert scores["compat"] is not None
-    assert task.provenance() == {"test": "local copy"}
+    assert task.get_provenance() == {"test": "local copy"}
 
 
 @pytest.mark.parametrize("name", published.TASKS)
@@ -120,7 +120,7 @@ def test_a_saved_data_set_a_file_and_a_stream_are_the_same_samples(
         made(name, path={"test": str(tmp_path / "rows.parquet")}, streaming=True),
         made(name, path=str(published.write(name, tmp_path / "repo")), streaming=True),
     ]
-    parts = [task.samples("test") for task in ways]
+    parts = [task.load_samples("test") for task in ways]
     assert all(isinstance(part, HubSamples) for part in parts)
     assert [part.table.streamed for part in parts] == [False, False, True, True]  # type: ignore[attr-defined]
     plain = [[(s.id, s.image_id, s.question, s.answers, s.choices, s.meta) for s in part] for part in parts]
@@ -135,46 +135,48 @@ def test_a_saved_data_set_a_file_and_a_stream_are_the_same_samples(
 
 def test_video_questions_are_asked_when_switched_on(tmp_path: Path, made: Made) -> None:
     task = made("seedbench", path=str(published.write("seedbench", tmp_path)), where=None)
-    samples = task.check("test")
+    samples = task.validate_split("test")
     assert [len(sample.images) for sample in samples] == [1, 1, 1, 2, 1, 1, 1, 2]
     assert [sample.meta["data_type"] for sample in samples][3] == "video"
 
 
 def test_only_the_columns_that_are_needed_are_read(tmp_path: Path, made: Made) -> None:
     task = made("textvqa", path=str(published.write("textvqa", tmp_path)))
-    part = task.samples("test")
+    part = task.load_samples("test")
     assert isinstance(part, HubSamples)
-    assert set(part.table.row(0)) == {"question_id", "image_id", "question", "answers", "image"}
+    assert set(part.table.read_row(0)) == {"question_id", "image_id", "question", "answers", "image"}
     assert "image" not in task.columns(pictures=False)  # type: ignore[attr-defined]
-    assert next(part.bare()).question == "what is the Brand?"
+    assert next(part.iterate_without_images()).question == "what is the Brand?"
 
 
 def test_splits_are_cut_by_image(tmp_path: Path, made: Made) -> None:
     task = made("textvqa", path=str(published.write("textvqa", tmp_path, 60)), validation_fraction=0.4)
-    train, validation, test = (task.check(split) for split in ("train", "validation", "test"))
+    train, validation, test = (task.validate_split(split) for split in ("train", "validation", "test"))
     assert len(train) + len(validation) == 60 and len(test) == 60
     shown = [{sample.image_id for sample in part} for part in (train, validation)]
     assert shown[0] and shown[1] and not shown[0] & shown[1]
-    assert task.target(train[0]) == "Nokia 3310", "the most common answer is taught"
-    assert task.question(train[0], training=True) == "what is the Brand?"
-    assert len({task.fingerprint(split) for split in ("train", "validation", "test")}) == 3
+    assert task.get_target_answer(train[0]) == "Nokia 3310", "the most common answer is taught"
+    assert task.format_question(train[0], for_training=True) == "what is the Brand?"
+    assert len({task.fingerprint_split(split) for split in ("train", "validation", "test")}) == 3
     whole = made("textvqa", path=str(tmp_path), validation_fraction=0)
-    assert len(whole.check("train")) == 60
+    assert len(whole.validate_split("train")) == 60
 
 
 def test_training_prompts(tmp_path: Path, made: Made) -> None:
     path = str(published.write("pathvqa", tmp_path))
     bare, as_evaluated = made("pathvqa", path=path), made("pathvqa", path=path, train_prompt="as_evaluated")
-    sample = bare.check("train")[0]
-    assert bare.question(sample, training=True) == "what is present?"
-    assert as_evaluated.question(sample, training=True) == bare.question(sample, training=False)
-    assert len(bare.check("validation")) == 8
+    sample = bare.validate_split("train")[0]
+    assert bare.format_question(sample, for_training=True) == "what is present?"
+    assert as_evaluated.format_question(sample, for_training=True) == bare.format_question(
+        sample, for_training=False
+    )
+    assert len(bare.validate_split("validation")) == 8
 
 
 def test_the_fingerprint_follows_content_not_place(tmp_path: Path, made: Made) -> None:
     one = made("ai2d", path=str(published.write("ai2d", tmp_path / "one")))
     same = made("ai2d", path=str(published.write("ai2d", tmp_path / "two")))
-    assert one.fingerprint("test") == same.fingerprint("test")
-    assert made("ai2d", path=str(published.write("ai2d", tmp_path / "more", 9))).fingerprint(
+    assert one.fingerprint_split("test") == same.fingerprint_split("test")
+    assert made("ai2d", path=str(published.write("ai2d", tmp_path / "more", 9))).fingerprint_split(
         "test"
-    ) != one.fingerprint("test")
+    ) != one.fingerprint_split("test")

@@ -15,17 +15,17 @@ import datasets
 import pytest
 from PIL import Image, PngImagePlugin
 
-from lmm_forget.config import compose, resolve
-from lmm_forget.experiment.context import lay_ground
+from lmm_forget.config import compose_config, resolve_config
+from lmm_forget.experiment.context import build_context
 from lmm_forget.progress import NullProgress
-from lmm_forget.tasks.base import SPLITS, Task
-from lmm_forget.tasks.clusters import assign
+from lmm_forget.tasks.csv_table import TableTask
+from lmm_forget.tasks.hub import HubTask
+from lmm_forget.tasks.image_clusters import assign_splits
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
-from lmm_forget.tasks.published import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
 from lmm_forget.tasks.subset import SubsetTask
-from lmm_forget.tasks.table import TableTask
+from lmm_forget.tasks.task import SPLITS, Task
 from tests.tasks.test_own_data import turn
 
 COMMON: dict[str, Any] = {"name": "mine", "role": "target", "max_new_tokens": 4, "scorer": ExactMatch()}
@@ -130,14 +130,14 @@ def test_no_picture_is_in_two_splits_whatever_its_files_are_called(tmp_path: Pat
     ]
     rows = [{"id": f"{content}-{i}", "images": [name]} for i, (content, name) in enumerate(names)]
     task = reader(tmp_path, rows, validation_fraction=0.3, test_fraction=0.0)
-    parts = {split: task.check(split) for split in ("train", "validation")}
+    parts = {split: task.validate_split(split) for split in ("train", "validation")}
     shown = {split: [sample.id.partition("-")[0] for sample in part] for split, part in parts.items()}
     assert not set(shown["train"]) & set(shown["validation"])
     assert sorted(map(len, shown.values()))[0] >= 12 and sum(map(len, shown.values())) == 120
     for part in parts.values():
         pairs = {(sample.id.partition("-")[0], sample.image_id) for sample in part}
         assert len(pairs) == len({content for content, _ in pairs}) == len({image for _, image in pairs})
-    assert task.shared_pictures() == {}
+    assert task.find_split_overlap() == {}
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -149,7 +149,9 @@ def test_a_cluster_is_what_pictures_connect(tmp_path: Path, reader: Reader) -> N
         {"id": "c", "images": names[4:6], "split": "test"},
         {"id": "d", "images": names[6:7], "split": "test"},
     ]
-    first, second, third, other = (sample.image_id for sample in reader(tmp_path, rows).check("test"))
+    first, second, third, other = (
+        sample.image_id for sample in reader(tmp_path, rows).validate_split("test")
+    )
     assert first == second == third != other
 
 
@@ -158,7 +160,9 @@ def test_a_part_that_is_checked_again_keeps_its_clusters(tmp_path: Path) -> None
     rows = [{"id": f"{i}", "images": names[i : i + 2], "split": "test"} for i in range(0, 10, 2)]
     whole = hub_with_pictures(tmp_path, rows)
     part = SubsetTask(whole, samples=4)
-    clusters = [[sample.image_id for sample in task.check("test")] for task in (whole, part, part, whole)]
+    clusters = [
+        [sample.image_id for sample in task.validate_split("test")] for task in (whole, part, part, whole)
+    ]
     assert clusters[0] == clusters[3] and len(set(clusters[0])) == 4
     assert clusters[1] == clusters[2]
 
@@ -175,8 +179,8 @@ def test_given_splits_that_share_pictures_say_so(tmp_path: Path, reader: Reader)
         for content in contents
     ]
     task = reader(tmp_path, rows, validation_fraction=0.0)
-    assert [len(task.check(split)) for split in ("train", "test")] == [6, 3]
-    assert task.shared_pictures() == {("train", "test"): [("train4", "test4"), ("train5", "test5")]}
+    assert [len(task.validate_split(split)) for split in ("train", "test")] == [6, 3]
+    assert task.find_split_overlap() == {("train", "test"): [("train4", "test4"), ("train5", "test5")]}
 
 
 @pytest.mark.parametrize("reader", [jsonl, hub_with_pictures])
@@ -184,7 +188,9 @@ def test_names_and_other_rows_do_not_move_a_picture(tmp_path: Path, reader: Read
     def places(folder: Path, contents: Sequence[int], prefix: str) -> dict[str, str]:
         rows = [{"id": f"{c}", "images": [stored(folder, c, f"{prefix}{c}")]} for c in contents]
         task = reader(folder, rows, validation_fraction=0.4, test_fraction=0.0)
-        return {sample.id: split for split in ("train", "validation") for sample in task.check(split)}
+        return {
+            sample.id: split for split in ("train", "validation") for sample in task.validate_split(split)
+        }
 
     before = places(tmp_path / "one", range(20), "a")
     after = places(tmp_path / "two", range(30), "z")
@@ -195,23 +201,23 @@ def test_names_and_other_rows_do_not_move_a_picture(tmp_path: Path, reader: Read
 def test_a_few_pictures_are_divided_too(count: int) -> None:
     """No split stays empty for want of luck where there are pictures for it."""
     for seed in range(60):
-        found = set(assign(map(str, range(count)), {"test": 0.2, "validation": 0.1}, seed).values())
+        found = set(assign_splits(map(str, range(count)), {"test": 0.2, "validation": 0.1}, seed).values())
         assert found == ({"train", "test"} if count == 2 else set(SPLITS)), seed
-        assert assign([str(seed)], {"test": 0.2, "validation": 0.1}, 0) == {str(seed): "train"}
+        assert assign_splits([str(seed)], {"test": 0.2, "validation": 0.1}, 0) == {str(seed): "train"}
 
 
 def test_four_colors_in_twenty_four_files_can_be_taught_and_held_out(tmp_path: Path) -> None:
     rows = [{"id": f"{i % 4}-{i}", "images": [stored(tmp_path, i % 4, f"{i}")]} for i in range(24)]
     for seed in range(8):
         task = jsonl(tmp_path, rows, split_seed=seed)
-        shown = [{sample.id[0] for sample in task.check(split)} for split in SPLITS]
+        shown = [{sample.id[0] for sample in task.validate_split(split)} for split in SPLITS]
         assert sum(map(len, shown)) == 4 == len(set().union(*shown)) and all(shown)
         sides = [
             jsonl(tmp_path, rows, role=role, split_seed=seed, held_out_fraction=0.1)
             for role in ("target", "held_out")
         ]
-        taught = {sample.id[0] for sample in sides[0].check("train")}
-        held = {sample.id[0] for sample in sides[1].check("test")}
+        taught = {sample.id[0] for sample in sides[0].validate_split("train")}
+        held = {sample.id[0] for sample in sides[1].validate_split("test")}
         assert taught and held and not taught & held
 
 
@@ -225,7 +231,12 @@ def test_a_given_image_id_joins_other_pictures_and_their_copies(tmp_path: Path) 
     text = "".join(json.dumps({**line, "question": "?", "answer": "x"}) + "\n" for line in lines)
     (tmp_path / "mine.jsonl").write_text(text)
     task = JsonlTask(path=str(tmp_path / "mine.jsonl"), **{**COMMON, "role": "held_out"})
-    assert [sample.image_id for sample in task.check("test")] == ["scene", "scene", "scene", "pics/d.png"]
+    assert [sample.image_id for sample in task.validate_split("test")] == [
+        "scene",
+        "scene",
+        "scene",
+        "pics/d.png",
+    ]
 
 
 def test_the_fingerprint_of_rows_that_name_their_pictures_follows_the_pictures(tmp_path: Path) -> None:
@@ -235,9 +246,9 @@ def test_the_fingerprint_of_rows_that_name_their_pictures_follows_the_pictures(t
     one = hub_with_paths(tmp_path / "one", rows)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     two = hub_with_paths(tmp_path / "two", rows)
-    assert one.fingerprint("test") == two.fingerprint("test"), "the place plays no role"
+    assert one.fingerprint_split("test") == two.fingerprint_split("test"), "the place plays no role"
     stored(tmp_path / "two", 77, "1")
-    assert one.fingerprint("test") != two.fingerprint("test") == two.fingerprint("test")
+    assert one.fingerprint_split("test") != two.fingerprint_split("test") == two.fingerprint_split("test")
 
 
 def test_a_run_warns_of_shared_pictures_and_clusters_by_content(
@@ -258,14 +269,14 @@ def test_a_run_warns_of_shared_pictures_and_clusters_by_content(
     choices = ["experiment=smoke", "sequence=single", "sequence.task=mine", "suite.tasks=[ai2d]"]
     choices += ["training.max_steps=1", "training.global_batch=4", "hardware.micro_batch=4"]
     choices += ["data.train_samples=null", "data.eval_samples=null", f"store={tmp_path / 'store'}"]
-    config = resolve(compose(choices, str(tmp_path / "conf")))
-    ground = lay_ground(config, tmp_path, NullProgress(), [])
+    config = resolve_config(compose_config(choices, str(tmp_path / "conf")))
+    ground = build_context(config, tmp_path, NullProgress(), [])
     wanted = "task mine: 2 pictures of train are also in test (first: q1 = q4, q2 = q5)"
-    assert any(notice.startswith(wanted) for notice in ground.notices)
+    assert any(notice.startswith(wanted) for notice in ground.warnings)
     assert f"lmm-forget: note: {wanted}" in capsys.readouterr().err
-    exam = next(one for one in ground.exams if one.task.name == "mine")
-    exam.prepare(ground.lmm, 2)
-    assert [sample.image_id for sample in exam.light] == [
+    exam = next(one for one in ground.eval_sets if one.task.name == "mine")
+    exam.prepare_batches(ground.lmm, 2)
+    assert [sample.image_id for sample in exam.samples_without_images] == [
         "pics/1.png",
         "pics/2.png",
         "pics/6.png",

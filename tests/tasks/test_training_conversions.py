@@ -17,7 +17,7 @@ from datasets import Dataset, Features, List, Value
 
 from lmm_forget.cli.data import main
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.base import Task
+from lmm_forget.tasks.task import Task
 from tests.tasks import published
 from tests.tasks.published import cub, png
 
@@ -26,7 +26,7 @@ Made = Callable[..., Task]
 
 def test_cub_is_asked_with_26_seeded_options(tmp_path: Path, made: Made) -> None:
     folder = cub(tmp_path / "CUB_200_2011")
-    train = made("cub200", train_path=str(tmp_path), validation_fraction=0).check("train")
+    train = made("cub200", train_path=str(tmp_path), validation_fraction=0).validate_split("train")
     assert len(train) == 60, "the official train split"
     for sample in train:
         lines = sample.question.split("\n")
@@ -40,49 +40,53 @@ def test_cub_is_asked_with_26_seeded_options(tmp_path: Path, made: Made) -> None
     places = Counter(sample.answers[0] for sample in train)
     assert len(places) > 15, "the right letter moves about"
     again = made("cub200", train_path=str(folder), validation_fraction=0)
-    assert [s.question for s in again.check("train")] == [s.question for s in train]
+    assert [s.question for s in again.validate_split("train")] == [s.question for s in train]
     other = made("cub200", train_path=str(folder), options_seed=1, validation_fraction=0)
-    assert [s.question for s in other.check("train")] != [s.question for s in train]
-    assert other.fingerprint("train") != again.fingerprint("train")
+    assert [s.question for s in other.validate_split("train")] != [s.question for s in train]
+    assert other.fingerprint_split("train") != again.fingerprint_split("train")
     cut = made("cub200", train_path=str(folder), validation_fraction=0.3)
-    kept, apart = cut.check("train"), cut.check("validation")
+    kept, apart = cut.validate_split("train"), cut.validate_split("validation")
     assert len(kept) + len(apart) == 60 and not {s.id for s in kept} & {s.id for s in apart}
     assert {s.id: s.question for s in kept}.items() <= {s.id: s.question for s in train}.items()
 
 
 def test_cub_says_what_is_missing(tmp_path: Path, made: Made) -> None:
     with pytest.raises(DataError, match=r"extracted archive CUB_200_2011 .*train_path=FOLDER"):
-        made("cub200").check("train")
+        made("cub200").validate_split("train")
     with pytest.raises(DataError, match=r"has no images.txt"):
-        made("cub200", train_path=str(tmp_path)).check("train")
+        made("cub200", train_path=str(tmp_path)).validate_split("train")
     folder = cub(tmp_path / "CUB_200_2011")
     (folder / "images" / "001.Red_billed_Bird1" / "1.jpg").write_bytes(b"no picture")
     with pytest.raises(
         DataError, match=r"1 of 60 train samples cannot be used \(first: train-1: image .*1.jpg"
     ):
-        made("cub200", train_path=str(folder), validation_fraction=0).check("train")
+        made("cub200", train_path=str(folder), validation_fraction=0).validate_split("train")
     (folder / "train_test_split.txt").write_text("1 1\n")
     with pytest.raises(DataError, match=r"train_test_split.txt lacks image 2"):
-        made("cub200", train_path=str(folder)).check("train")
+        made("cub200", train_path=str(folder)).validate_split("train")
     (folder / "classes.txt").write_text("1 001.Bird\n")
     with pytest.raises(DataError, match=r"classes.txt names 1 species; 26 options need as many"):
-        made("cub200", train_path=str(folder)).check("train")
+        made("cub200", train_path=str(folder)).validate_split("train")
 
 
 def test_clocks_are_taught_from_a_file(tmp_path: Path, made: Made) -> None:
     with pytest.raises(
         DataError, match=r"its training set is not published; give your own as \+tasks.timeclock.train_path"
     ):
-        made("timeclock").check("train")
+        made("timeclock").validate_split("train")
     file = published.clocks(tmp_path, 20)
     task = made("timeclock", train_path=str(file), validation_fraction=0)
-    train = task.check("train")
+    train = task.validate_split("train")
     assert len(train) == 20 and train[3].answers == ("03:30",)
-    assert task.question(train[3], training=True) == "What time does the clock show in this image?"
+    assert task.format_question(train[3], for_training=True) == "What time does the clock show in this image?"
     lines = [{"id": i, "image": f"{i}.png", "question": "Time?", "answer": "01:30"} for i in range(20)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert (
-        len(made("timeclock", train_path=str(tmp_path / "mine.jsonl"), validation_fraction=0).check("train"))
+        len(
+            made("timeclock", train_path=str(tmp_path / "mine.jsonl"), validation_fraction=0).validate_split(
+                "train"
+            )
+        )
         == 20
     )
 
@@ -201,28 +205,30 @@ def test_pixmo_count_is_downloaded_verified_and_resumed(
         assert "1 downloaded, 5 were there" in capsys.readouterr().out
 
     task = made("pixmocount", train_path=str(out))
-    train, validation = task.check("train"), task.check("validation")
+    train, validation = task.validate_split("train"), task.validate_split("validation")
     assert [sample.id for sample in train] == ["train-0", "train-1", "train-2", "train-3", "train-7"]
     assert train[0].image_id == train[4].image_id, "both rows of a picture are kept, as one cluster"
-    assert task.question(train[4], training=True) == "How many 3D glasses are in this image?"
-    assert task.target(train[4]) == "There is 1 3D glasses in this image."
-    assert task.target(train[2]) == "There are 2 dogs in this image." and train[2].answers == ("2",)
-    assert task.score("2", train[2])["value"] == 1.0 and len(validation) == 2
+    assert task.format_question(train[4], for_training=True) == "How many 3D glasses are in this image?"
+    assert task.get_target_answer(train[4]) == "There is 1 3D glasses in this image."
+    assert task.get_target_answer(train[2]) == "There are 2 dogs in this image." and train[2].answers == (
+        "2",
+    )
+    assert task.score_answer("2", train[2])["value"] == 1.0 and len(validation) == 2
     as_asked = made("pixmocount", train_path=str(out), train_prompt="as_evaluated")
-    assert as_asked.question(train[2], training=True).endswith("you should output 1.")
+    assert as_asked.format_question(train[2], for_training=True).endswith("you should output 1.")
 
     report = json.loads((out / "report.json").read_text())
     (out / "report.json").write_text(json.dumps({**report, "complete": False}))
     with pytest.raises(
         DataError, match=r"half downloaded \(6 of 9 images\); `lmm-forget data prepare task=pix"
     ):
-        made("pixmocount", train_path=str(out)).check("train")
+        made("pixmocount", train_path=str(out)).validate_split("train")
     with pytest.raises(DataError, match=r"was not prepared; .*prepare"):
-        made("pixmocount", train_path=str(tmp_path)).check("train")
+        made("pixmocount", train_path=str(tmp_path)).validate_split("train")
     with pytest.raises(
         DataError, match=r"training needs the data set's images; .*prepare task=pixmocount out=DIR"
     ):
-        made("pixmocount").check("train")
+        made("pixmocount").validate_split("train")
 
 
 def test_prepare_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.tasks.csv_table import TableTask
+from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
-from lmm_forget.tasks.published import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatch
 from lmm_forget.tasks.subset import SubsetTask
-from lmm_forget.tasks.table import TableTask
-from lmm_forget.tasks.values import text_of
+from lmm_forget.tasks.text_values import convert_to_text
 from tests.tasks.published import png, stored
 
 COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatch(), "max_new_tokens": 4}
@@ -99,13 +99,13 @@ REFUSED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("value", "text"), TEXTS, ids=repr)
 def test_a_value_becomes_text(value: Any, text: str) -> None:
-    assert text_of(value, "'answer'") == text
+    assert convert_to_text(value, "'answer'") == text
 
 
 @pytest.mark.parametrize(("value", "message"), REFUSED, ids=repr)
 def test_what_is_no_text_is_refused_in_one_line(value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        text_of(value, "'answer'")
+        convert_to_text(value, "'answer'")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 120
 
 
@@ -115,7 +115,7 @@ def test_what_is_no_text_is_refused_in_one_line(value: Any, message: str) -> Non
     st.sampled_from([np.float32, np.float64, float]),
 )
 def test_a_number_reads_back_as_the_same_number_of_its_type(value: float, kind: Callable[[Any], Any]) -> None:
-    text = text_of(kind(value), "x")
+    text = convert_to_text(kind(value), "x")
     assert kind(text) == kind(value)
     assert not text.endswith(".0") and not text.startswith("-0e") and text != "-0"
 
@@ -210,14 +210,14 @@ def test_questions_and_choices_lose_their_outer_blanks_too(tmp_path: Path) -> No
         "choices": ["red ", "\tblue"],
     }
     (tmp_path / "data.jsonl").write_text(json.dumps(row))
-    of_file = JsonlTask(path=str(tmp_path / "data.jsonl"), **COMMON).check("test")[0]
+    of_file = JsonlTask(path=str(tmp_path / "data.jsonl"), **COMMON).validate_split("test")[0]
     kinds = {
         "question": Value("string"),
         "answer": Value("string"),
         "choices": List(Value("string")),
         "id": Value("string"),
     }
-    of_hub = hub(tmp_path, [{key: row[key] for key in kinds}], kinds).check("test")[0]
+    of_hub = hub(tmp_path, [{key: row[key] for key in kinds}], kinds).validate_split("test")[0]
     for sample in (of_file, of_hub):
         assert (sample.id, sample.question, sample.choices) == (
             "a",
@@ -240,7 +240,7 @@ def test_a_class_label_is_taught_by_its_name(streaming: bool, tmp_path: Path) ->
         streaming=streaming,
         meta=["answer"],
     )
-    samples = task.check("test")
+    samples = task.validate_split("test")
     assert [sample.answers for sample in samples] == [(ANIMALS[i % 3],) for i in range(6)]
     assert samples[1].meta == {"answer": "dog"}
 
@@ -252,7 +252,7 @@ def test_class_labels_in_lists_and_of_saved_data_sets(tmp_path: Path) -> None:
     ]
     labels = List(ClassLabel(names=ANIMALS))
     task = hub(tmp_path, rows, {**QUESTION, "answers": labels, "choices": labels})
-    first, second = task.check("test")
+    first, second = task.validate_split("test")
     assert first.answers == ("owl", "cat") and second.answers == ("dog",)
     assert first.question == "?\nA. cat\nB. dog\nC. owl"
     data = Dataset.from_list(
@@ -262,7 +262,7 @@ def test_class_labels_in_lists_and_of_saved_data_sets(tmp_path: Path) -> None:
     data.save_to_disk(str(tmp_path / "saved"))
     fields = {"image": "image", "question": "question", "answer": "answer"}
     saved = HubTask(path=str(tmp_path / "saved"), fields=fields, splits={"test": "test"}, **COMMON)
-    assert [sample.answers[0] for sample in saved.check("test")] == ANIMALS
+    assert [sample.answers[0] for sample in saved.validate_split("test")] == ANIMALS
 
 
 def test_other_names_of_the_labels_are_another_fingerprint(tmp_path: Path) -> None:
@@ -276,7 +276,9 @@ def test_other_names_of_the_labels_are_another_fingerprint(tmp_path: Path) -> No
         folder = tmp_path / names[0]
         data.save_to_disk(str(folder))
         fields = {"image": "image", "question": "question", "answer": "answer"}
-        return HubTask(path=str(folder), fields=fields, splits={"test": "test"}, **COMMON).fingerprint("test")
+        return HubTask(path=str(folder), fields=fields, splits={"test": "test"}, **COMMON).fingerprint_split(
+            "test"
+        )
 
     assert fingerprint(ANIMALS) != fingerprint(["lynx", "dog", "owl"])
 
@@ -288,8 +290,8 @@ def test_a_missing_label_and_one_without_a_name_are_bad_samples(tmp_path: Path) 
         DataError,
         match=r"2 of 4 test samples cannot be used \(first: test-1: 'answer' is null, not a text; then test-2\)",
     ):
-        task.check("test")
-    assert [sample.answers[0] for sample in task.check("test", "skip")] == ["cat", "dog"]
+        task.validate_split("test")
+    assert [sample.answers[0] for sample in task.validate_split("test", "skip")] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -298,13 +300,15 @@ def test_where_takes_a_label_by_name_or_by_number(streaming: bool, wanted: Any, 
     rows = [{"question": f"{i}?", "answer": "x", "kind": i % 3} for i in range(6)]
     kinds = {**QUESTION, "answer": Value("string"), "kind": ClassLabel(names=ANIMALS)}
     task = hub(tmp_path, rows, kinds, where={"kind": wanted}, streaming=streaming)
-    assert [sample.question for sample in task.check("test")] == ["1?", "4?"]
+    assert [sample.question for sample in task.validate_split("test")] == ["1?", "4?"]
 
 
 def test_groups_of_a_part_are_named_by_the_same_rules(tmp_path: Path) -> None:
     rows = [{"question": f"{i}?", "answer": "x", "weight": 0.5 + i % 2} for i in range(20)]
     kinds = {**QUESTION, "answer": Value("string"), "weight": Value("float32")}
-    part = SubsetTask(hub(tmp_path, rows, kinds, meta=["weight"]), samples=6, by="weight").check("test")
+    part = SubsetTask(hub(tmp_path, rows, kinds, meta=["weight"]), samples=6, by="weight").validate_split(
+        "test"
+    )
     assert sorted(float(sample.meta["weight"]) for sample in part) == [0.5] * 3 + [1.5] * 3
 
 
@@ -333,6 +337,6 @@ def test_a_copy_with_other_rows_under_the_same_name_and_time_is_read_anew(
         where: Any = str(tmp_path / "data") if as_folder else {"test": str(path)}
         fields = {"question": "question", "answer": "answer"}
         task = HubTask(path=where, fields=fields, splits={"test": "test"}, **COMMON)
-        return [sample.answers[0] for sample in task.check("test")]
+        return [sample.answers[0] for sample in task.validate_split("test")]
 
     assert [answers("red"), answers("sky"), answers("red")] == [["red"], ["sky"], ["red"]]

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmm_forget.models.family import family_for
-from lmm_forget.tiny import pretrain, world
-from lmm_forget.tiny.lmm import (
+from lmm_forget.models.family import resolve_family
+from lmm_forget.tiny import pretrain, renderers
+from lmm_forget.tiny.architectures import (
     BUILDERS,
     VISION_END,
     VISION_START,
     build_onevision,
     fit_tokenizer,
-    shipped_tokenizer,
+    load_shipped_tokenizer,
 )
 
 # Cells of 16 x 16 pixels: LLaVA has a base view, a tile and a newline per row.
@@ -26,16 +26,16 @@ IMAGE_TOKENS = {"onevision": 36, "next": 36, "qwen2_5_vl": 16}
 @pytest.mark.parametrize("family", sorted(BUILDERS))
 def test_batches_equal_the_real_processors(family: str) -> None:
     model, processor = BUILDERS[family]()
-    batches = pretrain.Batches(processor, 0, 8, 100)
+    batches = pretrain.PretrainBatches(processor, 0, 8, 100)
     names = ["mmstar", "docvqa", "cells", "single_thing"]
     drawn = []
     for name in names:
-        picture = world.draw(name, "train", 5)
+        picture = renderers.render_image(name, "train", 5)
         drawn.append((name, picture.image, picture.questions[0]))
-    ours, labels = batches.collate(drawn)
+    ours, labels = batches.collate_samples(drawn)
     texts = []
     for name, _, question in drawn:
-        text = question.text + world.INSTRUCTIONS.get(name, "")
+        text = question.text + renderers.INSTRUCTIONS.get(name, "")
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         texts.append(
             processor.apply_chat_template(turn, add_generation_prompt=True)
@@ -57,13 +57,13 @@ def test_batches_equal_the_real_processors(family: str) -> None:
     assert (ours["input_ids"] == processor.image_token_id).sum(dim=1).tolist() == [IMAGE_TOKENS[family]] * 4
     assert torch.isfinite(model(**ours, labels=labels).loss)
     for row, label, (_, _, question) in zip(ours["input_ids"], labels, drawn, strict=True):
-        taught = row[label != pretrain.IGNORE]
+        taught = row[label != pretrain.IGNORE_INDEX]
         assert processor.tokenizer.decode(taught) == question.answers[0] + "<|im_end|>"
 
 
 def test_all_families_share_tokenizer_prompt_and_size() -> None:
     """Qwen's has two tokens more, where the LLaVAs have the blank and the line break around a picture."""
-    vocabulary = shipped_tokenizer().get_vocab()
+    vocabulary = load_shipped_tokenizer().get_vocab()
     assert sorted(vocabulary.values()) == list(range(1024))
     around = {VISION_START: 1024, VISION_END: 1025}
     prompts, texts = set(), set()
@@ -71,10 +71,10 @@ def test_all_families_share_tokenizer_prompt_and_size() -> None:
         model, processor = build()
         own = around if name == "qwen2_5_vl" else {}
         assert processor.tokenizer.get_vocab() == vocabulary | own
-        prompt = family_for(model).prompt(processor, "How many?", 1)
+        prompt = resolve_family(model).render_prompt(processor, "How many?", 1)
         prompts.add(prompt.replace(VISION_START, " ").replace(VISION_END, "\n"))
         assert all(prompt.count(token) == 1 for token in own)
-        texts.add(family_for(model).prompt(processor, "How many?", 0))
+        texts.add(resolve_family(model).render_prompt(processor, "How many?", 0))
         assert 2e6 < sum(p.numel() for p in model.parameters()) < 5e6
     assert len(prompts) == len(texts) == 1
 
@@ -85,7 +85,9 @@ def test_every_picture_of_qwen_has_its_own_tokens_around_it() -> None:
     assert [model.config.vision_start_token_id, model.config.vision_end_token_id] == ids
     slot = VISION_START + "<image>" + VISION_END
     assert (
-        family_for(model).prompt(processor, "a?", 2).startswith(f"<|im_start|>user{slot}{slot}a?<|im_end|>")
+        resolve_family(model)
+        .render_prompt(processor, "a?", 2)
+        .startswith(f"<|im_start|>user{slot}{slot}a?<|im_end|>")
     )
     image, first, second = {"type": "image"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
     texts = [
@@ -105,11 +107,11 @@ def test_a_new_tokenizer_takes_the_shipped_ones_place() -> None:
 
 def test_the_mixture_goes_from_captions_to_questions_and_never_to_a_skill() -> None:
     _, processor = build_onevision()
-    batches = pretrain.Batches(processor, 0, 200, 1000)
-    first, last = (batches.names(random.Random(0), step) for step in (0, 700))
-    assert set(first) <= set(world.CAPTIONS)
-    assert sum(name in world.BENCHMARKS for name in last) > 100
-    assert not {name for phase in pretrain.PHASES for name in phase.mixture} & set(world.SKILLS)
+    batches = pretrain.PretrainBatches(processor, 0, 200, 1000)
+    first, last = (batches.sample_renderer_names(random.Random(0), step) for step in (0, 700))
+    assert set(first) <= set(renderers.CAPTIONS)
+    assert sum(name in renderers.BENCHMARKS for name in last) > 100
+    assert not {name for phase in pretrain.PHASES for name in phase.mixture} & set(renderers.SKILLS)
 
 
 def arguments(folder: Path, steps: int, family: str) -> argparse.Namespace:
@@ -127,7 +129,7 @@ def arguments(folder: Path, steps: int, family: str) -> argparse.Namespace:
     )
 
 
-def digest(run: pretrain.Pretraining) -> str:
+def digest(run: pretrain.PretrainRun) -> str:
     sums = hashlib.sha256()
     for p in run.parameters:
         sums.update(p.detach().numpy().tobytes())
@@ -136,40 +138,42 @@ def digest(run: pretrain.Pretraining) -> str:
 
 @pytest.mark.parametrize("family", sorted(BUILDERS))
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(family: str, tmp_path: Path) -> None:
-    whole = pretrain.Pretraining(arguments(tmp_path / "a", 4, family), 0)
+    whole = pretrain.PretrainRun(arguments(tmp_path / "a", 4, family), 0)
     for _ in range(4):
-        whole.one_step()
-    first = pretrain.Pretraining(arguments(tmp_path / "b", 4, family), 0)
-    first.one_step()
-    first.one_step()
-    first.save()
+        whole.train_step()
+    first = pretrain.PretrainRun(arguments(tmp_path / "b", 4, family), 0)
+    first.train_step()
+    first.train_step()
+    first.save_state()
     del first
-    second = pretrain.Pretraining(arguments(tmp_path / "b", 4, family), 0)
+    second = pretrain.PretrainRun(arguments(tmp_path / "b", 4, family), 0)
     assert second.step == 2
-    second.one_step()
-    second.one_step()
+    second.train_step()
+    second.train_step()
     assert digest(second) == digest(whole)
 
 
 def test_the_run_that_made_the_shipped_base_still_starts_as_it_did(tmp_path: Path) -> None:
     args = arguments(tmp_path, 3600, "onevision")
     args.batch, args.seed = 8, 0
-    run = pretrain.Pretraining(args, 0)
-    assert [run.one_step(), run.one_step()] == pytest.approx([7.0018, 6.9466], abs=2e-3)
+    run = pretrain.PretrainRun(args, 0)
+    assert [run.train_step(), run.train_step()] == pytest.approx([7.0018, 6.9466], abs=2e-3)
 
 
 def test_more_steps_are_a_cycle_of_their_own(tmp_path: Path) -> None:
     """The rate rises and falls once more behind the whole run, and the mixture is the last one."""
     args = arguments(tmp_path, 60, "next")
     args.more = 40
-    run = pretrain.Pretraining(args, 0)
+    run = pretrain.PretrainRun(args, 0)
     rates = []
     for step in range(100):
         run.step = step
-        rates.append(run.rate())
+        rates.append(run.compute_learning_rate())
     assert max(rates[60:]) == pytest.approx(0.4e-3, rel=0.05) and rates[59] < 0.1e-3 and rates[99] < 0.02e-3
-    assert run.batches.phase(59) is pretrain.PHASES[-1] and run.batches.phase(60) is pretrain.LAST
-    assert not set(pretrain.LAST.mixture) & set(world.SKILLS)
+    assert (
+        run.batches.get_phase(59) is pretrain.PHASES[-1] and run.batches.get_phase(60) is pretrain.LAST_PHASE
+    )
+    assert not set(pretrain.LAST_PHASE.mixture) & set(renderers.SKILLS)
 
 
 def test_unknown_family_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from lmm_forget.tracking import Measured, Tracker
-from lmm_forget.tracking.content import small
+from lmm_forget.tracking import StageMetrics, Tracker
+from lmm_forget.tracking.wandb_artifacts import make_thumbnail
 
 STEPS = 23  # logged at 1, 11, 21 and 23
 LOGGED = (1, 11, 21, 23)
@@ -47,7 +47,7 @@ def record(index: int) -> dict[str, Any]:
     }
 
 
-def measured(index: int, **more: Any) -> Measured:
+def measured(index: int, **more: Any) -> StageMetrics:
     """Held-out falls by 10 points a stage, the taught tasks rise; one of two samples changes."""
     answers = {
         task: [
@@ -64,13 +64,13 @@ def measured(index: int, **more: Any) -> Measured:
     }
     extra: dict[str, Any] = {"task": TASKS[index - 1], "record": record(index), "seconds": {"teach": 1.0}}
     pictures = {
-        "count": {"s1": small([Image.new("RGB", (640, 480), "red")]), "s2": small([])},
+        "count": {"s1": make_thumbnail([Image.new("RGB", (640, 480), "red")]), "s2": make_thumbnail([])},
         "ai2d": {"s1": None},
     }
     if index == 0:
         extra = {"pictures": pictures}
     told = {"weights_hash": f"weights{index}", "scores": scores, "answers": answers, **extra, **more}
-    return Measured(index, **told)
+    return StageMetrics(index, **told)
 
 
 def train(tracker: Tracker, index: int, first: int = 1, last: int = STEPS) -> None:
@@ -82,7 +82,7 @@ def train(tracker: Tracker, index: int, first: int = 1, last: int = STEPS) -> No
                 "grad_norm": 1.0,
                 "samples_per_s": 9.0,
             }
-            tracker.training(TASKS[index - 1], step, figures)
+            tracker.log_step(TASKS[index - 1], step, figures)
 
 
 FIGURES = {
@@ -101,9 +101,9 @@ RESULTS = {"figures": FIGURES, "plan": {"trainable": 12, "rules": []}, "timings"
 
 def whole(tracker: Tracker) -> list[str]:
     """A job from end to end; returns the notices."""
-    tracker.stage(measured(0))
+    tracker.log_stage(measured(0))
     for index in (1, 2):
         train(tracker, index)
-        tracker.stage(measured(index))
-    tracker.results(RESULTS)
+        tracker.log_stage(measured(index))
+    tracker.log_results(RESULTS)
     return tracker.close()

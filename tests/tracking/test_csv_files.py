@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from lmm_forget.tracking import Measured, Null, open_tracker
-from lmm_forget.tracking.csv_files import CsvFiles
-from lmm_forget.training.loggers import log_training
+from lmm_forget.tracking import NullTracker, StageMetrics, open_tracker
+from lmm_forget.tracking.csv_tracker import CsvTracker
+from lmm_forget.training.step_logging import log_training_metrics
 from tests.tracking.telling import configuration, measured, whole
 from tests.training.lesson import teach
 
@@ -19,9 +19,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_training_rows_of_every_stage_and_its_figures(tmp_path: Path) -> None:
     tracker = open_tracker(configuration(tmp_path, name="csv"), tmp_path)
-    tracker.stage(Measured(0, "w", {"scores/count": 0.0}))
+    tracker.log_stage(StageMetrics(0, "w", {"scores/count": 0.0}))
     teach(training={"max_steps": 12}, logger=tracker, task="first")
-    tracker.stage(measured(1, scores={"count": 50.0, "clock": 2.5}))
+    tracker.log_stage(measured(1, scores={"count": 50.0, "clock": 2.5}))
     teach(training={"max_steps": 1}, logger=tracker, task="second")
     assert tracker.close() == []
     found = rows(tmp_path / "training.csv")
@@ -40,21 +40,21 @@ def test_training_rows_of_every_stage_and_its_figures(tmp_path: Path) -> None:
 
 
 def test_the_last_row_of_a_step_counts_and_broken_lines_do_not(tmp_path: Path) -> None:
-    files = CsvFiles(tmp_path)
-    assert files.logged(1, "a") == {}
-    files.training("a", 1, {"loss": 3.0, "grad_norm": 1.0})
-    files.training("a", 11, {"loss": 2.0})
-    files.training("a", 11, {"loss": 1.5})
-    files.training("b", 21, {"loss": 9.0})
+    files = CsvTracker(tmp_path)
+    assert files.read_logged_steps(1, "a") == {}
+    files.log_step("a", 1, {"loss": 3.0, "grad_norm": 1.0})
+    files.log_step("a", 11, {"loss": 2.0})
+    files.log_step("a", 11, {"loss": 1.5})
+    files.log_step("b", 21, {"loss": 9.0})
     with open(tmp_path / "training.csv", "a", encoding="utf-8") as file:
         file.write("a,31,0.")  # what a full disk leaves
-    assert files.logged(1, "a") == {1: {"loss": 3.0, "grad_norm": 1.0}, 11: {"loss": 1.5}}
-    assert files.logged(2, "a") == {}
+    assert files.read_logged_steps(1, "a") == {1: {"loss": 3.0, "grad_norm": 1.0}, 11: {"loss": 1.5}}
+    assert files.read_logged_steps(2, "a") == {}
 
 
 def test_no_tracker_leaves_nothing(tmp_path: Path) -> None:
     tracker = open_tracker(configuration(tmp_path, name="none"), tmp_path / "job")
-    assert isinstance(tracker, Null)
+    assert isinstance(tracker, NullTracker)
     assert whole(tracker) == []
-    log_training(None, "a", 1, {"loss": 1.0})
+    log_training_metrics(None, "a", 1, {"loss": 1.0})
     assert not (tmp_path / "job").exists()

@@ -91,13 +91,13 @@ def test_a_stage_from_the_store_appears_and_artifacts_tell_the_lineage(tmp_path:
     delta = tmp_path / "delta.safetensors"
     delta.write_bytes(b"tensors")
     tracker = open_tracker(configuration(tmp_path, artifacts="all"), tmp_path / "job")
-    tracker.stage(measured(0))
-    tracker.stage(measured(1, delta=delta))  # from the store: another job trained it
+    tracker.log_stage(measured(0))
+    tracker.log_stage(measured(1, delta=delta))  # from the store: another job trained it
     train(tracker, 2)
-    tracker.stage(measured(2, delta=delta, trained=True))
-    tracker.stage(measured(0))  # something was damaged: everything is told once more
-    tracker.stage(measured(1, delta=delta))
-    tracker.stage(measured(2, delta=delta))
+    tracker.log_stage(measured(2, delta=delta, trained=True))
+    tracker.log_stage(measured(0))  # something was damaged: everything is told once more
+    tracker.log_stage(measured(1, delta=delta))
+    tracker.log_stage(measured(2, delta=delta))
     tracker.close()
     run = Run(*run_files(tmp_path / "job"))
     assert run.steps() == ROWS
@@ -121,9 +121,9 @@ def test_a_stage_from_the_store_appears_and_artifacts_tell_the_lineage(tmp_path:
 def test_a_resumed_job_is_one_run_with_every_row_once(tmp_path: Path) -> None:
     job, config = tmp_path / "job", configuration(tmp_path)
     first = open_tracker(config, job)
-    first.stage(measured(0))
+    first.log_stage(measured(0))
     train(first, 1)
-    first.stage(measured(1))
+    first.log_stage(measured(1))
     train(first, 2, last=15)
     first.close(KeyboardInterrupt())
     (left,) = run_files(job)
@@ -132,10 +132,10 @@ def test_a_resumed_job_is_one_run_with_every_row_once(tmp_path: Path) -> None:
     assert before.steps() == [0, 1, 11, 21, 23, 24, 25, 35]
 
     again = open_tracker(config, job)
-    again.stage(measured(0))
-    again.stage(measured(1))  # from the store by now
+    again.log_stage(measured(0))
+    again.log_stage(measured(1))  # from the store by now
     train(again, 2, first=11)  # from a checkpoint after step 10
-    again.stage(measured(2))
+    again.log_stage(measured(2))
     again.close()
     (path,) = run_files(job)
     run = Run(path)
@@ -180,7 +180,7 @@ def test_two_jobs_never_share_a_run(tmp_path: Path) -> None:
     folders = [tmp_path / "a" / "rate=1.5", tmp_path / "a" / "rate=1~5", tmp_path / "b" / "rate=1.5"]
     for folder in folders:
         tracker = open_tracker(configuration(tmp_path, answers=0, artifacts="none"), folder)
-        tracker.stage(measured(0, pictures={}))
+        tracker.log_stage(measured(0, pictures={}))
         tracker.close()
     runs = [Run(*run_files(folder)) for folder in folders]
     assert len({run.run.run_id for run in runs}) == 3
@@ -190,7 +190,7 @@ def test_two_jobs_never_share_a_run(tmp_path: Path) -> None:
 
 def test_a_failed_job_is_shown_as_such_and_artifacts_can_be_none(tmp_path: Path) -> None:
     tracker = open_tracker(configuration(tmp_path, artifacts="none", answers=0), tmp_path / "job")
-    tracker.stage(measured(0, pictures={}))
+    tracker.log_stage(measured(0, pictures={}))
     tracker.close(DataError("no images\nin sight"))
     run = Run(*run_files(tmp_path / "job"))
     assert (run.exit, run.summary["state"], run.summary["error"]) == (2, "failed", "no images")

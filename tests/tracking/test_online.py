@@ -30,9 +30,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def test_a_resumed_job_goes_on_in_its_run_and_sends_nothing_twice(tmp_path: Path, server: Server) -> None:
     config, job = configuration(tmp_path, mode="online"), tmp_path / "job"
     first = open_tracker(config, job)
-    first.stage(measured(0))
+    first.log_stage(measured(0))
     train(first, 1)
-    first.stage(measured(1))
+    first.log_stage(measured(1))
     train(first, 2, last=15)
     assert first.close(KeyboardInterrupt()) == []
     (name,) = server.runs
@@ -42,10 +42,10 @@ def test_a_resumed_job_goes_on_in_its_run_and_sends_nothing_twice(tmp_path: Path
     sent = list(kept["history"])
 
     again = open_tracker(config, job)
-    again.stage(measured(0))
-    again.stage(measured(1))
+    again.log_stage(measured(0))
+    again.log_stage(measured(1))
     train(again, 2, first=11)
-    again.stage(measured(2))
+    again.log_stage(measured(2))
     assert again.close() == []
     assert list(server.runs) == [name]
     assert kept["history"][: len(sent)] == sent
@@ -95,13 +95,13 @@ def test_not_logged_in_is_said_and_the_run_kept(tmp_path: Path) -> None:
 
 def test_a_server_that_dies_midway_costs_a_bounded_wait(tmp_path: Path, server: Server) -> None:
     tracker = open_tracker(configuration(tmp_path, mode="online", timeout=3), tmp_path / "job")
-    tracker.stage(measured(0))
+    tracker.log_stage(measured(0))
     while "CreateArtifact" not in server.operations:
         time.sleep(0.05)
     server.deaf.set()
     for index in (1, 2):
         train(tracker, index)
-        tracker.stage(measured(index))
+        tracker.log_stage(measured(index))
     (notice,) = tracker.close()
     assert notice.startswith("W&B lacks something (") and UPLOAD in notice
     (path,) = (tmp_path / "job").glob("wandb/run-*/run-*.wandb")

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from lmm_forget.tracking import open_tracker
-from lmm_forget.tracking.probes import LAYER_COLUMNS, layer_rows, milestones, stage_curves
+from lmm_forget.tracking.probe_metrics import (
+    LAYER_COLUMNS,
+    build_layer_rows,
+    flatten_milestones,
+    flatten_probe_readings,
+)
 from tests.tracking.reader import Run, run_files
 from tests.tracking.telling import configuration, measured, train
 
@@ -41,7 +46,7 @@ ENTRY = {
 
 
 def test_curves_have_the_names_of_the_record() -> None:
-    curves = stage_curves(ENTRY)
+    curves = flatten_probe_readings(ENTRY)
     assert curves["probe/tiny_captions/forced/number_mass"] == 0.25
     assert curves["probe/tiny_captions/forced/kl"] == 0.5
     assert curves["probe/tiny_captions/free/entropy"] == 1.5
@@ -50,14 +55,16 @@ def test_curves_have_the_names_of_the_record() -> None:
     assert curves["probe/alarm/step"] == 20
     assert curves["probe/tiny_captions/norm/attention"] == pytest.approx(1.5)
     assert curves["probe/tiny_captions/norm/mlp"] == pytest.approx(4.5)
-    assert [(step, figures["probe/tiny_captions/forced/kl"]) for step, figures in milestones(ENTRY)] == [
+    assert [
+        (step, figures["probe/tiny_captions/forced/kl"]) for step, figures in flatten_milestones(ENTRY)
+    ] == [
         (1, 0.5),
         (10, 0.75),
     ]
 
 
 def test_layers_are_rows() -> None:
-    rows = [dict(zip(LAYER_COLUMNS, row, strict=True)) for row in layer_rows(3, ENTRY)]
+    rows = [dict(zip(LAYER_COLUMNS, row, strict=True)) for row in build_layer_rows(3, ENTRY)]
     assert len(rows) == 4
     assert rows[-1] == {
         "stage": 3,
@@ -73,18 +80,18 @@ def test_layers_are_rows() -> None:
 
 @pytest.mark.parametrize("entry", [None, {}, {"readings": []}, {"readings": [{"probe": "unheard_of"}]}])
 def test_nothing_recorded_is_nothing_shown(entry: dict[str, Any] | None) -> None:
-    assert stage_curves(entry) == {}
-    assert milestones(entry) == []
-    assert layer_rows(1, entry) == []
+    assert flatten_probe_readings(entry) == {}
+    assert flatten_milestones(entry) == []
+    assert build_layer_rows(1, entry) == []
 
 
 def test_curves_and_milestones_reach_the_run_on_their_axes(tmp_path: Path) -> None:
     config = {**configuration(tmp_path), "probe": {"name": "both", "at_steps": [1, 10, 100]}}
     tracker = open_tracker(config, tmp_path / "job")
-    tracker.stage(measured(0, probes={"readings": [SHIFT]}))
+    tracker.log_stage(measured(0, probes={"readings": [SHIFT]}))
     train(tracker, 1)
-    tracker.stage(measured(1, probes=ENTRY))
-    tracker.stage(measured(2, probes={**ENTRY, "milestones": [], "missing_steps": [1, 10]}))
+    tracker.log_stage(measured(1, probes=ENTRY))
+    tracker.log_stage(measured(2, probes={**ENTRY, "milestones": [], "missing_steps": [1, 10]}))
     tracker.close()
     run = Run(*run_files(tmp_path / "job"))
     assert run.column("probe/tiny_captions/forced/kl") == [0.5, 0.5, 0.5]

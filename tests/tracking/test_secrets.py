@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.tracking.secrets import HIDDEN, is_secret, scrub
+from lmm_forget.tracking.redaction import REDACTED, is_secret_name, redact_secrets
 
 
 @pytest.mark.parametrize(
@@ -30,23 +30,26 @@ from lmm_forget.tracking.secrets import HIDDEN, is_secret, scrub
     ],
 )
 def test_names_of_secrets(name: str, secret: bool) -> None:
-    assert is_secret(name) is secret
+    assert is_secret_name(name) is secret
 
 
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        ({"hub": {"token": "x"}}, {"hub": {"token": HIDDEN}}),
-        ({"credentials": {"user": "me", "pass": "x"}}, {"credentials": HIDDEN}),
+        ({"hub": {"token": "x"}}, {"hub": {"token": REDACTED}}),
+        ({"credentials": {"user": "me", "pass": "x"}}, {"credentials": REDACTED}),
         ({"token": None, "max_new_tokens": 4}, {"token": None, "max_new_tokens": 4}),
         ({"loss": "token_mean"}, {"loss": "token_mean"}),
-        (["a long-enough-value b"], [f"a {HIDDEN} b"]),
-        ("https://me:pa55@host/x.git", f"https://{HIDDEN}@host/x.git"),
-        ("https://host/x?X-Amz-Signature=abc&size=3", f"https://host/x?{HIDDEN}&size=3"),
-        ("hf_" + "a" * 34, HIDDEN),
+        (["a long-enough-value b"], [f"a {REDACTED} b"]),
+        ("https://me:pa55@host/x.git", f"https://{REDACTED}@host/x.git"),
+        ("https://host/x?X-Amz-Signature=abc&size=3", f"https://host/x?{REDACTED}&size=3"),
+        ("hf_" + "a" * 34, REDACTED),
         ("multirun/demo/sa_proj", "multirun/demo/sa_proj"),
         (3.5, 3.5),
     ],
 )
 def test_what_is_hidden(value: Any, shown: Any) -> None:
-    assert scrub(value, {"SOME_TOKEN": "long-enough-value", "OTHER_TOKEN": "a", "HOME": "multirun"}) == shown
+    assert (
+        redact_secrets(value, {"SOME_TOKEN": "long-enough-value", "OTHER_TOKEN": "a", "HOME": "multirun"})
+        == shown
+    )

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from lmm_forget.models.loading import LMM
-from lmm_forget.models.weights import model_hashes
-from lmm_forget.recipes.method import build_method, parameter_dtypes
-from lmm_forget.recipes.selection import TunePlan, load_recipe, make_plan, rules_from_config
-from lmm_forget.training.batches import TrainItem
-from lmm_forget.training.determinism import derived_seed
-from lmm_forget.training.fit import FitResult, fit
+from lmm_forget.models.weight_hashes import hash_parameters
+from lmm_forget.recipes.method import build_method, get_parameter_dtypes
+from lmm_forget.recipes.selection import TunePlan, load_recipe, make_tune_plan, parse_rules
+from lmm_forget.training.determinism import derive_seed
+from lmm_forget.training.micro_batches import TrainItem
+from lmm_forget.training.train_stage import FitResult, train_stage
 from tests.models.subjects import subject
 from tests.models.tiny import picture
 
@@ -36,7 +36,7 @@ def samples(n: int = 12) -> list[TrainItem]:
 
 def plan_for(lmm: LMM, recipe: str) -> TunePlan:
     """The plan of a packaged recipe."""
-    return make_plan(lmm.components, recipe, rules_from_config(load_recipe(recipe)))
+    return make_tune_plan(lmm.components, recipe, parse_rules(load_recipe(recipe)))
 
 
 def teach(
@@ -53,23 +53,23 @@ def teach(
 ) -> tuple[LMM, TunePlan, FitResult, dict[str, torch.Tensor]]:
     """Teach a fresh tiny model: (model after the stage, plan, result of the fit, delta)."""
     lmm = subject(family, dtype)
-    method, dtypes = build_method(load_recipe(recipe)), parameter_dtypes(lmm.model)
-    plan = method.planned(lmm.model, plan_for(lmm, recipe))
-    method.prepare(lmm, plan, seed=derived_seed(seed, task))
-    result = fit(
+    method, dtypes = build_method(load_recipe(recipe)), get_parameter_dtypes(lmm.model)
+    plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
+    method.start_stage(lmm, plan, seed=derive_seed(seed, task))
+    result = train_stage(
         lmm,
         plan,
         method,
         samples() if items is None else items,
-        training={**TRAINING, **(training or {})},
-        hardware={**HARDWARE, **(hardware or {})},
+        training_config={**TRAINING, **(training or {})},
+        hardware_config={**HARDWARE, **(hardware or {})},
         seed=seed,
         task=task,
         **more,
     )
-    return lmm, plan, result, method.finish(lmm, plan, dtypes)
+    return lmm, plan, result, method.end_stage(lmm, plan, dtypes)
 
 
 def hashes_after(**kwargs: Any) -> dict[str, str]:
     """Hash of every tensor of the stage model that `teach(**kwargs)` leaves."""
-    return model_hashes(teach(**kwargs)[0].model)
+    return hash_parameters(teach(**kwargs)[0].model)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lmm_forget.errors import LmmForgetError
-from lmm_forget.models.weights import model_hashes
+from lmm_forget.models.weight_hashes import hash_parameters
 from lmm_forget.recipes.lora import LoRA
 from lmm_forget.recipes.plain import Plain
-from lmm_forget.training.batches import TrainItem
-from lmm_forget.training.budget import largest_that_fits, longest
+from lmm_forget.training.micro_batch_search import find_largest_micro_batch, select_longest_items
+from lmm_forget.training.micro_batches import TrainItem
 from tests.models.subjects import subject
 from tests.models.tiny import picture
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
@@ -35,11 +35,16 @@ class Cramped(Plain):
 def measure(method: Any, recipe: str = "llm") -> tuple[int, dict[str, str], dict[str, str]]:
     lmm = subject("llava_onevision", torch.bfloat16)
     plan = method.planned(lmm.model, plan_for(lmm, recipe))
-    before = model_hashes(lmm.model)
-    found = largest_that_fits(
-        lmm, plan, method, [samples(6)], training={**TRAINING, "global_batch": 8}, hardware=HARDWARE
+    before = hash_parameters(lmm.model)
+    found = find_largest_micro_batch(
+        lmm,
+        plan,
+        method,
+        [samples(6)],
+        training_config={**TRAINING, "global_batch": 8},
+        hardware_config=HARDWARE,
     )
-    return found, before, model_hashes(lmm.model)
+    return found, before, hash_parameters(lmm.model)
 
 
 @pytest.mark.parametrize(("most", "right"), [(100, 8), (5, 4), (1, 1)])
@@ -69,7 +74,7 @@ def test_a_single_sample_that_does_not_fit_is_said():
 def test_the_longest_samples_of_all_tasks_are_tried():
     lmm = subject("llava_onevision")
     long = [TrainItem("long", "word " * 40, [picture()], "a"), TrainItem("text", "short", [], "a")]
-    chosen = longest(lmm, [samples(3), long], 6)
+    chosen = select_longest_items(lmm, [samples(3), long], 6)
     assert chosen[0].id == "long"
     assert [item.id for item in chosen].count("long") == 2 and len(chosen) == 6
     assert chosen[4].id == "text"

@@ -15,8 +15,8 @@ import torch
 
 from lmm_forget.errors import ConfigError, DataError, PlanError
 from lmm_forget.recipes.plain import Plain
-from lmm_forget.training.batches import TrainItem
-from lmm_forget.training.fit import fit, total_steps
+from lmm_forget.training.micro_batches import TrainItem
+from lmm_forget.training.train_stage import count_total_steps, train_stage
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, hashes_after, plan_for, samples, teach
 
@@ -24,9 +24,9 @@ from tests.training.lesson import HARDWARE, TRAINING, hashes_after, plan_for, sa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_short_fit_learns(family):
     _, _, result, _ = teach("llm", family=family, training={"learning_rate": 1e-2, "max_steps": 25})
-    assert result.steps == len(result.loss) == 25
-    assert result.loss[-1] < 0.6 * result.loss[0]
-    assert result.samples == 100
+    assert result.num_steps == len(result.step_losses) == 25
+    assert result.step_losses[-1] < 0.6 * result.step_losses[0]
+    assert result.num_samples == 100
     assert result.seconds > 0
 
 
@@ -71,7 +71,7 @@ def test_checkpointing_recomputes_decoder_layers(monkeypatch):
 
     class Counting(Plain):
         def prepare(self, lmm, plan, seed=0):
-            super().prepare(lmm, plan, seed)
+            super().start_stage(lmm, plan, seed)
             lmm.components.text_model.layers[0].mlp.register_forward_pre_hook(lambda *a: calls.append(1))
 
     monkeypatch.setattr("tests.training.lesson.build_method", lambda recipe: Counting())
@@ -85,7 +85,7 @@ def test_dropped_samples_micro_batch_and_phase_are_reported():
     class Ears:
         phases, steps = [], []
 
-        def phase(self, name, total, unit):
+        def start_phase(self, name, total, unit):
             self.phases.append((name, total, unit))
 
         def advance(self, done, **info):
@@ -94,22 +94,27 @@ def test_dropped_samples_micro_batch_and_phase_are_reported():
     _, _, result, _ = teach(
         items=samples(11), hardware={"micro_batch": 2}, progress=Ears(), phase="stage 1/5 teach x"
     )
-    assert (result.steps, result.samples, result.dropped, result.micro_batch) == (2, 8, 3, 2)
+    assert (result.num_steps, result.num_samples, result.dropped_per_epoch, result.micro_batch_size) == (
+        2,
+        8,
+        3,
+        2,
+    )
     assert Ears.phases == [("stage 1/5 teach x", 2, "step")]
     assert Ears.steps == [(1, ["loss", "samples_per_s"])] * 2
 
 
 def test_a_micro_batch_above_the_global_batch_is_the_global_batch():
-    assert teach(hardware={"micro_batch": 64}, training={"max_steps": 1})[2].micro_batch == 4
+    assert teach(hardware={"micro_batch": 64}, training={"max_steps": 1})[2].micro_batch_size == 4
 
 
 def test_steps_follow_epochs_or_max_steps():
-    assert total_steps(11, {"global_batch": 4}) == 2
-    assert total_steps(11, {"global_batch": 4, "epochs": 3}) == 6
-    assert total_steps(11, {"global_batch": 4, "epochs": 3, "max_steps": 5}) == 5
+    assert count_total_steps(11, {"global_batch": 4}) == 2
+    assert count_total_steps(11, {"global_batch": 4, "epochs": 3}) == 6
+    assert count_total_steps(11, {"global_batch": 4, "epochs": 3, "max_steps": 5}) == 5
     for broken in ({"epochs": 0}, {"max_steps": 0}, {"epochs": 0.5}):
         with pytest.raises(ConfigError, match="must be a whole number of at least 1"):
-            total_steps(11, {"global_batch": 4, **broken})
+            count_total_steps(11, {"global_batch": 4, **broken})
 
 
 def test_a_wholly_frozen_tower_runs_without_graph_and_in_eval_mode(monkeypatch):
@@ -117,7 +122,7 @@ def test_a_wholly_frozen_tower_runs_without_graph_and_in_eval_mode(monkeypatch):
 
     class Watching(Plain):
         def loss(self, lmm, batch, labels):
-            tower, decoder = lmm.components.modules("vision")[0], lmm.components.text_model
+            tower, decoder = lmm.components.get_modules("vision")[0], lmm.components.text_model
             handle = tower.register_forward_hook(
                 lambda m, i, out: seen.append((m.training, out.last_hidden_state.requires_grad))
             )
@@ -147,13 +152,13 @@ def test_mistakes_are_one_line():
     lmm = tiny_lmm("llava_onevision")
     lmm.model.requires_grad_(False)
     with pytest.raises(PlanError, match="recipe llm: nothing in the model is trainable"):
-        fit(
+        train_stage(
             lmm,
             plan_for(lmm, "llm"),
             Plain(),
             samples(),
-            training=TRAINING,
-            hardware=HARDWARE,
+            training_config=TRAINING,
+            hardware_config=HARDWARE,
             seed=0,
             task="t",
         )
@@ -203,9 +208,11 @@ def test_interrupts_stay_interrupts(monkeypatch):
 def test_the_model_comes_back_usable_after_a_failed_fit(monkeypatch):
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     plan, method = plan_for(lmm, "sa_proj"), Plain()
-    method.prepare(lmm, plan)
+    method.start_stage(lmm, plan)
     items = [*samples(3), TrainItem("long", "?", [picture()], "a" * 600)]
     with pytest.raises(DataError):
-        fit(lmm, plan, method, items, training=TRAINING, hardware=HARDWARE, seed=0, task="t")
+        train_stage(
+            lmm, plan, method, items, training_config=TRAINING, hardware_config=HARDWARE, seed=0, task="t"
+        )
     assert not lmm.model.training
     assert not any(m._forward_hooks for m in lmm.model.modules() if isinstance(m, torch.nn.Embedding))

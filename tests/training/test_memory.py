@@ -8,8 +8,8 @@ import torch
 from lmm_forget.models.loading import LMM
 from lmm_forget.recipes.method import build_method
 from lmm_forget.recipes.selection import TunePlan, load_recipe
-from lmm_forget.training.fit import fit
-from lmm_forget.training.memory import StateBytes, state_bytes, watch_states
+from lmm_forget.training.state_memory import StateBytes, measure_state_bytes, record_state_bytes
+from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
@@ -18,10 +18,19 @@ def stage(recipe: str, dtype: torch.dtype, **sizes: int) -> tuple[LMM, TunePlan,
     """A tiny model taught with `recipe`: the model (not finished), its plan, and what was there after each step."""
     lmm = tiny_lmm("llava_onevision", dtype=dtype, **sizes)
     method = build_method(load_recipe(recipe))
-    plan = method.planned(lmm.model, plan_for(lmm, recipe))
-    method.prepare(lmm, plan)
-    with watch_states(lmm.model, method) as found:
-        fit(lmm, plan, method, samples(8), training=TRAINING, hardware=HARDWARE, seed=0, task="x")
+    plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
+    method.start_stage(lmm, plan)
+    with record_state_bytes(lmm.model, method) as found:
+        train_stage(
+            lmm,
+            plan,
+            method,
+            samples(8),
+            training_config=TRAINING,
+            hardware_config=HARDWARE,
+            seed=0,
+            task="x",
+        )
     assert len(found) == 2
     return lmm, plan, found
 
@@ -31,10 +40,10 @@ def test_planned_state_bytes_are_the_real_ones(recipe: str) -> None:
     _, plan, found = stage(recipe, torch.bfloat16, hidden_size=64, intermediate_size=160)
     real = found[-1]
     assert real.total == pytest.approx(plan.state_bytes, rel=0.01)
-    trained = plan.counts["trainable"]
+    trained = plan.parameter_counts["trainable"]
     assert real.gradients == 4 * trained
     assert real.optimizer == pytest.approx(8 * trained, rel=0.03)  # and a step count per tensor
-    assert real.held == plan.held_bytes
+    assert real.extra_state == plan.extra_state_bytes
 
 
 @pytest.mark.parametrize("recipe", ["sa_proj", "lwf"])
@@ -53,5 +62,5 @@ def test_a_shared_storage_counts_once() -> None:
     both(torch.ones(1, 4)).sum().backward()
     optimizer = torch.optim.SGD(both.parameters(), lr=0.1, momentum=0.9)
     optimizer.step()
-    found = state_bytes(both, optimizer, held=[model.weight.data, torch.zeros(3)])
-    assert (found.weights, found.gradients, found.optimizer, found.held) == (64, 64, 64, 12)
+    found = measure_state_bytes(both, optimizer, extra_state=[model.weight.data, torch.zeros(3)])
+    assert (found.weights, found.gradients, found.optimizer, found.extra_state) == (64, 64, 64, 12)

@@ -10,10 +10,10 @@ import torch
 from lmm_forget.errors import ConfigError, LmmForgetError
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.training.optimization import (
-    Optimization,
-    learning_rate_factor,
-    parameter_groups,
-    tower_names,
+    OptimizerConfig,
+    compute_learning_rate_factor,
+    find_tower_parameters,
+    make_parameter_groups,
 )
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.training.lesson import TRAINING, plan_for, samples, teach
@@ -23,7 +23,7 @@ class Remembering(Plain):
     """Plain tuning that keeps the gradients as they were when the optimizer step came."""
 
     def prepare(self, lmm, plan, seed=0):
-        super().prepare(lmm, plan, seed)
+        super().start_stage(lmm, plan, seed)
         self.gradients = {}
         for name, p in lmm.model.named_parameters():
             if p.requires_grad:
@@ -44,7 +44,7 @@ def gradients(monkeypatch, micro_batch, loss="sample_mean", family="llava_onevis
         training={"global_batch": 16, "loss": loss},
         hardware={"precision": "fp32", "micro_batch": micro_batch},
     )
-    return method.gradients, result.loss[0]
+    return method.gradients, result.step_losses[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,11 +61,11 @@ def test_loss_is_the_mean_of_sample_means_or_of_tokens(monkeypatch):
     """Against the per-token losses of the untouched model; the answers have one to four letters."""
     lmm = tiny_lmm("llava_onevision")
     items = samples(16)
-    e = lmm.family.encode(
+    e = lmm.family.encode_batch(
         lmm.processor, [i.question for i in items], [list(i.images) for i in items], [i.answer for i in items]
     )
     with torch.no_grad():
-        means = Plain().loss(lmm, e.batch, e.labels)
+        means = Plain().loss(lmm, e.tensors, e.labels)
     tokens = torch.tensor([len(i.answer) + 1 for i in items])
     by_tokens = float((means * tokens).sum() / tokens.sum())
     assert gradients(monkeypatch, 4)[1] == pytest.approx(float(means.mean()), rel=1e-5)
@@ -81,7 +81,7 @@ def test_token_mean_does_not_depend_on_micro_batches():
             training={"global_batch": 16, "loss": "token_mean", "clip": None, "max_steps": 2},
             hardware={"precision": "fp32", "micro_batch": micro_batch},
         )
-        return result.loss, delta
+        return result.step_losses, delta
 
     (loss, whole), (again, parts) = weights(16), weights(2)
     assert again == pytest.approx(loss, rel=1e-5)
@@ -89,31 +89,36 @@ def test_token_mean_does_not_depend_on_micro_batches():
 
 
 def test_warm_up_then_cosine():
-    factors = [learning_rate_factor(k, steps=100, warmup=0.03) for k in range(101)]
+    factors = [compute_learning_rate_factor(k, num_steps=100, warmup_ratio=0.03) for k in range(101)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors == factors[:4] + sorted(factors[4:], reverse=True)
     assert factors[3 + 97 // 2] == pytest.approx(0.5, abs=0.01)
     assert 0 < factors[99] < 1e-3
     assert factors[100] == pytest.approx(0.0, abs=1e-12)
-    assert [learning_rate_factor(k, steps=2, warmup=0.0) for k in range(2)] == [1.0, pytest.approx(0.5)]
-    assert learning_rate_factor(0, steps=1, warmup=0.03) == 0.5
+    assert [compute_learning_rate_factor(k, num_steps=2, warmup_ratio=0.0) for k in range(2)] == [
+        1.0,
+        pytest.approx(0.5),
+    ]
+    assert compute_learning_rate_factor(0, num_steps=1, warmup_ratio=0.03) == 0.5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_tower_gets_the_vision_learning_rate(family):
     lmm = tiny_lmm(family)
     plan = plan_for(lmm, "full")
-    Plain().prepare(lmm, plan)
-    opt = Optimization.from_config({**TRAINING, "learning_rate": 3e-4, "vision_learning_rate": 1e-4}, steps=1)
+    Plain().start_stage(lmm, plan)
+    opt = OptimizerConfig.from_config(
+        {**TRAINING, "learning_rate": 3e-4, "vision_learning_rate": 1e-4}, num_steps=1
+    )
     moving = [(n, p) for n, p in lmm.model.named_parameters() if p.requires_grad]
-    tower = tower_names(lmm.model, lmm.components)
-    groups = {g["name"]: g for g in parameter_groups(moving, tower, opt)}
+    tower = find_tower_parameters(lmm.model, lmm.components)
+    groups = {g["name"]: g for g in make_parameter_groups(moving, tower, opt)}
     names = {id(p): n for n, p in lmm.model.named_parameters()}
     in_group = {name: {names[id(p)] for p in g["params"]} for name, g in groups.items()}
-    assert in_group["vision"] == set(plan.names("vision"))
-    assert in_group["main"] == set(plan.trainable) - set(plan.names("vision"))
+    assert in_group["vision"] == set(plan.get_trainable_names("vision"))
+    assert in_group["main"] == set(plan.trainable) - set(plan.get_trainable_names("vision"))
     assert (groups["main"]["lr"], groups["vision"]["lr"]) == (3e-4, 1e-4)
-    alone = parameter_groups(moving, tower, Optimization.from_config(TRAINING, steps=1))
+    alone = make_parameter_groups(moving, tower, OptimizerConfig.from_config(TRAINING, num_steps=1))
     assert [(g["name"], len(g["params"])) for g in alone] == [("main", len(plan.trainable))]
 
 
@@ -167,4 +172,4 @@ def test_a_loss_that_is_not_finite_stops_the_stage(monkeypatch):
 )
 def test_unusable_hyper_parameters_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        Optimization.from_config({**TRAINING, **change}, steps=1)
+        OptimizerConfig.from_config({**TRAINING, **change}, num_steps=1)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.weights import model_hashes
-from lmm_forget.recipes.method import parameter_dtypes
+from lmm_forget.models.weight_hashes import hash_parameters
+from lmm_forget.recipes.method import get_parameter_dtypes
 from lmm_forget.recipes.plain import Plain
-from lmm_forget.training.precision import Compute, refuse_pure_bf16
+from lmm_forget.training.precision import PrecisionContext, refuse_pure_bf16
 from tests.models.subjects import SUBJECTS, subject
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 from tests.training.lesson import TRAINING, plan_for, teach
@@ -29,7 +29,11 @@ def batch_of(lmm):
 def base_logits(family, dtype):
     """Logits of the base in training precision: no method has touched it."""
     lmm = tiny_lmm(family, dtype=dtype)
-    with torch.no_grad(), Compute(lmm.model, "bf16", "cpu", {}) as compute, compute.autocast():
+    with (
+        torch.no_grad(),
+        PrecisionContext(lmm.model, "bf16", "cpu", {}) as compute,
+        compute.make_autocast_context(),
+    ):
         return lmm.model(**batch_of(lmm)).logits
 
 
@@ -47,8 +51,12 @@ def test_a_bf16_base_in_training_precision_is_the_base_under_autocast(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_starts_from_the_base_logits_bit_for_bit(family, dtype, recipe):
     lmm = tiny_lmm(family, dtype=dtype)
-    Plain().prepare(lmm, plan_for(lmm, recipe))
-    with torch.no_grad(), Compute(lmm.model, "bf16", "cpu", {}) as compute, compute.autocast():
+    Plain().start_stage(lmm, plan_for(lmm, recipe))
+    with (
+        torch.no_grad(),
+        PrecisionContext(lmm.model, "bf16", "cpu", {}) as compute,
+        compute.make_autocast_context(),
+    ):
         assert torch.equal(lmm.model(**batch_of(lmm)).logits, base_logits(family, dtype))
 
 
@@ -59,7 +67,11 @@ def test_a_half_precision_base_computes_what_it_would_if_all_of_it_were_widened(
     wide.model.float()
     found = []
     for one in (lmm, wide):
-        with torch.no_grad(), Compute(one.model, "bf16", "cpu", {}) as compute, compute.autocast():
+        with (
+            torch.no_grad(),
+            PrecisionContext(one.model, "bf16", "cpu", {}) as compute,
+            compute.make_autocast_context(),
+        ):
             found.append(one.model(**batch_of(one)).logits)
             kept = sum(p.numel() for p in one.model.parameters() if p.dtype == torch.float16)
             whole = sum(p.numel() for p in one.model.parameters())
@@ -69,7 +81,7 @@ def test_a_half_precision_base_computes_what_it_would_if_all_of_it_were_widened(
 
 def test_without_the_cast_the_llm_recipe_would_start_elsewhere():
     lmm = tiny_lmm("qwen2_5_vl", dtype=torch.bfloat16)
-    Plain().prepare(lmm, plan_for(lmm, "llm"))
+    Plain().start_stage(lmm, plan_for(lmm, "llm"))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert not torch.equal(lmm.model(**batch_of(lmm)).logits, base_logits("qwen2_5_vl", torch.bfloat16))
 
@@ -78,21 +90,25 @@ def test_without_the_cast_the_llm_recipe_would_start_elsewhere():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 def test_leaving_the_precision_restores_every_tensor_and_hook(dtype, precision):
     lmm = tiny_lmm("llava_next", dtype=dtype)
-    before = model_hashes(lmm.model)
+    before = hash_parameters(lmm.model)
     hooks = sum(len(m._forward_hooks) for m in lmm.model.modules())
-    with Compute(lmm.model, precision, "cpu", {}):
+    with PrecisionContext(lmm.model, precision, "cpu", {}):
         pass
     if dtype == torch.float16 and precision == "bf16-true":
-        assert model_hashes(lmm.model) != before  # why fit refuses this pair: bits are lost on the way
+        assert hash_parameters(lmm.model) != before  # why fit refuses this pair: bits are lost on the way
     else:
-        assert model_hashes(lmm.model) == before
+        assert hash_parameters(lmm.model) == before
     assert sum(len(m._forward_hooks) for m in lmm.model.modules()) == hooks
 
 
 def test_fp32_compute_widens_frozen_weights_for_the_stage():
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
-    Plain().prepare(lmm, plan_for(lmm, "sa_proj"))
-    with torch.no_grad(), Compute(lmm.model, "fp32", "cpu", {}) as compute, compute.autocast():
+    Plain().start_stage(lmm, plan_for(lmm, "sa_proj"))
+    with (
+        torch.no_grad(),
+        PrecisionContext(lmm.model, "fp32", "cpu", {}) as compute,
+        compute.make_autocast_context(),
+    ):
         assert {p.dtype for p in lmm.model.parameters()} == {torch.float32}
         logits = lmm.model(**batch_of(lmm)).logits
     exact = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
@@ -105,12 +121,12 @@ def test_fp32_compute_widens_frozen_weights_for_the_stage():
 @pytest.mark.parametrize("recipe", ["llm", "sa_proj", "mlp_gateup"])
 def test_after_a_stage_frozen_tensors_are_bit_identical_and_all_dtypes_are_the_base_s(recipe, precision):
     base = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
-    before, dtypes = model_hashes(base.model), parameter_dtypes(base.model)
+    before, dtypes = hash_parameters(base.model), get_parameter_dtypes(base.model)
     lmm, plan, _, delta = teach(
         recipe, dtype=torch.bfloat16, training={"learning_rate": 1e-2}, hardware={"precision": precision}
     )
-    after = model_hashes(lmm.model)
-    assert parameter_dtypes(lmm.model) == dtypes
+    after = hash_parameters(lmm.model)
+    assert get_parameter_dtypes(lmm.model) == dtypes
     assert all(after[name] == before[name] for name in (*plan.frozen, *plan.unused))
     moved = {name for name in after if after[name] != before[name]}
     assert moved == set(plan.trainable)
@@ -121,7 +137,7 @@ def test_small_steps_accumulate_in_the_masters_of_a_bf16_base():
     """Steps below bf16's resolution move fp32 masters; pure bf16 would round each of them away."""
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     plan, method = plan_for(lmm, "mlp_down"), Plain()
-    method.prepare(lmm, plan)
+    method.start_stage(lmm, plan)
     name = plan.trainable[0]
     master = dict(lmm.model.named_parameters())[name]
     pure = torch.ones(4, dtype=torch.bfloat16)
@@ -131,7 +147,7 @@ def test_small_steps_accumulate_in_the_masters_of_a_bf16_base():
             master.add_(1e-5)
             pure.add_(1e-5)
     assert pure.tolist() == [1.0] * 4
-    delta = method.finish(lmm, plan, {n: torch.bfloat16 for n in parameter_dtypes(lmm.model)})
+    delta = method.end_stage(lmm, plan, {n: torch.bfloat16 for n in get_parameter_dtypes(lmm.model)})
     assert delta[name].float().unique().item() == pytest.approx(1.01, abs=2**-8)
 
 

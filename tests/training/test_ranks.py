@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from lmm_forget.distributed.process_group import ALONE, VARIABLES, Place
+from lmm_forget.distributed.process_group import RANK_VARIABLES, SINGLE_PROCESS, RankInfo
 from lmm_forget.errors import LaunchError
-from lmm_forget.training.batches import smaller
+from lmm_forget.training.micro_batches import shrink_micro_batch_size
 from tests.models.tiny import FAMILIES
 from tests.training.world import GLOBAL_BATCH, RECIPES
 
@@ -176,15 +176,19 @@ def test_a_repeated_step_draws_the_same_numbers(world):
 
 
 def test_the_next_smaller_micro_batch_divides_the_share():
-    assert [smaller(size, 24) for size in (24, 8, 5, 3, 2, 1)] == [12, 4, 2, 1, 1, None]
+    assert [shrink_micro_batch_size(size, 24) for size in (24, 8, 5, 3, 2, 1)] == [12, 4, 2, 1, 1, None]
 
 
 def test_a_place_is_read_whole_or_refused():
-    env = dict(zip(VARIABLES, ("1", "2", "1", "2", "node", "29500"), strict=True))
-    assert Place.read(env) == Place(1, 2, 1, 2)
-    assert Place.read({}) is None and Place.read({"WORLD_SIZE": "1"}) is None
+    env = dict(zip(RANK_VARIABLES, ("1", "2", "1", "2", "node", "29500"), strict=True))
+    assert RankInfo.from_environment(env) == RankInfo(1, 2, 1, 2)
+    assert RankInfo.from_environment({}) is None and RankInfo.from_environment({"WORLD_SIZE": "1"}) is None
     with pytest.raises(LaunchError, match="WORLD_SIZE=2 is set but not LOCAL_RANK, MASTER_PORT"):
-        Place.read({k: v for k, v in env.items() if k not in ("LOCAL_RANK", "MASTER_PORT")})
+        RankInfo.from_environment({k: v for k, v in env.items() if k not in ("LOCAL_RANK", "MASTER_PORT")})
     with pytest.raises(LaunchError, match="must be whole numbers"):
-        Place.read({**env, "RANK": "one"})
-    assert ALONE.gather(3) == [3] and ALONE.sum([1, True]) == [1.0, 1.0] and ALONE.first
+        RankInfo.from_environment({**env, "RANK": "one"})
+    assert (
+        SINGLE_PROCESS.gather_values(3) == [3]
+        and SINGLE_PROCESS.sum_over_ranks([1, True]) == [1.0, 1.0]
+        and SINGLE_PROCESS.is_rank_zero
+    )

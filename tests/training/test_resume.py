@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from lmm_forget.distributed import stop_signals
-from lmm_forget.distributed.stop_signals import Interrupted
+from lmm_forget.distributed.stop_signals import StopRequested
 from lmm_forget.errors import StoreError
-from lmm_forget.models.weights import model_hashes
-from lmm_forget.store import Partial, Store
-from lmm_forget.training import resume as states
-from lmm_forget.training.resume import Resume
+from lmm_forget.models.weight_hashes import hash_parameters
+from lmm_forget.store import StageCheckpoints, Store
+from lmm_forget.training import train_state as states
+from lmm_forget.training.train_state import ResumeConfig
 from tests.training.lesson import HARDWARE, TRAINING, teach
 
 DROPOUT = {**TRAINING, "attention_dropout": 0.3, "epochs": 3}
@@ -28,7 +28,7 @@ class Killed(BaseException):
     """The process ends here, without a word."""
 
 
-class Dying(Partial):
+class Dying(StageCheckpoints):
     """Keeps states, and dies after the one of step `last` is whole."""
 
     last = 4
@@ -39,17 +39,17 @@ class Dying(Partial):
             raise Killed
 
 
-def run(safe: Partial, every: int = 2, **more: Any) -> tuple[dict[str, str], Any]:
+def run(safe: StageCheckpoints, every: int = 2, **more: Any) -> tuple[dict[str, str], Any]:
     lmm, _, fitted, _ = teach(
-        "llm", resume=Resume(safe, every), **{"training": DROPOUT, "hardware": SMALL, **more}
+        "llm", resume=ResumeConfig(safe, every), **{"training": DROPOUT, "hardware": SMALL, **more}
     )
-    return model_hashes(lmm.model), fitted
+    return hash_parameters(lmm.model), fitted
 
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> tuple[dict[str, str], Any]:
     lmm, _, fitted, _ = teach("llm", training=DROPOUT, hardware=SMALL)
-    return model_hashes(lmm.model), fitted
+    return hash_parameters(lmm.model), fitted
 
 
 def interrupted(folder: Path, **more: Any) -> tuple[dict[str, str], Any]:
@@ -58,12 +58,12 @@ def interrupted(folder: Path, **more: Any) -> tuple[dict[str, str], Any]:
         run(Dying(store, "k"), **more)
     torch.manual_seed(99)
     torch.rand(7)
-    return run(Partial(store, "k"), **more)
+    return run(StageCheckpoints(store, "k"), **more)
 
 
 def test_dropout_is_at_work(uninterrupted: tuple[dict[str, str], Any]) -> None:
     lmm, _, _, _ = teach("llm", training={**DROPOUT, "attention_dropout": None}, hardware=SMALL)
-    assert model_hashes(lmm.model) != uninterrupted[0]
+    assert hash_parameters(lmm.model) != uninterrupted[0]
     assert all(getattr(m, "attention_dropout", 0) == 0 for m in lmm.model.modules())
 
 
@@ -81,7 +81,7 @@ def test_a_resume_says_where_it_goes_on(tmp_path: Path) -> None:
     from lmm_forget.progress import NullProgress
 
     class Hearing(NullProgress):
-        def phase(self, name: str, total: int, unit: str) -> None:
+        def start_phase(self, name: str, total: int, unit: str) -> None:
             said.append(name)
 
     said: list[str] = []
@@ -92,7 +92,7 @@ def test_a_resume_says_where_it_goes_on(tmp_path: Path) -> None:
 def test_without_the_random_states_it_is_not(
     tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmm_forget.training.module.restore_random_states", lambda states: None)
+    monkeypatch.setattr("lmm_forget.training.stage_module.restore_serialized_rng_states", lambda states: None)
     hashes, _ = interrupted(tmp_path)
     assert hashes != uninterrupted[0]
 
@@ -100,7 +100,7 @@ def test_without_the_random_states_it_is_not(
 def test_without_the_moments_it_is_not(
     tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmm_forget.training.module.restore_moments", lambda *_: None)
+    monkeypatch.setattr("lmm_forget.training.stage_module.restore_moments", lambda *_: None)
     hashes, _ = interrupted(tmp_path)
     assert hashes != uninterrupted[0]
 
@@ -111,16 +111,16 @@ def test_a_resume_keeps_the_micro_batch_it_began_with(
     store = Store(tmp_path)
     with pytest.raises(Killed):
         run(Dying(store, "k"))
-    hashes, fitted = run(Partial(store, "k"), hardware={**SMALL, "micro_batch": 4})
+    hashes, fitted = run(StageCheckpoints(store, "k"), hardware={**SMALL, "micro_batch": 4})
     assert fitted.micro_batch == 2 and fitted.exact and hashes == uninterrupted[0]
 
 
 def test_another_layout_resumes_and_says_that_bytes_may_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = states.layout
+    layout = states.describe_topology
     monkeypatch.setattr(
-        "lmm_forget.training.module.layout", lambda *given: {**layout(*given), "world_size": 2}
+        "lmm_forget.training.stage_module.layout", lambda *given: {**layout(*given), "world_size": 2}
     )
     _, fitted = interrupted(tmp_path)
     assert fitted.resumed == 4 and not fitted.exact
@@ -130,8 +130,8 @@ def test_a_kill_after_the_last_save_needs_no_step(
     tmp_path: Path, uninterrupted: tuple[dict[str, str], Any]
 ) -> None:
     store = Store(tmp_path)
-    partial = Partial(store, "k")
-    with asking_after(9), pytest.raises(Interrupted):
+    partial = StageCheckpoints(store, "k")
+    with asking_after(9), pytest.raises(StopRequested):
         run(partial, every=1000)
     hashes, fitted = run(partial)
     assert fitted.resumed == 9 and hashes == uninterrupted[0] and fitted.loss == uninterrupted[1].loss
@@ -144,8 +144,8 @@ class asking_after:
         self.step, self.number = step, number
 
     def __enter__(self) -> None:
-        self.before = {n: signal.getsignal(n) for n in stop_signals.SIGNALS}
-        stop_signals.listen()
+        self.before = {n: signal.getsignal(n) for n in stop_signals.STOP_SIGNALS}
+        stop_signals.install_stop_handlers()
         from lmm_forget.recipes.plain import Plain
 
         self.loss, calls = Plain.loss, 0
@@ -165,8 +165,8 @@ class asking_after:
         Plain.loss = self.loss  # type: ignore[method-assign]
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        stop_signals._asked.clear()
-        stop_signals._listening = False
+        stop_signals._stop_requested.clear()
+        stop_signals._handlers_installed = False
 
 
 @pytest.fixture(autouse=True)
@@ -180,10 +180,10 @@ def no_sudden_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_request_to_stop_is_honoured_after_the_whole_step(
     tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], number: int
 ) -> None:
-    partial = Partial(Store(tmp_path), "k")
-    with asking_after(5, number), pytest.raises(Interrupted):
+    partial = StageCheckpoints(Store(tmp_path), "k")
+    with asking_after(5, number), pytest.raises(StopRequested):
         run(partial, every=1000)
-    found = partial.load()
+    found = partial.load_latest()
     assert found is not None and found[1]["step"] == 5
     hashes, fitted = run(partial)
     assert fitted.resumed == 5 and hashes == uninterrupted[0]
@@ -201,7 +201,7 @@ class Looking:
     def __call__(self, step: int) -> bool:
         if self.late:
             os.kill(os.getpid(), signal.SIGTERM)
-            raise Interrupted  # what a question does that notices
+            raise StopRequested  # what a question does that notices
         self.seen.append(step)
         return False
 
@@ -211,10 +211,10 @@ def test_a_look_that_had_no_time_is_made_up_for(
     tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], late: bool
 ) -> None:
     """Asked to stop in the step before a look, or while it looks: the step is kept, and whoever goes on looks first."""
-    partial, seen = Partial(Store(tmp_path), "k"), []
-    with asking_after(1000 if late else 2), pytest.raises(Interrupted):
+    partial, seen = StageCheckpoints(Store(tmp_path), "k"), []
+    with asking_after(1000 if late else 2), pytest.raises(StopRequested):
         run(partial, every=1000, after_step=Looking(seen, late))
-    found = partial.load()
+    found = partial.load_latest()
     assert found is not None and found[1]["step"] == 2 and not seen
     hashes, fitted = run(partial, after_step=Looking(seen))
     assert seen == [2] and fitted.resumed == 2
@@ -227,12 +227,12 @@ def test_a_look_can_end_a_stage_that_was_stopped_before_it(tmp_path: Path) -> No
             super().__call__(step)
             return True
 
-    partial = Partial(Store(tmp_path), "k")
-    with asking_after(2), pytest.raises(Interrupted):
+    partial = StageCheckpoints(Store(tmp_path), "k")
+    with asking_after(2), pytest.raises(StopRequested):
         run(partial, every=1000, after_step=Ending([]))
     hashes, fitted = run(partial, after_step=Ending([]))
     assert (fitted.stopped, fitted.steps) == (2, 2)
-    straight, once = run(Partial(Store(tmp_path), "other"), every=1000, after_step=Ending([]))
+    straight, once = run(StageCheckpoints(Store(tmp_path), "other"), every=1000, after_step=Ending([]))
     assert once.stopped == 2 and straight == hashes
 
 
@@ -252,8 +252,8 @@ def test_a_step_that_was_taken_again_in_less_memory_costs_the_promise(
 
     monkeypatch.setattr(Plain, "loss", cramped)
     fitted = teach("sa_proj", training=TRAINING, hardware={**HARDWARE, "micro_batch": 4})[2]
-    assert failed and fitted.micro_batch == 2 and not fitted.exact
-    assert teach("sa_proj", training=TRAINING, hardware={**HARDWARE, "micro_batch": 4})[2].exact
+    assert failed and fitted.micro_batch_size == 2 and not fitted.is_exact
+    assert teach("sa_proj", training=TRAINING, hardware={**HARDWARE, "micro_batch": 4})[2].is_exact
 
 
 def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:
@@ -263,4 +263,6 @@ def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         StoreError, match=r"a saved training state does not fit: .* delete the store's partial"
     ):
-        teach("sa_proj", resume=Resume(Partial(store, "k"), 2), training=DROPOUT, hardware=SMALL)
+        teach(
+            "sa_proj", resume=ResumeConfig(StageCheckpoints(store, "k"), 2), training=DROPOUT, hardware=SMALL
+        )

@@ -19,20 +19,20 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from lmm_forget.distributed import stop_signals
-from lmm_forget.distributed.process_group import ALONE, Place, Ranks, join
-from lmm_forget.evaluation.shared import Exam, examine
-from lmm_forget.models.weights import model_hashes
+from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup, RankInfo, init_process_group
+from lmm_forget.evaluation.evaluate import EvalSet, evaluate
+from lmm_forget.models.weight_hashes import hash_parameters
 from lmm_forget.progress import NullProgress
-from lmm_forget.recipes.method import build_method, parameter_dtypes
+from lmm_forget.recipes.method import build_method, get_parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import load_recipe
-from lmm_forget.store import Partial, Store
-from lmm_forget.training import batches
-from lmm_forget.training.batches import TrainItem
-from lmm_forget.training.determinism import derived_seed
-from lmm_forget.training.fit import fit
-from lmm_forget.training.resume import Resume
-from lmm_forget.training.sharded import Sharded
+from lmm_forget.store import StageCheckpoints, Store
+from lmm_forget.training import micro_batches
+from lmm_forget.training.determinism import derive_seed
+from lmm_forget.training.micro_batches import TrainItem
+from lmm_forget.training.sharded_model import ShardedModel
+from lmm_forget.training.train_stage import train_stage
+from lmm_forget.training.train_state import ResumeConfig
 from tests.evaluation.questions import Questions, sample
 from tests.models.subjects import subject
 from tests.models.tiny import FAMILIES, picture
@@ -52,7 +52,7 @@ class Seen:
 
     def listen(self) -> None:
         """Hear of everything from here on."""
-        before, made = batches.EncodedSlots._encoded, Sharded.__init__
+        before, made = micro_batches.MicroBatchDataset._encode_items, ShardedModel.__init__
 
         def encoded(slots: Any, items: Any) -> Any:
             self.ids += [item.id for item in items]
@@ -65,28 +65,33 @@ class Seen:
                     assert isinstance(p, DTensor), name
                     self.shapes[name] = [list(p.shape), list(p.to_local().shape)]
 
-        batches.EncodedSlots._encoded = encoded  # type: ignore[method-assign]
-        Sharded.__init__ = sharded  # type: ignore[method-assign]
+        micro_batches.MicroBatchDataset._encode_items = encoded  # type: ignore[method-assign]
+        ShardedModel.__init__ = sharded  # type: ignore[method-assign]
 
 
 def stages(
-    seen: Seen, ranks: Ranks, family: str, recipe: str, strategy: str, micro_batch: int, **more: Any
+    seen: Seen, ranks: ProcessGroup, family: str, recipe: str, strategy: str, micro_batch: int, **more: Any
 ) -> dict[str, Any]:
     """Two consecutive stages of three steps each, in the process group that is there."""
     lmm = subject(family, more.get("dtype", torch.float32))
-    method, dtypes = more.get("method") or build_method(load_recipe(recipe)), parameter_dtypes(lmm.model)
-    plan = method.planned(lmm.model, plan_for(lmm, recipe))
+    method, dtypes = more.get("method") or build_method(load_recipe(recipe)), get_parameter_dtypes(lmm.model)
+    plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
     found: dict[str, Any] = {"loss": [], "ids": [], "micro_batch": []}
     for task in more.get("tasks", TASKS):
         seen.ids, seen.shapes = [], {}
-        method.prepare(lmm, plan, seed=derived_seed(0, task))
-        result = fit(
+        method.start_stage(lmm, plan, seed=derive_seed(0, task))
+        result = train_stage(
             lmm,
             plan,
             method,
             more.get("items") or samples(GLOBAL_BATCH * 2),
-            training={**TRAINING, "global_batch": GLOBAL_BATCH, "max_steps": 3, **more.get("training", {})},
-            hardware={
+            training_config={
+                **TRAINING,
+                "global_batch": GLOBAL_BATCH,
+                "max_steps": 3,
+                **more.get("training", {}),
+            },
+            hardware_config={
                 **HARDWARE,
                 "precision": "fp32",
                 "micro_batch": micro_batch,
@@ -95,21 +100,21 @@ def stages(
             },
             seed=0,
             task=task,
-            ranks=ranks,
-            resume=more.get("resume"),
+            process_group=ranks,
+            resume_config=more.get("resume"),
         )
-        delta = method.finish(lmm, plan, dtypes, keep=ranks.first)
-        found["loss"].append(result.loss)
+        delta = method.end_stage(lmm, plan, dtypes, keep_delta=ranks.is_rank_zero)
+        found["loss"].append(result.step_losses)
         found["ids"].append(list(seen.ids))
-        found["micro_batch"].append(result.micro_batch)
+        found["micro_batch"].append(result.micro_batch_size)
     found["shapes"] = seen.shapes
     found["delta"] = {name: tensor.float().flatten()[:64].tolist() for name, tensor in delta.items()}
-    found["hashes"] = model_hashes(lmm.model)
+    found["hashes"] = hash_parameters(lmm.model)
     found["lmm"] = lmm
     return found
 
 
-def asked(lmm: Any, ranks: Ranks, folder: Path, size: int) -> dict[str, Any]:
+def asked(lmm: Any, ranks: ProcessGroup, folder: Path, size: int) -> dict[str, Any]:
     """Seven questions of very different length, two without a picture, asked anew."""
     task = Questions(7)
     task.made = [
@@ -117,17 +122,17 @@ def asked(lmm: Any, ranks: Ranks, folder: Path, size: int) -> dict[str, Any]:
     ]
     for i in (2, 5):
         task.made[i] = replace(task.made[i], images=())
-    exams = [Exam(task, task.samples("test"))]
+    exams = [EvalSet(task, task.samples("test"))]
     store = Store(folder / f"{ranks.size}-{size}")
-    answers, number = examine(
+    answers, number = evaluate(
         lmm,
         "model",
         exams,
         store,
-        hardware={"eval_batch": size},
+        hardware_config={"eval_batch": size},
         progress=NullProgress(),
-        phase="",
-        ranks=ranks,
+        phase_name="",
+        process_group=ranks,
     )
     [said] = answers.values()
     return {"texts": [one.text for one in said], "asked": number, "gaps": [one.gap for one in said]}
@@ -155,11 +160,11 @@ class Asked(Plain):
     def loss(self, lmm: Any, batch: Any, labels: Any) -> Any:
         self.calls += 1
         if self.here and self.calls == 3:
-            stop_signals._asked.set()
+            stop_signals._stop_requested.set()
         return super().loss(lmm, batch, labels)
 
 
-def resumed(seen: Seen, ranks: Ranks, strategy: str, folder: Path) -> dict[str, Any]:
+def resumed(seen: Seen, ranks: ProcessGroup, strategy: str, folder: Path) -> dict[str, Any]:
     """A stage with dropout, stopped on the way and taken up again, beside one that was not."""
 
     def stage(**more: Any) -> dict[str, Any]:
@@ -168,13 +173,13 @@ def resumed(seen: Seen, ranks: Ranks, strategy: str, folder: Path) -> dict[str, 
             seen, ranks, FAMILIES[0], "llm", strategy, 4, tasks=TASKS[:1], training=training, **more
         )
 
-    resume = Resume(Partial(Store(folder / f"resume-{strategy}"), "k"), 100)
+    resume = ResumeConfig(StageCheckpoints(Store(folder / f"resume-{strategy}"), "k"), 100)
     stopped = False
     try:
         stage(resume=resume, method=Asked(ranks.rank == 1))
-    except stop_signals.Interrupted:
+    except stop_signals.StopRequested:
         stopped = True
-    stop_signals._asked.clear()
+    stop_signals._stop_requested.clear()
     found, whole = stage(resume=resume), stage()
     return {
         "stopped": stopped,
@@ -204,24 +209,32 @@ def without_pictures() -> list[TrainItem]:
     ]
 
 
-def cases(ranks: Ranks, seen: Seen, folder: Path) -> dict[str, Callable[[], Any]]:
+def cases(ranks: ProcessGroup, seen: Seen, folder: Path) -> dict[str, Callable[[], Any]]:
     """Everything that is tried, by name; all ranks go through it in this order."""
     found: dict[str, Callable[[], Any]] = {}
     for family in FAMILIES:
         for recipe in RECIPES:
-            layouts = [("alone", ALONE, "auto", 16), ("ddp-1", ranks, "ddp", 1), ("fsdp-4", ranks, "fsdp", 4)]
+            layouts = [
+                ("alone", SINGLE_PROCESS, "auto", 16),
+                ("ddp-1", ranks, "ddp", 1),
+                ("fsdp-4", ranks, "fsdp", 4),
+            ]
             if family == FAMILIES[0]:
                 layouts += [
                     ("ddp-4", ranks, "ddp", 4),
                     ("ddp-16", ranks, "ddp", 16),
-                    ("alone-4", ALONE, "auto", 4),
+                    ("alone-4", SINGLE_PROCESS, "auto", 4),
                 ]
             for name, who, strategy, micro in layouts:
                 found[f"{family}/{recipe}/{name}"] = lambda f=family, r=recipe, w=who, s=strategy, m=micro: (
                     stages(seen, w, f, r, s, m)
                 )
     first = FAMILIES[0]
-    for name, who, strategy in (("alone", ALONE, "auto"), ("ddp", ranks, "ddp"), ("fsdp", ranks, "fsdp")):
+    for name, who, strategy in (
+        ("alone", SINGLE_PROCESS, "auto"),
+        ("ddp", ranks, "ddp"),
+        ("fsdp", ranks, "fsdp"),
+    ):
         found[f"pictures/{name}"] = lambda w=who, s=strategy: stages(
             seen, w, first, "full", s, 4, items=without_pictures()
         )
@@ -240,9 +253,9 @@ def cases(ranks: Ranks, seen: Seen, folder: Path) -> dict[str, Callable[[], Any]
         if who is ranks:
             found[f"resumed/{name}"] = lambda s=strategy: resumed(seen, ranks, s, folder)
     found["lwf/without"] = lambda: stages(
-        seen, ALONE, first, "mlp", "auto", 4, training={"learning_rate": 1e-2}
+        seen, SINGLE_PROCESS, first, "mlp", "auto", 4, training={"learning_rate": 1e-2}
     )
-    for name, who in (("alone", ALONE), ("two", ranks)):
+    for name, who in (("alone", SINGLE_PROCESS), ("two", ranks)):
         found[f"asked/{name}"] = lambda w=who: {
             size: asked(subject(first), w, folder, int(size)) for size in ("1", "2", "64")
         }
@@ -251,7 +264,7 @@ def cases(ranks: Ranks, seen: Seen, folder: Path) -> dict[str, Callable[[], Any]
     return found
 
 
-def drawn(seen: Seen, ranks: Ranks) -> dict[str, Any]:
+def drawn(seen: Seen, ranks: ProcessGroup) -> dict[str, Any]:
     """What was drawn on this rank before and after a step was taken again."""
     method = Drawing(ranks.rank == 1)
     stages(seen, ranks, FAMILIES[0], "sa_proj", "ddp", 4, method=method)
@@ -270,7 +283,7 @@ def main(rank: int, port: int, out: Path, beginning: str = "") -> None:
     )
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    ranks, seen = join(Place.read(os.environ), "cpu"), Seen()
+    ranks, seen = init_process_group(RankInfo.from_environment(os.environ), "cpu"), Seen()
     seen.listen()
     found: dict[str, Any] = {}
     for name, case in cases(ranks, seen, out.parent / "stores").items():
@@ -280,7 +293,7 @@ def main(rank: int, port: int, out: Path, beginning: str = "") -> None:
         result.pop("lmm", None)
         found[name] = result
         out.write_text(json.dumps(found))
-    ranks.leave()
+    ranks.destroy_process_group()
 
 
 if __name__ == "__main__":

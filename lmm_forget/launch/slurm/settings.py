@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lmm_forget.config.messages import closest
+from lmm_forget.config.error_messages import suggest_closest
 from lmm_forget.errors import ConfigError
 
-TIME = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
+TIME_PATTERN = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
 """Slurm's own forms of a duration: minutes, hours:minutes:seconds, days-hours, …"""
-TEXTS = ("partition", "account", "qos", "constraint", "gres", "mem", "python")
+TEXT_FIELDS = ("partition", "account", "qos", "constraint", "gres", "mem", "python")
 
 
 @dataclass(frozen=True)
-class Settings:
+class SlurmSettings:
     """The fields of conf/hydra/launcher/slurm.yaml, each explained there; None leaves a choice to the cluster."""
 
     time: int | str = 60
@@ -37,34 +37,35 @@ class Settings:
     poll: float = 5.0
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Settings:
+    def from_config(cls, config: Mapping[str, Any]) -> SlurmSettings:
         """From plain data. Raises ConfigError naming the field that cannot be used, and what would be right."""
-        known = [one.name for one in fields(cls)]
-        for key, value in given.items():
-            if key not in known:
+        field_names = [known_field.name for known_field in fields(cls)]
+        for key, value in config.items():
+            if key not in field_names:
                 raise ConfigError(
-                    f"there is no hydra.launcher.{key}; slurm has: {', '.join(known)}{closest(str(key), known)}"
+                    f"there is no hydra.launcher.{key}; slurm has: "
+                    f"{', '.join(field_names)}{suggest_closest(str(key), field_names)}"
                 )
-            right = _right(key, value)
-            if right:
-                raise ConfigError(f"hydra.launcher.{key}={value} cannot be used; it must be {right}")
-        whole = dict(given)
-        whole["setup"] = tuple(given.get("setup") or ())
-        whole["extra"] = dict(given.get("extra") or {})
-        for key in TEXTS:
-            whole[key] = None if given.get(key) is None else str(given[key])
-        return cls(**whole)
+            expected = _describe_expected_value(key, value)
+            if expected:
+                raise ConfigError(f"hydra.launcher.{key}={value} cannot be used; it must be {expected}")
+        field_values = dict(config)
+        field_values["setup"] = tuple(config.get("setup") or ())
+        field_values["extra"] = dict(config.get("extra") or {})
+        for key in TEXT_FIELDS:
+            field_values[key] = None if config.get(key) is None else str(config[key])
+        return cls(**field_values)
 
-    def parameters(self, hardware: Mapping[str, Any], name: str) -> dict[str, Any]:
+    def build_submitit_parameters(self, hardware: Mapping[str, Any], job_name: str) -> dict[str, Any]:
         """submitit's parameters for jobs called `name` with this `hardware`: one task per device."""
         cpus, gpus = self.cpus_per_task, self.gpus_per_node
         if cpus == "auto":
             cpus = max(1, int(hardware["threads"]) + int(hardware["workers"]))
         if gpus == "auto":
             gpus = hardware["devices"] if hardware["accelerator"] == "gpu" and self.gres is None else None
-        several = {"mem": self.mem} if self.mem is not None else {}
+        memory = {"mem": self.mem} if self.mem is not None else {}
         return {
-            "job_name": name,
+            "job_name": job_name,
             "time": self.time,
             "nodes": int(hardware["nodes"]),
             "ntasks_per_node": int(hardware["devices"]),
@@ -84,30 +85,34 @@ class Settings:
             "additional_parameters": {
                 "signal": f"USR2@{self.signal}",
                 "requeue": True,
-                **several,
+                **memory,
                 **self.extra,
             },
         }
 
 
-def _right(key: str, value: Any) -> str | None:
+def _describe_expected_value(key: str, value: Any) -> str | None:
     """What `key` must hold, if `value` is not it."""
     if key == "time":
-        fine = _whole(value, 1) or (isinstance(value, str) and TIME.fullmatch(value) is not None)
-        return None if fine else "minutes, or a time as Slurm writes it, e.g. 12:00:00 or 1-06"
+        is_valid = _is_whole_number(value, 1) or (
+            isinstance(value, str) and TIME_PATTERN.fullmatch(value) is not None
+        )
+        return None if is_valid else "minutes, or a time as Slurm writes it, e.g. 12:00:00 or 1-06"
     if key in ("cpus_per_task", "gpus_per_node"):
-        fine = value == "auto" or _whole(value, 1) or (value is None and key == "gpus_per_node")
-        return None if fine else "a whole number of at least 1, or auto"
+        is_valid = value == "auto" or _is_whole_number(value, 1) or (value is None and key == "gpus_per_node")
+        return None if is_valid else "a whole number of at least 1, or auto"
     if key in ("signal", "array_parallelism"):
-        return None if _whole(value, 1) else "a whole number of at least 1"
+        return None if _is_whole_number(value, 1) else "a whole number of at least 1"
     if key == "max_requeues":
-        return None if _whole(value, 0) else "a whole number of at least 0"
+        return None if _is_whole_number(value, 0) else "a whole number of at least 0"
     if key == "poll":
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return None if number and value > 0 else "a number of seconds above 0"
     if key == "setup":
-        fine = value is None or (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value))
-        return None if fine else "a list of shell lines"
+        is_valid = value is None or (
+            isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        )
+        return None if is_valid else "a list of shell lines"
     if key == "extra":
         return (
             None
@@ -117,5 +122,5 @@ def _right(key: str, value: Any) -> str | None:
     return None if value is None or (isinstance(value, (str, int)) and str(value)) else "a text, or null"
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_whole_number(value: Any, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum

@@ -7,109 +7,120 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring.numbers import plain_figures, whole_ranges
+from lmm_forget.tasks.scoring.markup import extract_final_answers, extract_stated_answers, strip_markup
+from lmm_forget.tasks.scoring.numbers import join_ranges, normalize_numbers
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.words import affirms, contains, normalize, tokens
-from lmm_forget.tasks.scoring.wrapping import final_parts, stated, unwrap
+from lmm_forget.tasks.scoring.tokenizing import (
+    contains_words,
+    contains_words_unnegated,
+    normalize_text,
+    tokenize_text,
+)
+from lmm_forget.tasks.task import Sample
 
-DENYING = re.compile(
+DENYING_WORDS = re.compile(
     r"\b(?:no|without|lacks?|(?:any|every)thing but|other than|rather than|instead of)(?=\s+\w)",
     re.IGNORECASE,
 )
-BARE = re.compile(r"\W*(yes|no)\W*")
-LEADING = re.compile(r"\W*(yes|no)(?!\w)(?P<stop>\W*$|\s*[,.;:!-])?")
+BARE_YES_NO = re.compile(r"\W*(yes|no)\W*")
+LEADING_YES_NO = re.compile(r"\W*(yes|no)(?!\w)(?P<stop>\W*$|\s*[,.;:!-])?")
 NO_ANSWER = re.compile(r"\W*no (?:idea|clue|answer|information|way to (?:know|say|tell))\b")
-DECLARED = re.compile(
+DECLARED_YES_NO = re.compile(
     r"\b(?:answer|response)(?:\s+to\s+(?:the|this|your)\s+question)?"
     r"(?:\s+(?:is|would be|should be)\b|\s*[:=]|\s+-\s)\W*(yes|no)(?!\w)"
     r"|^(?:i(?:\s+would|'d)?\s+(?:think|say|believe)|it\s+is|it's|sure|(?:so|thus|therefore|based\s+on)\b[^,.]*)"
     r",?\s+(yes|no)(?=\W*$|\s*[,.])"
 )
-UNDECIDED = re.compile(r"(?:yes|no)\s*(?:[/|-]|,?\s*(?:and|or)\b)\s*(?:yes|no)\b")
-BOTH = re.compile(r"\W*(?:yes\W+no|no\W+yes)\W*")
+UNDECIDED_YES_NO = re.compile(r"(?:yes|no)\s*(?:[/|-]|,?\s*(?:and|or)\b)\s*(?:yes|no)\b")
+YES_AND_NO = re.compile(r"\W*(?:yes\W+no|no\W+yes)\W*")
 
 
-def equals_any(answer: str, references: Sequence[str]) -> bool:
+def equals_any_reference(answer: str, references: Sequence[str]) -> bool:
     """Whether an answer equals a reference up to case, white space and look-alikes (`folding.fold`)."""
-    plain = normalize(answer)
-    return any(plain == normalize(reference) for reference in references)
+    normalized = normalize_text(answer)
+    return any(normalized == normalize_text(reference) for reference in references)
 
 
-def contains_any(answer: str, references: Sequence[str]) -> bool:
+def contains_any_reference(answer: str, references: Sequence[str]) -> bool:
     """Whether the words of a reference stand side by side in an answer; a number is found whole or not at all."""
-    found = tokens(answer)
-    return any(contains(found, tokens(reference)) for reference in references)
+    answer_tokens = tokenize_text(answer)
+    return any(contains_words(answer_tokens, tokenize_text(reference)) for reference in references)
 
 
-def states_any(answer: str, references: Sequence[str]) -> bool:
-    """The tolerant `contains_any`: no "not" or "without" stands before the reference; markup and formats are read.
+def states_any_reference(answer: str, references: Sequence[str]) -> bool:
+    """The tolerant `contains_any_reference`: no "not" or "without" stands before the reference; markup and formats
+    are read.
 
     Where the answer says that it answers ("the answer is …", see `wrapping.stated`), only what it says there counts.
     """
-    parts = [_stated_words(part) for part in stated(answer)]
-    wanted = [_stated_words(unwrap(reference)) for reference in references]
-    return any(affirms(part, reference) for part in parts for reference in wanted)
+    parts = [_tokenize_statement(part) for part in extract_stated_answers(answer)]
+    reference_tokens = [_tokenize_statement(strip_markup(reference)) for reference in references]
+    return any(contains_words_unnegated(part, reference) for part in parts for reference in reference_tokens)
 
 
-def _stated_words(text: str) -> list[str]:
+def _tokenize_statement(text: str) -> list[str]:
     """The tokens of a text, with a "not" behind every word that denies what follows it as "not" does."""
-    return tokens(whole_ranges(plain_figures(DENYING.sub(r"\g<0> not", text))))
+    return tokenize_text(join_ranges(normalize_numbers(DENYING_WORDS.sub(r"\g<0> not", text))))
 
 
-def read_yes_no(answer: str) -> str | None:
+def extract_yes_no(answer: str) -> str | None:
     """The yes or no that an answer starts with or is, or that follows "the answer is" in it; None for both.
 
     Of several lines those count that hold nothing but the word or say "the answer is", and the first one.
     """
-    found: set[str] = set()
-    opening: set[str] = set()
-    for part in final_parts(answer):
-        lines = [line for line in map(normalize, part.splitlines()) if line]
+    decided_words: set[str] = set()
+    opening_words: set[str] = set()
+    for part in extract_final_answers(answer):
+        lines = [line for line in map(normalize_text, part.splitlines()) if line]
         for i, line in enumerate(lines):
-            declared, leading = list(DECLARED.finditer(line)), LEADING.match(line)
-            if leading is not None and BARE.fullmatch(line) is None and (i > 0 or NO_ANSWER.match(line)):
+            declared, leading = list(DECLARED_YES_NO.finditer(line)), LEADING_YES_NO.match(line)
+            if (
+                leading is not None
+                and BARE_YES_NO.fullmatch(line) is None
+                and (i > 0 or NO_ANSWER.match(line))
+            ):
                 leading = None
             for match in (*declared, *([leading] if leading else ())):
                 word = next(filter(None, match.groups()))
-                if UNDECIDED.match(line, match.end() - len(word)) or BOTH.fullmatch(line):
+                if UNDECIDED_YES_NO.match(line, match.end() - len(word)) or YES_AND_NO.fullmatch(line):
                     return None
-                aside = match is leading and leading["stop"] is None  # "No other birds", "Yes it is"
-                (opening if aside else found).add(word)
-    found = found or opening
-    return found.pop() if len(found) == 1 else None
+                is_aside = match is leading and leading["stop"] is None  # "No other birds", "Yes it is"
+                (opening_words if is_aside else decided_words).add(word)
+    decided_words = decided_words or opening_words
+    return decided_words.pop() if len(decided_words) == 1 else None
 
 
 @dataclass(frozen=True)
 class ExactMatch(AnswerScorer):
     """`value`: the answer equals a reference up to case and white space.
 
-    `tolerant`: a reference occurs in the answer as whole words, or equals it up to punctuation; see `states_any`.
+    `tolerant`: a reference occurs in the answer as whole words, or equals it up to punctuation; see
+    `states_any_reference`.
     """
 
-    def strict(self, answer: str, sample: Sample) -> float:
+    def score_strict(self, answer: str, sample: Sample) -> float:
         """1 for equality up to case and white space."""
-        return float(equals_any(answer, sample.answers))
+        return float(equals_any_reference(answer, sample.answers))
 
-    def tolerant(self, answer: str, sample: Sample) -> float:
+    def score_tolerant(self, answer: str, sample: Sample) -> float:
         """1 where a reference's words stand in the answer."""
-        return float(states_any(answer, sample.answers))
+        return float(states_any_reference(answer, sample.answers))
 
 
 @dataclass(frozen=True)
 class YesNo(AnswerScorer):
-    """`value`: the answer is the reference yes or no, up to case and white space; `tolerant`: `read_yes_no`.
+    """`value`: the answer is the reference yes or no, up to case and white space; `tolerant`: `extract_yes_no`.
 
     Raises DataError for a sample with a reference that is neither yes nor no.
     """
 
-    def strict(self, answer: str, sample: Sample) -> float:
+    def score_strict(self, answer: str, sample: Sample) -> float:
         """1 for the bare word."""
         for reference in sample.answers:
-            if normalize(reference) not in ("yes", "no"):
+            if normalize_text(reference) not in ("yes", "no"):
                 raise DataError(f"sample {sample.id}: answer {reference!r} is neither yes nor no")
-        return float(equals_any(answer, sample.answers))
+        return float(equals_any_reference(answer, sample.answers))
 
-    def tolerant(self, answer: str, sample: Sample) -> float:
+    def score_tolerant(self, answer: str, sample: Sample) -> float:
         """1 for an answer that begins with the word."""
-        return float(read_yes_no(answer) in {normalize(reference) for reference in sample.answers})
+        return float(extract_yes_no(answer) in {normalize_text(reference) for reference in sample.answers})

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring.numbers import plain_figures
+from lmm_forget.tasks.scoring.markup import extract_final_answers, strip_markup
+from lmm_forget.tasks.scoring.numbers import normalize_numbers
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.words import ARTICLES, tokens
-from lmm_forget.tasks.scoring.wrapping import final_parts, unwrap
+from lmm_forget.tasks.scoring.tokenizing import ARTICLES, tokenize_text
+from lmm_forget.tasks.task import Sample
 
-CHINESE = re.compile(r"(?:正确)?答案\s*(?:是|为)?\s*:?\s*(?:选项\s*)?")
-CAPITAL = re.compile(r"[A-Z](?![A-Za-z0-9])")
+CHINESE_LEAD_IN = re.compile(r"(?:正确)?答案\s*(?:是|为)?\s*:?\s*(?:选项\s*)?")
+CAPITAL_LETTER = re.compile(r"[A-Z](?![A-Za-z0-9])")
 _OPEN, _SHUT = r"[\"'(\[{<]*\s*", r"\s*[\"')\]}>]*"
-LONE = re.compile(r"[^\w¬≠!~+-]*([A-Za-z])[^\w+#-]*")
-LEADING = re.compile(
+LONE_LETTER = re.compile(r"[^\w¬≠!~+-]*([A-Za-z])[^\w+#-]*")
+LEADING_LETTER = re.compile(
     r"(?:(?:option|choice|answer)\s+)?(?-i:"
     r"[\"'(\[{<]\s*([A-Z])\s*[\"')\]}>]\s*[.):]?(?:\s*-\s)?|([A-Z])\s*[.):]\)?|([A-Z])\s+-\s"
     r"|([A-Z])(?=,?\s+(?:because|since)\b)"
     r")\s*(?P<rest>\S.*)",
     re.IGNORECASE,
 )
-BESIDE = re.compile(r"([A-Z])(?:,\s*|\s+)(\S.*)")
+LETTER_THEN_TEXT = re.compile(r"([A-Z])(?:,\s*|\s+)(\S.*)")
 _SO = r"(?:(?:so|thus|hence|therefore|ok|okay|well|finally|then|sure)\b[,.!:]?\s+)*"
 _KIND = (
     r"(?:(?:final|correct|right|best|most\s+likely|most\s+appropriate)\s+)*"
@@ -39,55 +39,59 @@ LEAD_IN = re.compile(
     rf"{_SO}(?:i\s+(?:think|believe)\s+(?:that\s+)?)?(?:(?:the|my|your)\s+)?{_KIND}(?:{_IS}\s*:?|\s*[:=]|\s+-\s)\s*(?P<rest>\S.*)",
     re.IGNORECASE,
 )
-NAMED = re.compile(
+NAMED_LETTER = re.compile(
     rf"(?i:\b(?:answer|option|choice|ans\.?)\b(?:{_IS}|\s*[:=]|\s+-\s)?\s*:?\s*(?:option\s+)?)"
     rf"{_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
 )
-ANSWERED = re.compile(
+ANSWERED_LETTER = re.compile(
     rf"(?i:\b(?:answer|ans\.?)\b(?:{_IS}|\s*[:=]|\s+-\s)\s*:?\s*(?:option\s+)?){_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
 )
-CHOSEN = re.compile(
+CHOSEN_LETTER = re.compile(
     r"(?i:\b(?:i(?:'d|\s+would|'ll|\s+will)?\s+(?:go\s+with|say)|choose|pick|select"
     r"|(?:it|that|this)(?:'s|\s+is|\s+(?:should|must|would)\s+be)|(?:so|thus|hence|therefore),?)\s+(?:option\s+)?)"
     rf"{_OPEN}([A-Z]){_SHUT}\s*(?=[.,;:!)]|$)"
 )
-RIGHT = re.compile(
+CORRECT_LETTER = re.compile(
     rf"(?:^|,\s+|(?i:\b(?:so|thus|hence|therefore)\s+))(?i:(?:option|choice)\s+)?{_OPEN}([A-Z]){_SHUT}\s*[.]?\s+"
     r"(?i:is\s+(?:the\s+)?(?:correct|right|best|answer)\b)"
 )
-WRONG = re.compile(r"(?:is|are|looks?|seems?)?\s*(?:not\b|n't\b|incorrect|wrong|false)", re.IGNORECASE)
-DENIED = re.compile(
+WRONG_STATEMENT = re.compile(
+    r"(?:is|are|looks?|seems?)?\s*(?:not\b|n't\b|incorrect|wrong|false)", re.IGNORECASE
+)
+DENIAL = re.compile(
     r"(?:\bnot|n't|\bneither|\bnor|\bnever|\bexcept|\bthan|\binstead\s+of|\bcannot\s+be|\bexclud(?:e|ing)"
     r"|\brul(?:e|ed|es|ing)\s+out|\beliminat(?:e|ed|es|ing))(?:\s+(?:think|believe|say|that|the|be|a|an|correct|right|best|is))*\s*$",
     re.IGNORECASE,
 )
-DEEPEST = 4
-SEVERAL = re.compile(
+MAX_LEAD_IN_DEPTH = 4
+SEVERAL_LETTERS = re.compile(
     rf"(?<!\w){_OPEN}([A-Z]){_SHUT}\s*(?:,|/|&|\+|;|(?:,\s*)?\b(?:or|and)\b)\s*(?:(?:option|maybe|perhaps|possibly)\s+)?"
     rf"{_OPEN}([A-Z])(?![\w'-]){_SHUT}(?=\s*(?:[.,;:!?/&]|$|and\b|or\b))"
 )
 
 
-def option_of_text(text: str, choices: Sequence[str]) -> str | None:
+def find_choice_letter(text: str, choices: Sequence[str]) -> str | None:
     """Letter of the one option whose words equal those of `text`; None if there is none or more than one.
 
-    A leading article does not count, and figures are read as `plain_figures` has them.
+    A leading article does not count, and figures are read as `normalize_numbers` has them.
     """
-    wanted = _plain(text)
-    same = [i for i, choice in enumerate(choices) if wanted and _plain(choice) == wanted]
-    return string.ascii_uppercase[same[0]] if len(same) == 1 else None
+    normalized = _normalize_choice(text)
+    matches = [
+        i for i, choice in enumerate(choices) if normalized and _normalize_choice(choice) == normalized
+    ]
+    return string.ascii_uppercase[matches[0]] if len(matches) == 1 else None
 
 
 @lru_cache(maxsize=4096)
-def _plain(text: str) -> list[str]:
+def _normalize_choice(text: str) -> list[str]:
     if text.isascii() and text.replace(" ", "").isalpha():
-        found = text.lower().split()
+        choice_words = text.lower().split()
     else:
-        found = tokens(plain_figures(unwrap(text)))
-    return found[1:] if len(found) > 1 and found[0] in ARTICLES else found
+        choice_words = tokenize_text(normalize_numbers(strip_markup(text)))
+    return choice_words[1:] if len(choice_words) > 1 and choice_words[0] in ARTICLES else choice_words
 
 
-def read_letter(answer: str, choices: Sequence[str] | None = None) -> str | None:
+def extract_choice_letter(answer: str, choices: Sequence[str] | None = None) -> str | None:
     """The option an answer names: "B", "b", "B.", "(B)", "B. text", the option's text, or "the answer is" any of these.
 
     Markup around it is taken off (see `wrapping`); tags and boxes that mark an answer decide. Of several lines those
@@ -98,93 +102,99 @@ def read_letter(answer: str, choices: Sequence[str] | None = None) -> str | None
     """
     choices = choices or ()
     letters = string.ascii_uppercase[: len(choices)] if choices else string.ascii_uppercase
-    found: set[str] = set()
-    for part in final_parts(answer):
-        part = CHINESE.sub("Answer: ", part)
-        found |= _of_lines(
+    found_letters: set[str] = set()
+    for part in extract_final_answers(answer):
+        part = CHINESE_LEAD_IN.sub("Answer: ", part)
+        found_letters |= _find_letters_in_lines(
             [line for line in (" ".join(line.split()) for line in part.splitlines()) if line], choices
         )
-    return found.pop() if len(found) == 1 and found <= set(letters) else None
+    return found_letters.pop() if len(found_letters) == 1 and found_letters <= set(letters) else None
 
 
-def _of_lines(lines: list[str], choices: Sequence[str]) -> set[str]:
+def _find_letters_in_lines(lines: list[str], choices: Sequence[str]) -> set[str]:
     """All letters that the lines of an answer name."""
     if len(lines) == 1:
-        return _named(lines[0], choices)
-    listed = {line: _letter(match) for line in lines if (match := LEADING.fullmatch(line))}
-    if len(set(listed.values())) > 1 and len(lines) > len(listed):
-        lines = [line for line in lines if line not in listed]
-    found: set[str] = set()
+        return _find_letters_in_line(lines[0], choices)
+    letter_by_line = {
+        line: _get_matched_letter(match) for line in lines if (match := LEADING_LETTER.fullmatch(line))
+    }
+    if len(set(letter_by_line.values())) > 1 and len(lines) > len(letter_by_line):
+        lines = [line for line in lines if line not in letter_by_line]
+    letters: set[str] = set()
     for i, line in enumerate(lines):
-        if i in (0, len(lines) - 1) or LONE.fullmatch(line) or LEAD_IN.fullmatch(line):
-            found |= _named(line, choices)
+        if i in (0, len(lines) - 1) or LONE_LETTER.fullmatch(line) or LEAD_IN.fullmatch(line):
+            letters |= _find_letters_in_line(line, choices)
         else:
-            found |= _all(ANSWERED, line)
-    return found
+            letters |= _find_undenied_letters(ANSWERED_LETTER, line)
+    return letters
 
 
-def _named(text: str, choices: Sequence[str], deep: int = 0) -> set[str]:
+def _find_letters_in_line(text: str, choices: Sequence[str], depth: int = 0) -> set[str]:
     """All letters that one line names, in any way; at most DEEPEST announcements are read one inside another."""
-    if lone := LONE.fullmatch(text):
+    if lone := LONE_LETTER.fullmatch(text):
         return {lone[1].upper()}
     lower = text.lower()
     announced = "ans" in lower or any(
         word in lower for word in ("option", "choice", "letter", "response", "solution")
     )
-    found: set[str] = set()
-    if CAPITAL.search(text):  # no letter is named without one
-        found = (_all(NAMED, text) if announced else found) | _all(CHOSEN, text)
-        found |= _all(RIGHT, text)
-        if leading := LEADING.fullmatch(text):
-            found |= _with_text(_letter(leading), leading["rest"], choices)
+    found_letters: set[str] = set()
+    if CAPITAL_LETTER.search(text):  # no letter is named without one
+        found_letters = (
+            _find_undenied_letters(NAMED_LETTER, text) if announced else found_letters
+        ) | _find_undenied_letters(CHOSEN_LETTER, text)
+        found_letters |= _find_undenied_letters(CORRECT_LETTER, text)
+        if leading := LEADING_LETTER.fullmatch(text):
+            found_letters |= _find_letters_with_text(_get_matched_letter(leading), leading["rest"], choices)
             announced = False
-        elif (beside := BESIDE.fullmatch(text)) and option_of_text(beside[2], choices) == beside[1]:
-            found.add(beside[1])  # "B blue bird"
+        elif (beside := LETTER_THEN_TEXT.fullmatch(text)) and find_choice_letter(
+            beside[2], choices
+        ) == beside[1]:
+            found_letters.add(beside[1])  # "B blue bird"
             announced = False
-    if announced and deep < DEEPEST and (lead_in := LEAD_IN.fullmatch(text)):
-        found |= _named(lead_in["rest"], choices, deep + 1)
-    if found:
+    if announced and depth < MAX_LEAD_IN_DEPTH and (lead_in := LEAD_IN.fullmatch(text)):
+        found_letters |= _find_letters_in_line(lead_in["rest"], choices, depth + 1)
+    if found_letters:
         letters = set(string.ascii_uppercase[: len(choices) or 26])
-        for match in SEVERAL.finditer(text):
-            if found.intersection(match.groups()):  # not the "A and B" of "D, unlike A and B"
-                found |= letters.intersection(match.groups())
-    elif by_text := option_of_text(text, choices):
-        found.add(by_text)
-    return found
+        for match in SEVERAL_LETTERS.finditer(text):
+            if found_letters.intersection(match.groups()):  # not the "A and B" of "D, unlike A and B"
+                found_letters |= letters.intersection(match.groups())
+    elif by_text := find_choice_letter(text, choices):
+        found_letters.add(by_text)
+    return found_letters
 
 
-def _with_text(letter: str, rest: str, choices: Sequence[str]) -> set[str]:
+def _find_letters_with_text(letter: str, rest: str, choices: Sequence[str]) -> set[str]:
     """The letters that "B. text" names: that letter, and what the text says."""
-    if WRONG.match(rest):
+    if WRONG_STATEMENT.match(rest):
         return set()
-    found = {letter} | _all(NAMED, rest)
-    if by_text := option_of_text(rest, choices):
-        found.add(by_text)
-    if second := LEADING.fullmatch(rest):  # "A) B)": two options
-        found.add(_letter(second))
-    elif lone := LONE.fullmatch(rest):
-        found.add(lone[1].upper())
-    return found
+    letters = {letter} | _find_undenied_letters(NAMED_LETTER, rest)
+    if by_text := find_choice_letter(rest, choices):
+        letters.add(by_text)
+    if second := LEADING_LETTER.fullmatch(rest):  # "A) B)": two options
+        letters.add(_get_matched_letter(second))
+    elif lone := LONE_LETTER.fullmatch(rest):
+        letters.add(lone[1].upper())
+    return letters
 
 
-def _all(pattern: re.Pattern[str], text: str) -> set[str]:
+def _find_undenied_letters(pattern: re.Pattern[str], text: str) -> set[str]:
     """The letters of all matches that nothing right before them denies."""
     starts = [(match[1], match.start()) for match in pattern.finditer(text)]
-    return {letter for letter, start in starts if not DENIED.search(text, max(0, start - 80), start)}
+    return {letter for letter, start in starts if not DENIAL.search(text, max(0, start - 80), start)}
 
 
-def _letter(match: re.Match[str]) -> str:
+def _get_matched_letter(match: re.Match[str]) -> str:
     return next(group for group in match.groups()[:4] if group)
 
 
 @dataclass(frozen=True)
 class OptionLetter(AnswerScorer):
-    """`value`: the stripped answer is exactly the upper-case reference letter; `tolerant`: see `read_letter`.
+    """`value`: the stripped answer is exactly the upper-case reference letter; `tolerant`: see `extract_choice_letter`.
 
     Raises DataError for a sample whose reference is not one upper-case letter of its choices.
     """
 
-    def strict(self, answer: str, sample: Sample) -> float:
+    def score_strict(self, answer: str, sample: Sample) -> float:
         """1 for the letter and nothing else."""
         letters = string.ascii_uppercase[: len(sample.choices)] if sample.choices else string.ascii_uppercase
         for reference in sample.answers:
@@ -195,6 +205,6 @@ class OptionLetter(AnswerScorer):
                 )
         return float(answer.strip() in sample.answers)
 
-    def tolerant(self, answer: str, sample: Sample) -> float:
+    def score_tolerant(self, answer: str, sample: Sample) -> float:
         """1 for an answer that names the option in some other way."""
-        return float(read_letter(answer, sample.choices) in sample.answers)
+        return float(extract_choice_letter(answer, sample.choices) in sample.answers)

@@ -8,12 +8,12 @@ from decimal import Decimal
 from functools import lru_cache
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.base import Sample
+from lmm_forget.tasks.scoring.markup import extract_final_answers, extract_stated_answers
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.words import normalize
-from lmm_forget.tasks.scoring.wrapping import final_parts, stated
+from lmm_forget.tasks.scoring.tokenizing import normalize_text
+from lmm_forget.tasks.task import Sample
 
-SMALL = {
+SMALL_NUMBERS = {
     word: i
     for i, word in enumerate(
         ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
@@ -26,7 +26,7 @@ TENS = {
         ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], start=2
     )
 }
-SMALL |= TENS
+SMALL_NUMBERS |= TENS
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 # A number token has no letter or digit right beside it: neither "mp3" nor "5th" holds a number. Figures that an
@@ -75,44 +75,44 @@ _ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 1
 _UNIT = re.compile(rf"(?<![\w.,])([-+]?\d+(?:[.,]\d+)*)(?=(?:{'|'.join(_UNITS.split())})\b)", re.IGNORECASE)
 
 
-class _Words:
+class _NumberWordParser:
     """Reads consecutive number words ("two hundred and five") into one value."""
 
     def __init__(self) -> None:
         self.total: int | None = None  # finished thousands, millions, …
-        self.part: int | None = None  # what is read below the next scale
-        self.hundred = False  # whether `part` has its hundreds
+        self.current: int | None = None  # what is read below the next scale
+        self.has_hundreds = False  # whether `part` has its hundreds
         self.scale = 0  # last scale above hundred that was read; 0: none
-        self.last = ""
-        self.begun = False
+        self.last_word = ""
+        self.has_begun = False
 
-    def take(self, word: str) -> bool:
+    def add_word(self, word: str) -> bool:
         """Add a word if it continues the number; False if it does not."""
         scale = SCALES.get(word, 0)
-        if scale == 100 and self.part and not self.hundred:
-            self.part, self.hundred = self.part * scale, True
-        elif scale > 100 and self.part and (not self.scale or scale < self.scale):
-            self.total = (self.total or 0) + self.part * scale
-            self.part, self.hundred, self.scale = None, False, scale
-        elif word in SMALL and self._fits(SMALL[word]):
-            self.part = (self.part or 0) + SMALL[word]
+        if scale == 100 and self.current and not self.has_hundreds:
+            self.current, self.has_hundreds = self.current * scale, True
+        elif scale > 100 and self.current and (not self.scale or scale < self.scale):
+            self.total = (self.total or 0) + self.current * scale
+            self.current, self.has_hundreds, self.scale = None, False, scale
+        elif word in SMALL_NUMBERS and self._can_add_value(SMALL_NUMBERS[word]):
+            self.current = (self.current or 0) + SMALL_NUMBERS[word]
         else:
             return False
-        self.last = word
+        self.last_word = word
         return True
 
-    def _fits(self, value: int) -> bool:
-        if self.part is None:
+    def _can_add_value(self, value: int) -> bool:
+        if self.current is None:
             return self.total is None or value > 0
-        if self.part % 100 == 0 and self.last == "hundred":
+        if self.current % 100 == 0 and self.last_word == "hundred":
             return value > 0
-        return self.last in TENS and 0 < value < 10
+        return self.last_word in TENS and 0 < value < 10
 
-    def value(self) -> Decimal | None:
+    def get_value(self) -> Decimal | None:
         """What has been read so far; None if nothing."""
-        if self.total is None and self.part is None:
+        if self.total is None and self.current is None:
             return None
-        return Decimal((self.total or 0) + (self.part or 0))
+        return Decimal((self.total or 0) + (self.current or 0))
 
 
 def find_numbers(text: str) -> list[Decimal | None]:
@@ -123,53 +123,57 @@ def find_numbers(text: str) -> list[Decimal | None]:
     Reads "5", "-5", "2.5", "1,250", "seventeen", "twenty-one", "two hundred and five". Letters beside digits
     ("mp3", "5th") and number words inside other words ("someone") are not numbers.
     """
-    return list(_numbers(normalize(text)))
+    return list(_find_numbers_in_normalized(normalize_text(text)))
 
 
 @lru_cache(maxsize=4096)
-def _numbers(plain: str) -> tuple[Decimal | None, ...]:
-    found: list[Decimal | None] = []
-    run = _Words()
-    linked = ""  # hyphen or "and" met inside a run; only kept if a number word follows
+def _find_numbers_in_normalized(normalized: str) -> tuple[Decimal | None, ...]:
+    numbers: list[Decimal | None] = []
+    parser = _NumberWordParser()
+    pending_link = ""  # hyphen or "and" met inside a run; only kept if a number word follows
     start = end = 0  # where the run lies
 
-    def add(value: Decimal, start: int, end: int) -> None:
-        before = _TAGS.sub("", plain[max(0, start - 40) : start])
-        found.append(None if _BEFORE.search(before) or _AFTER.match(plain, end) else value)
+    def add_number(value: Decimal, start: int, end: int) -> None:
+        before = _TAGS.sub("", normalized[max(0, start - 40) : start])
+        numbers.append(None if _BEFORE.search(before) or _AFTER.match(normalized, end) else value)
 
-    def finish() -> None:
-        nonlocal run, linked
-        value = run.value()
+    def finish_number() -> None:
+        nonlocal parser, pending_link
+        value = parser.get_value()
         if value is not None:
-            add(value, start, end)
-        run, linked = _Words(), ""
+            add_number(value, start, end)
+        parser, pending_link = _NumberWordParser(), ""
 
-    for match in TOKEN.finditer(plain):
+    for match in TOKEN.finditer(normalized):
         token, kind = match[0], match.lastgroup
-        if kind == "word" and run.take(token):
-            start, linked, end = start if run.begun else match.start(), "", match.end()
-            run.begun = True
-        elif run.last and not linked and (token == "-" or (token == "and" and run.last in SCALES)):
-            linked = token
+        if kind == "word" and parser.add_word(token):
+            start, pending_link, end = start if parser.has_begun else match.start(), "", match.end()
+            parser.has_begun = True
+        elif (
+            parser.last_word
+            and not pending_link
+            and (token == "-" or (token == "and" and parser.last_word in SCALES))
+        ):
+            pending_link = token
         else:
-            finish()
+            finish_number()
             if kind == "digits":
-                add(Decimal(token.replace(",", "")), match.start(), match.end())
+                add_number(Decimal(token.replace(",", "")), match.start(), match.end())
             elif kind in ("malformed", "joined", "signed", "scaled"):
-                found.append(None)
-            elif kind == "word" and run.take(token):
-                run.begun, start, end = True, match.start(), match.end()
-    finish()
-    return tuple(found)
+                numbers.append(None)
+            elif kind == "word" and parser.add_word(token):
+                parser.has_begun, start, end = True, match.start(), match.end()
+    finish_number()
+    return tuple(numbers)
 
 
-def read_number(text: str) -> Decimal | None:
+def extract_single_number(text: str) -> Decimal | None:
     """The one number that a text states; None if it has none, or two that differ."""
-    found = set(find_numbers(text))
-    return found.pop() if len(found) == 1 else None
+    numbers = set(find_numbers(text))
+    return numbers.pop() if len(numbers) == 1 else None
 
 
-def plain_figures(text: str) -> str:
+def normalize_numbers(text: str) -> str:
     """The text with its figures as `find_numbers` and `tokens` read them: for tolerant readings.
 
     "1,234", "1 234" and "1'234" become "1234"; "-$5", "$-5", "- 5" and "minus 5" become "-5"; "5cm" becomes "5 cm",
@@ -180,32 +184,32 @@ def plain_figures(text: str) -> str:
     text = _SIGNED_MONEY.sub(lambda m: f"{m[2] or m[3]} {m[1] or m[4]}", text)
     text = _SAID_MINUS.sub("-", _FIRST_MINUS.sub("-", text))
     text = _GROUPED.sub(lambda m: re.sub("[ ',]", "", m[0]), text)
-    text = _SCALED.sub(lambda m: _scaled(m[1], m[2]), text)
+    text = _SCALED.sub(lambda m: _expand_scale(m[1], m[2]), text)
     return _UNIT.sub(r"\1 ", text)
 
 
-def whole_ranges(text: str) -> str:
+def join_ranges(text: str) -> str:
     """The text with "5-6", "5 to 6" and "5 or 6" as one word each, so that neither figure is found in it."""
     return _RANGE.sub(r"\1_\2_\3", text)
 
 
-def _scaled(figure: str, scale: str) -> str:
-    whole, _, part = figure.replace(",", "").partition(".")
+def _expand_scale(digits: str, scale: str) -> str:
+    whole, _, part = digits.replace(",", "").partition(".")
     zeros = _ZEROS[scale.lower()]
     left = part[zeros:].rstrip("0")
     return whole + part[:zeros].ljust(zeros, "0") + (f".{left}" if left else "")
 
 
-def stated_number(answer: str) -> Decimal | None:
+def extract_stated_number(answer: str) -> Decimal | None:
     """The one number that an answer states where it says that it answers, else anywhere in it (see `stated`)."""
-    for parts in (stated(answer), final_parts(answer)):
-        found = {number for part in parts for number in find_numbers(plain_figures(part))}
-        if found:
-            return found.pop() if len(found) == 1 else None
+    for parts in (extract_stated_answers(answer), extract_final_answers(answer)):
+        numbers = {number for part in parts for number in find_numbers(normalize_numbers(part))}
+        if numbers:
+            return numbers.pop() if len(numbers) == 1 else None
     return None
 
 
-NOTHING = re.compile(r"\b(?:no|none|nothing|nobody)\b")
+ZERO_WORDS = re.compile(r"\b(?:no|none|nothing|nobody)\b")
 REFUSAL = re.compile(
     r"\bno (?:\w+ ){0,2}(?:idea|clue|answer|information|way|means|image|picture|data)\b"
     r"|\bcan ?(?:not|'t)\b|\bunable\b|\bsorry\b|\b(?:not|n't) know\b"
@@ -217,28 +221,30 @@ REFUSAL = re.compile(
 class WholeNumber(AnswerScorer):
     """`value`: the one number in the answer equals a reference's.
 
-    `tolerant`: also the number that the answer says is its answer (see `stated_number`); "no", "none" are zero, where
-    the answer is no refusal ("no idea").
+    `tolerant`: also the number that the answer says is its answer (see `extract_stated_number`); "no", "none" are
+    zero, where the answer is no refusal ("no idea").
 
     Raises DataError for a sample with a reference that does not state exactly one whole number.
     """
 
-    def strict(self, answer: str, sample: Sample) -> float:
+    def score_strict(self, answer: str, sample: Sample) -> float:
         """1 for the reference's number, in digits or words, in a sentence or alone."""
-        return float(read_number(answer) in [self._reference(text, sample) for text in sample.answers])
-
-    def tolerant(self, answer: str, sample: Sample) -> float:
-        """1 also for a number that is announced or written in another way, and for nothing where that is counted."""
-        number = stated_number(answer)
-        plain = normalize(answer).replace("no one", "nobody")
-        if not REFUSAL.search(plain) and not find_numbers(plain) and NOTHING.search(plain):
-            number = Decimal(0)
         return float(
-            number is not None and number in [self._reference(text, sample) for text in sample.answers]
+            extract_single_number(answer) in [self._parse_reference(text, sample) for text in sample.answers]
         )
 
-    def _reference(self, text: str, sample: Sample) -> Decimal:
-        number = read_number(text)
+    def score_tolerant(self, answer: str, sample: Sample) -> float:
+        """1 also for a number that is announced or written in another way, and for nothing where that is counted."""
+        number = extract_stated_number(answer)
+        plain = normalize_text(answer).replace("no one", "nobody")
+        if not REFUSAL.search(plain) and not find_numbers(plain) and ZERO_WORDS.search(plain):
+            number = Decimal(0)
+        return float(
+            number is not None and number in [self._parse_reference(text, sample) for text in sample.answers]
+        )
+
+    def _parse_reference(self, text: str, sample: Sample) -> Decimal:
+        number = extract_single_number(text)
         if number is None or number != number.to_integral_value():
             raise DataError(f"sample {sample.id}: answer {text!r} does not state one whole number")
         return number

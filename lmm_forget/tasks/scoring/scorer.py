@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 
-from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring.compat import rule
-from lmm_forget.tasks.scoring.folding import fold
-from lmm_forget.tasks.scoring.wrapping import excerpt
+from lmm_forget.tasks.scoring.compat import get_compat_rule
+from lmm_forget.tasks.scoring.markup import truncate_middle
+from lmm_forget.tasks.scoring.unicode_folding import fold_unicode
+from lmm_forget.tasks.task import Sample
 
 
 @dataclass(frozen=True)
@@ -28,36 +28,38 @@ class AnswerScorer(ABC):
     compat: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        rule(self.compat)
+        get_compat_rule(self.compat)
 
     def __call__(self, answer: str, sample: Sample) -> dict[str, float | None]:
         """Score one answer."""
-        said, asked = fold(answer), folded_sample(sample)
-        value = self.strict(said, asked)
-        tolerant = value if value >= 1 else max(value, self.tolerant(excerpt(said), asked))
-        public = rule(self.compat)
+        folded_answer, folded = fold_unicode(answer), fold_sample(sample)
+        value = self.score_strict(folded_answer, folded)
+        tolerant = (
+            value if value >= 1 else max(value, self.score_tolerant(truncate_middle(folded_answer), folded))
+        )
+        compat_rule = get_compat_rule(self.compat)
         return {
             "value": value,
             "tolerant": tolerant,
-            "compat": None if public is None else public(answer, sample),
+            "compat": None if compat_rule is None else compat_rule(answer, sample),
         }
 
     @abstractmethod
-    def strict(self, answer: str, sample: Sample) -> float:
+    def score_strict(self, answer: str, sample: Sample) -> float:
         """The score by this project's definition. Raises DataError for a reference that cannot be one."""
 
     @abstractmethod
-    def tolerant(self, answer: str, sample: Sample) -> float:
+    def score_tolerant(self, answer: str, sample: Sample) -> float:
         """The score with other formats read too; asked only where the strict one is below 1."""
 
 
-def folded_sample(sample: Sample) -> Sample:
+def fold_sample(sample: Sample) -> Sample:
     """The sample with its question, references and options folded; itself where they are ASCII."""
     if sample.question.isascii() and all(map(str.isascii, (*sample.answers, *(sample.choices or ())))):
         return sample
     return replace(
         sample,
-        question=fold(sample.question),
-        answers=tuple(map(fold, sample.answers)),
-        choices=None if sample.choices is None else tuple(map(fold, sample.choices)),
+        question=fold_unicode(sample.question),
+        answers=tuple(map(fold_unicode, sample.answers)),
+        choices=None if sample.choices is None else tuple(map(fold_unicode, sample.choices)),
     )

@@ -34,7 +34,7 @@ def run(config, job_dir, progress, ranks):
     again = len((folder / f"starts{ranks.rank}.txt").read_text().split()) > 1
     done = int(state.read_text()) if state.exists() and ranks.first else 0
     progress.phase("stage 1 of 1: teach", STEPS, "step")
-    with stop_signals.at_safe_points():
+    with stop_signals.defer_stop_requests():
         while done < STEPS:
             # The first start of a long job never ends by itself, and one that waits for a rank that failed neither.
             slow = seed == CRASH or (seed in (LONG, LONGER) and not again)
@@ -43,7 +43,7 @@ def run(config, job_dir, progress, ranks):
             if ranks.first:
                 state.write_text(str(done))
             progress.advance(1)
-            stop_signals.safe_point()
+            stop_signals.raise_if_stop_requested()
     if not ranks.first:
         return None
     meet(folder, ranks)
@@ -111,5 +111,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.run = run
 
 
-if {"lmm_forget.experiment.job", "lmm_forget.launch.slurm.task"} & set(sys.orig_argv):  # a job's own process
+if {"lmm_forget.experiment.job", "lmm_forget.launch.slurm.rank_task"} & set(
+    sys.orig_argv
+):  # a job's own process
     sys.meta_path.insert(0, Finder())

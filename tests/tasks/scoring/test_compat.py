@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmm_forget.errors import ConfigError, LmmForgetError
-from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.loading import build_task
+from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrText
 from lmm_forget.tasks.scoring.clock import ClockTime
-from lmm_forget.tasks.scoring.closed_open import ClosedOpen
-from lmm_forget.tasks.scoring.compat import RULES
-from lmm_forget.tasks.scoring.compat.choices import mcq_letter
+from lmm_forget.tasks.scoring.compat import COMPAT_RULES
+from lmm_forget.tasks.scoring.compat.choice_rules import extract_mcq_letter
 from lmm_forget.tasks.scoring.letters import OptionLetter
-from lmm_forget.tasks.scoring.mixed import ChoiceOrText
 from lmm_forget.tasks.scoring.numbers import WholeNumber
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.text import ANLS, ContainsText, RelaxedAccuracy
+from lmm_forget.tasks.scoring.text_match import ANLS, ContainsText, RelaxedAccuracy
 from lmm_forget.tasks.scoring.vqa import VQAAccuracy
+from lmm_forget.tasks.scoring.yes_no_or_open import ClosedOpen
+from lmm_forget.tasks.task import Sample
+from lmm_forget.tasks.task_loading import build_task
 
 
 def sample(*answers: str, question: str = "?", dataset: str = "") -> Sample:
@@ -291,14 +291,14 @@ def test_few_annotators_can_be_matched_only_strictly() -> None:
     ],
 )
 def test_the_letter_that_lmms_eval_extracts(answer: str, letter: str) -> None:
-    assert mcq_letter(answer) == letter
+    assert extract_mcq_letter(answer) == letter
 
 
 def test_a_wrong_rule_is_named_with_those_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"no rule compat=paper.nothing .*choose one of: .*paper.mmstar"):
         OptionLetter(compat="paper.nothing")
     node = {
-        "_target_": "lmm_forget.tasks.tiny.TinyTask",
+        "_target_": "lmm_forget.tasks.tiny_task.TinyTask",
         "name": "t",
         "role": "held_out",
         "renderer": "ai2d",
@@ -310,9 +310,9 @@ def test_a_wrong_rule_is_named_with_those_that_exist() -> None:
         build_task(node)
     node["scorer"]["compat"] = "paper.mmstar"  # type: ignore[index]
     task = build_task(node)
-    asked = task.samples("test")[0]
+    asked = task.load_samples("test")[0]
     right = asked.answers[0]
-    assert task.score(right.lower(), asked) == {"value": 0.0, "tolerant": 1.0, "compat": 1.0}
+    assert task.score_answer(right.lower(), asked) == {"value": 0.0, "tolerant": 1.0, "compat": 1.0}
 
 
 PIECES = st.sampled_from(
@@ -354,7 +354,7 @@ def test_every_rule_is_bounded_and_minds_neither_blanks_around_nor_the_order_of_
 ) -> None:
     asked = sample(*references, question=question, dataset=dataset)
     turned = sample(*reversed(references), question=question, dataset=dataset)
-    for name, found in RULES.items():
+    for name, found in COMPAT_RULES.items():
         score = found(answer, asked)
         if score is None:
             assert name == "paper.pathvqa_binary_accuracy"

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmm_forget.tasks.base import Sample, Scorer
+from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrText
 from lmm_forget.tasks.scoring.clock import ClockTime
-from lmm_forget.tasks.scoring.closed_open import ClosedOpen
 from lmm_forget.tasks.scoring.exact import ExactMatch, YesNo
-from lmm_forget.tasks.scoring.folding import fold
 from lmm_forget.tasks.scoring.letters import OptionLetter
-from lmm_forget.tasks.scoring.mixed import ChoiceOrText
-from lmm_forget.tasks.scoring.numbers import WholeNumber, read_number
-from lmm_forget.tasks.scoring.text import ANLS, ContainsText, RelaxedAccuracy, read_figure
+from lmm_forget.tasks.scoring.numbers import WholeNumber, extract_single_number
+from lmm_forget.tasks.scoring.text_match import ANLS, ContainsText, RelaxedAccuracy, parse_number
+from lmm_forget.tasks.scoring.unicode_folding import fold_unicode
 from lmm_forget.tasks.scoring.vqa import VQAAccuracy
+from lmm_forget.tasks.scoring.yes_no_or_open import ClosedOpen
+from lmm_forget.tasks.task import Sample, Scorer
 
 MINUS = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u02d7\u2796\ufe63\uff0d\u207b"
 PLUS = "+\u2795\ufe62\uff0b"
@@ -106,7 +106,7 @@ def test_no_two_numbers_of_up_to_four_signs_become_one() -> None:
             text = "".join(signs)
             value = value_of(text.replace("\u200b", ""))
             if value is not None:
-                found[fold(text)].add(value)
+                found[fold_unicode(text)].add(value)
                 read += 1
     assert read > 5_000
     assert {text: values for text, values in found.items() if len(values) > 1} == {}
@@ -150,10 +150,10 @@ def numbers(draw: st.DrawFn) -> str:
 def test_what_is_read_of_a_number_is_its_value_or_nothing(text: str) -> None:
     value = value_of(text)
     assert value is not None, text
-    for read in (read_figure(text), read_number(text)):
+    for read in (parse_number(text), extract_single_number(text)):
         assert read is None or Fraction(read) == value, text
     if value.denominator == 1 and text.lstrip(MINUS + PLUS).isdecimal():
-        assert read_number(text) == value
+        assert extract_single_number(text) == value
 
 
 @settings(max_examples=100)
@@ -171,12 +171,12 @@ def test_a_sign_between_items_joins_no_two_numbers(
     written = ["".join(chr(ord(zero) + int(digit)) for digit in group) for group in groups]
     text = (hidden + sign + hidden).join(written)
     plain = "." if sign in STOPS else ","
-    assert fold(text) == f"{plain} ".join(groups)
+    assert fold_unicode(text) == f"{plain} ".join(groups)
     joined = Sample("s", "i", (), "?", (plain.join(groups), "".join(groups)))
     for scorer in (ExactMatch(), RelaxedAccuracy(tolerance=0.0), ClosedOpen()):
         assert scorer(text, joined)["value"] == 0.0, scorer
-    assert read_figure(text) is None
-    assert read_number(text) in (None, *map(Decimal, groups))
+    assert parse_number(text) is None
+    assert extract_single_number(text) in (None, *map(Decimal, groups))
 
 
 @settings(max_examples=150)
@@ -184,10 +184,13 @@ def test_a_sign_between_items_joins_no_two_numbers(
 def test_different_numbers_never_score(a: str, b: str) -> None:
     asked = Sample("s", "i", (), "?", (a,))
     scorers: list[Scorer] = [ExactMatch(), RelaxedAccuracy(tolerance=0.0), VQAAccuracy(), ClosedOpen()]
-    if read_number(a) is not None and read_number(a) == read_number(a).to_integral_value():  # type: ignore[union-attr]
+    if (
+        extract_single_number(a) is not None
+        and extract_single_number(a) == extract_single_number(a).to_integral_value()
+    ):  # type: ignore[union-attr]
         scorers += [WholeNumber(), ChoiceOrText()]
     if value_of(a) != value_of(b):
-        assert fold(a) != fold(b)
+        assert fold_unicode(a) != fold_unicode(b)
         for scorer in scorers:
             assert scorer(b, asked)["value"] == scorer(b, asked)["tolerant"] == 0.0, (scorer, a, b)
 
@@ -213,12 +216,12 @@ EDGES = (
 @settings(max_examples=300)
 @given(text=st.text(max_size=30) | st.text(EDGES, max_size=8))
 def test_folding_twice_is_folding_once(text: str) -> None:
-    assert fold(fold(text)) == fold(text)
+    assert fold_unicode(fold_unicode(text)) == fold_unicode(text)
 
 
 @given(text=st.text(st.characters(max_codepoint=127), max_size=60))
 def test_plain_ascii_stays_as_it_is(text: str) -> None:
-    assert fold(text) == text
+    assert fold_unicode(text) == text
 
 
 DISGUISES: dict[str, str] = {
@@ -263,7 +266,7 @@ def disguised(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> tuple[str, str]
 @given(pair=disguised(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)))
 def test_texts_that_look_the_same_become_the_same(pair: tuple[str, str]) -> None:
     text, other = pair
-    assert fold(other) == text
+    assert fold_unicode(other) == text
 
 
 BIRDS = ("red bird", "blue bird", "it's 3.5 x 2", "wren")
@@ -375,4 +378,4 @@ def test_public_rules_get_what_was_printed() -> None:
     ],
 )
 def test_what_folding_writes(text: str, folded: str) -> None:
-    assert fold(text) == folded
+    assert fold_unicode(text) == folded

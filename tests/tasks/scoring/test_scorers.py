@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.tasks.base import Sample, Scorer
-from lmm_forget.tasks.scoring.annotators import normalize_vqa
-from lmm_forget.tasks.scoring.clock import ClockTime, dial_distance, read_time
-from lmm_forget.tasks.scoring.closed_open import ClosedOpen
+from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrText, parse_option_lines
+from lmm_forget.tasks.scoring.clock import ClockTime, compute_dial_distance, parse_time
 from lmm_forget.tasks.scoring.exact import ExactMatch, YesNo
-from lmm_forget.tasks.scoring.letters import OptionLetter, read_letter
-from lmm_forget.tasks.scoring.mixed import ChoiceOrText, options_of
-from lmm_forget.tasks.scoring.numbers import SMALL, WholeNumber, find_numbers, read_number
-from lmm_forget.tasks.scoring.overlap import bleu, token_f1
-from lmm_forget.tasks.scoring.text import ANLS, ContainsText, RelaxedAccuracy, similarity
-from lmm_forget.tasks.scoring.vqa import VQAAccuracy, vqa_accuracy
-from lmm_forget.tasks.scoring.words import normalize, words
-from lmm_forget.tasks.scoring.wrapping import LONGEST, excerpt
+from lmm_forget.tasks.scoring.letters import OptionLetter, extract_choice_letter
+from lmm_forget.tasks.scoring.markup import MAX_ANSWER_LENGTH, truncate_middle
+from lmm_forget.tasks.scoring.numbers import SMALL_NUMBERS, WholeNumber, extract_single_number, find_numbers
+from lmm_forget.tasks.scoring.overlap import compute_bleu, compute_token_f1
+from lmm_forget.tasks.scoring.text_match import ANLS, ContainsText, RelaxedAccuracy, compute_string_similarity
+from lmm_forget.tasks.scoring.tokenizing import normalize_text, split_words
+from lmm_forget.tasks.scoring.vqa import VQAAccuracy, compute_vqa_accuracy
+from lmm_forget.tasks.scoring.vqa_normalizer import normalize_vqa_answer
+from lmm_forget.tasks.scoring.yes_no_or_open import ClosedOpen
+from lmm_forget.tasks.task import Sample, Scorer
 
 
 def sample(*answers: str, choices: tuple[str, ...] | None = None) -> Sample:
@@ -358,27 +358,27 @@ def test_every_number_word_up_to_ninety_nine(n: int) -> None:
 
 
 def test_larger_number_words() -> None:
-    assert read_number("two hundred and five cats") == 205
-    assert read_number("one thousand two hundred thirty-four") == 1234
+    assert extract_single_number("two hundred and five cats") == 205
+    assert extract_single_number("one thousand two hundred thirty-four") == 1234
     assert find_numbers("one two") == [1, 2]
     assert find_numbers("twenty twenty") == [20, 20]
     assert find_numbers("five hundred hundred") == [500]
     assert find_numbers("and hundred thousand") == []
-    assert set(SMALL.values()) == {*range(21), *range(20, 100, 10)}
+    assert set(SMALL_NUMBERS.values()) == {*range(21), *range(20, 100, 10)}
 
 
 @given(n=st.integers(0, 10**9), word=st.sampled_from(["stars", "red birds", "(approximately)"]))
 def test_digits_survive_a_sentence(n: int, word: str) -> None:
-    assert read_number(f"There are {n:,} {word} in this image.") == n
-    assert read_number(f"There are {n} {word} in this image.") == n
+    assert extract_single_number(f"There are {n:,} {word} in this image.") == n
+    assert extract_single_number(f"There are {n} {word} in this image.") == n
 
 
 @given(a=st.integers(0, 719), b=st.integers(0, 719))
 def test_dial_distance_is_a_metric_on_the_dial(a: int, b: int) -> None:
-    assert dial_distance(a, b) == dial_distance(b, a) == dial_distance(a + 720, b)
-    assert (dial_distance(a, b) == 0) == (a == b)
-    assert 0 <= dial_distance(a, b) <= 360
-    assert read_time(f"{a // 60:02d}:{a % 60:02d}") == a == read_time(f"{a // 60 + 12:02d}:{a % 60:02d}")
+    assert compute_dial_distance(a, b) == compute_dial_distance(b, a) == compute_dial_distance(a + 720, b)
+    assert (compute_dial_distance(a, b) == 0) == (a == b)
+    assert 0 <= compute_dial_distance(a, b) <= 360
+    assert parse_time(f"{a // 60:02d}:{a % 60:02d}") == a == parse_time(f"{a // 60 + 12:02d}:{a % 60:02d}")
 
 
 def plain_levenshtein(a: str, b: str) -> int:
@@ -393,31 +393,31 @@ def plain_levenshtein(a: str, b: str) -> int:
 
 @given(a=st.text("abcä", max_size=80), b=st.text("abcä", max_size=80))
 def test_similarity_is_the_textbook_edit_distance(a: str, b: str) -> None:
-    x, y = normalize(a), normalize(b)
+    x, y = normalize_text(a), normalize_text(b)
     longest = max(len(x), len(y), 1)
-    assert similarity(a, b) == pytest.approx(1 - plain_levenshtein(x, y) / longest)
+    assert compute_string_similarity(a, b) == pytest.approx(1 - plain_levenshtein(x, y) / longest)
 
 
 @given(a=st.text(max_size=30), b=st.text(max_size=30))
 def test_similarity_is_symmetric_and_one_only_for_equal_strings(a: str, b: str) -> None:
-    assert similarity(a, b) == similarity(b, a)
-    assert (similarity(a, b) == 1.0) == (normalize(a) == normalize(b))
+    assert compute_string_similarity(a, b) == compute_string_similarity(b, a)
+    assert (compute_string_similarity(a, b) == 1.0) == (normalize_text(a) == normalize_text(b))
 
 
 @given(text=st.text(max_size=40))
 def test_normalize_is_idempotent(text: str) -> None:
-    assert normalize(normalize(text)) == normalize(text)
+    assert normalize_text(normalize_text(text)) == normalize_text(text)
 
 
 def test_words_keep_numbers_whole() -> None:
-    assert words("It's 1,250.5, or -3!") == ["it", "s", "1,250.5", "or", "-3"]
+    assert split_words("It's 1,250.5, or -3!") == ["it", "s", "1,250.5", "or", "-3"]
 
 
 def test_letters_beyond_the_choices_name_nothing() -> None:
-    assert read_letter("E", BIRDS) is None
-    assert read_letter("E") == "E"
-    assert read_letter("A", BIRDS) == "A"
-    assert read_letter("wren", ("wren", "Wren")) is None
+    assert extract_choice_letter("E", BIRDS) is None
+    assert extract_choice_letter("E") == "E"
+    assert extract_choice_letter("A", BIRDS) == "A"
+    assert extract_choice_letter("wren", ("wren", "Wren")) is None
 
 
 def test_an_unknown_way_to_score_open_answers_is_named() -> None:
@@ -426,9 +426,9 @@ def test_an_unknown_way_to_score_open_answers_is_named() -> None:
 
 
 def test_options_are_read_from_the_lines_of_a_question() -> None:
-    assert options_of("Which?\nA. Left\n B) Right, now \nAnswer.") == ("Left", "Right, now")
-    assert options_of("Which?\nA. Left\nC. Right") is None
-    assert options_of("What is A. Smith?") is None
+    assert parse_option_lines("Which?\nA. Left\n B) Right, now \nAnswer.") == ("Left", "Right, now")
+    assert parse_option_lines("Which?\nA. Left\nC. Right") is None
+    assert parse_option_lines("What is A. Smith?") is None
 
 
 @settings(max_examples=20)
@@ -441,21 +441,21 @@ def test_bleu_is_that_of_the_library(said: list[str], wanted: list[str]) -> None
 
     for n in (1, 2, 3):
         theirs = float(bleu_score([" ".join(said)], [[" ".join(wanted)]], n_gram=n))
-        assert bleu(" ".join(said), " ".join(wanted), n) == pytest.approx(theirs, abs=1e-6)
+        assert compute_bleu(" ".join(said), " ".join(wanted), n) == pytest.approx(theirs, abs=1e-6)
 
 
 @given(a=st.lists(st.sampled_from("abcd"), max_size=6), b=st.lists(st.sampled_from("abcd"), max_size=6))
 def test_token_f1_is_symmetric_and_one_for_the_same_words(a: list[str], b: list[str]) -> None:
     x, y = " ".join(a), " ".join(b)
-    assert token_f1(x, y) == token_f1(y, x)
-    assert (token_f1(x, y) == 1.0) == (sorted(a) == sorted(b))
+    assert compute_token_f1(x, y) == compute_token_f1(y, x)
+    assert (compute_token_f1(x, y) == 1.0) == (sorted(a) == sorted(b))
 
 
 @given(answers=st.lists(st.sampled_from(["red", "blue", "2"]), min_size=4, max_size=12))
 def test_vqa_accuracy_leaves_each_annotator_out_once(answers: list[str]) -> None:
     others = [answers[:i] + answers[i + 1 :] for i in range(len(answers))]
     expected = sum(min(1.0, part.count("red") / 3) for part in others) / len(answers)
-    assert vqa_accuracy("Red.", answers) == pytest.approx(expected)
+    assert compute_vqa_accuracy("Red.", answers) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_vqa_accuracy_leaves_each_annotator_out_once(answers: list[str]) -> None
     ],
 )
 def test_the_official_normaliser(text: str, normal: str) -> None:
-    assert normalize_vqa(text) == normal
+    assert normalize_vqa_answer(text) == normal
 
 
 LOOPS = [
@@ -512,5 +512,5 @@ def test_of_a_long_answer_both_ends_are_read() -> None:
     assert OptionLetter()(f"{filler}\nAnswer: B", sample("B", choices=BIRDS))["tolerant"] == 1
     assert OptionLetter()(f"B\n{filler}", sample("B", choices=BIRDS))["tolerant"] == 1
     assert ExactMatch()(f"{filler} wren {filler}", sample("wren"))["tolerant"] == 0
-    assert len(excerpt(filler)) <= LONGEST + 1
-    assert excerpt("1" * (LONGEST + 1)).strip() == ""  # no part of a number
+    assert len(truncate_middle(filler)) <= MAX_ANSWER_LENGTH + 1
+    assert truncate_middle("1" * (MAX_ANSWER_LENGTH + 1)).strip() == ""  # no part of a number

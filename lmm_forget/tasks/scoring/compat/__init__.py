@@ -14,56 +14,56 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.tasks.base import Sample
-from lmm_forget.tasks.scoring.compat import choices, counts, pathology, reading
+from lmm_forget.tasks.scoring.compat import choice_rules, count_rules, pathvqa_rules, text_rules
+from lmm_forget.tasks.task import Sample
 
-Rule = Callable[[str, Sample], float | None]
+CompatRule = Callable[[str, Sample], float | None]
 
-SAME: Mapping[str, Rule] = {
-    "ai2d": choices.leading_letter,
-    "seedbench": choices.first_character,
-    "textvqa": reading.vqa,
-    "chartqa": reading.relaxed,
-    "docvqa": reading.anls,
-    "infovqa": reading.anls,
+SHARED_RULES: Mapping[str, CompatRule] = {
+    "ai2d": choice_rules.score_leading_letter,
+    "seedbench": choice_rules.score_first_character,
+    "textvqa": text_rules.score_vqa,
+    "chartqa": text_rules.score_relaxed,
+    "docvqa": text_rules.score_anls,
+    "infovqa": text_rules.score_anls,
 }
 """Rules that did not change between the two."""
 
-RULES: Mapping[str, Rule] = {
-    **{f"{family}.{name}": rule for family in ("paper", "lmms_eval") for name, rule in SAME.items()},
-    "paper.cub200": choices.first_lone_letter,
-    "paper.realworldqa": choices.option_inside,
-    "paper.scienceqa": choices.whole_letter,
-    "paper.mmstar": choices.four_openings,
-    "paper.ocrbench": reading.lowered_substring,
-    "paper.pixmocount": counts.replaced_words,
-    "paper.countbench": counts.digits_then_words,
-    "paper.clock": counts.hour_and_minute,
-    "paper.pathvqa_exact_match": pathology.word_precision,
-    "paper.pathvqa_f1": pathology.f1,
-    "paper.pathvqa_bleu1": pathology.bleu1,
-    "paper.pathvqa_bleu2": pathology.bleu2,
-    "paper.pathvqa_bleu3": pathology.bleu3,
-    "paper.pathvqa_binary_accuracy": pathology.binary,
-    "lmms_eval.realworldqa": choices.extracted_or_text,
-    "lmms_eval.scienceqa": choices.letter_or_letter_dot,
-    "lmms_eval.mmstar": choices.extracted,
-    "lmms_eval.ocrbench": reading.folded_substring,
-    "lmms_eval.pixmocount": counts.first_digits,
-    "lmms_eval.countbench": counts.whole_word,
-    "lmms_eval.countbenchqa": counts.same_string,
+COMPAT_RULES: Mapping[str, CompatRule] = {
+    **{f"{family}.{name}": rule for family in ("paper", "lmms_eval") for name, rule in SHARED_RULES.items()},
+    "paper.cub200": choice_rules.score_first_lone_letter,
+    "paper.realworldqa": choice_rules.score_contained_option,
+    "paper.scienceqa": choice_rules.score_whole_letter,
+    "paper.mmstar": choice_rules.score_mmstar_openings,
+    "paper.ocrbench": text_rules.score_lowered_substring,
+    "paper.pixmocount": count_rules.score_replaced_words,
+    "paper.countbench": count_rules.score_digits_then_words,
+    "paper.clock": count_rules.score_hour_and_minute,
+    "paper.pathvqa_exact_match": pathvqa_rules.score_word_precision,
+    "paper.pathvqa_f1": pathvqa_rules.score_f1,
+    "paper.pathvqa_bleu1": pathvqa_rules.score_bleu1,
+    "paper.pathvqa_bleu2": pathvqa_rules.score_bleu2,
+    "paper.pathvqa_bleu3": pathvqa_rules.score_bleu3,
+    "paper.pathvqa_binary_accuracy": pathvqa_rules.score_yes_no,
+    "lmms_eval.realworldqa": choice_rules.score_extracted_letter_or_text,
+    "lmms_eval.scienceqa": choice_rules.score_letter_or_letter_dot,
+    "lmms_eval.mmstar": choice_rules.score_extracted_letter,
+    "lmms_eval.ocrbench": text_rules.score_folded_substring,
+    "lmms_eval.pixmocount": count_rules.score_first_digits,
+    "lmms_eval.countbench": count_rules.score_whole_word,
+    "lmms_eval.countbenchqa": count_rules.score_same_string,
 }
 """Every rule by name."""
 
 
-def rule(name: str | None) -> Rule | None:
+def get_compat_rule(name: str | None) -> CompatRule | None:
     """The rule of that name (None: none). Raises ConfigError with what exists."""
     if name is None:
         return None
-    if name not in RULES:
-        near = get_close_matches(name, RULES, n=1)
+    if name not in COMPAT_RULES:
+        near = get_close_matches(name, COMPAT_RULES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(
-            f"scorer: there is no rule compat={name}{hint}; choose one of: {', '.join(sorted(RULES))}"
+            f"scorer: there is no rule compat={name}{hint}; choose one of: {', '.join(sorted(COMPAT_RULES))}"
         )
-    return RULES[name]
+    return COMPAT_RULES[name]

@@ -1,0 +1,48 @@
+"""What a part of a benchmark can tell apart, before anything is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ASSUMED_CHANGE_RATE = 0.2
+"""Assumed share of the questions whose answer turns from right to wrong or back between two models."""
+NORMAL_QUANTILE = 1.959964
+"""Standard normal quantile of a two-sided 95 % interval."""
+
+
+def compute_interval_half_width(num_questions: int, change_rate: float = ASSUMED_CHANGE_RATE) -> float:
+    """Half a 95 % interval of a paired change in accuracy, in points, at no true change.
+
+    A question changes by ±1 with probability `changed`, so the mean over n questions has variance changed / n
+    (the variance under McNemar's null hypothesis).
+    """
+    return 100.0 * NORMAL_QUANTILE * math.sqrt(change_rate / num_questions)
+
+
+def compute_mean_half_width(
+    question_counts: Sequence[int], change_rate: float = ASSUMED_CHANGE_RATE
+) -> float:
+    """The same for the mean over benchmarks with so many questions each, in points."""
+    return math.sqrt(sum(compute_interval_half_width(n, change_rate) ** 2 for n in question_counts)) / len(
+        question_counts
+    )
+
+
+def describe_interval_widths(config: Mapping[str, Any]) -> str | None:
+    """One line on what the subsets of a resolved configuration's suite can tell apart; None without subsets."""
+    suite = config["suite"]
+    subsets = [config["tasks"][name].get("subset") for name in suite["tasks"]]
+    sizes = [part["samples"] for part in subsets if part]
+    if not sizes or len(sizes) < len(subsets) or not all(isinstance(size, int) for size in sizes):
+        return None
+    limit = config["data"].get("eval_samples")
+    question_counts = [min(size, limit) if limit else size for size in sizes]
+    half_widths = sorted({f"{compute_interval_half_width(n):.1f}" for n in question_counts})
+    return (
+        f"suite {suite['name']}: {len(question_counts)} benchmarks, {sum(question_counts):,} questions; a "
+        "benchmark's change is known to "
+        f"±{' to '.join(half_widths)} points, their mean to ±{compute_mean_half_width(question_counts):.1f} "
+        f"(95 %, if {ASSUMED_CHANGE_RATE:.0%} of the answers turn from right to wrong or back)"
+    )

@@ -1,0 +1,31 @@
+"""Content hashes of weights: what a stage key, a record and a frozen-tensor check stand on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+def hash_tensor(tensor: torch.Tensor) -> str:
+    """SHA-256 (hex) over dtype, shape and bytes; equal exactly when the tensors are bit-identical."""
+    data = tensor.detach().to("cpu").contiguous()
+    digest = hashlib.sha256(f"{data.dtype}{tuple(data.shape)}".encode())
+    if data.numel():
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def hash_weights(hashes: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over the sorted (name, tensor hash) pairs, so that one changed tensor needs one new leaf only."""
+    digest = hashlib.sha256()
+    for name in sorted(hashes):
+        digest.update(f"{name}\0{hashes[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_parameters(model: nn.Module) -> dict[str, str]:
+    """Hash of every parameter by name, in `named_parameters` order; tied parameters count once."""
+    return {name: hash_tensor(p) for name, p in model.named_parameters()}

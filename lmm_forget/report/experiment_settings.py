@@ -1,0 +1,162 @@
+"""Jobs that differ in seed or order alone, taken together: mean, interval and spread, and which of them are missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from scipy.special import stdtrit
+
+from lmm_forget.report.job_results import UnfinishedJob
+from lmm_forget.report.job_rows import FIGURE_TITLES, JobRow, extract_setting_fields
+
+
+@dataclass(frozen=True)
+class ExperimentSetting:
+    """One recipe at one learning rate, with all its seeds and orders.
+
+    `name` tells it from all others of the sweep, `within` from the others of its model.
+    `figures` maps a figure to {value, low, high, over, jobs, sd, min, max}: of a single job its own interval, over
+    "questions"; of several the mean and Student's 95 % interval over "jobs". `heldout_per_stage` holds the same for
+    the held-out change after each stage, where all jobs have as many. `missing` are its jobs without results.
+    """
+
+    name: str
+    name_within_model: str
+    rows: tuple[JobRow, ...]
+    missing: tuple[UnfinishedJob, ...]
+    figures: Mapping[str, Mapping[str, Any]]
+    heldout_per_stage: tuple[Mapping[str, Any], ...]
+
+    @property
+    def first_row(self) -> JobRow:
+        """The job that stands for choices all of them share."""
+        return self.rows[0]
+
+    @property
+    def tasks(self) -> tuple[str, ...] | None:
+        """The order in which skills were taught; None where the jobs differ in it."""
+        return self.first_row.tasks if len({row.tasks for row in self.rows}) == 1 else None
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the stages: the skills, or numbers where orders differ."""
+        count = max(len(row.tasks) for row in self.rows)
+        return list(self.tasks) if self.tasks else [f"stage {stage}" for stage in range(1, count + 1)]
+
+    @property
+    def heldout_base(self) -> float | None:
+        """The held-out mean before any stage."""
+        values = [row.heldout_base for row in self.rows if row.heldout_base is not None]
+        return mean(values) if values else None
+
+
+def group_rows_by_setting(
+    rows: Sequence[JobRow], unfinished: Sequence[UnfinishedJob] = ()
+) -> list[ExperimentSetting]:
+    """Settings in the order of their first rows; jobs without results stand with the setting that they belong to."""
+    groups: dict[tuple[str, str], list[JobRow]] = {}
+    for row in rows:
+        groups.setdefault((row.setting, row.content), []).append(row)
+    unfinished_by_setting: dict[str, list[UnfinishedJob]] = {}
+    for job in unfinished:
+        unfinished_by_setting.setdefault(_encode_setting(job), []).append(job)
+    rates_by_label: dict[str, set[str]] = {}
+    for row in rows:
+        rates_by_label.setdefault(row.label, set()).add(row.learning_rates)
+    settings = []
+    for (setting, _), group in groups.items():
+        first_row = group[0]
+        rate_suffix = "" if len(rates_by_label[first_row.label]) == 1 else f" {first_row.learning_rates}"
+        stage_counts = {len(row.heldout_per_stage) for row in group}
+        per_stage = (
+            tuple(
+                average_over_jobs([row.heldout_per_stage[stage] for row in group])
+                for stage in range(stage_counts.pop())
+            )
+            if len(stage_counts) == 1
+            else ()
+        )
+        settings.append(
+            ExperimentSetting(
+                name=first_row.label + rate_suffix,
+                name_within_model=first_row.label_within_model + rate_suffix,
+                rows=tuple(group),
+                missing=tuple(unfinished_by_setting.pop(setting, ())),
+                figures={
+                    figure: average_over_jobs([row.figures[figure] for row in group])
+                    for figure in FIGURE_TITLES
+                },
+                heldout_per_stage=per_stage,
+            )
+        )
+    return settings
+
+
+def group_settings_by_model(settings: Sequence[ExperimentSetting]) -> list[list[ExperimentSetting]]:
+    """The settings of each model, in their order: what was learned and lost is compared within a model only."""
+    groups: dict[str | None, list[ExperimentSetting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.first_row.model, []).append(setting)
+    return list(groups.values())
+
+
+def average_over_jobs(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One figure over jobs; see `ExperimentSetting.figures`. Jobs in which it does not exist are not counted."""
+    defined_estimates = [estimate for estimate in estimates if estimate["value"] is not None]
+    values = [float(estimate["value"]) for estimate in defined_estimates]
+    entry: dict[str, Any] = {"jobs": len(values), "sd": None, "min": None, "max": None}
+    if not values:
+        return {"value": None, "low": None, "high": None, "over": None, **entry}
+    entry.update(min=min(values), max=max(values))
+    if len(estimates) == 1:
+        return {key: defined_estimates[0][key] for key in ("value", "low", "high")} | {
+            "over": "questions",
+            **entry,
+        }
+    average = mean(values)
+    if len(values) == 1:
+        return {"value": average, "low": None, "high": None, "over": "jobs", **entry}
+    entry["sd"] = stdev(values)
+    half_width = float(stdtrit(len(values) - 1, 0.975)) * entry["sd"] / len(values) ** 0.5
+    return {
+        "value": average,
+        "low": average - half_width,
+        "high": average + half_width,
+        "over": "jobs",
+        **entry,
+    }
+
+
+def summarize_seed_spread(rows: Sequence[JobRow]) -> list[dict[str, Any]]:
+    """For each setting with several jobs: {label, rates, jobs, <figure>: {mean, low, high, sd, min, max}}."""
+    entries = []
+    for setting in group_rows_by_setting(rows):
+        if len(setting.rows) < 2:
+            continue
+        entry: dict[str, Any] = {
+            "label": setting.first_row.label,
+            "rates": setting.first_row.learning_rates,
+            "jobs": len(setting.rows),
+        }
+        for figure, estimate in setting.figures.items():
+            entry[figure] = (
+                None
+                if estimate["value"] is None
+                else {
+                    "mean": estimate["value"],
+                    **{k: estimate[k] for k in ("low", "high", "sd", "min", "max")},
+                }
+            )
+        entries.append(entry)
+    return entries
+
+
+def _encode_setting(job: UnfinishedJob) -> str:
+    """The setting to which a job without results belongs; empty if its job.yaml does not say."""
+    config = job.config or {}
+    tasks = (config.get("sequence") or {}).get("tasks") or []
+    return json.dumps(extract_setting_fields(config, tasks), sort_keys=True, default=str) if tasks else ""

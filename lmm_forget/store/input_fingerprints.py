@@ -1,0 +1,135 @@
+"""What a job reads, by content: its model's folder, its local data, the code of its scorers and of the user's classes.
+
+A finished job's record holds these fingerprints, so that the same command can tell whether it still is the same job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.errors import LmmForgetError
+from lmm_forget.models.model_source import fingerprint_folder, resolve_model_source
+from lmm_forget.store.code_hashes import hash_scorer_code, hash_user_code
+from lmm_forget.store.keys import hash_json
+from lmm_forget.tasks.task import Task
+from lmm_forget.tasks.task_loading import build_task
+
+InputSource = tuple[str, str, Callable[[], str | None]]
+"""(name, what its fingerprint is remembered under, how it is computed)."""
+
+
+class InputFingerprinter:
+    """Reads the inputs of jobs; what several jobs share is read once for as long as the reader lives."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Task] = {}
+        self._results: dict[str, str | None | LmmForgetError] = {}
+
+    def compute_fingerprints(
+        self, config: Mapping[str, Any], tasks: Mapping[str, Task] | None = None
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Fingerprints of a resolved configuration's inputs, and what could not be read: both by the input's name.
+
+        The names are `model`, `data.<task>`, `code.<task>`, `scorer.<task>` and `code.recipe`. `tasks` are
+        those of the job where they are open already. A model or data set on a hub is no input in this sense: its
+        revision is in the record, and asking whether it moved would take a network.
+        """
+        fingerprints: dict[str, str] = {}
+        unreadable: dict[str, str] = {}
+        for name, key, compute in self._iterate_inputs(config, tasks or {}):
+            if key not in self._results:
+                try:
+                    self._results[key] = compute()
+                except LmmForgetError as error:
+                    self._results[key] = error
+                except OSError as error:
+                    self._results[key] = LmmForgetError(f"{error.filename}: {error.strerror}")
+            result = self._results[key]
+            if isinstance(result, LmmForgetError):
+                unreadable[name] = " ".join(str(result).split())
+            elif result is not None:
+                fingerprints[name] = result
+        return fingerprints, unreadable
+
+    def _iterate_inputs(self, config: Mapping[str, Any], tasks: Mapping[str, Task]) -> Iterator[InputSource]:
+        spec = config["model"]
+        if spec.get("path"):
+            yield (
+                "model",
+                f"model {spec['path']}",
+                lambda: fingerprint_folder(Path(resolve_model_source(spec)[0])),
+            )
+        recipe = config["recipe"]
+        method = str((recipe.get("method") or {}).get("_target_") or "")
+        if method and not method.startswith("lmm_forget."):
+            yield "code.recipe", f"method {method}", lambda: hash_user_code(_import_target(method))
+        trained_tasks = set(config["sequence"]["tasks"])
+        nodes = {name: (node, name in trained_tasks, True) for name, node in config["tasks"].items()}
+        probe_nodes = (config.get("probe") or {}).get("tasks") or {}
+        nodes |= {name: (node, False, False) for name, node in probe_nodes.items() if name not in nodes}
+        for name, (node, train, evaluated) in nodes.items():
+            yield from self._iterate_task_inputs(name, node, tasks.get(name), train, evaluated, config)
+
+    def _iterate_task_inputs(
+        self,
+        name: str,
+        node: Mapping[str, Any],
+        open_task: Task | None,
+        is_trained: bool,
+        is_evaluated: bool,
+        config: Mapping[str, Any],
+    ) -> Iterator[InputSource]:
+        key = hash_json(node)
+
+        def get_task() -> Task:
+            if key not in self._tasks:
+                self._tasks[key] = open_task or build_task(node)
+            return self._tasks[key]
+
+        test_split = "validation" if is_trained and config["data"]["validation"] else "test"
+        splits = ["train", test_split] if is_trained else ["test"]
+        yield f"data.{name}", f"{key} {splits}", lambda: get_task().hash_data(splits)
+        yield f"code.{name}", f"{key} code", lambda: hash_user_code(get_task())
+        if is_evaluated:
+            yield f"scorer.{name}", f"{key} scorer", lambda: hash_scorer_code(get_task().scorer)
+
+
+def _import_target(target: str) -> Any:
+    """The class or function that a `_target_` names. Raises LmmForgetError if there is none."""
+    from hydra.utils import get_object
+
+    try:
+        return get_object(target)
+    except Exception as error:  # whatever importing a user's module raises
+        raise LmmForgetError(f"recipe.method._target_={target} cannot be imported ({error})") from None
+
+
+def describe_input_changes(
+    old_fingerprints: Mapping[str, str], new_fingerprints: Mapping[str, str], unreadable: Mapping[str, str]
+) -> list[str]:
+    """What changed between two readings of a job's inputs, in words; what cannot be read now is no change."""
+    names = sorted({*old_fingerprints, *new_fingerprints} - unreadable.keys())
+    return [
+        _describe_input(name) for name in names if old_fingerprints.get(name) != new_fingerprints.get(name)
+    ]
+
+
+def select_training_inputs(fingerprints: Mapping[str, str], tasks: Iterable[str]) -> dict[str, str]:
+    """Those of a job's inputs that decide the weights after it was trained on `tasks`."""
+    names = {"model", "code.recipe"}
+    for task in tasks:
+        names |= {f"data.{task}", f"code.{task}"}
+    return {name: fingerprints[name] for name in sorted(names & fingerprints.keys())}
+
+
+def _describe_input(name: str) -> str:
+    kind, _, task = name.partition(".")
+    if kind == "model":
+        return "the model's folder"
+    if kind == "data":
+        return f"the data of task {task}"
+    if kind == "scorer":
+        return f"the scorer of task {task}"
+    return "the code of the recipe's method" if task == "recipe" else f"the code of task {task}"

@@ -1,0 +1,134 @@
+"""What models said: every question is put to a model once, whichever job, task or limit asks for it.
+
+    <store>/answers/<model>/<writer>.jsonl     one line per batch, under a checksum of its own
+
+<model> is a digest of everything about the asking but the question (see keys.answering_key); a question's key covers
+its rendered prompt, its images and the generation limit. Files are only ever appended to, each by the one process
+that made it, so several writers need no lock; a line that was torn by a kill or damaged later is left out and counted.
+A line holds a whole batch: what was asked together is there together or not at all, so that a resumed evaluation
+forms the same batches, and the same last bits, as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmm_forget.files import dump_json_with_checksum, fsync_path, load_json_with_checksum
+
+if TYPE_CHECKING:
+    from lmm_forget.store.archive import Store
+
+RESPONSES_FOLDER = "answers"
+
+
+@dataclass(frozen=True)
+class CachedResponse:
+    """One answer as it is kept: text, number of generated tokens, smallest logit gap on the way."""
+
+    text: str
+    tokens: int
+    logit_margin: float
+
+
+class ResponseCache:
+    """The answers of one model, by question key; reads what everybody wrote, appends to a file of its own."""
+
+    def __init__(self, store: Store, model_key: str) -> None:
+        self.store, self.folder = store, store.root / RESPONSES_FOLDER / model_key
+        self._responses: dict[str, CachedResponse] = {}
+        self._read_offsets: dict[Path, int] = {}
+        self._own_file: Path | None = None
+        self.num_corrupt_lines = 0
+
+    def refresh(self) -> Mapping[str, CachedResponse]:
+        """Everything that has been said so far, what others wrote in the meantime included."""
+        try:
+            files = sorted(self.folder.glob("*.jsonl"))
+        except OSError:
+            files = []
+        for path in files:
+            self._read_new_lines(path)
+        return self._responses
+
+    def append_batch(self, responses: Mapping[str, CachedResponse]) -> None:
+        """Append one batch. Raises StoreError where the store cannot be written."""
+        line = dump_json_with_checksum(
+            {
+                "answers": {
+                    key: [response.text, response.tokens, response.logit_margin]
+                    for key, response in responses.items()
+                }
+            },
+            indent=None,
+        )
+        path = self._own_file or self.folder / f"{secrets.token_hex(8)}.jsonl"
+        with self.store.wrap_write_errors(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
+                size_before = file.tell()
+                try:
+                    file.write(line.encode("utf-8"))
+                    file.flush()
+                except OSError:
+                    os.truncate(path, size_before)  # a part of a line would be counted as damage
+                    raise
+            if self._own_file is None:
+                fsync_path(self.folder)
+        self._own_file = path
+        self._responses.update(responses)
+        self._read_offsets[path] = path.stat().st_size
+
+    def _read_new_lines(self, path: Path) -> None:
+        """Read the lines of a file that are new to us; an unfinished last line is left for later."""
+        start = self._read_offsets.get(path, 0)
+        try:
+            with open(path, "rb") as file:
+                file.seek(start)
+                data = file.read()
+        except OSError:
+            return
+        complete_bytes = data.rfind(b"\n") + 1
+        self._read_offsets[path] = start + complete_bytes
+        for line in data[:complete_bytes].splitlines():
+            try:
+                self._responses.update(_parse_batch(line))
+            except ValueError:
+                self.num_corrupt_lines += 1
+                self.store.note(f"{path}: a line is damaged and was left out; its questions are asked again")
+
+
+def scan_response_file(path: Path) -> tuple[int, int, int]:
+    """(answers, damaged lines, bytes of an unfinished last line) of one file."""
+    data = path.read_bytes()
+    complete_bytes = data.rfind(b"\n") + 1
+    num_responses, num_corrupt_lines = 0, 0
+    for line in data[:complete_bytes].splitlines():
+        try:
+            num_responses += len(_parse_batch(line))
+        except ValueError:
+            num_corrupt_lines += 1
+    return num_responses, num_corrupt_lines, len(data) - complete_bytes
+
+
+def _parse_batch(line: bytes) -> dict[str, CachedResponse]:
+    try:
+        content: Any = load_json_with_checksum(line.decode("utf-8"))["answers"]
+        responses = {
+            str(key): CachedResponse(str(text), int(tokens), float(gap))
+            for key, (text, tokens, gap) in content.items()
+        }
+    except (UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from None
+    return responses
+
+
+def compute_question_key(prompt: str, image_hashes: list[str], max_new_tokens: int) -> str:
+    """Key of a question: its prompt as rendered for the model, the hashes of its images, the answer's length limit."""
+    from lmm_forget.store.keys import hash_json
+
+    return hash_json([prompt, image_hashes, max_new_tokens])

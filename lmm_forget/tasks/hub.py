@@ -1,0 +1,633 @@
+"""A published data set as a task: opened with `datasets`, read row by row, checked before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lmm_forget.errors import ConfigError, DataError
+from lmm_forget.tasks.bad_samples import apply_bad_sample_policy, validate_policy
+from lmm_forget.tasks.dataset_source import DatasetSource, DatasetSplit
+from lmm_forget.tasks.file_rows import FileRows
+from lmm_forget.tasks.image_clusters import (
+    SampleImages,
+    assign_splits,
+    cluster_rows,
+    cluster_samples,
+    divide_rows,
+    find_shared_images,
+    merge_image_ids,
+)
+from lmm_forget.tasks.images import IMAGE_FORMAT_VERSION as IMAGES_VERSION
+from lmm_forget.tasks.images import ImageSource as Picture
+from lmm_forget.tasks.images import (
+    get_image_name,
+    hash_image_file,
+    hash_pixels,
+    inspect_images,
+    parse_image_source,
+)
+from lmm_forget.tasks.jsonl import FileSamples, build_split_samples
+from lmm_forget.tasks.lettered_choices import append_choices
+from lmm_forget.tasks.row_reader import RowReader
+from lmm_forget.tasks.task import SPLITS, Sample, SplitOverlap, Task, hash_json_parts
+from lmm_forget.tasks.text_values import UnreadableCell, convert_to_text
+
+ROW_FORMAT_VERSION = 2
+"""Of the way rows become samples; raised when the same rows give other samples."""
+FIELDS = ("question", "answer", "answers", "image", "choices", "system", "id", "image_id")
+"""What `fields` can map to columns."""
+SCAN_CHUNK_SIZE = 64
+"""Rows whose images are opened at a time when a split is checked."""
+
+
+@dataclass(frozen=True)
+class ParsedRow:
+    """What a row says beside its pictures; see `Sample`."""
+
+    question: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class HubTask(Task):
+    """Questions from a data set on the Hugging Face hub, or from a local copy in the same schema.
+
+    `hub`, `config` and `revision` name it there (`revision` null: the newest; the one that was read is recorded);
+    `path` is a copy instead (a `save_to_disk` folder, a parquet or arrow file, or a folder of them such as a
+    downloaded repository), or a mapping from splits to copies. `splits` maps train, validation and test to the
+    published splits' names. `fields` maps what is read to columns: `question`, `answer` or `answers`, `image`
+    (one picture or a list), optionally `choices` (a list column, or several columns), `system` (the system prompt),
+    `id`, `image_id`; without an `id` a sample is called by its row. Pictures are the same when their pixels are; an
+    `image_id` joins more of them. Pictures that a row only names lie below `images_root`. Values become text by the
+    rules of `values.convert_to_text`, class labels their names. `meta` lists columns that go to `Sample.meta`.
+    `where` keeps
+    only rows with these values (column -> value). `streaming` reads evaluation splits one row after the other and
+    stores nothing.
+
+    A target without a validation split sets `validation_fraction` of its training images apart, by the hash of their
+    image id, or else of their content, with `split_seed`. Rows, images and scores are checked by `check`. `asked` are
+    the prefixes, suffixes and `macro` of every `Task`.
+
+    Subclasses override `read` (row -> question, answers) where a data set needs more than its columns, and
+    `load_training_rows` where training comes from files.
+    """
+
+    required_fields: tuple[str, ...] = ("question",)
+    """Fields that a subclass's `read` cannot do without."""
+    optional_fields: tuple[str, ...] = ()
+    """Fields of a subclass beside those that `FIELDS` lists."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        role: str,
+        splits: Mapping[str, str],
+        fields: Mapping[str, Any],
+        hub: str | None = None,
+        config: str | None = None,
+        revision: str | None = None,
+        path: str | Mapping[str, str] | None = None,
+        images_root: str | None = None,
+        streaming: bool = False,
+        where: Mapping[str, Any] | None = None,
+        meta: Sequence[str] = (),
+        train_path: str | None = None,
+        validation_fraction: float = 0.0,
+        split_seed: int = 0,
+        **prompt_options: Any,
+    ) -> None:
+        super().__init__(name=name, role=role, **prompt_options)
+        unknown_splits = sorted(set(splits) - set(SPLITS))
+        if unknown_splits or not splits:
+            raise ConfigError(
+                f"task {name}: splits has {', '.join(unknown_splits) or 'nothing'}; it maps {', '.join(SPLITS)}"
+            )
+        missing_fields = [one for one in self.required_fields if fields.get(one) is None]
+        if missing_fields:
+            raise ConfigError(
+                f"task {name}: fields gives no column for {missing_fields[0]!r}; it has {', '.join(fields)}"
+            )
+        known_fields = (*FIELDS, *self.optional_fields)
+        unknown_fields = [one for one in fields if one not in known_fields]
+        if unknown_fields:
+            raise ConfigError(
+                f"task {name}: fields has {unknown_fields[0]!r}; it maps {', '.join(known_fields)} to columns"
+            )
+        if fields.get("answer") is not None and fields.get("answers") is not None:
+            raise ConfigError(f"task {name}: fields has both 'answer' and 'answers'; give one of them")
+        if not 0 <= validation_fraction < 1:
+            raise ConfigError(
+                f"task {name}: validation_fraction {validation_fraction} must be from 0 to below 1"
+            )
+        self.hub, self.config, self.revision, self.path = hub, config, revision, path
+        self.splits = dict(splits)
+        self.fields = {key: value for key, value in fields.items() if value is not None}
+        self.images_root = None if images_root is None else Path(images_root).expanduser()
+        self.streaming = streaming
+        self.where = dict(where or {})
+        self.meta = tuple(meta)
+        self.train_path = train_path
+        self.validation_fraction = validation_fraction
+        self.split_seed = split_seed
+        self._open_splits: dict[str, DatasetSplit] = {}
+        self._samples_by_split: dict[str, HubSamples | FileSamples] = {}
+        self._training_samples: dict[str, FileSamples] | None = None
+        self._bad_samples: dict[str, dict[str, str]] = {}
+        self._scanned_samples: dict[str, HubSamples | FileSamples] = {}
+        self._pixel_index: dict[str, dict[str, str]] = {}
+        self._train_division: dict[str, list[int]] | None = None
+
+    # --- what a subclass may say -----------------------------------------------------------------------------
+
+    def parse_row(self, reader: RowReader, split: str) -> ParsedRow:
+        """Question, references, options and meta of one row of a split. Raises DataError without the sample's id."""
+        answers = reader.read_texts("answers" if "answers" in reader else "answer")
+        choices = reader.read_texts("choices") if "choices" in reader else None
+        question = reader.read_question()
+        return ParsedRow(
+            append_choices(question, choices) if choices else question,
+            answers,
+            choices,
+            self.read_meta(reader),
+        )
+
+    def load_training_rows(self) -> FileRows | None:
+        """Rows of a target's training (and validation) files; None where the data set itself has them."""
+        return None
+
+    # --- the task -------------------------------------------------------------------------------------------
+
+    def read_meta(self, reader: RowReader) -> dict[str, Any]:
+        """The columns of `meta`, as they are stored. Raises DataError for one that cannot be read."""
+        meta = {column: reader.row.get(column) for column in self.meta}
+        for column, value in meta.items():
+            if isinstance(value, UnreadableCell):
+                raise DataError(f"{column!r} {value}")
+        return meta
+
+    def load_samples(self, split: str) -> HubSamples | FileSamples:
+        """The split's samples; pictures are opened when a sample is read.
+
+        Raises DataError if there is no such split, or if a row of a training file cannot be used.
+        """
+        samples = self.load_readable_samples(split)
+        if isinstance(samples, FileSamples):
+            total = len(samples) + len(samples.skipped)
+            apply_bad_sample_policy(
+                samples.skipped, total, "fail", task_name=self.name, noun=f"{split} samples"
+            )
+        return samples
+
+    def load_readable_samples(self, split: str) -> HubSamples | FileSamples:
+        """See `Task.readable`; the rows of a data set are only read, and looked at, when they are needed."""
+        if split not in SPLITS:
+            raise DataError(f"task {self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
+        if split not in self._samples_by_split:
+            self._samples_by_split[split] = self._load_split(split)
+        return self._samples_by_split[split]
+
+    def fingerprint_split(self, split: str) -> str:
+        """Digest of the published revision (or of a copy's content) and of the way its rows are read."""
+        samples = self.load_readable_samples(split)
+        if isinstance(samples, FileSamples):
+            return samples.compute_fingerprint()
+        read_settings = [type(self).__qualname__, self.fields, self.where, self.meta]
+        read_settings += [
+            [hash_image_file(picture) or "missing" for picture in self._list_image_sources(samples.table)]
+        ]
+        if samples.table.class_labels:
+            read_settings.append(samples.table.class_labels)
+        cut_settings = [self.validation_fraction, self.split_seed] if samples.cut else []
+        return hash_json_parts(
+            "hub",
+            ROW_FORMAT_VERSION,
+            IMAGES_VERSION,
+            samples.table.content_id,
+            read_settings,
+            cut_settings,
+            split if cut_settings else "",
+        )
+
+    def _list_image_sources(self, dataset_split: DatasetSplit) -> list[Picture]:
+        """The pictures that the rows only name; what they hold is not part of the table's identity."""
+        names = dataset_split.list_image_files(self.fields["image"]) if "image" in self.fields else ()
+        return [parse_image_source(name, self.images_root or Path()) for name in names]
+
+    def validate_split(self, split: str, on_bad_sample: str = "fail") -> HubSamples | FileSamples:
+        """Open every image and score every reference of the split once; returns the usable samples.
+
+        A streamed split is looked at as it is read, unless bad samples are to be skipped. With "skip" the bad ones are
+        left out, and `skipped` of the result says why. Raises DataError if a sample is bad ("fail"), or if none is
+        left.
+        """
+        validate_policy(on_bad_sample)
+        return self.filter_usable_samples(self.load_readable_samples(split), split, on_bad_sample)
+
+    def filter_usable_samples(
+        self, samples: HubSamples | FileSamples, split: str, on_bad_sample: str
+    ) -> HubSamples | FileSamples:
+        """What `check` gives, for a part of a split: only its samples are opened."""
+        bad_samples = dict(samples.skipped)
+        is_streamed = isinstance(samples, HubSamples) and samples.table.is_streamed
+        # Under "fail" a stream is looked at as it is read: fetching it only for that would double what is fetched.
+        if not is_streamed or on_bad_sample == "skip":
+            key = hash_json_parts(
+                split, [str(number) for number in samples.rows] if isinstance(samples, HubSamples) else []
+            )
+            if key not in self._bad_samples:
+                self._bad_samples[key] = samples.find_bad_samples(self.scorer)
+                self._scanned_samples[key] = samples
+            elif isinstance(samples, HubSamples):
+                samples.copy_inspections(self._scanned_samples[key])
+            bad_samples |= self._bad_samples[key]
+            self._pixel_index.setdefault(split, {}).update(samples.index_pixels())
+        total = len(samples) + len(samples.skipped)
+        apply_bad_sample_policy(
+            bad_samples, total, on_bad_sample, task_name=self.name, noun=f"{split} samples"
+        )
+        return samples.exclude_samples(bad_samples)
+
+    def hash_data(self, splits: Sequence[str]) -> str | None:
+        """See `Task.content`: of copies and training files; None where all splits come from the hub."""
+        digests: list[Any] = []
+        for split in splits:
+            if split != "test" and "train" not in self.splits:
+                training_rows = self.load_training_rows()
+                digests.append(None if training_rows is None else training_rows.hash_content())
+                continue
+            published = split if split in self.splits else "train"
+            path = self.path.get(published) if isinstance(self.path, Mapping) else self.path
+            if path is not None:
+                dataset_split = self._open_split(published)
+                digests.append(
+                    [
+                        dataset_split.content_id,
+                        [hash_image_file(picture) for picture in self._list_image_sources(dataset_split)],
+                    ]
+                )
+        return hash_json_parts(digests) if digests else None
+
+    def find_split_overlap(self) -> SplitOverlap:
+        """See `Task.find_split_overlap`; a streamed split, which is not read before its time, is not looked at."""
+        return find_shared_images(self._pixel_index)
+
+    def get_provenance(self) -> dict[str, str]:
+        """Hub id and revision of every split that was opened, or "local copy"."""
+        return {
+            split: f"{self.hub}@{table.revision}" if table.source.path is None else "local copy"
+            for split, table in self._open_splits.items()
+        }
+
+    def build_sample_id(self, row: Mapping[str, Any], split: str, row_number: int) -> str:
+        """The id of a row: its `id` column, else (or where that holds no text) `<split>-<row>`."""
+        try:
+            return (
+                convert_to_text(row.get(self.fields["id"]), "")
+                if "id" in self.fields
+                else f"{split}-{row_number}"
+            )
+        except DataError:
+            return f"{split}-{row_number}"
+
+    def build_sample(
+        self, row: Mapping[str, Any], split: str, row_number: int, *, with_images: bool = True
+    ) -> Sample:
+        """The sample of one stored row, without its pictures if they are not wanted. Raises DataError with its id."""
+        reader = RowReader(row, self.fields, self.images_root)
+        sample_id, system = self.build_sample_id(row, split, row_number), ""
+        try:
+            if "id" in reader:
+                reader.read_text("id")
+            parsed = self.parse_row(reader, split)
+            system = reader.read_optional_text("system")
+            images = reader.read_images() if with_images else ()
+            image_id = reader.read_text("image_id") if "image_id" in reader else ""
+            if not image_id and with_images:
+                image_id = reader.hash_images() if "image" in reader else sample_id
+        except DataError as error:
+            raise DataError(f"sample {sample_id}: {error}") from None
+        return Sample(
+            sample_id,
+            image_id,
+            images,
+            parsed.question,
+            parsed.answers,
+            parsed.choices,
+            parsed.meta,
+            system or None,
+        )
+
+    def list_columns(self, *, with_images: bool = True) -> tuple[str, ...]:
+        """The columns that are read."""
+        columns: list[str] = []
+        for meaning, column in self.fields.items():
+            if with_images or meaning != "image":
+                columns += [column] if isinstance(column, str) else list(column)
+        return tuple(dict.fromkeys([*columns, *self.meta, *self.where]))
+
+    # --- splits ---------------------------------------------------------------------------------------------
+
+    def _load_split(self, split: str) -> HubSamples | FileSamples:
+        if split != "test" and "train" not in self.splits:
+            files = self._load_training_samples().get(split)
+            if files is None or not (files or files.skipped):
+                raise self._make_missing_split_error(
+                    split, "" if self.role == "target" else "; it is not taught"
+                )
+            return files
+        if split in self.splits and not (split == "train" and self._has_validation_cut()):
+            return HubSamples(self, self._open_split(split), split)
+        if split == "test" or not self._has_validation_cut():
+            raise self._make_missing_split_error(
+                split, "; a target's validation_fraction cuts one" if split == "validation" else ""
+            )
+        return self._cut_train_split(split)
+
+    def _has_validation_cut(self) -> bool:
+        return self.role == "target" and "validation" not in self.splits and self.validation_fraction > 0
+
+    def _make_missing_split_error(self, split: str, hint: str) -> DataError:
+        return DataError(f"task {self.name}: no {split} samples; it has {', '.join(self.splits)}{hint}")
+
+    def _load_training_samples(self) -> dict[str, FileSamples]:
+        if self._training_samples is None:
+            training_rows = self.load_training_rows() if self.role == "target" else None
+            if training_rows is None:
+                return {}
+            inspections = inspect_images(image for row in training_rows.rows for image in row.images)
+            image_clusters = cluster_rows(training_rows.rows, inspections)
+            has_own_splits = any(row.split for row in training_rows.rows)
+            fractions = {} if has_own_splits else {"validation": self.validation_fraction}
+            positions = divide_rows(training_rows.rows, image_clusters, fractions, self.split_seed)
+            self._training_samples = build_split_samples(
+                training_rows, training_rows.rows, image_clusters, positions, "train", inspections
+            )
+        return self._training_samples
+
+    def _cut_train_split(self, split: str) -> HubSamples:
+        """Train or validation of a published train split, every image in one of them."""
+        dataset_split = self._open_split("train")
+        if self._train_division is None:
+            self._train_division = self._divide_train_rows(dataset_split)
+        return HubSamples(self, dataset_split, "train", self._train_division[split], is_cut=True)
+
+    def _divide_train_rows(self, dataset_split: DatasetSplit) -> dict[str, list[int]]:
+        """The rows of train and validation."""
+        kept_rows = _select_row_numbers(self, dataset_split)
+        kept_numbers = kept_rows if isinstance(kept_rows, range) else set(kept_rows)
+        columns = [self.fields[field] for field in ("id", "image_id", "image") if field in self.fields]
+        rows = (
+            (number, row)
+            for number, row in enumerate(dataset_split.iterate_rows(columns or self.list_columns()))
+            if number in kept_numbers
+        )
+        numbers: list[int] = []
+        sample_images: list[SampleImages] = []
+        known_pixels: dict[str, str] = {}
+        while chunk := list(islice(rows, SCAN_CHUNK_SIZE)):
+            chunk_sources = [self._read_image_sources(row) for _, row in chunk]
+            inspections = inspect_images(
+                (source for one in chunk_sources for source in one.values()), known_pixels
+            )
+            for (number, row), sources in zip(chunk, chunk_sources, strict=True):
+                numbers.append(number)
+                image_id = self._read_image_id(row)
+                sample_images.append(
+                    SampleImages.from_inspections(
+                        self.build_sample_id(row, "train", number), image_id, sources, inspections
+                    )
+                )
+        sample_clusters = cluster_samples(sample_images)
+        fractions = {"validation": self.validation_fraction}
+        split_by_key = assign_splits(
+            (group.split_key for group in sample_clusters), fractions, self.split_seed
+        )
+        rows_by_split: dict[str, list[int]] = {"train": [], "validation": []}
+        for number, group in zip(numbers, sample_clusters, strict=True):
+            rows_by_split[split_by_key[group.split_key]].append(number)
+        return rows_by_split
+
+    def _read_image_id(self, row: Mapping[str, Any]) -> str | None:
+        """The row's own image id; None without one, or where the row is one of those that cannot be used."""
+        reader = RowReader(row, self.fields)
+        try:
+            return reader.read_optional_text("image_id") or None
+        except DataError:
+            return None
+
+    def _read_image_sources(self, row: Mapping[str, Any]) -> dict[str, Picture]:
+        """The row's pictures by their names; none where the row is one of those that cannot be used."""
+        try:
+            sources = RowReader(row, self.fields, self.images_root).list_image_sources()
+        except DataError:
+            return {}
+        return {get_image_name(source, self.images_root or Path()): source for source in sources}
+
+    def _open_split(self, split: str) -> DatasetSplit:
+        if split not in self._open_splits:
+            path = self.path.get(split) if isinstance(self.path, Mapping) else self.path
+            source = DatasetSource(
+                task_name=self.name,
+                hub=self.hub,
+                split=self.splits[split],
+                columns=self.list_columns(),
+                config=self.config,
+                revision=self.revision,
+                path=None if path is None else str(path),
+                streaming=self.streaming and split == "test",
+                filters=tuple(self.where.items()),
+                is_only_split=len(self.splits) == 1 or isinstance(self.path, Mapping),
+            )
+            self._open_splits[split] = source.open_split()
+        return self._open_splits[split]
+
+
+@dataclass(frozen=True)
+class SampleInspection:
+    """What opening a sample showed: its id, the image id of its row alone, and digests of its pictures' pixels."""
+
+    id: str
+    image_id: str
+    pixel_hashes: tuple[str, ...]
+
+
+class HubSamples(Sequence[Sample]):
+    """Samples of one split; a picture is opened when its sample is read.
+
+    `rows` are the rows of the table that belong to it (None: all that `where` keeps); `skipped` maps a row's number
+    to "id: reason" for what `HubTask.check` left out. A streamed split keeps its place: reading on is cheap, reading
+    an earlier sample starts over.
+    """
+
+    def __init__(
+        self,
+        task: HubTask,
+        dataset_split: DatasetSplit,
+        split: str,
+        row_numbers: Sequence[int] | None = None,
+        *,
+        is_cut: bool = False,
+    ) -> None:
+        self.task, self.table, self.split, self.cut = task, dataset_split, split, is_cut
+        self.rows = _select_row_numbers(task, dataset_split) if row_numbers is None else row_numbers
+        self.skipped: dict[str, str] = {}
+        self.inspections: dict[int, SampleInspection] = {}
+        self.image_ids: dict[int, str] = {}
+        self._stream: Iterator[tuple[int, dict[str, Any]]] | None = None
+        self._next = 0
+        if not len(self.rows):
+            reason = f"has no rows where {task.where}" if task.where else "is empty"
+            raise DataError(
+                f"task {task.name}: {dataset_split.source.display_name} ({dataset_split.split}) {reason}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self._copy_with_rows(self.rows[index], self.skipped)
+        return self.decode_sample(self.read_stored_row(index))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stream": None, "_next": 0}  # a worker process opens its own stream
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether samples can only be read one after the other."""
+        return self.table.is_streamed
+
+    def read_stored_row(self, index: int) -> tuple[int, dict[str, Any]]:
+        """A sample's row as it is stored: all that `made` needs, wherever that is done."""
+        row_number = self.rows[index]
+        return row_number, self._read_row(row_number)
+
+    def decode_sample(self, stored_row: tuple[int, dict[str, Any]]) -> Sample:
+        """The sample of what `stored` gave, its pictures decoded. Raises DataError with its id."""
+        row_number, row = stored_row
+        sample = self.task.build_sample(row, self.split, row_number)
+        return replace(sample, image_id=self.image_ids.get(row_number, sample.image_id))
+
+    def peek_sample(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
+        """A sample without its pictures, and their sizes (upright), which are not decoded."""
+        row_number, row = self.read_stored_row(index)
+        sample = self.task.build_sample(row, self.split, row_number, with_images=False)
+        return sample, RowReader(row, self.task.fields, self.task.images_root).read_image_sizes()
+
+    def iterate_without_images(self) -> Iterator[Sample | DataError]:
+        """The samples without their pictures, in order, or why one cannot be read; only these columns are read."""
+        row_numbers = set(self.rows)
+        columns = self.task.list_columns(with_images=False)
+        for row_number, row in enumerate(self.table.iterate_rows(columns)):
+            if row_number in row_numbers:
+                try:
+                    yield self.task.build_sample(row, self.split, row_number, with_images=False)
+                except DataError as error:
+                    yield error
+
+    def find_bad_samples(self, scorer: Callable[[str, Sample], Mapping[str, Any]]) -> dict[str, str]:
+        """Open every picture, score every reference; row number -> "id: reason" of the bad samples."""
+        bad_samples: dict[str, str] = {}
+        first_rows: dict[str, int] = {}
+        row_numbers = set(self.rows)
+
+        def inspect_sample(item: tuple[int, dict[str, Any]]) -> str | None:
+            number, row = item
+            try:
+                sample = self.task.build_sample(row, self.split, number)
+                pixels = tuple(hash_pixels(image) for image in sample.images)
+                self.inspections[number] = SampleInspection(sample.id, sample.image_id, pixels)
+                scorer(self.task.get_target_answer(sample), sample)
+            except DataError as error:
+                return str(error).removeprefix("sample ")
+            return None
+
+        if not self.table.is_streamed and len(row_numbers) < len(self.table) // 2:
+            rows = ((number, self._read_row(number)) for number in self.rows)
+        else:
+            rows = (
+                (number, row) for number, row in enumerate(self.table.iterate_rows()) if number in row_numbers
+            )
+        self.inspections = {}  # a part of these samples may share the dictionary
+        with ThreadPoolExecutor() as pool:
+            while chunk := list(islice(rows, SCAN_CHUNK_SIZE)):
+                for (number, row), reason in zip(chunk, pool.map(inspect_sample, chunk), strict=True):
+                    sample_id = self.task.build_sample_id(row, self.split, number)
+                    first = first_rows.setdefault(sample_id, number)
+                    if reason is None and first != number:
+                        reason = f"{sample_id}: the id of row {first} again (row {number})"
+                    if reason is not None:
+                        bad_samples[str(number)] = reason
+        opened = self.inspections.values()
+        ids = merge_image_ids([one.image_id for one in opened], [one.pixel_hashes for one in opened])
+        self.image_ids = dict(zip(self.inspections, ids, strict=True))
+        return bad_samples
+
+    def copy_inspections(self, other: HubSamples | FileSamples) -> None:
+        """Know what `bad` found when it opened the same samples."""
+        if isinstance(other, HubSamples):
+            self.inspections, self.image_ids = other.inspections, other.image_ids
+
+    def index_pixels(self) -> dict[str, str]:
+        """Digest of every picture's pixels -> id of the first sample that shows it, when `bad` has opened them."""
+        first_samples: dict[str, str] = {}
+        for number in sorted(self.inspections):
+            for pixels in self.inspections[number].pixel_hashes:
+                first_samples.setdefault(pixels, self.inspections[number].id)
+        return first_samples
+
+    def exclude_samples(self, bad_samples: Mapping[str, str]) -> HubSamples:
+        """The samples that are not in `bad`; the others are in `skipped`."""
+        if not bad_samples:
+            return self
+        skipped = self.skipped | {
+            str(number): bad_samples[str(number)] for number in self.rows if str(number) in bad_samples
+        }
+        return self._copy_with_rows(
+            [number for number in self.rows if str(number) not in bad_samples], skipped
+        )
+
+    def select_samples(
+        self, positions: Sequence[int], excluded: Mapping[int, str] | None = None
+    ) -> HubSamples:
+        """The samples at some places of this part; `left_out` says by place what else cannot be used, and why."""
+        newly_skipped = {str(self.rows[place]): reason for place, reason in (excluded or {}).items()}
+        return self._copy_with_rows([self.rows[place] for place in positions], self.skipped | newly_skipped)
+
+    def _copy_with_rows(self, rows: Sequence[int], skipped: Mapping[str, str]) -> HubSamples:
+        copied = HubSamples.__new__(HubSamples)
+        copied.__dict__.update(self.__dict__, rows=rows, skipped=dict(skipped), _stream=None, _next=0)
+        return copied
+
+    def _read_row(self, row_number: int) -> dict[str, Any]:
+        if not self.table.is_streamed:
+            return self.table.read_row(row_number)
+        if self._stream is None or row_number < self._next:
+            self._stream, self._next = enumerate(self.table.iterate_rows()), 0
+        for current, row in self._stream:
+            self._next = current + 1
+            if current == row_number:
+                return row
+        raise DataError(
+            f"task {self.task.name}: {self.table.source.display_name} ended before row {row_number}"
+        )
+
+
+def _select_row_numbers(task: HubTask, dataset_split: DatasetSplit) -> Sequence[int]:
+    """The rows that `where` keeps; a class label can be given by its name or by its number."""
+    if not task.where or dataset_split.is_filtered:
+        return range(len(dataset_split))
+    columns = list(task.where)
+    expected = {column: dataset_split.resolve_label(column, value) for column, value in task.where.items()}
+    return [
+        number
+        for number, row in enumerate(dataset_split.iterate_rows(columns))
+        if all(row.get(column) == value for column, value in expected.items())
+    ]

@@ -1,0 +1,28 @@
+"""From a task's configuration node to the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lmm_forget.config.instantiation import instantiate_config
+from lmm_forget.errors import DataError
+from lmm_forget.tasks.task import Task
+
+
+def build_task(node: Mapping[str, Any]) -> Task:
+    """The task that a resolved node (`_target_`, `name`, …) describes. Raises DataError for fields it does not take.
+
+    A `subset` ({samples, seed, by}) in the node, whatever the task, cuts its evaluation splits; see `SubsetTask`.
+    """
+    node = dict(node)
+    subset = node.pop("subset", None)
+    task = instantiate_config(node, Task, f"task {node.get('name')}", DataError, convert_mode="object")  # type: ignore[type-abstract]
+    if subset is None:
+        return task
+    from lmm_forget.tasks.subset import SubsetTask
+
+    try:
+        return SubsetTask(task, **subset)
+    except TypeError:
+        raise DataError(f"task {node.get('name')}: subset={subset}; it takes samples, seed and by") from None
