@@ -94,11 +94,7 @@ def typo(random_: random.Random, word: str) -> str:
     """The word with one or two characters changed, dropped or added, or in another case."""
     for _ in range(random_.randint(0, 2)):
         place = random_.randint(0, max(0, len(word) - 1))
-        word = (
-            word[:place]
-            + random_.choice(("", "x", "E", " ", "é", "."))
-            + word[place + random_.randint(0, 1) :]
-        )
+        word = word[:place] + random_.choice(("", "x", "E", " ", "é", ".")) + word[place + random_.randint(0, 1) :]
     return random_.choice((word, word, word.upper(), word.lower(), word.title(), f" {word}", f"{word}."))
 
 
@@ -106,9 +102,7 @@ def near(random_: random.Random, reference: str) -> str:
     """A figure within a tenth of the reference where it is one, else its letters in any case."""
     if FIGURE.fullmatch(reference):
         value = float(reference) * random_.uniform(0.9, 1.1) + random_.choice((0, 0, 1e-3))
-        form = random_.choice(
-            ("{:.0f}", "{:.1f}", "{:.2f}", "{:g}", "{:.3f}", "{:+.2f}", "{:e}", "{:.1%}", "{:,.1f}")
-        )
+        form = random_.choice(("{:.0f}", "{:.1f}", "{:.2f}", "{:g}", "{:.3f}", "{:+.2f}", "{:e}", "{:.1%}", "{:,.1f}"))
         return form.format(value)
     return "".join(random_.choice((letter.lower(), letter.upper())) for letter in reference)
 
@@ -149,9 +143,7 @@ class Case:
             given = chr(ord("A") + int(doc["answer"]))
         listed = tuple(map(str, given)) if isinstance(given, list) else (str(given),)
         choices = doc.get("options", doc.get("choices"))
-        return Sample(
-            "s", "i", (), doc.get("question", ""), listed, tuple(choices) if choices else None, {**doc}
-        )
+        return Sample("s", "i", (), doc.get("question", ""), listed, tuple(choices) if choices else None, {**doc})
 
 
 def process(function: str, key: str) -> Callable[[Any], Public]:
@@ -196,9 +188,7 @@ def filtered(*names: str) -> Callable[[Any], Public]:
 
 def seed(module: Any) -> Public:
     """SEED-Bench's function and its aggregation over one answer."""
-    return lambda doc, answer: module.seed_aggregation_result(
-        [module.seed_process_result(doc, [answer])["seed_all"]]
-    )
+    return lambda doc, answer: module.seed_aggregation_result([module.seed_process_result(doc, [answer])["seed_all"]])
 
 
 def anls(module: Any) -> Public:
@@ -269,9 +259,7 @@ PHRASES = (
     "a/b",
     "3.5",
 )
-FACES = tuple(
-    {"answer": letter, "question": "?", "question_id": 1, "data_type": "image"} for letter in "ABCD"
-)
+FACES = tuple({"answer": letter, "question": "?", "question_id": 1, "data_type": "image"} for letter in "ABCD")
 MEDICAL = (
     {"question": "Is the liver inflamed?", "answer": "yes"},
     {"question": "is this acute or chronic?", "answer": "chronic"},
@@ -399,9 +387,7 @@ def compare_normaliser(count: int, chance: random.Random) -> list[str]:
     ]
 
 
-def different(
-    chance: random.Random, references: tuple[str, ...], pieces: tuple[str, ...], count: int
-) -> Iterator[str]:
+def different(chance: random.Random, references: tuple[str, ...], pieces: tuple[str, ...], count: int) -> Iterator[str]:
     """So many answers, no two the same; stripped, as the model wrapper does before a task sees an answer."""
     seen = set()
     for answer in map(str.strip, answers(chance, references, pieces)):
@@ -414,15 +400,11 @@ def different(
 
 def main() -> int:
     """Print the table; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a folder that holds the package lmms_eval")
     parser.add_argument("--answers", type=int, default=5000, help="different answers per task")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--rules", choices=("paper", "lmms_eval"), help="default: those that follow this version"
-    )
+    parser.add_argument("--rules", choices=("paper", "lmms_eval"), help="default: those that follow this version")
     options = parser.parse_args()
     tasks = options.folder / "lmms_eval" / "tasks"
     if not tasks.is_dir():

@@ -35,15 +35,11 @@ BENCHMARKS, IMAGES, QUESTIONS = 4, 60, 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2024])
-    parser.add_argument(
-        "--images-only", action="store_true", help="leave out the unclustered interval (slow)"
-    )
+    parser.add_argument("--images-only", action="store_true", help="leave out the unclustered interval (slow)")
     given = parser.parse_args()
     units = ("image",) if given.images_only else ("image", "question")
     for seed in given.seeds:
@@ -71,7 +67,7 @@ def measure(
             found = compare_task_scores(scores, num_resamples=resamples)
             held[unit] += bool(found["low"] <= truth <= found["high"])
             if unit == "image":
-                with mock.patch.object(made, "bca", percentiles):
+                with mock.patch.object(made, "compute_bca_interval", percentiles):
                     plain = compare_task_scores(scores, num_resamples=resamples)
                 held["image, plain percentiles"] += bool(plain["low"] <= truth <= plain["high"])
             null = compare_task_scores(TaskScores("task", np.stack([one, two]), clusters), num_resamples=1)

@@ -51,9 +51,7 @@ def main() -> None:
     chosen = choose(results)
     print("| recipe | learning rate | target learning | held-out forgetting | worst stage | chosen |")
     print("|---|---|---|---|---|---|")
-    by_recipe = sorted(
-        results, key=lambda r: (r["config"]["recipe"]["name"], r["config"]["training"]["learning_rate"])
-    )
+    by_recipe = sorted(results, key=lambda r: (r["config"]["recipe"]["name"], r["config"]["training"]["learning_rate"]))
     for each in by_recipe:
         recipe, rate, figures = (
             each["config"]["recipe"]["name"],

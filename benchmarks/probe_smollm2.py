@@ -57,10 +57,10 @@ ASKED = (
 class Talk(Task):
     """Plain prompts without references; the base's own answers are followed."""
 
-    def samples(self, split: str) -> Sequence[Sample]:
+    def load_samples(self, split: str) -> Sequence[Sample]:
         return [Sample(f"p{i}", f"p{i}", (), text, ("",)) for i, text in enumerate(ASKED)]
 
-    def fingerprint(self, split: str) -> str:
+    def fingerprint_split(self, split: str) -> str:
         return "talk"
 
 
@@ -81,10 +81,10 @@ class Processor:
 class TextOnly(Family):
     """Only the encoding of a family."""
 
-    def parts(self, model: Any) -> ModelParts:
+    def find_parts(self, model: Any) -> ModelParts:
         raise NotImplementedError
 
-    def apply_image_budget(self, config: Any, processor: Any, image: Any) -> None:
+    def apply_image_limits(self, config: Any, processor: Any, image_limits: Any) -> None:
         raise NotImplementedError
 
 
@@ -133,10 +133,8 @@ def teach(lmm: Any, moving: list[nn.Parameter], steps: int, rate: float) -> list
     rng, losses = random.Random(0), []
     for _ in range(steps):
         questions, answers = zip(*(counting(rng) for _ in range(8)), strict=True)
-        encoded = lmm.family.encode(lmm.processor, questions, [()] * 8, answers)
-        loss = average_per_sample(
-            compute_token_losses(lmm.model, encoded.batch, encoded.labels), encoded.labels
-        ).mean()
+        encoded = lmm.family.encode_batch(lmm.processor, questions, [()] * 8, answers)
+        loss = average_per_sample(compute_token_losses(lmm.model, encoded.tensors, encoded.labels), encoded.labels).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -161,16 +159,12 @@ def main() -> None:
     lmm = wrap(given.folder)
     rng = random.Random(1)
     taught = {"counting": [counting(rng)[1] for _ in range(256)]}
-    sets = find_token_sets(
-        lmm.processor.tokenizer, ("number", "letter", "yes_no", "clock", "taught"), taught, ASKED
-    )
+    sets = find_token_sets(lmm.processor.tokenizer, ("number", "letter", "yes_no", "clock", "taught"), taught, ASKED)
     for found in sets.values():
         print(f"{found.name}: {len(found.ids)} tokens, {' '.join(map(repr, found.tokens[:40]))}")
         print(f"   split: {', '.join(found.split_words[:12]) or 'none'}")
     task = Talk(name="talk", role="captions", max_new_tokens=20, scorer=lambda answer, sample: {"value": 0.0})
-    spec = ProbeConfig(
-        True, True, given.prompts, given.prompts, ("forced",), "base", (), (), False, False, None
-    )
+    spec = ProbeConfig(True, True, given.prompts, given.prompts, ("forced",), "base", (), (), False, False, None)
     named = dict(lmm.model.named_parameters())
     chosen = {
         "sa_proj": [n for n in named if ".self_attn." in n],
@@ -184,7 +178,7 @@ def main() -> None:
                 spec,
                 lmm,
                 SimpleNamespace(trainable=names),  # type: ignore[arg-type]
-                [PromptSet(task, {"name": "talk"}, task.samples("")[: given.prompts], given.prompts, "talk")],
+                [PromptSet(task, {"name": "talk"}, task.load_samples("")[: given.prompts], given.prompts, "talk")],
                 sets,
                 generate_greedily=generate_answers,
                 store=Store(folder),

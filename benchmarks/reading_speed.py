@@ -35,10 +35,7 @@ def write(folder: Path, n: int) -> Path:
         file = io.BytesIO()
         small.resize((WIDTH, HEIGHT)).save(file, "JPEG", quality=85)
         pictures.append(file.getvalue())
-    rows = [
-        {"image": pictures[i % DIFFERENT], "question": f"What is number {i}?", "answer": str(i)}
-        for i in range(n)
-    ]
+    rows = [{"image": pictures[i % DIFFERENT], "question": f"What is number {i}?", "answer": str(i)} for i in range(n)]
     path = folder / "test.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=ROWS_PER_GROUP)
     return path
@@ -87,9 +84,7 @@ def measure(path: Path, streaming: bool, workers: int) -> None:
     with closing(encode_question_batches(lmm, task, samples, batches, workers)) as ready:
         for number, (places, _) in enumerate(ready, 1):
             for place in places:
-                right += score_generation(
-                    task, light[place], CachedResponse(light[place].answers[0], 1, 1.0)
-                ).value
+                right += score_generation(task, light[place], CachedResponse(light[place].answers[0], 1, 1.0)).value
             if number % every == 0:
                 marks.append(own_memory(os.getpid()))
     fed = len(samples) / (time.monotonic() - started)
@@ -112,9 +107,7 @@ def main() -> None:
         print(f"{n:,} samples of {WIDTH} x {HEIGHT} pixels, {path.stat().st_size / 1e6:.0f} MB", flush=True)
         for streaming in (False, True):
             for number in workers or [0, 2]:
-                child = multiprocessing.get_context("fork").Process(
-                    target=measure, args=(path, streaming, number)
-                )
+                child = multiprocessing.get_context("fork").Process(target=measure, args=(path, streaming, number))
                 child.start()
                 child.join()
 

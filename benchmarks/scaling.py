@@ -33,8 +33,8 @@ JOB = [
     "sequence.task=cub200",
     "data.train_samples=64",
     "data.eval_samples=8",
-    "training.global_batch=16",
-    "hardware.micro_batch=8",
+    "training.global_batch_size=16",
+    "hardware.micro_batch_size=8",
 ]
 TWO_DEVICES = ["hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2"]
 
@@ -49,7 +49,7 @@ def timed(folder: Path, *words: str) -> float:
 def spent(results: dict[str, Any]) -> tuple[float, float]:
     """Seconds that a job taught for, and that it worked for in all, as its record says."""
     timings = results["timings"]
-    return sum(stage["teach"] for stage in timings["stages"]), float(timings["total"])
+    return sum(stage["train"] for stage in timings["stages"]), float(timings["total"])
 
 
 def once(folder: Path, steps: int) -> dict[str, float]:
@@ -57,8 +57,8 @@ def once(folder: Path, steps: int) -> dict[str, float]:
     job = [*JOB, f"training.max_steps={steps}"]
     timed(folder, *job, "name=base", "seed=99")  # asks the base, and warms the disk's cache
     figures: dict[str, float] = {"load": os.getloadavg()[0]}
-    figures["one_after_the_other"] = timed(folder, "-m", *job, "name=after", "seed=0,1", "hardware.jobs=1")
-    figures["side_by_side"] = timed(folder, "-m", *job, "name=beside", "seed=2,3", "hardware.jobs=2")
+    figures["one_after_the_other"] = timed(folder, "-m", *job, "name=after", "seed=0,1", "hardware.max_parallel_jobs=1")
+    figures["side_by_side"] = timed(folder, "-m", *job, "name=beside", "seed=2,3", "hardware.max_parallel_jobs=2")
     figures["one_device"] = timed(folder, *job, "name=one", "seed=4")
     figures["two_devices"] = timed(folder, *job, "name=two", "seed=5", *TWO_DEVICES)
     figures["load_after"] = os.getloadavg()[0]

@@ -60,9 +60,7 @@ def count(chance: random.Random) -> Made:
 
 def figure(chance: random.Random) -> Made:
     """A figure, or a word."""
-    return (
-        chance.choice((f"{chance.uniform(0, 5000):.2f}", f"{chance.randrange(100)}%", word(chance))),
-    ), None
+    return (chance.choice((f"{chance.uniform(0, 5000):.2f}", f"{chance.randrange(100)}%", word(chance))),), None
 
 
 def dial(chance: random.Random) -> Made:
@@ -117,9 +115,7 @@ def pairs(make: Callable[[random.Random], Made], answers: int, name: str) -> lis
 
 def main() -> None:
     """Print one line per task and the slowest."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=int, default=5000, help="answers per task")
     options = parser.parse_args()
     print("| task | scorer | answers per second |")

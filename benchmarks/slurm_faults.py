@@ -32,21 +32,21 @@ GRID = [
     "sequence=order",
     "sequence.tasks=[cub200,timeclock]",
 ]
-GRID += ["hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "hardware.micro_batch=4"]
+GRID += ["hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "hardware.micro_batch_size=4"]
 GRID += ["training.max_steps=6", f"seed={PEACE},{FAILS},{CANCELLED},{SLOW}"]
 ACCIDENTS = f"""
 import os, sys, time
 if "lmm_forget.launch.slurm.rank_task" in sys.orig_argv and not os.environ.get("CALM"):
     from lmm_forget.distributed import stop_signals
     index, rank = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_PROCID")
-    again, plain = os.environ.get("SLURM_RESTART_COUNT", "0") != "0", stopping.safe_point
-    def safe_point():
+    again, plain = os.environ.get("SLURM_RESTART_COUNT", "0") != "0", stop_signals.raise_if_stop_requested
+    def raise_if_stop_requested():
         if index == "{FAILS}" and rank == "1":
             raise RuntimeError("an accident on purpose")
         if index in ("{CANCELLED}", "{SLOW}") and not again:
             time.sleep(20)
         plain()
-    stopping.safe_point = safe_point
+    stop_signals.raise_if_stop_requested = raise_if_stop_requested
 """
 
 
@@ -106,9 +106,7 @@ def accidents(folder: Path, minutes: int, notice: int) -> list[str]:
         starts = output.read_text().count("put back into the queue") + 1
         say(f"seed={SLOW} needed {starts} starts in one Slurm job")
         wrong += [] if starts > 1 else ["the slow job was never put back"]
-        code = subprocess.run(
-            line, cwd=folder, stdout=log, stderr=log, env={**os.environ, "CALM": "1"}
-        ).returncode
+        code = subprocess.run(line, cwd=folder, stdout=log, stderr=log, env={**os.environ, "CALM": "1"}).returncode
     say(f"again: exit {code}, {states(sweep)}")
     return wrong + ([] if code == 0 else [f"the second time ended with {code}"])
 

@@ -35,9 +35,7 @@ def write(folder: Path, n: int) -> Path:
     pictures = []
     for _ in range(DIFFERENT):
         file = io.BytesIO()
-        Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(
-            file, "JPEG", quality=60
-        )
+        Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(file, "JPEG", quality=60)
         pictures.append(file.getvalue())
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     features = {"image": {"_type": "Image"}, "question": {"dtype": "string", "_type": "Value"}}

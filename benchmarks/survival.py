@@ -27,7 +27,7 @@ ORDERS = [
     "recipe=sa_proj,llm",
     "sequence=order",
     "sequence.tasks=[cub200,pixmocount,pathvqa,timeclock]",
-    "hardware.jobs=2",
+    "hardware.max_parallel_jobs=2",
 ]
 
 
@@ -61,9 +61,7 @@ def kills(folder: Path, wanted: int) -> bool:
         done, rounds = done + len(moments), rounds + 1
         (path,) = (home / "multirun" / "smoke").glob("*/results.json")
         found = harness.difference(calm[recipe], path.parent)
-        resumed = [
-            s.get("resumed_at") for each in harness.jobs(home).values() for s in each["timings"]["stages"]
-        ]
+        resumed = [s.get("resumed_at") for each in harness.jobs(home).values() for s in each["timings"]["stages"]]
         say(
             f"round {rounds}, {recipe}: {len(moments)} kills after {', '.join(f'{m:.1f}' for m in moments)} s, "
             f"stages taken up at {resumed}: {found or 'equal to the byte'}; {done} of {wanted} kills"
@@ -85,9 +83,7 @@ def orders(folder: Path) -> bool:
     found = harness.jobs(home)
     count, questions = harness.trained(found.values()), harness.asked(found.values())
     each = sum(s["n"] for s in next(iter(found.values()))["base"]["scores"].values())
-    say(
-        f"{len(found)} jobs in {wall:.0f} s: {count} stages trained (2 x 64 in the trie), {questions} questions asked"
-    )
+    say(f"{len(found)} jobs in {wall:.0f} s: {count} stages trained (2 x 64 in the trie), {questions} questions asked")
     good = len(found) == 48 and count == 128 and questions == (1 + 128) * each
     say(f"every question once per model: {questions} of {(1 + 128) * each}")
     for recipe, order in (("sa_proj", 0), ("llm", 9), ("sa_proj", 23)):
@@ -99,9 +95,7 @@ def orders(folder: Path) -> bool:
         (path,) = (alone / "multirun" / "smoke").glob("*/results.json")
         (twin,) = (home / "multirun" / "smoke").glob(f"{recipe}-order={order}/results.json")
         odd = harness.difference(path.parent, twin.parent)
-        say(
-            f"{recipe} order {order} alone in a fresh store, {time.monotonic() - begun:.0f} s: {odd or 'equal'}"
-        )
+        say(f"{recipe} order {order} alone in a fresh store, {time.monotonic() - begun:.0f} s: {odd or 'equal'}")
         good = good and odd is None
     apart = folder / "apart"
     apart.mkdir()

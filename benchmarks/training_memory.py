@@ -26,14 +26,14 @@ TEXT = {
     "layer_types": None,
 }
 VISION = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
-TRAINING = {"global_batch": 2, "learning_rate": 1e-4, "warmup": 0.0, "clip": 1.0}
+TRAINING = {"global_batch_size": 2, "learning_rate": 1e-4, "warmup_ratio": 0.0, "max_grad_norm": 1.0}
 HARDWARE = {
     "accelerator": "cpu",
     "devices": 1,
     "precision": "bf16",
     "threads": 1,
     "workers": 0,
-    "micro_batch": 2,
+    "micro_batch_size": 2,
 }
 
 
@@ -73,11 +73,8 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
     lmm = assemble_model(model.eval(), processor, {"name": "random"})
     plan = method.adapt_plan(model, make_tune_plan(lmm.components, recipe, parse_rules(node)))
     loaded = resident()
-    drawn = [render_image("cub200", "train", i) for i in range(steps * TRAINING["global_batch"])]
-    items = [
-        TrainItem(f"s{i}", d.questions[0].text, [d.image], d.questions[0].answers[0])
-        for i, d in enumerate(drawn)
-    ]
+    drawn = [render_image("cub200", "train", i) for i in range(steps * TRAINING["global_batch_size"])]
+    items = [TrainItem(f"s{i}", d.questions[0].text, [d.image], d.questions[0].answers[0]) for i, d in enumerate(drawn)]
     method.start_stage(lmm, plan)
     with record_state_bytes(model, method) as found:
         train_stage(

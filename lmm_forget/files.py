@@ -58,9 +58,7 @@ def add_path_to_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (
-            error.filename is None or _is_temporary_file_of(error.filename, path)
-        ):
+        if error.errno is not None and (error.filename is None or _is_temporary_file_of(error.filename, path)):
             error.filename, error.filename2 = str(path), None
             error.strerror = os.strerror(error.errno)  # pyarrow's is longer than a line
         raise
@@ -69,9 +67,7 @@ def add_path_to_os_errors(path: Path) -> Iterator[None]:
 def _is_temporary_file_of(file_name: object, path: Path) -> bool:
     candidate = Path(os.fsdecode(file_name)) if isinstance(file_name, (str, bytes, os.PathLike)) else None
     return (
-        candidate is not None
-        and candidate.parent == path.parent
-        and candidate.name.startswith(f".{path.name[:200]}.")
+        candidate is not None and candidate.parent == path.parent and candidate.name.startswith(f".{path.name[:200]}.")
     )
 
 

@@ -80,9 +80,7 @@ def world(root: Path) -> None:
     done = make_results("sa_proj", job="done", n=6)
     put_job(sweep, results=done)
     stages = [stage["key"] for stage in done["stages"]]
-    (sweep / "done" / "store.json").write_text(
-        json.dumps({"store": "x", "stages": stages, "models": [], "probes": []})
-    )
+    (sweep / "done" / "store.json").write_text(json.dumps({"store": "x", "stages": stages, "models": [], "probes": []}))
     words = ["name=demo", "recipe=llm", "store=multirun/.store", "data.train_samples=8"]
     config = resolve_config(compose_config(words))
     config["store"] = str(root / "multirun" / ".store")
@@ -92,7 +90,7 @@ def world(root: Path) -> None:
     for name, text in (
         ("status.json", '{"state": "interrupted"}'),
         ("training.csv", "stage,task,step\n1,tiny_cub200,1\n"),
-        ("job.log", "teach tiny_cub200\n"),
+        ("job.log", "train tiny_cub200\n"),
     ):
         (interrupted.folder / name).write_text(text)
     (finished.folder / "results.json").write_text(
@@ -142,19 +140,19 @@ TYPED = (
     "seed",
     "training.epochs",
     "training.max_steps",
-    "training.global_batch",
+    "training.global_batch_size",
     "training.learning_rate",
-    "training.warmup",
+    "training.warmup_ratio",
     "training.betas",
     "training.loss",
-    "data.world",
+    "data.source",
     "data.validation",
     "data.on_bad_sample",
     "hardware.threads",
     "hardware.devices",
     "hardware.precision",
     "hardware.accelerator",
-    "hardware.jobs",
+    "hardware.max_parallel_jobs",
     "objective",
     "snapshot",
     "checkpoint_every",
@@ -364,14 +362,14 @@ def lines(seed: int, count: int) -> Iterator[Line]:
 def broken(kind: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Commands that read a YAML of this kind."""
     where = ("--config-dir", f"bad/{kind}")
-    yield "run", ("recipe=x", *where, "sweep.plan=true")
-    yield "run", ("sequence=single", *where, "sequence.task=x", "sweep.plan=true")
+    yield "run", ("recipe=x", *where, "sweep.dry_run=true")
+    yield "run", ("sequence=single", *where, "sequence.task=x", "sweep.dry_run=true")
     if kind == "nowhere":
-        yield "run", (*where, "experiment=x", "sweep.plan=true")
+        yield "run", (*where, "experiment=x", "sweep.dry_run=true")
     if kind in ("latin", "tabs", "list"):
         yield "plan", ("recipe=x", *where)
         yield "dashboard", ("entity=me", *where, "model=x", "format=json")
-        yield "run", ("-m", "recipe=llm,x", *where, "sweep.plan=true")
+        yield "run", ("-m", "recipe=llm,x", *where, "sweep.dry_run=true")
     yield "data", ("check", "task=x", *where)
 
 
@@ -386,20 +384,18 @@ def typed(chance: random.Random) -> Line:
     value = chance.choice([value for value in VALUES if not (value in ("null", "") and key in NULLABLE)])
     if key == "name" and value in ("null", "-1", "nan", "1e999", "9" * 400):
         value = "../x"
-    sure = not (
-        key in ("training.epochs", "training.learning_rate", "training.max_steps", "seed") and value.isdigit()
-    )
+    sure = not (key in ("training.epochs", "training.learning_rate", "training.max_steps", "seed") and value.isdigit())
     if key in (
-        "training.global_batch",
+        "training.global_batch_size",
         "hardware.threads",
         "hardware.devices",
-        "hardware.jobs",
+        "hardware.max_parallel_jobs",
         "checkpoint_every",
     ):
         sure = not value.isdigit()
     sure &= value != "\ud800"
     module = chance.choice(("run", "run", "dashboard"))
-    more = ("sweep.plan=true",) if module == "run" else ("entity=me", "format=json")
+    more = ("sweep.dry_run=true",) if module == "run" else ("entity=me", "format=json")
     return Line(module, mixed(chance, f"{key}={value}", *more), REFUSED if sure else EITHER)
 
 
@@ -407,12 +403,10 @@ def worded(chance: random.Random) -> Line:
     """A word that no run takes, among good ones."""
     module = chance.choice(("run", "run", "run", "plan", "dashboard"))
     word = chance.choice(WORDS)
-    good = chance.sample(
-        ("seed=1", "recipe=mlp", "data.eval_samples=3", "+tasks.tiny_ai2d.max_new_tokens=2"), 2
-    )
+    good = chance.sample(("seed=1", "recipe=mlp", "data.eval_samples=3", "+tasks.tiny_ai2d.max_new_tokens=2"), 2)
     if word.lstrip("+").startswith(("seed", "recipe", "+tasks", "tasks", "~recipe")):
         good = ["data.eval_samples=3"]
-    more = {"run": ("sweep.plan=true",), "dashboard": ("entity=me", "format=json"), "plan": ("model=nope",)}
+    more = {"run": ("sweep.dry_run=true",), "dashboard": ("entity=me", "format=json"), "plan": ("model=nope",)}
     codes = EITHER if module == "dashboard" else REFUSED  # it takes what a run refuses only when it starts
     return Line(module, mixed(chance, word, *good, *more[module]), codes)
 
@@ -464,9 +458,7 @@ def looked(chance: random.Random) -> Line:
 def asked(chance: random.Random) -> Line:
     """`compare` and `data` with mistakes."""
     if chance.random() < 0.5:
-        place = chance.choice(
-            (*PLACES, "multirun/demo/done@9", "multirun/demo/done@x", "multirun/demo/done@")
-        )
+        place = chance.choice((*PLACES, "multirun/demo/done@9", "multirun/demo/done@x", "multirun/demo/done@"))
         words = chance.choice(
             (
                 (place, "multirun/demo/done"),
@@ -548,14 +540,10 @@ def garbage(chance: random.Random) -> Line:
     """Words of signs by chance, as a key, as a value, or alone."""
     signs = "abz019 .,=+~-_/\\'\"`$[]{}():;@#%^&*!?<>|\t\n\u00e9\u4e2d\u200b\u2028\U0001f600"
     word = "".join(chance.choice(signs) for _ in range(chance.randint(1, 24)))
-    shaped = chance.choice(
-        (word, f"{word}=1", f"recipe={word}", f"store={word}", f"+tasks.tiny_ai2d.path={word}")
-    )
-    module = chance.choice(
-        ("run", "run", "plan", "status", "compare", "export", "store", "dashboard", "data")
-    )
+    shaped = chance.choice((word, f"{word}=1", f"recipe={word}", f"store={word}", f"+tasks.tiny_ai2d.path={word}"))
+    module = chance.choice(("run", "run", "plan", "status", "compare", "export", "store", "dashboard", "data"))
     words = {
-        "run": (shaped, "sweep.plan=true"),
+        "run": (shaped, "sweep.dry_run=true"),
         "plan": ("model=nope", shaped),
         "dashboard": (shaped, "format=nope"),
         "data": (shaped,),

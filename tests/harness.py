@@ -89,9 +89,7 @@ def kill_and_repeat(
             process.wait(moment if len(moments) < kills else 900)
         except subprocess.TimeoutExpired:
             kill(process, everyone=rng.random() < 0.7)
-            assert len(moments) < kills, (
-                f"the command did not end in 900 s: {(cwd / 'run.log').read_text()[-2000:]}"
-            )
+            assert len(moments) < kills, f"the command did not end in 900 s: {(cwd / 'run.log').read_text()[-2000:]}"
             moments.append(moment)
             continue
         assert process.returncode == 0, (cwd / "run.log").read_text()[-2000:]
@@ -150,6 +148,5 @@ def trained(results: Iterable[dict[str, Any]]) -> int:
 def asked(results: Iterable[dict[str, Any]]) -> int:
     """How many questions these jobs asked themselves."""
     return sum(
-        each["timings"]["base_asked"] + sum(stage["asked"] for stage in each["timings"]["stages"])
-        for each in results
+        each["timings"]["base_evaluated"] + sum(stage["evaluated"] for stage in each["timings"]["stages"]) for each in results
     )

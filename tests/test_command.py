@@ -75,8 +75,7 @@ def test_one_folder(words: list[str]) -> None:
 def test_a_reader_that_leaves_is_no_error() -> None:
     """`… | head -1`: no traceback, whichever command it is; the pipe is closed before anything is written."""
     code = (
-        "import sys; from lmm_forget.cli.parser import run_command; "
-        "sys.exit(run_command(lambda w: print('x' * 9), []))"
+        "import sys; from lmm_forget.cli.parser import run_command; sys.exit(run_command(lambda w: print('x' * 9), []))"
     )
     done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.stdout is not None and done.stderr is not None
@@ -126,14 +125,10 @@ def test_options_are_given_once_and_have_a_value() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             move_options_first(words)
-    assert (
-        move_options_first(["--fail-if", "a", "x", "--fail-if", "b"], ["--fail-if"], ["--fail-if"])[-1] == "x"
-    )
+    assert move_options_first(["--fail-if", "a", "x", "--fail-if", "b"], ["--fail-if"], ["--fail-if"])[-1] == "x"
 
 
-@pytest.mark.parametrize(
-    "folder", ["mine", 'it\'s "mine"', "a b", "${x}", "a,b=c", "[x]", "{y}", "ünï%41#?", "x:y"]
-)
+@pytest.mark.parametrize("folder", ["mine", 'it\'s "mine"', "a b", "${x}", "a,b=c", "[x]", "{y}", "ünï%41#?", "x:y"])
 def test_every_command_takes_overrides_and_folders_as_run_does(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +145,7 @@ def test_every_command_takes_overrides_and_folders_as_run_does(
     monkeypatch.chdir(home)
     options = ["recipe=own", "--config-dir", folder, "seed=1"]
     single = ["sequence=single", "sequence.task=mine"]
-    assert run.main([*options, *single, "sweep.plan=true"]) == 0
+    assert run.main([*options, *single, "sweep.dry_run=true"]) == 0
     assert "own: 1 stage" in capsys.readouterr().out
     assert dashboard.main(["entity=me", *options, *single, "format=json"]) == 0
     assert '"chartTitle": "mine"' in capsys.readouterr().out
@@ -171,7 +166,7 @@ def test_a_file_is_no_configuration_folder(
     Path("data.jsonl").write_text("{}")
     for option in ("--config-dir", "-cd"):
         for main, words in (
-            (run.main, ["sweep.plan=true"]),
+            (run.main, ["sweep.dry_run=true"]),
             (plan.main, []),
             (dashboard.main, ["entity=me"]),
             (data.main, ["check", "task=x"]),

@@ -57,10 +57,8 @@ def test_the_default_run_is_concrete() -> None:
     assert list(run["tasks"]) == run["sequence"]["tasks"] + run["suite"]["tasks"]
     assert len(run["suite"]["tasks"]) == 8
     assert Path(run["store"]).is_absolute()
-    assert not {"training", "micro_batch", "eval_batch"} & set(run["model"])
-    assert isinstance(run["hardware"]["micro_batch"], int) and isinstance(
-        run["training"]["global_batch"], int
-    )
+    assert not {"training", "micro_batch_size", "eval_batch_size"} & set(run["model"])
+    assert isinstance(run["hardware"]["micro_batch_size"], int) and isinstance(run["training"]["global_batch_size"], int)
     assert config() == run
 
 
@@ -77,9 +75,7 @@ def test_every_yaml_says_what_it_is() -> None:
 
 
 def test_orders_are_the_lexicographic_permutations() -> None:
-    assert [tuple(build_permutation(5, index)) for index in range(120)] == list(
-        itertools.permutations(range(5))
-    )
+    assert [tuple(build_permutation(5, index)) for index in range(120)] == list(itertools.permutations(range(5)))
 
 
 def test_sequences() -> None:
@@ -101,10 +97,8 @@ def test_a_users_own_task_and_the_worlds_names(mine: Path) -> None:
     assert run["sequence"]["tasks"] == ["my_skill"] and run["suite"]["tasks"] == ["my_benchmark", "tiny_ai2d"]
     assert run["tasks"]["my_skill"]["_target_"] == "some.Task"
     single = ["sequence=single", "sequence.task=cub200"]
-    assert config(*single, folder=mine)["sequence"]["tasks"] == [
-        "tiny_cub200"
-    ]  # the world has a stand-in of that name
-    real = config(*single, "data.world=real", "suite.tasks=[my_benchmark]", folder=mine)
+    assert config(*single, folder=mine)["sequence"]["tasks"] == ["tiny_cub200"]  # the world has a stand-in of that name
+    real = config(*single, "data.source=real", "suite.tasks=[my_benchmark]", folder=mine)
     assert real["sequence"]["tasks"] == ["cub200"]
 
 
@@ -136,24 +130,21 @@ def test_who_chooses_the_learning_rate(mine: Path) -> None:
 
 
 def test_the_command_line_wins_over_the_models_values() -> None:
-    assert config("training.max_steps=50", "hardware.micro_batch=4")["training"]["max_steps"] == 50
+    assert config("training.max_steps=50", "hardware.micro_batch_size=4")["training"]["max_steps"] == 50
 
 
 def test_hardware() -> None:
-    sharded = config("hardware=fsdp", "hardware.accelerator=cpu", "hardware.micro_batch=auto")["hardware"]
-    assert (sharded["devices"], sharded["strategy"], sharded["threads"], sharded["workers"]) == (
+    sharded = config("hardware=fsdp", "hardware.accelerator=cpu", "hardware.micro_batch_size=auto")["hardware"]
+    assert (sharded["devices"], sharded["strategy"], sharded["threads"], sharded["num_workers"]) == (
         2,
         "fsdp",
         1,
         0,
     )
-    assert sharded["micro_batch"] == config()["hardware"]["micro_batch"]  # on a CPU the model's own
-    assert (
-        config("hardware=fsdp", "hardware.micro_batch=auto")["hardware"]["micro_batch"]
-        == sharded["micro_batch"]
-    )
-    several = config("hardware=ddp", "hardware.devices=8", "hardware.micro_batch=auto")["hardware"]
-    assert (several["devices"], several["threads"], several["micro_batch"]) == (8, 4, "auto")
+    assert sharded["micro_batch_size"] == config()["hardware"]["micro_batch_size"]  # on a CPU the model's own
+    assert config("hardware=fsdp", "hardware.micro_batch_size=auto")["hardware"]["micro_batch_size"] == sharded["micro_batch_size"]
+    several = config("hardware=ddp", "hardware.devices=8", "hardware.micro_batch_size=auto")["hardware"]
+    assert (several["devices"], several["threads"], several["micro_batch_size"]) == (8, 4, "auto")
     assert config("hardware.devices=2")["hardware"]["strategy"] == "auto"
     assert config("hardware.attention=sdpa") == config("model.attention=sdpa") != config()
 
@@ -175,11 +166,11 @@ def test_default_names(mine: Path) -> None:
         (["+training.max_stps=3"], r"there is no training.max_stps; .*did you mean max_steps\?"),
         (["+sed=3"], r"there is no sed; the configuration has: .*did you mean seed\?"),
         (
-            ["training.global_batch=0"],
-            r"training.global_batch=0 cannot be used; it must be a whole number of at least 1",
+            ["training.global_batch_size=0"],
+            r"training.global_batch_size=0 cannot be used; it must be a whole number of at least 1",
         ),
         (["training.epochs=many"], r"training.epochs=many cannot be used; it must be a number above 0"),
-        (["training.warmup=1.5"], r"training.warmup=1.5"),
+        (["training.warmup_ratio=1.5"], r"training.warmup_ratio=1.5"),
         (["training.betas=[0.9]"], r"training.betas=\[0.9\] cannot be used; it must be two numbers"),
         (
             ["hardware.precision=fp16"],
@@ -193,10 +184,10 @@ def test_default_names(mine: Path) -> None:
         ),
         (["hardware.strategy=ring"], r"hardware.strategy=ring is not known; choose one of: auto, ddp, fsdp"),
         (["hardware=fsdp", "hardware.devices=1"], r"fsdp shares a model among devices, but this job has one"),
-        (["hardware.micro_batch=all"], r"hardware.micro_batch=all cannot be used; .* or auto"),
+        (["hardware.micro_batch_size=all"], r"hardware.micro_batch_size=all cannot be used; .* or auto"),
         (
-            ["hardware.micro_batch=auto", "model.micro_batch=null"],
-            r"hardware.micro_batch=auto: the model suggests none",
+            ["hardware.micro_batch_size=auto", "model.micro_batch_size=null"],
+            r"hardware.micro_batch_size=auto: the model suggests none",
         ),
         (["hardware.compile=maybe"], r"hardware.compile=maybe cannot be used; it must be true or false"),
         (["hardware.attention=1"], r"hardware.attention=1 cannot be used; it must be the name"),
@@ -205,7 +196,7 @@ def test_default_names(mine: Path) -> None:
         (["sequence=single"], r"sequence.task is empty"),
         (
             ["sequence=single", "sequence.task=clocks"],
-            r"there is no task 'clocks' in the tiny world; choose one of: .*timeclock",
+            r"there is no task 'clocks' where data.source=tiny; choose one of: .*timeclock",
         ),
         (["sequence=single", "sequence.task=ai2d"], r"tiny_ai2d is held_out, it has nothing to teach"),
         (
@@ -259,9 +250,7 @@ def test_a_typo_in_a_users_file_is_found(mine: Path) -> None:
     with pytest.raises(ConfigError, match=r"my_skill.yaml is not readable YAML.*line 2"):
         config("sequence=single", "sequence.task=my_skill", folder=mine)
     (mine / "task/my_skill.yaml").write_text(TASK.format(role="skill"))
-    with pytest.raises(
-        ConfigError, match=r"role=skill is not known; choose one of: target, held_out, captions"
-    ):
+    with pytest.raises(ConfigError, match=r"role=skill is not known; choose one of: target, held_out, captions"):
         config("sequence=single", "sequence.task=my_skill", folder=mine)
     with pytest.raises(ConfigError, match="does not exist"):
         compose_config([], mine / "elsewhere")
@@ -327,18 +316,14 @@ def test_names_of_grid_points() -> None:
         build_job_name({"sequence.order": 17, "recipe": "llm"}, GROUPS) == "llm-order=17"
     )  # whatever the order of arguments
     assert (
-        build_job_name(find_swept_choices(["training.learning_rate=0.0001"], []), GROUPS)
-        == "learning_rate=0.0001"
+        build_job_name(find_swept_choices(["training.learning_rate=0.0001"], []), GROUPS) == "learning_rate=0.0001"
     )  # a sweeper's invention
     assert (
         build_job_name({"tasks.a.n_train": 1, "tasks.b.n_train": 2, "seed": 0}, [])
         == "seed=0-tasks.a.n_train=1-tasks.b.n_train=2"
     )
     assert build_job_name({"sequence.order": [2, 0, 1]}, []) == "order=2.0.1"
-    assert (
-        build_job_name({"training.max_steps": None, "data.validation": True}, [])
-        == "validation=true-max_steps=null"
-    )
+    assert build_job_name({"training.max_steps": None, "data.validation": True}, []) == "validation=true-max_steps=null"
 
 
 @given(st.lists(st.text(min_size=1, max_size=80), min_size=2, max_size=2, unique=True))
@@ -350,10 +335,7 @@ def test_slugs_are_safe_file_names_and_tell_values_apart(values: list[str]) -> N
 
 def test_single_runs_are_named_by_recipe_sequence_and_seed() -> None:
     assert build_single_job_name(config("seed=3")) == "sa_proj-paper-seed3"
-    assert (
-        build_single_job_name(config("sequence=order", "sequence.order=4", "recipe=llm"))
-        == "llm-order=4-seed0"
-    )
+    assert build_single_job_name(config("sequence=order", "sequence.order=4", "recipe=llm")) == "llm-order=4-seed0"
 
 
 def test_differences_leave_out_where_and_how_fast() -> None:

@@ -85,7 +85,7 @@ def test_a_job_that_fails_and_a_rank_that_is_killed_change_no_other_result(tmp_p
     together.mkdir()
     alone.mkdir()
 
-    code, text = command(together, "-m", *SMALL, "recipe=before,middle,none", "hardware.jobs=1")
+    code, text = command(together, "-m", *SMALL, "recipe=before,middle,none", "hardware.max_parallel_jobs=1")
     assert code == 1, text
     assert "before failed: RuntimeError: it failed before the first step" in text
     assert "middle failed: RuntimeError: it failed in a step" in text

@@ -44,10 +44,10 @@ class Listening(NullProgress):
         self.phases.append((name, total))
 
     def steps(self) -> int:
-        return sum(total for name, total in self.phases if "teach" in name)
+        return sum(total for name, total in self.phases if "train" in name)
 
     def questions(self) -> int:
-        return sum(total for name, total in self.phases if "ask" in name)
+        return sum(total for name, total in self.phases if "evaluate" in name)
 
 
 def configure(store: Path, *overrides: str) -> dict[str, Any]:
@@ -167,9 +167,7 @@ def test_the_same_job_in_a_fresh_store_gives_the_same_bytes(
     assert timeless(fresh) == timeless(results)
 
 
-def test_orders_share_their_common_prefix(
-    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
-) -> None:
+def test_orders_share_their_common_prefix(done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
     _, config, results = done
     heard = Listening()
     other = pipeline.run_experiment(
@@ -222,9 +220,7 @@ def test_the_model_is_put_together_only_when_something_is_asked_of_it(
     shutil.copytree(config["store"], store)
     shutil.rmtree(store / "stages" / results["stages"][2]["key"])
     pipeline.run_experiment({**copy.deepcopy(config), "store": str(store)}, tmp_path, NullProgress())
-    assert (
-        len(read) == len(set(read)) == 12
-    )  # two stages moved each of them; the last writer's bytes are enough
+    assert len(read) == len(set(read)) == 12  # two stages moved each of them; the last writer's bytes are enough
 
 
 def test_a_full_snapshot_holds_every_tensor_and_leads_to_the_same_model(
@@ -238,10 +234,7 @@ def test_a_full_snapshot_holds_every_tensor_and_leads_to_the_same_model(
     model = load_model(config["model"]).model
     snapshot = Store(full["store"]).load_delta(again["stages"][-1]["key"])
     assert snapshot.keys() == dict(model.named_parameters()).keys()
-    assert (
-        hash_weights({n: hash_tensor(t) for n, t in snapshot.items()})
-        == results["stages"][-1]["weights_hash"]
-    )
+    assert hash_weights({n: hash_tensor(t) for n, t in snapshot.items()}) == results["stages"][-1]["weights_hash"]
 
 
 def test_a_delta_is_hardly_larger_than_what_moved(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
@@ -301,18 +294,14 @@ def test_a_disk_without_room_is_said_before_training(tmp_path: Path, monkeypatch
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
     heard = Listening()
-    with pytest.raises(
-        StoreError, match=r"needs \d+\.\d MB in the store .*1\.0 MB are free; free .* gc store="
-    ):
+    with pytest.raises(StoreError, match=r"needs \d+\.\d MB in the store .*1\.0 MB are free; free .* gc store="):
         pipeline.run_experiment(configure(tmp_path / "store"), tmp_path, heard)
     assert heard.steps() == 0
 
 
 def test_what_cannot_work_is_said_before_the_first_question(tmp_path: Path) -> None:
     heard = Listening()
-    config = configure(
-        tmp_path / "store", "recipe=sa_proj", "training.global_batch=64", "hardware.micro_batch=8"
-    )
+    config = configure(tmp_path / "store", "recipe=sa_proj", "training.global_batch_size=64", "hardware.micro_batch_size=8")
     with pytest.raises(ConfigError, match=r"global_batch|global batch"):
         pipeline.run_experiment(config, tmp_path, heard)
     config = configure(tmp_path / "store", "hardware.precision=bf16-true", "training.learning_rate=5e-6")

@@ -73,9 +73,7 @@ def test_a_mode_is_the_usual_one_whatever_it_was(umask: int, tmp_path: Path) -> 
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def start(
-    *words: str, cwd: Path, limit: int | None = None, mask: int = 0o022
-) -> subprocess.CompletedProcess[str]:
+def start(*words: str, cwd: Path, limit: int | None = None, mask: int = 0o022) -> subprocess.CompletedProcess[str]:
     """A command of the package; no file it writes may become larger than `limit` bytes."""
 
     def prepare() -> None:
@@ -122,9 +120,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(limit: int, file: str, fini
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("lmm-forget: error: ") == 1
     said = done.stderr.splitlines()[-1]  # after the progress of loading
-    assert (
-        said.startswith("lmm-forget: error: ") and f"/{folder.parent.name}/{file}: File too large; " in said
-    )
+    assert said.startswith("lmm-forget: error: ") and f"/{folder.parent.name}/{file}: File too large; " in said
     if limit:
         status = json.loads((folder.parent / "status.json").read_text())
         assert status["state"] == "failed" and file in status["error"]
@@ -132,9 +128,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(limit: int, file: str, fini
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize(
-    "words", [["lmm_forget", "store", "--help"], ["lmm_forget.run", "--help"], ["lmm_forget"]]
-)
+@pytest.mark.parametrize("words", [["lmm_forget", "store", "--help"], ["lmm_forget.run", "--help"], ["lmm_forget"]])
 def test_a_full_standard_output_is_named(words: list[str], tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

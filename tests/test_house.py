@@ -164,9 +164,7 @@ def test_config_rests_on_nothing_but_errors() -> None:
 
 
 def test_the_entrance_imports_nothing_until_asked() -> None:
-    eager = [
-        found.target for found in IMPORTS if found.module == ENTRANCE and not found.lazy and not found.typing
-    ]
+    eager = [found.target for found in IMPORTS if found.module == ENTRANCE and not found.lazy and not found.typing]
     cheap = sys.stdlib_module_names | {"lmm_forget.errors"}
     assert not [name for name in eager if name not in cheap and name.split(".")[0] not in cheap]
 
@@ -355,9 +353,7 @@ def _tracked() -> list[Path]:
     )
     if listed.returncode == 0:
         return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
-    return [
-        path for top in ("lmm_forget", "conf", "tests") for path in (ROOT / top).rglob("*") if path.is_file()
-    ]
+    return [path for top in ("lmm_forget", "conf", "tests") for path in (ROOT / top).rglob("*") if path.is_file()]
 
 
 def test_no_paths_of_a_machine() -> None:

@@ -40,7 +40,7 @@ def compared(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_failing_job_spoils_nothing_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    grid = ["-m", *TINY, "recipe=sa_proj", "recipe.layers=upper_half,14:28", "hardware.jobs=2"]
+    grid = ["-m", *TINY, "recipe=sa_proj", "recipe.layers=upper_half,14:28", "hardware.max_parallel_jobs=2"]
     done = run(tmp_path, *grid)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
@@ -66,7 +66,7 @@ def test_a_failing_job_spoils_nothing_and_the_same_command_goes_on(tmp_path: Pat
         "recipe.layers=upper_half",
         "name=alone",
         "store=other",
-        "hardware.jobs=1",
+        "hardware.max_parallel_jobs=1",
     )
     assert alone.returncode == 0, alone.stderr
     (single,) = (tmp_path / "multirun" / "alone").glob("*/results.json")

@@ -141,9 +141,7 @@ def front(tmp_path: Path) -> Path:
 def _make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     inherited = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "FAMILY")
     env = {name: value for name, value in os.environ.items() if name not in inherited}
-    return subprocess.run(
-        ["make", *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run(["make", *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
 
 
 def _script(path: Path, text: str) -> Path:

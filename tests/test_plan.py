@@ -56,10 +56,7 @@ def test_layer_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     whole = asked(capsys, "model=llava_next_8b", "recipe=mlp_gateup")
     upper = asked(capsys, "model=llava_next_8b", "recipe=mlp_gateup", "recipe.layers=upper_half")
     span = asked(capsys, "model=llava_next_8b", "recipe=mlp_gateup", "recipe.layers=16:32")
-    assert (
-        upper["trainable"] * 2 == whole["trainable"]
-        and span["rules"][0]["names"] == upper["rules"][0]["names"]
-    )
+    assert upper["trainable"] * 2 == whole["trainable"] and span["rules"][0]["names"] == upper["rules"][0]["names"]
 
 
 def test_the_table_says_what_moves_and_what_never_can(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,9 +75,7 @@ def test_the_front_door_imports_no_torch(tmp_path: Path, arguments: list[str]) -
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(
-        line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -100,9 +98,7 @@ def test_the_front_door_imports_no_torch(tmp_path: Path, arguments: list[str]) -
         (["+hydra.nope=1", "training.x=1"], "there is no 'training.x'"),
     ],
 )
-def test_a_wrong_choice_is_one_line_and_exit_code_2(
-    tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_a_wrong_choice_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = call("run", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("lmm-forget: error: ") and done.stderr.count("\n") == 1
@@ -143,13 +139,13 @@ def test_what_hydra_would_answer_with_a_traceback(
 
 
 def test_a_plan_leaves_nothing_behind(tmp_path: Path) -> None:
-    done = call("run", "-m", "recipe=llm,mlp", "sweep.plan=true", cwd=tmp_path)
+    done = call("run", "-m", "recipe=llm,mlp", "sweep.dry_run=true", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("plan: 2 jobs, 10 stages: 0 in the store")
     assert not list(tmp_path.rglob("*"))
 
 
 def test_a_sweep_started_as_one_job_says_so(tmp_path: Path) -> None:
-    done = call("run", "experiment=lr_grid", "sweep.plan=true", cwd=tmp_path)
+    done = call("run", "experiment=lr_grid", "sweep.dry_run=true", cwd=tmp_path)
     assert done.returncode == 0 and "plan: 1 job" in done.stdout
     assert "experiment=lr_grid is a sweep over recipe, training.learning_rate" in done.stderr
 
@@ -202,14 +198,10 @@ def test_the_script_lists_and_dispatches(tmp_path: Path) -> None:
     listed = call("lmm-forget", cwd=tmp_path)
     assert listed.returncode == 0 and "  run " in listed.stdout and "  plan " in listed.stdout
     unknown = call("lmm-forget", "rum", cwd=tmp_path)
-    assert (
-        unknown.returncode == 2 and "did you mean run?" in unknown.stderr and unknown.stderr.count("\n") == 1
-    )
+    assert unknown.returncode == 2 and "did you mean run?" in unknown.stderr and unknown.stderr.count("\n") == 1
     inner = call("lmm-forget", "run", "recipe=nope", cwd=tmp_path)
     assert inner.returncode == 2 and inner.stderr.startswith("lmm-forget: error: there is no recipe")
-    assert (
-        call("lmm-forget", "run", "--help", cwd=tmp_path).stdout == call("run", "--help", cwd=tmp_path).stdout
-    )
+    assert call("lmm-forget", "run", "--help", cwd=tmp_path).stdout == call("run", "--help", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(
@@ -232,7 +224,7 @@ def test_status_is_written_while_a_job_lives(tmp_path: Path) -> None:
 
     with StatusFile(tmp_path) as status:
         assert read_job_status(tmp_path)["phase"] == "starting"
-        status.start_phase("teach", 8, "step")
+        status.start_phase("train", 8, "step")
         status.advance(2, loss=0.5)
         status.advance(2, rate="x")
         limit = time.monotonic() + 10
@@ -281,7 +273,7 @@ def test_a_yaml_of_the_users_that_cannot_be_used_is_named(
     (tmp_path / "mine" / group).mkdir(parents=True)
     (tmp_path / "mine" / group / "x.yaml").write_bytes(content)
     choice = ["recipe=x"] if group == "recipe" else ["sequence=single", "sequence.task=x"]
-    assert main(["--config-dir", "mine", *choice, "sweep.plan=true"]) == 2
+    assert main(["--config-dir", "mine", *choice, "sweep.dry_run=true"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("lmm-forget: error: ") and said.count("\n") == 1 and message in said
 
@@ -312,7 +304,7 @@ def test_odd_words_are_one_line(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*words, "sweep.plan=true"]) == 2
+    assert main([*words, "sweep.dry_run=true"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("lmm-forget: error: ") and said.count("\n") == 1 and message in said
     assert len(said) < 600 and not list(tmp_path.iterdir())
@@ -327,7 +319,5 @@ def test_old_commands_answer_with_the_new_name(command: str, tmp_path: Path) -> 
         line, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.returncode == 0 and f"lmm-forget {command}" in done.stdout
-    assert done.stderr.startswith(
-        f"lmm-forget: note: `python -m lmm_forget.{command}` is now `lmm-forget {command}`"
-    )
+    assert done.stderr.startswith(f"lmm-forget: note: `python -m lmm_forget.{command}` is now `lmm-forget {command}`")
     assert done.stderr.count("\n") == 1

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(1800)
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
 COMMAND = [
     *("--config-dir", "conf", "sequence=single", "sequence.task=mine", "suite.tasks=[tiny_ai2d]"),
-    *("training.global_batch=4", "hardware.micro_batch=4", "training.max_steps=1", "data.eval_samples=2"),
+    *("training.global_batch_size=4", "hardware.micro_batch_size=4", "training.max_steps=1", "data.eval_samples=2"),
 ]
 TASK = """\
 _target_: lmm_forget.tasks.jsonl.JsonlTask
@@ -36,9 +36,7 @@ def folder(tmp_path: Path) -> Path:
     names = list(COLOURS)
     rows = []
     for i in range(24):
-        Image.new("RGB", (64, 64), tuple(c - i // 4 for c in COLOURS[names[i % 4]])).save(
-            tmp_path / f"{i}.png"
-        )
+        Image.new("RGB", (64, 64), tuple(c - i // 4 for c in COLOURS[names[i % 4]])).save(tmp_path / f"{i}.png")
         rows.append({"id": f"q{i}", "image": f"{i}.png", "question": "Which colour?", "answer": names[i % 4]})
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
@@ -72,7 +70,7 @@ def test_new_labels_are_a_new_job_and_the_old_results_are_kept(folder: Path) -> 
     assert results(job / "previous-1") == before and (job / "previous-1/answers.parquet").exists()
     after = results(job)
     assert trained(after) and after["stages"][0]["key"] != before["stages"][0]["key"]
-    asked = [found["data"]["mine"]["asked"] for found in (before, after)]
+    asked = [found["data"]["mine"]["evaluated"] for found in (before, after)]
     assert asked[0]["fingerprint"] == asked[1]["fingerprint"]  # the questions are the same
     assert asked[0]["references"] != asked[1]["references"]
     assert "finished already; nothing to run" in finished(folder).stderr

@@ -29,7 +29,7 @@ class Counting(NullProgress):
     """Adds up what a run did."""
 
     def __init__(self) -> None:
-        self.done = {"teach": 0, "ask": 0}
+        self.done = {"train": 0, "evaluate": 0}
 
     def start_phase(self, name: str, total: int, unit: str) -> None:
         for word in self.done:
@@ -47,8 +47,8 @@ def test_the_switch_reads_other_scores_of_the_same_answers(tmp_path: Path) -> No
         counting = Counting()
         found[scoring] = pipeline.run_experiment(copy.deepcopy(config), job, counting)
         work[scoring] = counting.done
-    assert work["strict"]["ask"] == 24 and work["strict"]["teach"] > 0
-    assert work["compat"]["ask"] == 0
+    assert work["strict"]["evaluate"] == 24 and work["strict"]["train"] > 0
+    assert work["compat"]["evaluate"] == 0
     assert found["strict"]["config"]["data"]["scoring"] == "strict"
     assert found["strict"]["job"]["hash"] != found["compat"]["job"]["hash"]
     for entry, other in zip(
@@ -76,9 +76,7 @@ def _ends(results: dict) -> tuple[dict, dict]:  # type: ignore[type-arg]
 
 def test_a_task_without_a_public_score_is_refused_before_any_work(tmp_path: Path) -> None:
     config = resolve_config(compose_config([*SMALL, "data.scoring=compat", f"store={tmp_path / 'store'}"]))
-    with pytest.raises(
-        ConfigError, match="data.scoring=compat: there is no compat score of tiny_mmstar; name a rule"
-    ):
+    with pytest.raises(ConfigError, match="data.scoring=compat: there is no compat score of tiny_mmstar; name a rule"):
         pipeline.run_experiment(config, tmp_path, NullProgress())
 
 

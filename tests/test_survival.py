@@ -16,7 +16,7 @@ SMALL = [
     "suite.tasks=[ai2d,mmstar]",
     "sequence=order",
     "data.eval_samples=6",
-    "hardware.eval_batch=3",
+    "hardware.eval_batch_size=3",
     "training.attention_dropout=0.2",
 ]
 ONE = [
@@ -32,7 +32,7 @@ GRID = [
     "sequence.tasks=[cub200,pixmocount,timeclock]",
     "sequence.order=range(0,6)",
     "training.max_steps=1",
-    "hardware.jobs=2",
+    "hardware.max_parallel_jobs=2",
 ]
 
 
@@ -52,7 +52,7 @@ def test_six_kills_change_no_byte(tmp_path: Path) -> None:
 
 
 def test_orders_share_their_beginnings_and_two_sweeps_their_store(tmp_path: Path) -> None:
-    plan = harness.run(tmp_path, *GRID, "sweep.plan=true")
+    plan = harness.run(tmp_path, *GRID, "sweep.dry_run=true")
     assert "plan: 6 jobs, 15 stages (18 if nothing were shared): 0 in the store, 15 to train" in plan
     assert not list(tmp_path.glob("multirun/*/*/job.yaml"))
     sweeps = [harness.start(tmp_path, *GRID, f"name={name}") for name in ("one", "other")]
@@ -78,5 +78,5 @@ def test_orders_share_their_beginnings_and_two_sweeps_their_store(tmp_path: Path
     (single,) = (alone / "multirun" / "smoke").glob("*/results.json")
     assert harness.difference(single.parent, tmp_path / "multirun" / "one" / "order=4") is None
 
-    again = harness.run(tmp_path, *GRID, "name=one", "sweep.plan=true")
+    again = harness.run(tmp_path, *GRID, "name=one", "sweep.dry_run=true")
     assert "15 in the store, 0 to train" in again

@@ -88,9 +88,7 @@ def test_being_asked_to_stop_is_no_failure(
     tmp_path: Path, state: str, ends: list[tuple[int, int, float]] | None, code: int, after: str
 ) -> None:
     overwrite_status(tmp_path, state)
-    assert (
-        _write_final_status(tmp_path, 2, None if ends is None else [WorkerExit(*end) for end in ends]) == code
-    )
+    assert _write_final_status(tmp_path, 2, None if ends is None else [WorkerExit(*end) for end in ends]) == code
     assert read_job_status(tmp_path)["state"] == after
 
 

@@ -49,9 +49,7 @@ def _run_compare(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "places", nargs="*", metavar="FOLDER[@STAGE]", help="one or two; also format=table|json"
-    )
+    parser.add_argument("places", nargs="*", metavar="FOLDER[@STAGE]", help="one or two; also format=table|json")
     parser.add_argument(
         "--fail-if",
         action="append",
@@ -89,9 +87,7 @@ def resolve_stage_pairs(arguments: Sequence[str]) -> tuple[list[tuple[JobStage, 
     Raises ConfigError or DataError for words that mean nothing.
     """
     if len(arguments) not in (1, 2):
-        raise ConfigError(
-            f"found {len(arguments)} folders, expected one or two: lmm-forget compare A B (see --help)"
-        )
+        raise ConfigError(f"found {len(arguments)} folders, expected one or two: lmm-forget compare A B (see --help)")
     parsed_stages = [split_job_and_stage(word) for word in arguments]
     if len(parsed_stages) == 1:
         compared_stage = load_job_stage(*parsed_stages[0])
@@ -102,17 +98,13 @@ def resolve_stage_pairs(arguments: Sequence[str]) -> tuple[list[tuple[JobStage, 
         if not folder.exists():
             raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
         if folder.is_dir() and not is_job_folder(folder) and not _find_finished_jobs(folder):
-            raise DataError(
-                f"{folder}: holds no finished job, expected one or several folders with results.json"
-            )
+            raise DataError(f"{folder}: holds no finished job, expected one or several folders with results.json")
     jobs = [{} if is_job_folder(folder) else _find_finished_jobs(folder) for folder, _ in parsed_stages]
     if not any(jobs):
         return [(load_job_stage(*parsed_stages[0]), load_job_stage(*parsed_stages[1]))], []
     if not all(jobs):
         sweep_argument = arguments[0] if jobs[0] else arguments[1]
-        raise ConfigError(
-            f"{sweep_argument} is a sweep and the other is not; compare two jobs, or two sweeps"
-        )
+        raise ConfigError(f"{sweep_argument} is a sweep and the other is not; compare two jobs, or two sweeps")
     return _pair_jobs_by_name(parsed_stages, jobs)
 
 
@@ -122,9 +114,7 @@ def _pair_jobs_by_name(
     """Two sweeps' jobs of equal name; where each has a single job, these."""
     shared = [name for name in jobs_by_name[0] if name in jobs_by_name[1]]
     notes = []
-    for (folder, _), own_jobs, other_jobs in zip(
-        parsed_stages, jobs_by_name, reversed(jobs_by_name), strict=True
-    ):
+    for (folder, _), own_jobs, other_jobs in zip(parsed_stages, jobs_by_name, reversed(jobs_by_name), strict=True):
         unmatched_jobs = [name for name in own_jobs if name not in other_jobs]
         if unmatched_jobs and shared:
             notes.append(f"only {folder} has finished {', '.join(unmatched_jobs)}: left out")

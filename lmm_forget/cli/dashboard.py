@@ -49,9 +49,7 @@ def _run_dashboard(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="see below")
-    parser.add_argument(
-        "--config-dir", "-cd", metavar="DIR", help="a folder with groups of your own (task/mine.yaml)"
-    )
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with groups of your own (task/mine.yaml)")
     parsed = parser.parse_arguments(arguments)
     output_format, remaining_arguments = extract_format(parsed.overrides, ("view", "json"))
     dashboard_options, overrides = extract_options(remaining_arguments, DASHBOARD_OPTIONS)
@@ -70,18 +68,14 @@ def _check_dashboard_options(options: Mapping[str, str]) -> None:
             raise ConfigError(f"{key}={value!r} is blank; give it a value, or leave the word out")
         unprintable = next((sign for sign in value if not sign.isprintable()), None)
         if unprintable is not None:
-            raise ConfigError(
-                f"{key}={value!r} holds the character U+{ord(unprintable):04X}, which no name can hold"
-            )
+            raise ConfigError(f"{key}={value!r} holds the character U+{ord(unprintable):04X}, which no name can hold")
         if key != "view" and len(value) > MAX_NAME_LENGTH:
             raise ConfigError(
                 f"{key}={value[:20]}… has {len(value)} characters; a name in W&B may have {MAX_NAME_LENGTH}"
             )
     for key in ("entity", "project"):
         value = options.get(key, "")
-        forbidden = [
-            sign for sign in value if sign in _FORBIDDEN_CHARACTERS or (key == "entity" and sign.isspace())
-        ]
+        forbidden = [sign for sign in value if sign in _FORBIDDEN_CHARACTERS or (key == "entity" and sign.isspace())]
         if forbidden or value != value.strip():
             raise ConfigError(
                 f"{key}={value!r} cannot be the name of {'a user or team' if key == 'entity' else 'a project'} in "
@@ -105,13 +99,7 @@ def _check_view_url(view_url: str, entity: str | None, project: str) -> None:
     path_parts = [unquote(part) for part in url.path.split("/")[1:]]
     name = parse_qs(url.query).get("nw", [""])[0]
     is_web_address = url.scheme in ("http", "https") and url.netloc
-    if (
-        not is_web_address
-        or len(path_parts) != 2
-        or not all(path_parts)
-        or not name
-        or name.startswith("nwuser")
-    ):
+    if not is_web_address or len(path_parts) != 2 or not all(path_parts) or not name or name.startswith("nwuser"):
         raise ConfigError(
             f"view={shorten_value(view_url, 120)} is not the address of a saved view; it looks like "
             f"https://wandb.ai/{entity or 'ENTITY'}/{project}?nw=a0b1c2d3"

@@ -100,9 +100,7 @@ def _split_options(choices: Sequence[str], action: str) -> tuple[dict[str, str],
             options[key] = value
         else:
             known = (*OPTIONS[action], "format")
-            raise ConfigError(
-                f"{action} has no option {key!r}; it has {', '.join(known)}{suggest_closest(key, known)}"
-            )
+            raise ConfigError(f"{action} has no option {key!r}; it has {', '.join(known)}{suggest_closest(key, known)}")
     if "task" not in options:
         raise ConfigError(f"{action} needs task=NAME")
     return options, changes
@@ -127,9 +125,7 @@ def _build_task(options: Mapping[str, str], changes: Sequence[str], config_dir: 
         node = OmegaConf.merge(file.node, *map(_parse_change, task_changes))
         missing = sorted(OmegaConf.missing_keys(node))
         if missing:
-            raise ConfigError(
-                f"task {file.name}: {missing[0]} is not set; give task.{missing[0]}=… ({file.path.name})"
-            )
+            raise ConfigError(f"task {file.name}: {missing[0]} is not set; give task.{missing[0]}=… ({file.path.name})")
         return build_task(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ConfigError(format_config_error(error)) from error
@@ -163,9 +159,7 @@ def _run_check(
     if "model" in options:
         from lmm_forget.data.token_counter import make_token_counter
 
-        count_tokens, context_length = make_token_counter(
-            _load_model_config(options["model"], changes, config_dir)
-        )
+        count_tokens, context_length = make_token_counter(_load_model_config(options["model"], changes, config_dir))
     with _ProgressCounter("reading") as advance:
         summaries, missing_splits = inspect_splits(
             task, limit=limit, count_tokens=count_tokens, context_length=context_length, on_progress=advance
@@ -241,16 +235,12 @@ def _load_model_config(name: str, changes: Sequence[str], config_dir: str | None
     from lmm_forget.config import compose_config
 
     model_changes = [item for item in changes if item.startswith("model.")]
-    node = OmegaConf.to_container(
-        compose_config([f"model={name}", *model_changes], config_dir).model, resolve=True
-    )
+    node = OmegaConf.to_container(compose_config([f"model={name}", *model_changes], config_dir).model, resolve=True)
     assert isinstance(node, dict)
     return {str(key): value for key, value in node.items()}
 
 
-def _parse_whole_number(
-    options: Mapping[str, str], key: str, default: int | None, minimum: int = 1
-) -> int | None:
+def _parse_whole_number(options: Mapping[str, str], key: str, default: int | None, minimum: int = 1) -> int | None:
     if key not in options:
         return default
     text = options[key]

@@ -36,9 +36,7 @@ def _parse_options(words: Sequence[str]) -> dict[str, str]:
     options, invalid_words = extract_options(words, OPTION_NAMES)
     invalid_words += [f"{key}=" for key, value in options.items() if not value]
     if invalid_words:
-        raise ConfigError(
-            f"cannot read {invalid_words[0]!r}; write key=value with one of: {', '.join(OPTION_NAMES)}"
-        )
+        raise ConfigError(f"cannot read {invalid_words[0]!r}; write key=value with one of: {', '.join(OPTION_NAMES)}")
     for key, example in (("run", "multirun/<name>/<job>"), ("out", "FOLDER")):
         if key not in options:
             raise ConfigError(f"{key}= is missing; write {key}={example}")
@@ -61,8 +59,6 @@ def _run_export(words: Sequence[str]) -> None:
         report_progress=lambda line: print(line, flush=True) if is_text else None,
     )
     if is_text:
-        print(
-            f"{out}: stage {report['stage']} ({report['task']}), {report['dtype']}, {report['bytes'] / 1e6:,.1f} MB"
-        )
+        print(f"{out}: stage {report['stage']} ({report['task']}), {report['dtype']}, {report['bytes'] / 1e6:,.1f} MB")
     else:
         print(json.dumps(report, indent=2))

@@ -63,6 +63,4 @@ def run_deprecated_command(command: str) -> int:
 def format_command_list() -> str:
     """The list of commands."""
     lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        ["usage: lmm-forget COMMAND [arguments]", "", *lines, "", "lmm-forget COMMAND --help says more."]
-    )
+    return "\n".join(["usage: lmm-forget COMMAND [arguments]", "", *lines, "", "lmm-forget COMMAND --help says more."])

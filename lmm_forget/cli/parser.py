@@ -69,10 +69,7 @@ class CommandLineParser(argparse.ArgumentParser):
         value_actions = [action for action in self._actions if action.option_strings and action.nargs is None]
         names = [name for action in value_actions for name in action.option_strings]
         repeatable_options = [
-            name
-            for action in value_actions
-            if isinstance(action.default, list)
-            for name in action.option_strings
+            name for action in value_actions if isinstance(action.default, list) for name in action.option_strings
         ]
         return self.parse_args(move_options_first(arguments, names, repeatable_options))
 
@@ -139,9 +136,7 @@ def handle_broken_pipe() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def extract_options(
-    arguments: Sequence[str], option_names: Collection[str]
-) -> tuple[dict[str, str], list[str]]:
+def extract_options(arguments: Sequence[str], option_names: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """The `name=value` words among `words` whose name is one of `names`, and all others in their order.
 
     Folders may have `=` in their names (`sa_proj-seed=0`), so what is no option is no mistake here. Raises ConfigError
@@ -160,9 +155,7 @@ def extract_options(
     return options, remaining
 
 
-def extract_format(
-    arguments: Sequence[str], allowed_formats: Sequence[str] = OUTPUT_FORMATS
-) -> tuple[str, list[str]]:
+def extract_format(arguments: Sequence[str], allowed_formats: Sequence[str] = OUTPUT_FORMATS) -> tuple[str, list[str]]:
     """The value of `format=` (default: the first of `known`), and the other words. Raises ConfigError."""
     options, remaining = extract_options(arguments, ("format",))
     output_format = options.get("format", allowed_formats[0])

@@ -104,13 +104,9 @@ def group_tensor_names(tensor_names: Sequence[str]) -> list[str]:
         stacks.setdefault(key, []).extend([int(match.group(1))] if match else [])
     lines: dict[str, list[str]] = {}
     for (head, tail), indices in stacks.items():
-        parent, _, leaf = (f"{head}.{_format_layer_range(indices)}{tail}" if indices else head).rpartition(
-            "."
-        )
+        parent, _, leaf = (f"{head}.{_format_layer_range(indices)}{tail}" if indices else head).rpartition(".")
         lines.setdefault(parent, []).append(leaf)
-    return [
-        f"{parent}: {', '.join(leaves)}" if parent else ", ".join(leaves) for parent, leaves in lines.items()
-    ]
+    return [f"{parent}: {', '.join(leaves)}" if parent else ", ".join(leaves) for parent, leaves in lines.items()]
 
 
 def _format_layer_range(indices: Sequence[int]) -> str:
@@ -136,9 +132,7 @@ def _print_plan(model_name: str, plan: TunePlan) -> None:
     table.add_column("tensors", justify="right")
     table.add_column("parameters", justify="right")
     for report in plan.rule_reports:
-        table.add_row(
-            Text(str(report.rule)), str(len(report.parameter_names)), _format_millions(report.num_parameters)
-        )
+        table.add_row(Text(str(report.rule)), str(len(report.parameter_names)), _format_millions(report.num_parameters))
     console.print(table)
     trainable_names = [name for name in plan.trainable if name not in plan.adapters]
     names_by_title: dict[str, Sequence[str]] = {
@@ -160,20 +154,14 @@ def _print_plan(model_name: str, plan: TunePlan) -> None:
     for group, count in plan.parameter_counts.items():
         console.print(Text(f"{group:<22} {_format_millions(count):>10} parameters, {tensors[group]} tensors"))
     console.print(
-        Text(
-            f"delta of one stage     {_format_bytes(plan.delta_bytes):>10} (what moves, in the checkpoint's dtype)"
-        )
+        Text(f"delta of one stage     {_format_bytes(plan.delta_bytes):>10} (what moves, in the checkpoint's dtype)")
     )
     console.print(
-        Text(
-            f"weights, grads, Adam   {_format_bytes(plan.state_bytes):>10} (fp32 for what is trained; no activations)"
-        )
+        Text(f"weights, grads, Adam   {_format_bytes(plan.state_bytes):>10} (fp32 for what is trained; no activations)")
     )
     if plan.extra_state_bytes:
         console.print(
-            Text(
-                f"  of it kept beside    {_format_bytes(plan.extra_state_bytes):>10} (the previous stage's tensors)"
-            )
+            Text(f"  of it kept beside    {_format_bytes(plan.extra_state_bytes):>10} (the previous stage's tensors)")
         )
 
 

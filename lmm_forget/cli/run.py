@@ -243,27 +243,18 @@ def _run_single_job(cfg: Any, args: argparse.Namespace) -> float | None:
             "one job of it, add -m for all",
             file=sys.stderr,
         )
-    if (
-        full_config.hydra.mode == RunMode.MULTIRUN
-        and config["hardware"]["devices"] * config["hardware"]["nodes"] > 1
-    ):
+    if full_config.hydra.mode == RunMode.MULTIRUN and config["hardware"]["devices"] * config["hardware"]["nodes"] > 1:
         raise LaunchError(
             IN_PROCESS_MESSAGE.format(what="several devices", words=" ".join(_drop_launcher_overrides(args)))
         )
-    if (
-        full_config.hydra.mode == RunMode.MULTIRUN
-    ):  # Hydra's own launcher, which calls this once per grid point
+    if full_config.hydra.mode == RunMode.MULTIRUN:  # Hydra's own launcher, which calls this once per grid point
         sweep_overrides = [
             *list_sweep_overrides(
                 OmegaConf.create({"hydra": {**full_config.hydra, "overrides": {"task": args.overrides}}})
             )
         ]
-        choices = find_swept_choices(
-            [str(item) for item in full_config.hydra.overrides.task], sweep_overrides
-        )
-        job_name = (
-            build_job_name(choices, [str(key) for key in full_config.hydra.runtime.choices]) or job_name
-        )
+        choices = find_swept_choices([str(item) for item in full_config.hydra.overrides.task], sweep_overrides)
+        job_name = build_job_name(choices, [str(key) for key in full_config.hydra.runtime.choices]) or job_name
     job = make_job(config, job_name)
     launcher = OmegaConf.to_container(full_config.hydra.launcher, resolve=True)
     assert isinstance(launcher, dict)
@@ -297,15 +288,11 @@ def _check_torchrun_launch(args: argparse.Namespace, environment: Mapping[str, s
             "start it with plain "
             f"python -m lmm_forget.run -m {' '.join(args.overrides)}"
         )
-    if args.multirun and any(
-        text.replace("override ", "") == "hydra/launcher=basic" for text in args.overrides
-    ):
+    if args.multirun and any(text.replace("override ", "") == "hydra/launcher=basic" for text in args.overrides):
         for text in args.overrides:
             key, _, value = text.lstrip("+").partition("=")
             if key in ("hardware.devices", "hardware.nodes") and value != "1":
-                raise LaunchError(
-                    IN_PROCESS_MESSAGE.format(what=text, words=" ".join(_drop_launcher_overrides(args)))
-                )
+                raise LaunchError(IN_PROCESS_MESSAGE.format(what=text, words=" ".join(_drop_launcher_overrides(args))))
 
 
 def _drop_launcher_overrides(args: argparse.Namespace) -> list[str]:

@@ -143,11 +143,7 @@ def _determine_job_state(
     if slurm_end_state in INTERRUPTED_SLURM_STATES:
         return "interrupted", f"Slurm: {slurm_end_state.lower().replace('_', ' ')}"
     if reported_state == "running":
-        return (
-            ("running", None)
-            if _is_process_alive(status)
-            else ("lost", "its process is gone, or was not heard of")
-        )
+        return ("running", None) if _is_process_alive(status) else ("lost", "its process is gone, or was not heard of")
     if slurm_end_state == "OUT_OF_MEMORY" or (slurm_end_state == "FAILED" and not reported_state):
         return "failed", f"Slurm: {slurm_end_state.lower().replace('_', ' ')}"
     return (reported_state, error) if reported_state else ("waiting", None)
@@ -225,13 +221,9 @@ def _describe_activity(job_status: Mapping[str, Any]) -> str:
             else ""
         )
         left = f"{job_status['time_left']} left" if job_status["time_left"] else ""
-        return ", ".join(
-            word for word in (job_status["phase"], units, _format_rate(job_status), left) if word
-        )
+        return ", ".join(word for word in (job_status["phase"], units, _format_rate(job_status), left) if word)
     if job_status["state"] == "queued":
-        return " ".join(
-            str(item) for item in (str(job_status["slurm_state"]).lower(), job_status["reason"]) if item
-        )
+        return " ".join(str(item) for item in (str(job_status["slurm_state"]).lower(), job_status["reason"]) if item)
     return str(job_status["error"] or "")
 
 

@@ -148,9 +148,7 @@ def _explain_difference(store: Store, keys: list[str], options: Mapping[str, Any
 
 
 def _verify_entries(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
-    entries = (
-        [maintenance.find_entry(store, key) for key in keys] if keys else maintenance.list_entries(store)
-    )
+    entries = [maintenance.find_entry(store, key) for key in keys] if keys else maintenance.list_entries(store)
     checked = [item for item in entries if item.kind != "damaged"]
     failures = [fault for item in checked if (fault := maintenance.verify_entry(store, item)) is not None]
     if options["format"] == "json":
@@ -168,20 +166,14 @@ def _verify_entries(store: Store, keys: list[str], options: Mapping[str, Any]) -
             print(f"{fault.entry.kind} {fault.entry.key}: {fault.reason}")
         print(
             f"{len(checked)} checked, {format_size(sum(item.size for item in checked))}: "
-            + (
-                f"{len(failures)} damaged; whoever needs them computes them again"
-                if failures
-                else "all whole"
-            )
+            + (f"{len(failures)} damaged; whoever needs them computes them again" if failures else "all whole")
         )
     return 1 if failures else 0
 
 
 def _collect_garbage(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
     is_applied = options["apply"] == "true"
-    entries = maintenance.list_entries(
-        store
-    )  # before the references: what is filed from now on is not looked at
+    entries = maintenance.list_entries(store)  # before the references: what is filed from now on is not looked at
     drafts = list(maintenance.find_leftover_drafts(store))
     run_folders = _list_run_folders(store, options["runs"])
     referenced_keys, num_job_folders = maintenance.collect_references(run_folders, store.root)
@@ -217,17 +209,13 @@ def _collect_garbage(store: Store, keys: list[str], options: Mapping[str, Any]) 
 
 
 def _remove_entries(store: Store, keys: list[str], options: Mapping[str, Any]) -> int:
-    requested = [
-        maintenance.find_entry(store, key, min_length=MIN_KEY_LENGTH) for key in _require_keys(keys, "rm", 1)
-    ]
+    requested = [maintenance.find_entry(store, key, min_length=MIN_KEY_LENGTH) for key in _require_keys(keys, "rm", 1)]
     entries = [*{(item.kind, item.key): item for item in requested}.values()]
     for item in entries:
         if (holder := maintenance.find_lease_holder(store, item)) is not None:
             raise StoreError(f"{item.kind} {item.key}: {holder} works on it")
     if options["force"] == "false" and any(item.kind == "stage" for item in entries):
-        referenced_keys, _ = maintenance.collect_references(
-            _list_run_folders(store, options["runs"]), store.root
-        )
+        referenced_keys, _ = maintenance.collect_references(_list_run_folders(store, options["runs"]), store.root)
         for item in entries:
             if item.kind == "stage" and item.key in referenced_keys:
                 raise StoreError(

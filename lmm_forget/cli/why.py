@@ -20,7 +20,7 @@ Reads multirun/<name> (or one job of it) whose jobs ran with a probe, e.g. probe
   why.md             which of three statements about forgetting hold here, and the tables they rest on
   connection.json    correlations of the shift with held-out forgetting (intervals over jobs), and their points
   connection, probe_shift, probe_layers   as .svg and .png: shift against forgetting, its course, its layers
-  turned_wrong.html  held-out questions that turned wrong, with pictures and what is said instead; also as .md
+  flips.html  held-out questions that turned wrong, with pictures and what is said instead; also as .md
 and prints a short form (format=json: all of connection.json).
 """
 
@@ -51,9 +51,7 @@ def _run_why(arguments: Sequence[str]) -> None:
         if unprobed_tasks:
             raise DataError(f"{folder}: {name} has no probes of the stage that taught {unprobed_tasks[0]}")
     if not jobs:
-        raise DataError(
-            f"{folder}: no finished job has probes; run them with probe=output_shift or probe=both"
-        )
+        raise DataError(f"{folder}: no finished job has probes; run them with probe=output_shift or probe=both")
     correlations = correlate_shift_with_forgetting(list(jobs.values()))
     statement_results = judge_forgetting_statements(correlations)
     report = {**correlations, "statements": statement_results, "left_out": left_out}
@@ -61,9 +59,7 @@ def _run_why(arguments: Sequence[str]) -> None:
     flips = count_flips(folder, list(jobs))
     write_flip_examples(folder, list(jobs), int(max_examples))  # first: what it reads may be damaged
     write_atomic(folder / "connection.json", text)
-    write_atomic(
-        folder / "why.md", render_shift_report(sweep.name, correlations, statement_results, flips, left_out)
-    )
+    write_atomic(folder / "why.md", render_shift_report(sweep.name, correlations, statement_results, flips, left_out))
     draw_figures(jobs, correlations, folder)
     if output_format == "json":
         print(text, end="")
@@ -81,24 +77,24 @@ def count_flips(sweep_dir: Path, job_names: Sequence[str]) -> list[dict[str, Any
         results = json.loads((path / "results.json").read_text(encoding="utf-8"))
         suite = results["config"]["suite"]["tasks"]
         for stage in results["stages"]:
-            entries = [stage["probes"]["turned_wrong"][task] for task in suite]
+            entries = [stage["probes"]["flips"][task] for task in suite]
             formats: Counter[str] = Counter()
             for entry in entries:
-                formats.update(entry["said_instead"])
+                formats.update(entry["changed_formats"])
             rows.append(
                 {
                     "job": job,
                     "stage": stage["index"],
                     "task": stage["task"],
-                    "turned_wrong": sum(entry["turned_wrong"] for entry in entries),
-                    "said_instead": dict(formats),
+                    "right_to_wrong": sum(entry["right_to_wrong"] for entry in entries),
+                    "changed_formats": dict(formats),
                 }
             )
     return rows
 
 
 def write_flip_examples(sweep_dir: Path, job_names: Sequence[str], max_examples: int) -> None:
-    """turned_wrong.md and turned_wrong.html: at most `examples` held-out questions per job, spread over its stages."""
+    """flips.md and flips.html: at most `examples` held-out questions per job, spread over its stages."""
     from lmm_forget.report.job_rows import TINY_PREFIX
 
     parts, lines = [], ["# Held-out questions that turned wrong", ""]
@@ -113,24 +109,18 @@ def write_flip_examples(sweep_dir: Path, job_names: Sequence[str], max_examples:
         body = []
         for row, picture in chosen:
             cells = [
-                row["taught"].removeprefix(TINY_PREFIX),
+                row["trained"].removeprefix(TINY_PREFIX),
                 row["task"].removeprefix(TINY_PREFIX),
                 row["question"],
                 row["reference"],
                 row["before"],
                 row["after"],
-                row["said"],
+                row["answer_format"],
             ]
-            lines.append(
-                "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |"
-            )
+            lines.append("| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |")
             image = f'<img src="data:image/png;base64,{picture}" alt="" width="96">' if picture else ""
             body.append(
-                "<tr><td>"
-                + image
-                + "</td>"
-                + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells)
-                + "</tr>"
+                "<tr><td>" + image + "</td>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in cells) + "</tr>"
             )
         lines.append("")
         header = "".join(
@@ -153,12 +143,12 @@ def write_flip_examples(sweep_dir: Path, job_names: Sequence[str], max_examples:
         "text-align:left;border-bottom:1px solid #ccc;white-space:pre-line}</style>"
         f"<h1>Held-out questions that turned wrong</h1>{''.join(parts)}"
     )
-    write_atomic(sweep_dir / "turned_wrong.md", "\n".join(lines))
-    write_atomic(sweep_dir / "turned_wrong.html", page)
+    write_atomic(sweep_dir / "flips.md", "\n".join(lines))
+    write_atomic(sweep_dir / "flips.html", page)
 
 
 def _select_flip_examples(job_dir: Path, limit: int) -> list[tuple[dict[str, Any], str | None]]:
-    """Rows of a job's turned_wrong.parquet on the suite, the last stages and unlike formats first, with pictures."""
+    """Rows of a job's flips.parquet on the suite, the last stages and unlike formats first, with pictures."""
     import pyarrow.parquet as pq
 
     results = json.loads((job_dir / "results.json").read_text(encoding="utf-8"))
@@ -167,17 +157,15 @@ def _select_flip_examples(job_dir: Path, limit: int) -> list[tuple[dict[str, Any
         {s["index"]: s["task"] for s in results["stages"]},
     )
     try:
-        table = pq.read_table(job_dir / "turned_wrong.parquet")
+        table = pq.read_table(job_dir / "flips.parquet")
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         line = " ".join(str(error).split())[:120]
-        raise DataError(
-            f"{job_dir / 'turned_wrong.parquet'}: cannot be read ({line}); run the job again"
-        ) from None
+        raise DataError(f"{job_dir / 'flips.parquet'}: cannot be read ({line}); run the job again") from None
     rows = [row for row in table.to_pylist() if row["task"] in suite]
     rows_by_stage_and_format: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda r: (r["said"] == r["kind_before"], r["sample_id"])):
-        rows_by_stage_and_format.setdefault((row["stage"], row["said"]), []).append(
-            {**row, "taught": stages[row["stage"]]}
+    for row in sorted(rows, key=lambda r: (r["answer_format"] == r["format_before"], r["sample_id"])):
+        rows_by_stage_and_format.setdefault((row["stage"], row["answer_format"]), []).append(
+            {**row, "trained": stages[row["stage"]]}
         )
     chosen: list[dict[str, Any]] = []
     while rows_by_stage_and_format and len(chosen) < limit:
@@ -229,9 +217,7 @@ def draw_figures(
     from lmm_forget.report.probe_plots import plot_probe_readings
     from lmm_forget.report.shift_report import plot_shift_scatter
 
-    figures = plot_probe_readings(
-        results_by_job, group_rows_by_setting(build_job_rows(results_by_job.values()))
-    )
+    figures = plot_probe_readings(results_by_job, group_rows_by_setting(build_job_rows(results_by_job.values())))
     figures.pop("probe_vs_forgetting", None)  # the one below shows milestones as well
     points = plot_shift_scatter(correlations)
     if points is not None:
@@ -275,9 +261,7 @@ def _print_findings(
         for name, against in shift["figures"].items():
             if "heldout" in against:
                 entry, recovery = against["heldout"], shift["recovery"].get(name)
-                recovered_text = (
-                    f"{recovery['shift_went_back']} of {recovery['recovered']}" if recovery else ""
-                )
+                recovered_text = f"{recovery['shift_went_back']} of {recovery['recovered']}" if recovery else ""
                 rows.append(
                     (
                         name,
@@ -289,17 +273,11 @@ def _print_findings(
                 )
         title = f"shift on {format_prompts_label(shift['prompts'], shift['mode'])}, and held-out change"
         print_table(title, ("figure", "Pearson", "Spearman", "models", "went back"), rows)
-    console.print(
-        "went back: of the stages after which the held-out mean had risen, those with a smaller shift."
-    )
+    console.print("went back: of the stages after which the held-out mean had risen, those with a smaller shift.")
     shares = "who writes the change in logits (share, final norm folded in)"
-    print_table(
-        shares, ("job", "after", *map(format_part_name, LAYER_PARTS)), format_layer_rows(correlations)
-    )
+    print_table(shares, ("job", "after", *map(format_part_name, LAYER_PARTS)), format_layer_rows(correlations))
     wrong = "held-out questions that turned wrong, and formats said instead"
     print_table(wrong, ("job", "after", "wrong", *REPLY_FORMATS), format_flip_rows(flips))
     console.print(
-        escape(
-            "\n".join(format_verdicts(correlations, statement_results)).replace("**", "").removeprefix("## ")
-        )
+        escape("\n".join(format_verdicts(correlations, statement_results)).replace("**", "").removeprefix("## "))
     )

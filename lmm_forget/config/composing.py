@@ -31,18 +31,14 @@ def find_conf_dir() -> Path:
 
 def list_group_choices(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """Names of the YAML files of a group (`recipe`, `hydra/launcher`), in the packaged folder and in `folders`."""
-    names = {
-        path.stem for folder in (*config_dirs, find_conf_dir()) for path in (folder / group).glob("*.yaml")
-    }
+    names = {path.stem for folder in (*config_dirs, find_conf_dir()) for path in (folder / group).glob("*.yaml")}
     return sorted(names)
 
 
 def list_config_dirs(cfg: DictConfig) -> list[Path]:
     """Folders that hold task YAMLs for a composed configuration, the user's own before the packaged one."""
     packaged = find_conf_dir()
-    sources = OmegaConf.to_container(
-        cfg.hydra.runtime.config_sources
-    )  # a folder's name may look like ${this}
+    sources = OmegaConf.to_container(cfg.hydra.runtime.config_sources)  # a folder's name may look like ${this}
     assert isinstance(sources, list)
     paths = [Path(str(each["path"])) for each in sources if each["schema"] == "file" and each["path"]]
     return [*(path for path in paths if path.resolve() != packaged), packaged]
@@ -73,9 +69,7 @@ def compose_config(overrides: Sequence[str] = (), config_dir: str | Path | None 
     try:
         setbase(HYDRA_VERSION_BASE)
         search = create_config_search_path(str(find_conf_dir()))
-        if (
-            config_dir is not None
-        ):  # as a path, and where --config-dir puts it: an override would have to be quoted
+        if config_dir is not None:  # as a path, and where --config-dir puts it: an override would have to be quoted
             search_query = SearchPathQuery(provider="schema")
             search.prepend("command-line", f"file://{os.path.abspath(config_dir)}", search_query)
         Hydra.create_main_hydra2(task_name="run", config_search_path=search)

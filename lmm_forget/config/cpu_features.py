@@ -18,7 +18,5 @@ def has_bf16_instructions(cpuinfo_path: Path = Path("/proc/cpuinfo")) -> bool:
         lines = cpuinfo_path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
-    flags = (
-        line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))
-    )
+    flags = (line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features")))
     return bool(BF16_FLAGS & set(next(flags, [])))

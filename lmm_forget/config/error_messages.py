@@ -48,9 +48,7 @@ def format_config_error(
     if unknown_key_match:
         key, at, package = unknown_key_match.group(1).partition("@")
         if at:
-            return (
-                f"{key}@{package}: there is no {key} that stands at {package!r}; choose a {key} with {key}=…"
-            )
+            return f"{key}@{package}: there is no {key} that stands at {package!r}; choose a {key} with {key}=…"
         return _format_unknown_key(key, overrides, config_dir)
     if "Multiple values for" in text:
         return _collapse_whitespace(text.splitlines()[0])
@@ -58,17 +56,14 @@ def format_config_error(
         return f"{_collapse_whitespace(text.splitlines()[0]).rstrip('.')}; leave out the leading +"
     if "sweep" in text.lower() and "--multirun" in text:
         return (
-            f"{_collapse_whitespace(text.splitlines()[0])}; several values need -m, one value with commas needs "
-            "quotes"
+            f"{_collapse_whitespace(text.splitlines()[0])}; several values need -m, one value with commas needs quotes"
         )
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename} cannot be read: {error.strerror}"
     full_key = getattr(error, "full_key", None)
     key_prefix = f"{shorten_value(full_key)}: " if full_key else ""
     message = _collapse_whitespace(text.splitlines()[0] if text else type(error).__name__)
-    if message.startswith("Error merging override") and (
-        why := str(error.__cause__ or error.__context__ or "")
-    ):
+    if message.startswith("Error merging override") and (why := str(error.__cause__ or error.__context__ or "")):
         # Hydra's own line does not say why.
         message = f"{_shorten_text(message, 200)}: {_collapse_whitespace(why.splitlines()[0])}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
@@ -107,9 +102,7 @@ def _format_unknown_key(key: str, overrides: Sequence[str], config_dir: str | Pa
 
     key = key.lstrip("+~")
     single_overrides = [text for text in overrides if "," not in text]
-    group_overrides = [
-        text for text in single_overrides if text.lstrip("+~").split("=", 1)[0] in _GROUPS_WITH_FIELDS
-    ]
+    group_overrides = [text for text in single_overrides if text.lstrip("+~").split("=", 1)[0] in _GROUPS_WITH_FIELDS]
     try:
         cfg = compose_config(group_overrides, config_dir)
     except ConfigError:
@@ -126,13 +119,9 @@ def _format_unknown_key(key: str, overrides: Sequence[str], config_dir: str | Pa
         from lmm_forget.config.composing import list_group_choices
 
         others = [
-            name
-            for name in list_group_choices(parent, [Path(config_dir)] if config_dir else [])
-            if name != node.name
+            name for name in list_group_choices(parent, [Path(config_dir)] if config_dir else []) if name != node.name
         ]
-        return (
-            f"there is no {key!r}; {parent}={node.name} has no settings; choose another: {join_names(others)}"
-        )
+        return f"there is no {key!r}; {parent}={node.name} has no settings; choose another: {join_names(others)}"
     where = parent or "the configuration"
     return f"there is no {key!r}; {where} has: {join_names(known_keys)}{suggest_closest(missing_name, known_keys)}"
 

@@ -46,9 +46,7 @@ _NON_EMPTY_TEXT: tuple[ValueCheck, str] = (lambda v: isinstance(v, str) and bool
 
 def _is_beta_pair(value: Any) -> bool:
     return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(_is_finite_number(beta) and 0 <= beta < 1 for beta in value)
+        isinstance(value, list) and len(value) == 2 and all(_is_finite_number(beta) and 0 <= beta < 1 for beta in value)
     )
 
 
@@ -56,31 +54,31 @@ FIELD_CHECKS: dict[str, tuple[ValueCheck, str]] = {
     "seed": _NON_NEGATIVE_INT,
     "store": _NON_EMPTY_TEXT,
     "checkpoint_every": _POSITIVE_INT,
-    "training.global_batch": _POSITIVE_INT,
+    "training.global_batch_size": _POSITIVE_INT,
     "training.learning_rate": _POSITIVE_NUMBER,
     "training.vision_learning_rate": (_accept_also(_is_positive_number, None), "a number above 0, or null"),
     "training.epochs": _POSITIVE_NUMBER,
     "training.max_steps": _POSITIVE_INT_OR_NULL,
-    "training.warmup": (lambda v: _is_finite_number(v) and 0 <= v < 1, "a share from 0 to below 1"),
+    "training.warmup_ratio": (lambda v: _is_finite_number(v) and 0 <= v < 1, "a share from 0 to below 1"),
     "training.weight_decay": (lambda v: _is_finite_number(v) and v >= 0, "a number of at least 0"),
     "training.attention_dropout": (
         lambda v: v is None or (_is_finite_number(v) and 0 <= v < 1),
         "a share from 0 to below 1, or null",
     ),
-    "training.clip": (_accept_also(_is_positive_number, None), "a number above 0, or null"),
+    "training.max_grad_norm": (_accept_also(_is_positive_number, None), "a number above 0, or null"),
     "training.betas": (_is_beta_pair, "two numbers from 0 to below 1"),
     "data.train_samples": _POSITIVE_INT_OR_NULL,
     "data.eval_samples": _POSITIVE_INT_OR_NULL,
     "data.validation": _BOOLEAN,
-    "sweep.plan": _BOOLEAN,
+    "sweep.dry_run": _BOOLEAN,
     "sweep.submit_only": _BOOLEAN,
     "hardware.devices": _POSITIVE_INT,
     "hardware.nodes": _POSITIVE_INT,
-    "hardware.micro_batch": (_accept_also(_POSITIVE_INT[0], "auto"), "a whole number of at least 1, or auto"),
-    "hardware.eval_batch": _POSITIVE_INT,
+    "hardware.micro_batch_size": (_accept_also(_POSITIVE_INT[0], "auto"), "a whole number of at least 1, or auto"),
+    "hardware.eval_batch_size": _POSITIVE_INT,
     "hardware.threads": _POSITIVE_INT,
-    "hardware.workers": _NON_NEGATIVE_INT,
-    "hardware.jobs": (_accept_also(_POSITIVE_INT[0], "auto"), "a whole number of at least 1, or auto"),
+    "hardware.num_workers": _NON_NEGATIVE_INT,
+    "hardware.max_parallel_jobs": (_accept_also(_POSITIVE_INT[0], "auto"), "a whole number of at least 1, or auto"),
     "hardware.activation_checkpointing": _BOOLEAN,
     "hardware.compile": _BOOLEAN,
     "hardware.attention": (
@@ -92,7 +90,7 @@ FIELD_CHECKS: dict[str, tuple[ValueCheck, str]] = {
 FIELD_CHOICES: dict[str, tuple[str, ...]] = {
     "objective": OBJECTIVES,
     "training.loss": ("sample_mean", "token_mean"),
-    "data.world": ("tiny", "real"),
+    "data.source": ("tiny", "real"),
     "snapshot": ("delta", "full"),
     "data.scoring": ("strict", "compat"),
     "data.on_bad_sample": ("fail", "skip"),
@@ -117,9 +115,7 @@ def check_config_fields(config: Mapping[str, Any]) -> None:
     for group in ("", "training", "data", "hardware", "sweep"):
         prefix = f"{group}." if group else ""
         known_keys = [
-            key.removeprefix(prefix)
-            for key in (*FIELD_CHECKS, *FIELD_CHOICES, *_OTHER_KEYS)
-            if key.startswith(prefix)
+            key.removeprefix(prefix) for key in (*FIELD_CHECKS, *FIELD_CHOICES, *_OTHER_KEYS) if key.startswith(prefix)
         ]
         known_keys = sorted({key for key in known_keys if "." not in key})
         for key in config[group] if group else config:
@@ -140,9 +136,7 @@ def check_config_fields(config: Mapping[str, Any]) -> None:
             )
     rules = config["recipe"].get("rules") or []
     if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
-        raise ConfigError(
-            f"recipe.rules={rules} must be a list of rules: [{{component: language, sublayers: [...]}}]"
-        )
+        raise ConfigError(f"recipe.rules={rules} must be a list of rules: [{{component: language, sublayers: [...]}}]")
     _check_strategy_devices(config["hardware"])
 
 

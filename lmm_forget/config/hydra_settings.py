@@ -15,9 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmm_forget.errors import ConfigError
 
-_FOLDER_HINT = (
-    "jobs lie in multirun/<name>/<job>; set name=NAME, and give the command where multirun is to be"
-)
+_FOLDER_HINT = "jobs lie in multirun/<name>/<job>; set name=NAME, and give the command where multirun is to be"
 REFUSED_KEYS = {
     "hydra.run": _FOLDER_HINT,
     "hydra.sweep": _FOLDER_HINT,
@@ -93,13 +91,9 @@ def check_hydra_settings(cfg: DictConfig) -> None:
         node = OmegaConf.select(cfg, parent)
         value = node._get_node(field) if isinstance(node, DictConfig) else None
         current_value = value._value() if value is not None and not isinstance(value, DictConfig) else value
-        plain_value = (
-            OmegaConf.to_container(current_value) if isinstance(current_value, DictConfig) else current_value
-        )
+        plain_value = OmegaConf.to_container(current_value) if isinstance(current_value, DictConfig) else current_value
         if isinstance(node, DictConfig) and plain_value != packaged:
-            raise ConfigError(
-                f"{key}={plain_value} in a YAML would do nothing here: {_find_alternative(key)}"
-            )
+            raise ConfigError(f"{key}={plain_value} in a YAML would do nothing here: {_find_alternative(key)}")
     launcher = cfg.hydra.get("launcher")
     if not isinstance(launcher, DictConfig):
         raise ConfigError("hydra.launcher is no launcher; choose hydra/launcher=NAME")
@@ -107,9 +101,7 @@ def check_hydra_settings(cfg: DictConfig) -> None:
         fields = [str(key) for key in launcher if key != "_target_"]
         unknown_fields = [key for key in fields if key != "grace"]
         if unknown_fields:
-            raise ConfigError(
-                f"there is no hydra.launcher.{unknown_fields[0]}; hydra/launcher=isolated has: grace"
-            )
+            raise ConfigError(f"there is no hydra.launcher.{unknown_fields[0]}; hydra/launcher=isolated has: grace")
         grace: Any = launcher.get("grace", 0)
         if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not 0 <= grace < float("inf"):
             raise ConfigError(f"hydra.launcher.grace={grace} cannot be used; it must be a number of seconds")

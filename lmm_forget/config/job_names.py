@@ -16,10 +16,10 @@ UNCOMPARED_KEYS = (
     "hardware.devices",
     "hardware.nodes",
     "hardware.strategy",
-    "hardware.micro_batch",
-    "hardware.workers",
+    "hardware.micro_batch_size",
+    "hardware.num_workers",
     "hardware.threads",
-    "hardware.jobs",
+    "hardware.max_parallel_jobs",
     "checkpoint_every",
     "logger",
     "name",
@@ -49,9 +49,7 @@ def find_swept_choices(job_overrides: Sequence[str], command_overrides: Sequence
         if not item.is_sweep_override()
     }
     varied_keys = {
-        _get_override_key(item)
-        for item in parser.parse_overrides(list(command_overrides))
-        if item.is_sweep_override()
+        _get_override_key(item) for item in parser.parse_overrides(list(command_overrides)) if item.is_sweep_override()
     }
     items = {_get_override_key(item): item.value() for item in parser.parse_overrides(list(job_overrides))}
     return {

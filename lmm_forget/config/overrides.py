@@ -55,9 +55,7 @@ def _check_override_text(override: str, key: str) -> None:
         raise ConfigError(
             f"{shortened!r} has {len(override)} characters; a word of the command line may have {MAX_OVERRIDE_LENGTH}"
         )
-    unprintable = next(
-        (sign for sign in override if not sign.isprintable() and sign not in "\n\t\u00a0"), None
-    )
+    unprintable = next((sign for sign in override if not sign.isprintable() and sign not in "\n\t\u00a0"), None)
     if unprintable is not None:
         raise ConfigError(
             f"{shortened!r} holds the character U+{ord(unprintable):04X}, which nothing here can be named with"
@@ -76,9 +74,7 @@ def _check_group_choice(group: str, value: str, config_dirs: Sequence[Path]) -> 
         listed = ",".join(map(str, choice))
         raise ConfigError(f"{group}={value}: a run has one {group}; -m {group}={listed} makes a job of each")
     if not isinstance(choice, str):
-        raise ConfigError(
-            f"{group}={value} is no choice; choose one of: {_format_known_choices(group, config_dirs)}"
-        )
+        raise ConfigError(f"{group}={value} is no choice; choose one of: {_format_known_choices(group, config_dirs)}")
 
 
 def _format_known_choices(group: str, config_dirs: Sequence[Path]) -> str:

@@ -12,7 +12,7 @@ from lmm_forget.config.task_files import TaskFileFinder
 from lmm_forget.errors import ConfigError
 
 MODES, FORCED_ON, ON_ALARM = ("free", "forced"), ("reference", "base"), ("stop", "warn")
-TOKEN_SETS = ("number", "letter", "yes_no", "clock", "taught")
+TOKEN_SETS = ("number", "letter", "yes_no", "clock", "trained")
 ALARM_BOUNDS = (*(f"{name}_mass" for name in TOKEN_SETS), "nll", "kl", "js")
 
 
@@ -50,7 +50,7 @@ _FIELD_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is None or (isinstance(v, list) and bool(v)),
         "a list of skills that are taught, or null",
     ),
-    "ask_at_steps": (_is_bool, "true or false"),
+    "evaluate_at_steps": (_is_bool, "true or false"),
     "retrain": (_is_bool, "true or false"),
     "stop_when": (lambda v: isinstance(v, dict), f"bounds by name: {', '.join(ALARM_BOUNDS)}"),
     "on_alarm": (lambda v: v in ON_ALARM, " or ".join(ON_ALARM)),
@@ -70,9 +70,7 @@ def resolve_probe_tasks(run_config: DictConfig, task_files: TaskFileFinder) -> N
         return
     names = probe.prompts
     if not OmegaConf.is_list(names):
-        raise ConfigError(
-            f"probe.prompts={names} cannot be used; it must be a list of tasks, e.g. [captions]"
-        )
+        raise ConfigError(f"probe.prompts={names} cannot be used; it must be a list of tasks, e.g. [captions]")
     prompt_tasks = [task_files.load_task_file(name) for name in names]
     probe.prompts = list(dict.fromkeys(task.name for task in prompt_tasks))
     probe.tasks = OmegaConf.create({})
@@ -115,12 +113,8 @@ def check_probe_config(probe_config: Mapping[str, Any], target_tasks: Sequence[s
                 f"there is no probe.stop_when.{name}; it has: "
                 f"{', '.join(ALARM_BOUNDS)}{suggest_closest(str(name), ALARM_BOUNDS)}"
             )
-        if bound is not None and (
-            isinstance(bound, bool) or not isinstance(bound, (int, float)) or bound <= 0
-        ):
-            raise ConfigError(
-                f"probe.stop_when.{name}={bound} cannot be used; it must be a number above 0, or null"
-            )
+        if bound is not None and (isinstance(bound, bool) or not isinstance(bound, (int, float)) or bound <= 0):
+            raise ConfigError(f"probe.stop_when.{name}={bound} cannot be used; it must be a number above 0, or null")
         label = str(name).removesuffix("_mass")
         if bound is not None and label in TOKEN_SETS and label not in probe_config["token_sets"]:
             raise ConfigError(f"probe.stop_when.{name} needs {label} in probe.token_sets")

@@ -21,7 +21,7 @@ from lmm_forget.config.task_files import TaskFile, TaskFileFinder, check_task_ro
 from lmm_forget.config.task_order import order_tasks, parse_name_list
 from lmm_forget.errors import ConfigError
 
-MODEL_DEFAULT_KEYS = ("training", "micro_batch", "eval_batch")
+MODEL_DEFAULT_KEYS = ("training", "micro_batch_size", "eval_batch_size")
 """Keys of a model's YAML that only fill `training` and `hardware`; they stand there once resolved."""
 
 
@@ -38,9 +38,7 @@ def resolve_config(
     """
     register_resolvers()
     try:
-        return _resolve_composed(
-            cfg, list_config_dirs(cfg) if config_dirs is None else list(config_dirs), sweep_name
-        )
+        return _resolve_composed(cfg, list_config_dirs(cfg) if config_dirs is None else list(config_dirs), sweep_name)
     except OmegaConfBaseException as error:
         raise ConfigError(format_config_error(error)) from error
 
@@ -56,7 +54,7 @@ def _resolve_composed(cfg: DictConfig, config_dirs: list[Path], sweep_name: str 
 
     _check_group_nodes(run_config)
     sequence, suite = run_config.sequence, run_config.suite
-    data_source = str(run_config.data.world)
+    data_source = str(run_config.data.source)
     task_files = TaskFileFinder(config_dirs, data_source)
     targets = [task_files.load_task_file(item) for item in order_tasks(sequence)]
     benchmarks = [task_files.load_task_file(item) for item in _list_suite_tasks(suite)]
@@ -74,7 +72,7 @@ def _resolve_composed(cfg: DictConfig, config_dirs: list[Path], sweep_name: str 
     _resolve_learning_rate(config, overrides, group_choices, config_dirs)
     model_defaults = {key: config["model"].pop(key, None) for key in MODEL_DEFAULT_KEYS}
     check_config_fields(config)
-    _resolve_hardware(config, model_defaults["micro_batch"])
+    _resolve_hardware(config, model_defaults["micro_batch_size"])
     check_probe_config(config["probe"], config["sequence"]["tasks"])
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config
@@ -97,9 +95,7 @@ def _apply_suite_subset(suite: Any, benchmarks: Sequence[TaskFile]) -> None:
         return
     known_keys = ("samples", "seed", "by")
     unknown_keys = (
-        [str(key) for key in subset if key not in known_keys]
-        if isinstance(subset, Mapping | DictConfig)
-        else ["?"]
+        [str(key) for key in subset if key not in known_keys] if isinstance(subset, Mapping | DictConfig) else ["?"]
     )
     if unknown_keys:
         raise ConfigError(f"suite.subset.{unknown_keys[0]} is unknown; it has: {', '.join(known_keys)}")
@@ -110,9 +106,7 @@ def _apply_suite_subset(suite: Any, benchmarks: Sequence[TaskFile]) -> None:
     for task in benchmarks:
         groups = subset.get("by") or {}
         if not isinstance(groups, Mapping | DictConfig):
-            raise ConfigError(
-                f"suite.subset.by={groups} must give benchmarks their column: {{ai2d: category}}"
-            )
+            raise ConfigError(f"suite.subset.by={groups} must give benchmarks their column: {{ai2d: category}}")
         task.node.subset = {
             "samples": subset.get("samples"),
             "seed": subset.get("seed", 0),
@@ -130,15 +124,11 @@ def _resolve_learning_rate(
     training, model, recipe = config["training"], config["model"], config["recipe"]
     learning_rate = training.get("learning_rate")
     model_training = model.get("training") or {}
-    rates_by_recipe = (
-        (model_training.get("learning_rates") or {}) if isinstance(model_training, Mapping) else None
-    )
+    rates_by_recipe = (model_training.get("learning_rates") or {}) if isinstance(model_training, Mapping) else None
     if not isinstance(rates_by_recipe, Mapping):
         raise ConfigError("model.training must hold keys and values, and so must its learning_rates")
     if learning_rate is not None:
-        is_on_command_line = any(
-            item.lstrip("+").split("=", 1)[0] == "training.learning_rate" for item in overrides
-        )
+        is_on_command_line = any(item.lstrip("+").split("=", 1)[0] == "training.learning_rate" for item in overrides)
         source = (
             "command line"
             if is_on_command_line
@@ -154,9 +144,7 @@ def _resolve_learning_rate(
             "model",
         )
     if learning_rate is None:
-        raise ConfigError(
-            f"no learning rate: the model {model.get('name')} suggests none; set training.learning_rate"
-        )
+        raise ConfigError(f"no learning rate: the model {model.get('name')} suggests none; set training.learning_rate")
     training["learning_rate"] = learning_rate
     training["learning_rate_source"] = source
 
@@ -174,13 +162,13 @@ def _resolve_hardware(config: dict[str, Any], model_micro_batch: Any) -> None:
         hardware["precision"] = "bf16" if has_fast_bf16 else "fp32"
     # On a CPU running out of memory ends the process; under fsdp a rank that runs out leaves the others waiting.
     is_measured_later = hardware["accelerator"] == "gpu" and hardware["strategy"] != "fsdp"
-    if hardware["micro_batch"] == "auto" and not is_measured_later:
+    if hardware["micro_batch_size"] == "auto" and not is_measured_later:
         if not model_micro_batch:
             raise ConfigError(
-                "hardware.micro_batch=auto: the model suggests none, and on a CPU or with fsdp none is measured; "
+                "hardware.micro_batch_size=auto: the model suggests none, and on a CPU or with fsdp none is measured; "
                 "set a number"
             )
-        hardware["micro_batch"] = int(model_micro_batch)
+        hardware["micro_batch_size"] = int(model_micro_batch)
 
 
 def _has_learning_rate(experiment: Any, config_dirs: Sequence[Path]) -> bool:

@@ -1,4 +1,4 @@
-"""Task YAMLs: found by name in a world, checked, and embedded in the configuration."""
+"""Task YAMLs: found by name for a data source, checked, and embedded in the configuration."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class TaskFile:
 
 
 class TaskFileFinder:
-    """The task YAMLs of some folders, as one world names them.
+    """The task YAMLs of some folders, as one data source names them.
 
-    In the world `tiny` a name N means `tiny_N` where there is such a file (a stand-in, and recorded as one), else N;
-    in the world `real` it means N. The first folder that has the file wins.
+    With `tiny` a name N means `tiny_N` where there is such a file (a stand-in, and recorded as one), else N;
+    with `real` it means N. The first folder that has the file wins.
     """
 
     def __init__(self, config_dirs: Sequence[Path], data_source: str) -> None:
         self.folders = list(config_dirs)
-        self.world = data_source
+        self.data_source = data_source
 
     def load_task_file(self, name: Any) -> TaskFile:
         """The task called `name`. Raises ConfigError listing what exists, or saying what its YAML lacks."""
@@ -56,7 +56,7 @@ class TaskFileFinder:
     def list_task_names(self) -> list[str]:
         """Names that `load` accepts, without a stand-in's prefix."""
         stems = {path.stem for folder in self.folders for path in (folder / "task").glob("*.yaml")}
-        if self.world == "tiny":
+        if self.data_source == "tiny":
             stems = {stem.removeprefix("tiny_") for stem in stems}
         return sorted(stems)
 
@@ -98,7 +98,7 @@ class TaskFileFinder:
             run_config.tasks[name] = node
 
     def _find_path(self, name: str) -> Path:
-        candidate_stems = [f"tiny_{name}", name] if self.world == "tiny" else [name]
+        candidate_stems = [f"tiny_{name}", name] if self.data_source == "tiny" else [name]
         for stem in candidate_stems:
             for folder in self.folders:
                 path = folder / "task" / f"{stem}.yaml"
@@ -110,7 +110,7 @@ class TaskFileFinder:
             or "; a task of your own goes to task/NAME.yaml in the folder given by --config-dir"
         )
         raise ConfigError(
-            f"there is no task {name!r} in the {self.world} world; choose one of: {join_names(task_names)}{hint}"
+            f"there is no task {name!r} where data.source={self.data_source}; choose one of: {join_names(task_names)}{hint}"
         )
 
 
@@ -118,13 +118,9 @@ def _check_task_fields(node: DictConfig, location: str) -> None:
     """Raise ConfigError, beginning with `where`, for a task's node that lacks a field or has a wrong one."""
     for key in ("_target_", "role", "max_new_tokens"):
         if OmegaConf.is_missing(node, key) or node.get(key) is None:
-            raise ConfigError(
-                f"{location} lacks {key}; a task needs _target_, role, max_new_tokens and scorer"
-            )
+            raise ConfigError(f"{location} lacks {key}; a task needs _target_, role, max_new_tokens and scorer")
     if node.role not in TASK_ROLES:
-        raise ConfigError(
-            f"{location}: role={node.role} is not known; choose one of: {', '.join(TASK_ROLES)}"
-        )
+        raise ConfigError(f"{location}: role={node.role} is not known; choose one of: {', '.join(TASK_ROLES)}")
     tokens = node.max_new_tokens
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise ConfigError(f"{location}: max_new_tokens={tokens} must be a whole number of at least 1")
@@ -147,6 +143,4 @@ def check_task_roles(targets: Sequence[TaskFile], benchmarks: Sequence[TaskFile]
     for task in benchmarks:
         if task.role != "held_out" or task.name in names:
             role = "taught in the sequence" if task.name in names else task.role
-            raise ConfigError(
-                f"suite: {task.name} is {role}; a suite holds held-out benchmarks only ({task.path})"
-            )
+            raise ConfigError(f"suite: {task.name} is {role}; a suite holds held-out benchmarks only ({task.path})")

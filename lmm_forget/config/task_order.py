@@ -54,9 +54,7 @@ def build_permutation(num_items: int, index: int) -> list[int]:
     """
     count = math.factorial(num_items)
     if not 0 <= index < count:
-        raise ConfigError(
-            f"sequence.order={index} is out of range; {num_items} tasks have the orders 0 to {count - 1}"
-        )
+        raise ConfigError(f"sequence.order={index} is out of range; {num_items} tasks have the orders 0 to {count - 1}")
     remaining = list(range(num_items))
     permuted = []
     for size in range(num_items, 0, -1):

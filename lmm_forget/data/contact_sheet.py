@@ -37,9 +37,7 @@ def _load_font(size: int) -> ImageFont.FreeTypeFont:
     """A font with more than Latin letters, which comes with matplotlib."""
     import matplotlib
 
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def _draw_cell(

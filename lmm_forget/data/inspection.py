@@ -126,9 +126,7 @@ def build_data_report(
 
 def detect_answer_format(answer: str) -> str:
     """The name of an answer's format; see `FORMATS`."""
-    return next(
-        name for name, pattern in ANSWER_FORMATS if re.fullmatch(pattern, fold_unicode(answer).strip())
-    )
+    return next(name for name, pattern in ANSWER_FORMATS if re.fullmatch(pattern, fold_unicode(answer).strip()))
 
 
 def compute_difference_hash(image: Image.Image) -> int:
@@ -143,9 +141,7 @@ def compute_difference_hash(image: Image.Image) -> int:
     return bits
 
 
-def _iterate_samples(
-    samples: Sequence[Sample], limit: int | None
-) -> Iterator[tuple[int, Sample | DataError]]:
+def _iterate_samples(samples: Sequence[Sample], limit: int | None) -> Iterator[tuple[int, Sample | DataError]]:
     """Samples by index, or why they cannot be read; decoded side by side where any can be read at any time."""
 
     def read_sample(index: int) -> Sample | DataError:
@@ -242,12 +238,10 @@ def compute_spread(values: Sequence[float]) -> dict[str, float]:
 
 def _find_duplicate_images(first: SplitSummary, second: SplitSummary) -> dict[str, Any]:
     """Pictures that stand in both splits: the very same pixels, and those that only look alike."""
-    identical_pairs = find_shared_images(
-        {first.split: first.pixel_index, second.split: second.pixel_index}
-    ).get((first.split, second.split), [])
-    has_identical_pixels: defaultdict[str, bool] = defaultdict(
-        bool, {pair[0]: True for pair in identical_pairs}
+    identical_pairs = find_shared_images({first.split: first.pixel_index, second.split: second.pixel_index}).get(
+        (first.split, second.split), []
     )
+    has_identical_pixels: defaultdict[str, bool] = defaultdict(bool, {pair[0]: True for pair in identical_pairs})
     similar_pairs = [
         (first.perceptual_index[key], second.perceptual_index[key])
         for key in first.perceptual_index

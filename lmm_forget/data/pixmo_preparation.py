@@ -108,9 +108,7 @@ def _check_output_dir(output_dir: Path) -> None:
     """Raise ConfigError where no folder can be made or written; nothing is made yet."""
     try:
         existing = next(
-            path
-            for path in (output_dir, *output_dir.absolute().parents)
-            if path.exists() or path.is_symlink()
+            path for path in (output_dir, *output_dir.absolute().parents) if path.exists() or path.is_symlink()
         )
         problem = f"{existing} is not a folder" if not existing.is_dir() else ""
         if not problem and not os.access(existing, os.W_OK | os.X_OK):
@@ -118,9 +116,7 @@ def _check_output_dir(output_dir: Path) -> None:
     except (OSError, ValueError) as error:  # a name too long, or one with a null character
         problem = getattr(error, "strerror", None) or str(error)
     if problem:
-        raise ConfigError(
-            f"out={shorten_value(output_dir, 200)} cannot be used: {problem}; name another folder"
-        )
+        raise ConfigError(f"out={shorten_value(output_dir, 200)} cannot be used: {problem}; name another folder")
 
 
 def _load_rows(task: PixmoCount, source: str | None, max_rows_per_split: int | None) -> list[dict[str, Any]]:
@@ -133,13 +129,9 @@ def _load_rows(task: PixmoCount, source: str | None, max_rows_per_split: int | N
                 break
             sha = row["image_sha256"]
             if not isinstance(sha, str) or not _SHA.fullmatch(sha):
-                raise DataError(
-                    f"task {task.name}: {split} row {row_number}: image_sha256 is {sha!r}, not a SHA-256"
-                )
+                raise DataError(f"task {task.name}: {split} row {row_number}: image_sha256 is {sha!r}, not a SHA-256")
             if not row["label"] or row["count"] is None or not row["image_url"]:
-                raise DataError(
-                    f"task {task.name}: {split} row {row_number}: label, count or image_url is missing"
-                )
+                raise DataError(f"task {task.name}: {split} row {row_number}: label, count or image_url is missing")
             rows.append({"split": split, "number": row_number, **row})
     return rows
 

@@ -23,9 +23,7 @@ def print_data_report(report: Mapping[str, Any]) -> None:
     for split in splits:
         table.add_column(split, justify="right")
     lines = {
-        "samples": lambda s: (
-            f"{s['samples']:,}" + ("" if s["read"] == s["samples"] else f" ({s['read']:,} read)")
-        ),
+        "samples": lambda s: f"{s['samples']:,}" + ("" if s["read"] == s["samples"] else f" ({s['read']:,} read)"),
         "images": lambda s: f"{s['images']:,}",
         "unusable": lambda s: str(s["unusable"]["count"]),
         "own answer scores 0": lambda s: str(s["unscored"]["count"]),
@@ -47,9 +45,7 @@ def print_data_report(report: Mapping[str, Any]) -> None:
         if answers:
             formats = ", ".join(f"{name} {count}" for name, count in answers["formats"].items())
             common = ", ".join(f"{text!r} {count}" for text, count in answers["most_common"])
-            console.print(
-                Text(f"{split} answers: {formats}; {answers['different']} different, most often {common}")
-            )
+            console.print(Text(f"{split} answers: {formats}; {answers['different']} different, most often {common}"))
         for kind in ("unusable", "unscored", "too_long"):
             for line in section.get(kind, {}).get("first", []):
                 console.print(Text(f"{split}, {kind.replace('_', ' ')}: {line}"), style="red")
@@ -84,9 +80,7 @@ def print_prepare_report(report: Mapping[str, Any], output_dir: str, task_name: 
         console.print(Text(f"  {count:>6,}  {reason}"))
     console.print(Text(f"{report['rows']:,} rows: usable {usable or 'none'}; {report['lost_rows']:,} lost"))
     if report["may_come_back"]:
-        console.print(
-            Text(f"{report['may_come_back']:,} failed in passing; the same command tries them again")
-        )
+        console.print(Text(f"{report['may_come_back']:,} failed in passing; the same command tries them again"))
     console.print(Text(f"use it: +tasks.{task_name}.train_path={output_dir}"))
 
 

@@ -31,9 +31,7 @@ def make_token_counter(spec: Mapping[str, Any]) -> tuple[CountTokensFunction, in
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"the processor of {source} cannot be loaded ({cause}); set model.path to a copy"
-        ) from None
+        raise ConfigError(f"the processor of {source} cannot be loaded ({cause}); set model.path to a copy") from None
     family = resolve_family(config)
     image_limits = {key: value for key, value in (spec.get("image") or {}).items() if value is not None}
     if image_limits:

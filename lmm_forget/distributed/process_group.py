@@ -138,9 +138,7 @@ class ProcessGroup:
             result = function()
         except LmmForgetError as error:
             failure = error
-        failures = [
-            error_or_none for error_or_none in self.gather_values(failure) if error_or_none is not None
-        ]
+        failures = [error_or_none for error_or_none in self.gather_values(failure) if error_or_none is not None]
         if failures:
             raise failures[0]
         return result

@@ -67,9 +67,7 @@ def _read_pid_namespace() -> str:
 def _read_process_start(pid: int) -> str:
     """When a process started, in the system's own count; empty for one that does not live (or is only unburied)."""
     try:
-        fields = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         if Path("/proc/self/stat").exists():
             return ""

@@ -97,18 +97,14 @@ def _launch_workers(job_file: Path, devices: int) -> list[WorkerExit] | None:
 
     os.environ[AGENT_VARIABLE] = str(os.getpid())
     if sys.platform == "linux":
-        os.environ.setdefault(
-            "GLOO_SOCKET_IFNAME", "lo"
-        )  # or it looks the host's name up, which may lead nowhere
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # or it looks the host's name up, which may lead nowhere
     try:
         with _silence_logging():
             elastic_launch(_build_launch_config(devices), sys.executable)(
                 "-m", "lmm_forget.experiment.job", str(job_file)
             )
     except ChildFailedError as error:
-        return [
-            WorkerExit(rank, failure.exitcode, failure.timestamp) for rank, failure in error.failures.items()
-        ]
+        return [WorkerExit(rank, failure.exitcode, failure.timestamp) for rank, failure in error.failures.items()]
     except SignalException:
         return None
     return []
@@ -149,9 +145,7 @@ def _write_final_status(job_dir: Path, num_workers: int, worker_exits: list[Work
     """Give a job of `size` workers its last word in status.json; returns the exit code."""
     status = read_job_status(job_dir)
     state = status.get("state")
-    if worker_exits is None or (
-        worker_exits and all(end.exit_code in STOPPED_EXIT_CODES for end in worker_exits)
-    ):
+    if worker_exits is None or (worker_exits and all(end.exit_code in STOPPED_EXIT_CODES for end in worker_exits)):
         close_running_status(job_dir, "interrupted")
         return {"done": 0, "failed": 1}.get(str(state), 143)
     if not worker_exits:
@@ -165,9 +159,7 @@ def _write_final_status(job_dir: Path, num_workers: int, worker_exits: list[Work
     return 2 if root_exit.exit_code == 2 else 1
 
 
-def find_root_cause(
-    job_dir: Path, worker_exits: list[WorkerExit], status: Mapping[str, Any]
-) -> tuple[WorkerExit, str]:
+def find_root_cause(job_dir: Path, worker_exits: list[WorkerExit], status: Mapping[str, Any]) -> tuple[WorkerExit, str]:
     """Which of the workers that ended badly is the cause, and what it died of, in words that follow its name.
 
     A worker that was killed leaves no word, and its peers' words are about the lost connection: it comes first. Of

@@ -42,9 +42,7 @@ class MeanScore(Metric, ABC):
 
     def update(self, preds: Sequence[str], target: Sequence[Sequence[str]]) -> None:
         """Add answers [B], each with its references. Raises ValueError if their numbers differ."""
-        scores = [
-            self.score_answer(answer, references) for answer, references in zip(preds, target, strict=True)
-        ]
+        scores = [self.score_answer(answer, references) for answer, references in zip(preds, target, strict=True)]
         self.total += sum(scores)
         self.count += len(scores)
 

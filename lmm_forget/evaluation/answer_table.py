@@ -24,7 +24,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("compat", pa.float64()),
         pa.field("group", pa.string()),
         pa.field("tokens", pa.int32(), nullable=False),
-        pa.field("gap", pa.float64(), nullable=False),
+        pa.field("logit_margin", pa.float64(), nullable=False),
     ],
     metadata={"lmm_forget.answers": ANSWER_SCHEMA_VERSION},
 )

@@ -47,9 +47,7 @@ class EvalSet:
     @classmethod
     def from_task(cls, task: Task, split: str, max_samples: int | None, on_bad_sample: str) -> EvalSet:
         """Read the split (bad samples as `on_bad_sample` says) and keep at most `limit` of it. Raises DataError."""
-        return cls(
-            task, limit_samples(task.validate_split(split, on_bad_sample), max_samples, task.name), split
-        )
+        return cls(task, limit_samples(task.validate_split(split, on_bad_sample), max_samples, task.name), split)
 
     def prepare_batches(self, lmm: LMM, batch_size: int, num_workers: int = 0) -> None:
         """Fix the batches and look at every question once; later models are asked the same ones."""
@@ -75,9 +73,7 @@ class EvalSet:
 
 def require_compat_scores(eval_sets: Sequence[EvalSet]) -> None:
     """Raise ConfigError for tasks whose scorer follows no public code, so that they have no compat score."""
-    tasks_without_compat = [
-        exam.task.name for exam in eval_sets if getattr(exam.task.scorer, "compat", None) is None
-    ]
+    tasks_without_compat = [exam.task.name for exam in eval_sets if getattr(exam.task.scorer, "compat", None) is None]
     if tasks_without_compat:
         raise ConfigError(
             f"data.scoring=compat: there is no compat score of {', '.join(tasks_without_compat)}; name a rule "
@@ -110,26 +106,20 @@ def evaluate(
     response_cache = ResponseCache(store, model_key)
     eval_batch_size, num_workers = (
         get_eval_batch_size(hardware_config),
-        int(hardware_config.get("workers") or 0),
+        int(hardware_config.get("num_workers") or 0),
     )
     for exam in eval_sets:
         exam.prepare_batches(lmm, eval_batch_size, num_workers)
     cached_responses = _read_cached_responses(response_cache, eval_sets, process_group)
     pending_sets = [exam for exam in eval_sets if exam.count_missing(cached_responses)]
     num_generated = 0
-    progress.start_phase(
-        phase_name, sum(exam.count_missing(cached_responses) for exam in pending_sets), "question"
-    )
+    progress.start_phase(phase_name, sum(exam.count_missing(cached_responses) for exam in pending_sets), "question")
     while pending_sets:
         busy_sets: list[EvalSet] = []
         for exam in pending_sets:
             num_missing_before = exam.count_missing(cached_responses)
-            with _try_claim(
-                store, f"answers-{hash_json([model_key, exam.keys])}", process_group
-            ) as has_claim:
-                cached_responses = _read_cached_responses(
-                    response_cache, [exam], process_group, cached_responses
-                )
+            with _try_claim(store, f"answers-{hash_json([model_key, exam.keys])}", process_group) as has_claim:
+                cached_responses = _read_cached_responses(response_cache, [exam], process_group, cached_responses)
                 progress.advance(
                     num_missing_before - exam.count_missing(cached_responses), task=exam.task.name
                 )  # asked by another job meanwhile
@@ -217,9 +207,5 @@ def _read_cached_responses(
 @contextmanager
 def _try_claim(store: Store, claim_name: str, process_group: ProcessGroup) -> Iterator[bool]:
     """Try to be the one who does this; the first rank claims for all of them."""
-    with (
-        store.acquire_lease(claim_name, wait=False)
-        if process_group.is_rank_zero
-        else nullcontext(False) as has_claim
-    ):
+    with store.acquire_lease(claim_name, wait=False) if process_group.is_rank_zero else nullcontext(False) as has_claim:
         yield process_group.broadcast_from_rank_zero(lambda: has_claim)

@@ -90,9 +90,7 @@ def encode_prompts(
     system_prompts: Sequence[str | None] | None = None,
 ) -> dict[str, Tensor]:
     """A batch of questions as the model reads them. Raises DataError when one and its answer exceed the context."""
-    encoded = family.encode_batch(
-        processor, list(questions), [list(i) for i in images], systems=system_prompts
-    )
+    encoded = family.encode_batch(processor, list(questions), [list(i) for i in images], systems=system_prompts)
     for i, length in enumerate(encoded.lengths):
         if length + max_new_tokens > family.context_length:
             raise DataError(
@@ -148,9 +146,7 @@ def _decode_generations(lmm: LMM, new_tokens: Tensor, margins: Tensor) -> list[G
     ):
         smallest_margin = row_margins[:tokens].min().item()
         if smallest_margin != smallest_margin:  # NaN
-            raise LmmForgetError(
-                "the model's logits are not finite; its training diverged (lower the learning rate)"
-            )
+            raise LmmForgetError("the model's logits are not finite; its training diverged (lower the learning rate)")
         text = lmm.processor.tokenizer.decode(row[:text_length], skip_special_tokens=True)
         generations.append(Generation(text=text, tokens=tokens, logit_margin=smallest_margin))
     return generations

@@ -81,9 +81,7 @@ def read_requested_samples(task: Task, samples: Sequence[Sample], request: ReadR
 def wrap_read_error(task: Task, position: int, error: Exception) -> LmmForgetError:
     """One line for a sample that could not be read, in place of what was raised."""
     if not isinstance(error, LmmForgetError):
-        return DataError(
-            f"task {task.name}: sample number {position} cannot be read: {summarize_error(error)}"
-        )
+        return DataError(f"task {task.name}: sample number {position} cannot be read: {summarize_error(error)}")
     text = str(error)
     return error if text.startswith("task ") else type(error)(f"task {task.name}: {text}")
 
@@ -137,7 +135,7 @@ def prefetch_results(
                 raise LmmForgetError(
                     f"{description}: a process that reads samples was ended ({summarize_error(error)}); too "
                     "little memory, or "
-                    "/dev/shm too small? hardware.workers=0 reads without such processes"
+                    "/dev/shm too small? hardware.num_workers=0 reads without such processes"
                 ) from error
             yield _raise_if_failed(result)
     finally:

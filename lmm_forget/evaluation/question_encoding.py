@@ -72,9 +72,7 @@ class QuestionBatchEncoder:
     def __call__(self, request: ReadRequest) -> tuple[Sequence[int], task_evaluation.EncodedBatch]:
         """The job's positions, and the batch. Raises LmmForgetError naming the sample that cannot be used."""
         samples = read_requested_samples(self.task, self.samples, request)
-        return request.positions, task_evaluation.encode_question_batch(
-            self.family, self.processor, self.task, samples
-        )
+        return request.positions, task_evaluation.encode_question_batch(self.family, self.processor, self.task, samples)
 
 
 def index_questions(
@@ -110,8 +108,7 @@ def index_questions(
             sort_keys = {}
     ids = merge_image_ids([sample.image_id for sample in samples_without_images], image_hashes)
     samples_without_images = [
-        replace(sample, image_id=image_id)
-        for sample, image_id in zip(samples_without_images, ids, strict=True)
+        replace(sample, image_id=image_id) for sample, image_id in zip(samples_without_images, ids, strict=True)
     ]
     return (
         [*batches, *task_evaluation.split_sorted_batches(sort_keys, batch_size)],

@@ -17,7 +17,7 @@ class Answer:
     (`Task.format_display_prompt`).
     `value` (strict), `tolerant` and `compat` lie in 0..1, None where a score is not defined. `group` is the
     class that a macro mean averages over, None for plain means. `tokens` counts generated tokens, the end
-    token included. `gap` is the smallest difference, in logits, between the best and second-best token along
+    token included. `logit_margin` is the smallest difference, in logits, between the best and second-best token along
     the greedy path.
     """
 
@@ -32,7 +32,7 @@ class Answer:
     compat: float | None
     group: str | None
     tokens: int
-    gap: float
+    logit_margin: float
 
 
 def apply_scoring_mode(answers: Sequence[Answer], scoring_mode: str) -> list[Answer]:

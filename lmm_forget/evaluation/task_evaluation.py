@@ -98,12 +98,12 @@ def evaluate_tasks(
     """Ask every task's questions of a split; yields each task with its answers, in the samples' order.
 
     One progress phase covers all of it. Batches never mix tasks, so that a task's answers do not depend on
-    what else is asked. `limit` bounds the samples per task, see `subset`; `hardware["eval_batch"]` is the
+    what else is asked. `limit` bounds the samples per task, see `subset`; `hardware["eval_batch_size"]` is the
     batch size.
     """
     task_samples = [(task, limit_samples(task.load_samples(split), max_samples, task.name)) for task in tasks]
     progress = progress or NullProgress()
-    progress.start_phase("ask", sum(len(samples) for _, samples in task_samples), "question")
+    progress.start_phase("evaluate", sum(len(samples) for _, samples in task_samples), "question")
     for task, samples in task_samples:
         yield task, evaluate_task(lmm, task, samples, hardware_config=hardware_config, progress=progress)
 
@@ -135,18 +135,14 @@ def evaluate_task(
 
 def get_eval_batch_size(hardware_config: Mapping[str, Any] | None) -> int:
     """Questions per generate call."""
-    return int((hardware_config or {}).get("eval_batch") or DEFAULT_EVAL_BATCH_SIZE)
+    return int((hardware_config or {}).get("eval_batch_size") or DEFAULT_EVAL_BATCH_SIZE)
 
 
-def make_length_sorted_batches(
-    task: Task, samples: Sequence[Sample], batch_size: int
-) -> Iterator[dict[int, Sample]]:
+def make_length_sorted_batches(task: Task, samples: Sequence[Sample], batch_size: int) -> Iterator[dict[int, Sample]]:
     """All samples, `size` at a time, by position: alike in length and image size, so that little is padding."""
     for start in range(0, len(samples), SORT_WINDOW_BATCHES * batch_size):
         positions = range(start, min(start + SORT_WINDOW_BATCHES * batch_size, len(samples)))
-        window = dict(
-            zip(positions, read_requested_samples(task, samples, ReadRequest(positions)), strict=True)
-        )
+        window = dict(zip(positions, read_requested_samples(task, samples, ReadRequest(positions)), strict=True))
         for batch in split_sorted_batches(
             {i: get_batch_sort_key(task, sample) for i, sample in window.items()}, batch_size
         ):
@@ -237,7 +233,7 @@ def score_generation(task: Task, sample: Sample, generation: Generation | Cached
         compat=scores.get("compat"),
         group=_get_macro_group(task, sample),
         tokens=generation.tokens,
-        gap=generation.logit_margin,
+        logit_margin=generation.logit_margin,
     )
 
 
@@ -246,9 +242,7 @@ def _get_strict_score(task: Task, sample: Sample, scores: Mapping[str, float | N
     other_scores = [scores.get(name) for name in ("tolerant", "compat")]
     for score in (strict_score, *(other for other in other_scores if other is not None)):
         if score is None or not 0.0 <= score <= 1.0:
-            raise DataError(
-                f"task {task.name}: the scorer gave {score} for sample {sample.id}, not a number in 0..1"
-            )
+            raise DataError(f"task {task.name}: the scorer gave {score} for sample {sample.id}, not a number in 0..1")
     assert strict_score is not None
     return strict_score
 
@@ -257,7 +251,5 @@ def _get_macro_group(task: Task, sample: Sample) -> str | None:
     if task.macro is None:
         return None
     if task.macro not in sample.meta:
-        raise DataError(
-            f"task {task.name}: sample {sample.id} has no {task.macro!r}, which its macro mean needs"
-        )
+        raise DataError(f"task {task.name}: sample {sample.id} has no {task.macro!r}, which its macro mean needs")
     return get_group_name(sample.meta[task.macro])

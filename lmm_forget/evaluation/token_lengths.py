@@ -63,9 +63,7 @@ class TokenCounter:
         """Tokens of an answer as it is taught, its end token included."""
         return self.count_text_tokens(self._answer_opening + answer + self._answer_end)
 
-    def count_prompt_tokens(
-        self, question: str, image_sizes: ImageSizes, system_prompt: str | None = None
-    ) -> int:
+    def count_prompt_tokens(self, question: str, image_sizes: ImageSizes, system_prompt: str | None = None) -> int:
         """Tokens of a question about pictures of these sizes. DataError where there is no place for `system`."""
         key = (question, len(image_sizes), system_prompt)
         if key not in self._prompt_counts:
@@ -74,9 +72,7 @@ class TokenCounter:
 
     def has_reserved_token(self, *texts: str) -> bool:
         """Whether a text holds a token that encoding refuses."""
-        return any(
-            token in text for text in texts if "<" in text or "[" in text for token in self.reserved_tokens
-        )
+        return any(token in text for text in texts if "<" in text or "[" in text for token in self.reserved_tokens)
 
     def _count_chat_tokens(self, question: str, num_images: int, system_prompt: str | None = None) -> int:
         prompt = self.family.render_prompt(self.processor, question, num_images, system_prompt)
@@ -164,13 +160,11 @@ def check_lengths(
         if fewest_tokens > task.max_new_tokens:
             report.long_answers.append(f"{sample.id}, {fewest_tokens} tokens")
     if report.unusable_samples:
-        usage = "taught" if is_training else "asked"
+        usage = "trained" if is_training else "evaluated"
         apply_bad_sample_policy(
             report.unusable_samples, len(samples), on_bad_sample, task_name=task.name, participle=usage
         )
-        usable_positions = [
-            place for place in range(len(samples)) if str(place) not in report.unusable_samples
-        ]
+        usable_positions = [place for place in range(len(samples)) if str(place) not in report.unusable_samples]
         report.samples = SampleSubset(samples, usable_positions, report.unusable_samples)
     return report
 
@@ -192,18 +186,13 @@ def _find_length_problem(
     texts = (question, answer, system_prompt or "") if is_training else (question, system_prompt or "")
     try:
         tokens = token_counter.count_prompt_tokens(question, image_sizes, system_prompt) + answer_tokens
-        if (
-            tokens <= lmm.family.context_length - CONTEXT_SAFETY_TOKENS
-            and not token_counter.has_reserved_token(*texts)
-        ):
+        if tokens <= lmm.family.context_length - CONTEXT_SAFETY_TOKENS and not token_counter.has_reserved_token(*texts):
             return None
         images = list(samples[position].images)
         if is_training:
             lmm.family.encode_batch(lmm.processor, [question], [images], [answer], [system_prompt])
         else:
-            encode_prompts(
-                lmm.family, lmm.processor, [question], [images], task.max_new_tokens, [system_prompt]
-            )
+            encode_prompts(lmm.family, lmm.processor, [question], [images], task.max_new_tokens, [system_prompt])
     except DataError as error:
         return str(error).removeprefix("sample 0 of the batch: ")
     return None

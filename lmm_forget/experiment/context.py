@@ -51,10 +51,10 @@ def build_context(
     method = build_method(recipe)
     refuse_pure_bf16(training, config["hardware"])
     hardware = config["hardware"]
-    global_batch_size = int(training["global_batch"])
+    global_batch_size = int(training["global_batch_size"])
     samples_per_rank, micro_batch_setting = (
         max(1, global_batch_size // process_group.size),
-        hardware["micro_batch"],
+        hardware["micro_batch_size"],
     )
     count_accumulation_steps(
         global_batch_size,
@@ -67,9 +67,7 @@ def build_context(
     for name, node in config["tasks"].items():
         task = build_task(node)
         if name in config["sequence"]["tasks"]:
-            samples = limit_samples(
-                task.validate_split("train", data["on_bad_sample"]), data["train_samples"], name
-            )
+            samples = limit_samples(task.validate_split("train", data["on_bad_sample"]), data["train_samples"], name)
             count_total_steps(len(samples), training, seed=config["seed"], task=name)
             train_sets[name] = TrainSet(task, samples)
         split = "validation" if data["validation"] and name in train_sets else "test"
@@ -81,10 +79,7 @@ def build_context(
 
     eval_tasks = {exam.task.name: exam.task for exam in eval_sets}
     inputs = (
-        process_group.run_on_rank_zero(
-            lambda: InputFingerprinter().compute_fingerprints(config, eval_tasks)[0]
-        )
-        or {}
+        process_group.run_on_rank_zero(lambda: InputFingerprinter().compute_fingerprints(config, eval_tasks)[0]) or {}
     )
 
     progress.start_phase("load model", 1, "model")
@@ -130,15 +125,15 @@ def build_context(
 
 
 def resolve_micro_batch(context: JobContext) -> None:
-    """Make a number of `hardware.micro_batch=auto`: on a GPU the largest that fits, measured once per kind of job.
+    """Make a number of `hardware.micro_batch_size=auto`: on a GPU the largest that fits, measured once per kind of job.
 
     (Elsewhere the configuration was resolved to the model's own.) All ranks must call it, with the ground laid.
     """
     hardware = context.config["hardware"]
-    if hardware["micro_batch"] == "auto":
+    if hardware["micro_batch_size"] == "auto":
         context.config = {
             **context.config,
-            "hardware": {**hardware, "micro_batch": _find_micro_batch_size(context)},
+            "hardware": {**hardware, "micro_batch_size": _find_micro_batch_size(context)},
         }
 
 
@@ -162,16 +157,14 @@ def _find_micro_batch_size(context: JobContext) -> int:
         "plan": hash_json(list(context.plan.trainable)),
         "recipe": config["recipe"],
         "hardware": {name: hardware[name] for name in ("precision", "activation_checkpointing", "compile")},
-        "share": int(training["global_batch"]) // process_group.size,
-        "tasks": {
-            name: lessons.task.fingerprint_split("train") for name, lessons in context.train_sets.items()
-        },
+        "share": int(training["global_batch_size"]) // process_group.size,
+        "tasks": {name: lessons.task.fingerprint_split("train") for name, lessons in context.train_sets.items()},
     }
     cache_path = context.store.root / "measured" / f"micro-batch-{hash_json(measurement_conditions)}.json"
 
     def read_cached_size() -> int | None:
         try:
-            return int(json.loads(cache_path.read_text(encoding="utf-8"))["micro_batch"])
+            return int(json.loads(cache_path.read_text(encoding="utf-8"))["micro_batch_size"])
         except (OSError, ValueError, KeyError):
             return None
 
@@ -180,8 +173,7 @@ def _find_micro_batch_size(context: JobContext) -> int:
             cache_path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(
                 cache_path,
-                json.dumps({"micro_batch": micro_batch_size, "about": measurement_conditions}, indent=1)
-                + "\n",
+                json.dumps({"micro_batch_size": micro_batch_size, "about": measurement_conditions}, indent=1) + "\n",
             )
 
     micro_batch_size = process_group.broadcast_from_rank_zero(read_cached_size)
@@ -229,14 +221,14 @@ def _check_sample_lengths(context: JobContext, record_warning: Callable[[str], N
         )
         train_set.samples = length_report.samples
         count_total_steps(len(train_set), config["training"], seed=config["seed"], task=name)
-        _record_skipped_samples(context, name, "taught", length_report, record_warning)
+        _record_skipped_samples(context, name, "trained", length_report, record_warning)
         context.progress.advance(1, task=name)
     for eval_set in context.eval_sets:
         length_report = check_lengths(
             lmm, eval_set.task, eval_set.samples, is_training=False, on_bad_sample=bad_sample_policy
         )
         eval_set.samples = length_report.samples
-        _record_skipped_samples(context, eval_set.task.name, "asked", length_report, record_warning)
+        _record_skipped_samples(context, eval_set.task.name, "evaluated", length_report, record_warning)
         context.progress.advance(1, task=eval_set.task.name)
 
 
@@ -255,9 +247,7 @@ def _record_skipped_samples(
     }
     if skipped:
         first = next(iter(skipped.values()))
-        record_warning(
-            f"task {task_name}: {len(skipped)} samples are left out and not {usage} (first: {first})"
-        )
+        record_warning(f"task {task_name}: {len(skipped)} samples are left out and not {usage} (first: {first})")
     if length_report.long_answers:
         node = context.config["tasks"][task_name]
         record_warning(

@@ -49,15 +49,11 @@ def read_job_config(job_file: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(job_file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"cannot read {job_file}: {error.strerror}; python -m lmm_forget.run writes it"
-        ) from error
+        raise ConfigError(f"cannot read {job_file}: {error.strerror}; python -m lmm_forget.run writes it") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{job_file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not isinstance(config.get("hardware"), dict) or "tasks" not in config:
-        raise ConfigError(
-            f"{job_file} is not a resolved job configuration; python -m lmm_forget.run writes one"
-        )
+        raise ConfigError(f"{job_file} is not a resolved job configuration; python -m lmm_forget.run writes one")
     return config
 
 

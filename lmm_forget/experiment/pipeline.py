@@ -48,9 +48,9 @@ def run_experiment(
     if results is None:
         return None
     tracker.log_results(results)
-    warnings = [*results["job"].pop("notices"), *tracker.close()]
+    warnings = [*results["job"].pop("warnings"), *tracker.close()]
     if warnings:
-        results["job"]["notices"] = warnings
+        results["job"]["warnings"] = warnings
     return results
 
 
@@ -81,10 +81,8 @@ def _run_stages(
         return None
     progress.start_phase("figures of merit", 1, "job")
     results = build_results(context, base_hash, base_answers, stage_results, base_probes)
-    results["job"].update(repairs=repairs, notices=context.warnings)
-    results["timings"].update(
-        base=base_seconds, base_asked=num_generated, total=time.monotonic() - start_time
-    )
+    results["job"].update(repairs=repairs, warnings=context.warnings)
+    results["timings"].update(base=base_seconds, base_evaluated=num_generated, total=time.monotonic() - start_time)
     write_job_tables(job_dir, context, base_answers, stage_results, results, base_probes)
     context.drop_previous_references()
     return results

@@ -76,9 +76,7 @@ def get_git_state() -> dict[str, str]:
 def select_comparable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what may differ between equal results: paths, devices, logging."""
     comparable_config = {
-        k: v
-        for k, v in config.items()
-        if k not in FIELDS_WITHOUT_WEIGHT_EFFECT[""] or k in ("suite", "probe")
+        k: v for k, v in config.items() if k not in FIELDS_WITHOUT_WEIGHT_EFFECT[""] or k in ("suite", "probe")
     }
     excluded_keys = FIELDS_WITHOUT_WEIGHT_EFFECT["hardware"]
     comparable_config["hardware"] = {k: v for k, v in config["hardware"].items() if k not in excluded_keys}
@@ -150,15 +148,12 @@ def compute_score_entry(answers: Sequence[Answer], scoring: str = "strict") -> d
         compat_scores=[answer.compat for answer in answers],
         score_kind=scoring,
     )
-    return {**entry, "near_ties": sum(answer.gap < LOGIT_TIE_MARGIN for answer in answers)}
+    return {**entry, "near_ties": sum(answer.logit_margin < LOGIT_TIE_MARGIN for answer in answers)}
 
 
 def answers_to_columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
     """Answers as the columns that the metrics read."""
-    return {
-        name: [getattr(answer, name) for answer in answers]
-        for name in ("sample_id", "image_id", "value", "group")
-    }
+    return {name: [getattr(answer, name) for answer in answers] for name in ("sample_id", "image_id", "value", "group")}
 
 
 def write_job_tables(
@@ -187,10 +182,7 @@ def write_job_tables(
     answers_by_stage = (base_answers, *(stage.answers for stage in stages))
     write_sample_pictures(
         job_dir,
-        {
-            task: _collect_score_histories([answers[task] for answers in answers_by_stage])
-            for task in base_answers
-        },
+        {task: _collect_score_histories([answers[task] for answers in answers_by_stage]) for task in base_answers},
         {exam.task.name: exam.samples for exam in context.eval_sets},
     )
     save_job_plots(results, job_dir)
@@ -218,21 +210,19 @@ def _describe_samples(context: JobContext, stages: Sequence[StageResult]) -> dic
             ),
         }
         descriptions[eval_set.task.name] = {
-            "asked": {**description, **context.skipped_samples.get((eval_set.task.name, "asked"), {})}
+            "evaluated": {**description, **context.skipped_samples.get((eval_set.task.name, "evaluated"), {})}
         }
     for stage in stages:
         description = {"split": "train", "samples": len(context.train_sets[stage.task].samples)}
         description["fingerprint"] = (stage.record.get("ingredients") or {}).get("data")
-        description.update(context.skipped_samples.get((stage.task, "taught"), {}))
-        descriptions.setdefault(stage.task, {})["taught"] = description
+        description.update(context.skipped_samples.get((stage.task, "trained"), {}))
+        descriptions.setdefault(stage.task, {})["trained"] = description
     return descriptions
 
 
 def _collect_score_histories(answers_by_stage: Sequence[Sequence[Answer]]) -> dict[str, list[float]]:
     """{sample id: its scores at the base and after every stage}, in the order asked."""
-    later_scores = [
-        {answer.sample_id: answer.value for answer in answers} for answers in answers_by_stage[1:]
-    ]
+    later_scores = [{answer.sample_id: answer.value for answer in answers} for answers in answers_by_stage[1:]]
     return {
         answer.sample_id: [answer.value, *(values[answer.sample_id] for values in later_scores)]
         for answer in answers_by_stage[0]
@@ -245,11 +235,7 @@ def _list_data_sources(context: JobContext) -> dict[str, str]:
         *(lessons.task for lessons in context.train_sets.values()),
         *(exam.task for exam in context.eval_sets),
     ]
-    return {
-        f"data.{task.name}.{split}": source
-        for task in tasks
-        for split, source in task.get_provenance().items()
-    }
+    return {f"data.{task.name}.{split}": source for task in tasks for split, source in task.get_provenance().items()}
 
 
 def _build_stage_entry(

@@ -67,9 +67,7 @@ class JobContext:
     """Fingerprints of the files and the code that the job reads (first rank only); see `store.inputs`."""
     tensor_hashes: dict[str, str] = field(default_factory=dict)
     pending_deltas: dict[str, str] = field(default_factory=dict)
-    store_references: dict[str, list[str]] = field(
-        default_factory=lambda: {"stages": [], "models": [], "probes": []}
-    )
+    store_references: dict[str, list[str]] = field(default_factory=lambda: {"stages": [], "models": [], "probes": []})
     prober: Prober | None = None
     process_group: ProcessGroup = SINGLE_PROCESS
     skipped_samples: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
@@ -172,15 +170,13 @@ def run_stage(context: JobContext, index: int, task: str) -> StageResult:
     trained_time = time.monotonic()
     answers, num_generated = evaluate_all(context, f"{label}: ask everything")
     evaluation_seconds = time.monotonic() - trained_time
-    run_stats |= {"teach": trained_time - start_time, "ask": evaluation_seconds, "asked": num_generated}
+    run_stats |= {"train": trained_time - start_time, "evaluate": evaluation_seconds, "evaluated": num_generated}
     if context.prober is None or probe_callback is None:
         return StageResult(index, task, record, answers, run_stats)
     probe_result = probe_current_model(context, f"{label}: probe")
     run_stats["probe"] = time.monotonic() - trained_time - evaluation_seconds
     stage_probes = context.process_group.run_on_rank_zero(
-        lambda: (
-            None if probe_result is None else probe_callback.collect_results(probe_result, record["steps"])
-        )
+        lambda: None if probe_result is None else probe_callback.collect_results(probe_result, record["steps"])
     )
     return StageResult(index, task, record, answers, run_stats, stage_probes)
 
@@ -203,9 +199,7 @@ def probe_current_model(context: JobContext, phase_name: str) -> ProbeResult | N
         context.load_pending_deltas()
         load_weights = _do_nothing
     return context.process_group.run_on_rank_zero(
-        lambda: prober.probe_model(
-            context.weights_hash, context.progress, phase_name, load_weights=load_weights
-        )
+        lambda: prober.probe_model(context.weights_hash, context.progress, phase_name, load_weights=load_weights)
     )
 
 
@@ -264,9 +258,7 @@ def _train_or_load_stage(
             cached_record, needs_retraining = process_group.broadcast_from_rank_zero(find_finished_record)
             if cached_record is None or needs_retraining:
                 stage_info = {"task": task, "ingredients": ingredients}
-                record, run_stats = _train_with_deferred_stop(
-                    context, key, stage_info, phase_name, probe_callback
-                )
+                record, run_stats = _train_with_deferred_stop(context, key, stage_info, phase_name, probe_callback)
                 if record["weights_hash"] != context.weights_hash:
                     if cached_record is not None:
                         raise StoreError(
@@ -288,9 +280,7 @@ def _hold_stage_lease(context: JobContext, key: str, phase_name: str) -> Iterato
         process_group.broadcast_from_rank_zero(
             lambda: (
                 exit_stack.enter_context(
-                    context.store.acquire_lease(
-                        name, on_wait=lambda who: _show_waiting(context, phase_name, who)
-                    )
+                    context.store.acquire_lease(name, on_wait=lambda who: _show_waiting(context, phase_name, who))
                 )
                 and None
             )
@@ -308,12 +298,10 @@ def _build_probe_callback(context: JobContext, key: str, task: str) -> ProbeCall
         eval_set.prepare_batches(
             context.lmm,
             get_eval_batch_size(context.config["hardware"]),
-            int(context.config["hardware"].get("workers") or 0),
+            int(context.config["hardware"].get("num_workers") or 0),
         )
     eval_sets_digest = hash_json([[exam.task.name, exam.keys] for exam in context.eval_sets])
-    return ProbeCallback(
-        context.prober, key, task, lambda: _evaluate_current_weights(context), eval_sets_digest
-    )
+    return ProbeCallback(context.prober, key, task, lambda: _evaluate_current_weights(context), eval_sets_digest)
 
 
 def _needs_retraining(probe_callback: ProbeCallback | None, record: Mapping[str, Any]) -> bool:
@@ -422,7 +410,7 @@ def _train_and_store(
         "loss": fit_result.step_losses,
         "samples": fit_result.num_samples,
         "dropped": fit_result.dropped_per_epoch,
-        "micro_batch": fit_result.micro_batch_size,
+        "micro_batch_size": fit_result.micro_batch_size,
         "seconds": fit_result.seconds,
         "exact": fit_result.is_exact,
     }

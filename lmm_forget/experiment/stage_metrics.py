@@ -34,7 +34,7 @@ def build_base_metrics(
             for task, each in answers.items()
         },
         answers=answers,
-        seconds={"ask": seconds},
+        seconds={"evaluate": seconds},
         probes=None if probe_result is None else {"readings": probe_result.readings},
         pictures={
             task: {sample.id: make_thumbnail(sample.images) for sample in samples}
@@ -43,9 +43,7 @@ def build_base_metrics(
     )
 
 
-def build_stage_metrics(
-    context: JobContext, stage_result: StageResult, base_answers: AnswersByTask
-) -> StageMetrics:
+def build_stage_metrics(context: JobContext, stage_result: StageResult, base_answers: AnswersByTask) -> StageMetrics:
     """A finished stage; `base` are the answers before any stage."""
     from lmm_forget.probes.probe_records import make_stage_probe_entry
     from lmm_forget.store.archive import DELTA_FILE
@@ -62,9 +60,7 @@ def build_stage_metrics(
         record=stage_result.record,
         delta_path=context.store.get_stage_folder(stage_result.record["key"]) / DELTA_FILE,
         seconds={
-            name: stage_result.run_stats[name]
-            for name in ("teach", "ask", "probe")
-            if name in stage_result.run_stats
+            name: stage_result.run_stats[name] for name in ("train", "evaluate", "probe") if name in stage_result.run_stats
         },
         is_trained_here=bool(stage_result.run_stats["trained"]),
         probes=make_stage_probe_entry(base_answers, stage_result),

@@ -92,9 +92,7 @@ def _load_finished_results(folder: Path) -> Mapping[str, Any]:
     if [job.job for job in sweep.unfinished] == [folder.resolve().name] and not sweep.results:
         (job,) = sweep.unfinished
         why = f": {job.error}" if job.error else ""
-        raise ConfigError(
-            f"run={folder}: the job has no results yet, it is {job.state}{why}; finish it first"
-        )
+        raise ConfigError(f"run={folder}: the job has no results yet, it is {job.state}{why}; finish it first")
     done = ", ".join(sorted(sweep.results)) or "none"
     raise ConfigError(f"run={folder} is a sweep, choose one of its finished jobs: {done}")
 

@@ -17,12 +17,12 @@ _FIGURE_TITLES = {
     "heldout_forgetting": "held-out forgetting",
 }
 _TRAINING_FIELDS = (
-    "global_batch",
+    "global_batch_size",
     "epochs",
     "max_steps",
-    "warmup",
+    "warmup_ratio",
     "weight_decay",
-    "clip",
+    "max_grad_norm",
     "loss",
     "vision_learning_rate",
 )
@@ -34,9 +34,7 @@ def render_model_card(stage: ExportedStage) -> str:
     config, suite = results["config"], results["config"]["suite"]["tasks"]
     trained_stages = results["stages"][: stage.index]
     heldout_per_stage = results["figures"]["heldout_forgetting"]["per_stage"]
-    figures = (
-        {"held-out change after this stage": heldout_per_stage[stage.index - 1]} if heldout_per_stage else {}
-    )
+    figures = {"held-out change after this stage": heldout_per_stage[stage.index - 1]} if heldout_per_stage else {}
     if stage.is_last:
         figures = {text: results["figures"][name] for name, text in _FIGURE_TITLES.items()}
     base = config["model"].get("hub_id")
@@ -62,7 +60,7 @@ def render_model_card(stage: ExportedStage) -> str:
         before=results["base"]["scores"],
         after=stage.stage_entry["scores"],
         figures=figures,
-        stand_ins=config["data"]["world"] == "tiny",
+        stand_ins=config["data"]["source"] == "tiny",
         base_hash=results["base"]["weights_hash"],
         weights_hash=stage.stage_entry["weights_hash"],
         key=stage.stage_entry["key"],

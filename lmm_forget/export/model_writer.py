@@ -82,14 +82,10 @@ def _write_model(stage: ExportedStage, lmm: LMM, draft: Path, output_folder: Pat
 def require_new_folder(output_folder: Path) -> None:
     """Raise ConfigError if `out` is there already, whatever it is."""
     if output_folder.exists() or output_folder.is_symlink():
-        raise ConfigError(
-            f"out={output_folder} exists already and is never overwritten; choose another folder"
-        )
+        raise ConfigError(f"out={output_folder} exists already and is never overwritten; choose another folder")
 
 
-def load_stage_model(
-    stage: ExportedStage, base_folder: str | None, report_progress: Callable[[str], None]
-) -> LMM:
+def load_stage_model(stage: ExportedStage, base_folder: str | None, report_progress: Callable[[str], None]) -> LMM:
     """The stage's model, bit for bit the one that was evaluated (its hashes say so). Raises as `export` does."""
     import torch
 
@@ -109,9 +105,7 @@ def load_stage_model(
         for name, tensor in stage.iterate_changed_tensors():
             parameter = parameters.get(name)
             if parameter is None or (parameter.shape, parameter.dtype) != (tensor.shape, tensor.dtype):
-                raise StoreError(
-                    f"the store's {name} does not fit the base; was it made with another version?"
-                )
+                raise StoreError(f"the store's {name} does not fit the base; was it made with another version?")
             parameter.copy_(tensor)
             hashes[name] = hash_tensor(tensor)
     if hash_weights(hashes) != stage.stage_entry["weights_hash"]:

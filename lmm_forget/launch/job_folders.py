@@ -65,9 +65,7 @@ class Job:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise LaunchError(
-                f"{path} is damaged ({error}); delete it and run the same command again"
-            ) from error
+            raise LaunchError(f"{path} is damaged ({error}); delete it and run the same command again") from error
         return dict(results)
 
     def find_changed_inputs(self, reader: InputFingerprinter) -> tuple[list[str], str | None]:
@@ -80,9 +78,7 @@ class Job:
             return [], "its record does not say what it read (an earlier version made it)"
         current_inputs, unreadable = reader.compute_fingerprints(self.config)
         missing = [f"{name}: {why}" for name, why in unreadable.items() if name in previous_inputs]
-        return changed_inputs(previous_inputs, current_inputs, unreadable), _join_first_lines(
-            missing, 1
-        ) or None
+        return changed_inputs(previous_inputs, current_inputs, unreadable), _join_first_lines(missing, 1) or None
 
     def read_objective(self) -> float | None:
         """The finished job's figure of merit that `objective` names, in points; None where it is undefined."""
@@ -118,14 +114,10 @@ def prepare_job_folders(
         earlier_job = jobs_by_name.setdefault(job.name, job)
         changed = list_config_differences(earlier_job.config, job.config)
         if changed:
-            raise ConfigError(
-                f"two grid points are both called {job.name} but differ in {_join_first_lines(changed)}"
-            )
+            raise ConfigError(f"two grid points are both called {job.name} but differ in {_join_first_lines(changed)}")
         _check_not_running(job)
         changed = (
-            list_config_differences(read_job_config(job.config_path), job.config)
-            if job.config_path.exists()
-            else []
+            list_config_differences(read_job_config(job.config_path), job.config) if job.config_path.exists() else []
         )
         if changed and (job.folder / "results.json").exists():
             raise ConfigError(
@@ -134,9 +126,7 @@ def prepare_job_folders(
             )
         if changed:
             changed_settings[job.name] = changed
-    finished = [
-        job for job in jobs_by_name.values() if job.config_path.exists() and job.read_results() is not None
-    ]
+    finished = [job for job in jobs_by_name.values() if job.config_path.exists() and job.read_results() is not None]
     stale_jobs = _find_stale_jobs(finished, input_reader or InputFingerprinter())
     finished = [job for job in finished if job.name not in stale_jobs]
     finished_names = {job.name for job in finished}
@@ -152,9 +142,7 @@ def prepare_job_folders(
             _archive_previous_results(job, stale_jobs[job.name])
         (job.folder / "results.json").unlink(missing_ok=True)  # results without a job.yaml are nobody's
         (job.folder / "status.json").unlink(missing_ok=True)
-        write_atomic(
-            job.config_path, yaml.safe_dump(dict(job.config), sort_keys=False, allow_unicode=True, width=110)
-        )
+        write_atomic(job.config_path, yaml.safe_dump(dict(job.config), sort_keys=False, allow_unicode=True, width=110))
     return pending_jobs, finished
 
 
@@ -283,9 +271,7 @@ def _find_stale_jobs(finished: Sequence[Job], input_reader: InputFingerprinter) 
 
 def _archive_previous_results(job: Job, changed: Sequence[str]) -> None:
     """Move what a finished job left into `previous-<n>` of its folder, its results first: the job is done again."""
-    archive_dir = next(
-        path for number in count(1) if not (path := job.folder / f"{PREVIOUS_PREFIX}{number}").exists()
-    )
+    archive_dir = next(path for number in count(1) if not (path := job.folder / f"{PREVIOUS_PREFIX}{number}").exists())
     print(
         f"{job.folder} was finished, but what it read has changed ({_join_first_lines(changed)}): it is done "
         "again, and its former "
@@ -306,12 +292,7 @@ def _check_not_running(job: Job) -> None:
     A job that waits in a queue has no process yet; its ticket says which one it will be.
     """
     slurm_record = SlurmJobRecord.read(job.folder)
-    if (
-        slurm_record is not None
-        and slurm_record.id
-        and not slurm_record.ended
-        and squeue.is_slurm_available()
-    ):
+    if slurm_record is not None and slurm_record.id and not slurm_record.ended and squeue.is_slurm_available():
         slurm_job = squeue.query_jobs([slurm_record.id]).get(slurm_record.id)
         if slurm_job is not None and not slurm_job.has_ended:
             raise LaunchError(

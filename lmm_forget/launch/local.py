@@ -100,9 +100,7 @@ def _check_model_files(model: Mapping[str, Any]) -> None:
     """Raise ConfigError for a model that a job would not find."""
     path = model.get("path")
     if not path and not model.get("hub_id"):
-        raise ConfigError(
-            f"model {model.get('name')!r} has neither `path` nor `hub_id`; set model.path=FOLDER"
-        )
+        raise ConfigError(f"model {model.get('name')!r} has neither `path` nor `hub_id`; set model.path=FOLDER")
     if path and not str(path).startswith("package:"):
         folder = Path(os.path.expanduser(str(path)))
         if not (folder / "config.json").is_file():
@@ -132,13 +130,11 @@ def print_sweep_plan(plan: SweepPlan, pending_jobs: Sequence[Job]) -> None:
 
 
 def print_job_warnings(jobs: Sequence[Job]) -> None:
-    """Print what finished jobs want people to know (results.json, job.notices), once for all that say the same."""
+    """Print what finished jobs want people to know (results.json, job.warnings), once for all that say the same."""
     counts_by_text: dict[str, int] = {}
     for job in jobs:
-        for notice in ((job.read_results() or {}).get("job") or {}).get("notices") or []:
-            text = str(notice).replace(
-                str(job.folder), str(job.folder.parent / ("*" if len(jobs) > 1 else job.name))
-            )
+        for notice in ((job.read_results() or {}).get("job") or {}).get("warnings") or []:
+            text = str(notice).replace(str(job.folder), str(job.folder.parent / ("*" if len(jobs) > 1 else job.name)))
             counts_by_text[text] = counts_by_text.get(text, 0) + 1
     for text, count in counts_by_text.items():
         many = f" ({count} jobs)" if count > 1 else ""
@@ -158,9 +154,7 @@ def print_job_failures(outcomes: Sequence[JobOutcome]) -> JobsFailed | None:
         print(f"{outcome.job.name} failed: {outcome.cause}", file=sys.stderr)
         _print_log_tail(outcome)
     names = ", ".join(outcome.job.name for outcome in failed)
-    return JobsFailed(
-        f"{len(failed)} of {count} jobs failed: {names}; the same command runs only what is missing"
-    )
+    return JobsFailed(f"{len(failed)} of {count} jobs failed: {names}; the same command runs only what is missing")
 
 
 def write_and_print_summary(sweep_dir: Path, already_reported: Sequence[JobOutcome] = ()) -> None:

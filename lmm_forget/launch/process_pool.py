@@ -71,9 +71,7 @@ def compute_parallel_capacity(configs: Sequence[Mapping[str, Any]]) -> tuple[int
     """
     hardware = [config["hardware"] for config in configs]
     _check_single_node(hardware)
-    devices_per_job = [
-        job_hardware["devices"] for job_hardware in hardware if job_hardware["accelerator"] == "gpu"
-    ]
+    devices_per_job = [job_hardware["devices"] for job_hardware in hardware if job_hardware["accelerator"] == "gpu"]
     gpus = list_visible_gpus() if devices_per_job else []
     if devices_per_job and not gpus:
         raise ConfigError("hardware.accelerator=gpu, but no GPU is visible here; use hardware=cpu")
@@ -90,7 +88,7 @@ def compute_parallel_capacity(configs: Sequence[Mapping[str, Any]]) -> tuple[int
             len(os.sched_getaffinity(0))
             // max(job_hardware["threads"] * job_hardware["devices"] for job_hardware in hardware),
         )
-    requested_limits = [job_hardware["jobs"] for job_hardware in hardware if job_hardware["jobs"] != "auto"]
+    requested_limits = [job_hardware["max_parallel_jobs"] for job_hardware in hardware if job_hardware["max_parallel_jobs"] != "auto"]
     max_jobs = min(requested_limits) if requested_limits else capacity
     return (min(max_jobs, capacity) if gpus else max_jobs), gpus
 
@@ -118,15 +116,10 @@ def list_visible_gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    return [
-        str(index)
-        for index, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))
-    ]
+    return [str(index) for index, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
-def build_child_environment(
-    job: Job, gpus: Sequence[str], parent_environment: Mapping[str, str]
-) -> dict[str, str]:
+def build_child_environment(job: Job, gpus: Sequence[str], parent_environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a job's process: no traces of a distributed launch, fixed threads, its own GPUs if any."""
     env = {
         key: value
@@ -199,9 +192,7 @@ class ProcessPool:
         """Start as many of the waiting jobs as there is room for, each with its GPUs out of `free`."""
         while pending_jobs and len(self._children) < self.max_parallel and not self._signal_count:
             if self._next_job is None:
-                self._next_job = pending_jobs[
-                    self.pick_next(pending_jobs, [child.job for child in self._children])
-                ]
+                self._next_job = pending_jobs[self.pick_next(pending_jobs, [child.job for child in self._children])]
             job = self._next_job
             num_gpus = _count_job_gpus(job) if self.gpus else 0
             if num_gpus > len(free_gpus):

@@ -29,9 +29,7 @@ class ProgressDisplay:
     `finished` are jobs that were done before this command: counted, not shown.
     """
 
-    def __init__(
-        self, jobs: Sequence[Job], finished: Sequence[Job] = (), stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, jobs: Sequence[Job], finished: Sequence[Job] = (), stream: TextIO | None = None) -> None:
         self._console = Console(file=stream or sys.stderr, highlight=False)
         self._num_pending = len(jobs)
         self._running: dict[str, Job] = {}
@@ -41,9 +39,7 @@ class ProgressDisplay:
         self._last_phases: dict[str, str] = {}
         self._next_refresh = 0.0
         self._live = (
-            Live(console=self._console, auto_refresh=False, transient=True)
-            if self._console.is_terminal
-            else None
+            Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
         )
 
     def __enter__(self) -> ProgressDisplay:
@@ -78,9 +74,7 @@ class ProgressDisplay:
         count = f"[{self._num_finished_before + len(self._outcomes)}/{self._num_jobs}]"
         # Of a job alone the last line of the command says why.
         why = f": {outcome.cause}" if self._num_jobs > 1 else ""
-        self._print_line(
-            f"{count} {outcome.job.name}: {'finished' if outcome.is_finished else f'FAILED{why}'}"
-        )
+        self._print_line(f"{count} {outcome.job.name}: {'finished' if outcome.is_finished else f'FAILED{why}'}")
 
     def print_message(self, message: str) -> None:
         """A line about the sweep as a whole."""
@@ -118,9 +112,7 @@ class ProgressDisplay:
         for name, status in list(status_by_job.items())[:MAX_ROWS]:
             done_units, total = status.get("done", 0), status.get("total", 0)
             bar = ProgressBar(total=total, completed=min(done_units, total), width=10) if total else ""
-            table.add_row(
-                name, _format_phase(status), bar, format_throughput(status), format_time_left(status)
-            )
+            table.add_row(name, _format_phase(status), bar, format_throughput(status), format_time_left(status))
         return table
 
     def _print_line(self, text: str) -> None:

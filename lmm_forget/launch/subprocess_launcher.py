@@ -43,7 +43,7 @@ class SweepJobReturn(JobReturn):
 
 
 class SubprocessLauncher(Launcher):
-    """Runs grid points as processes (`lmm-forget job`), side by side as `hardware.jobs` allows.
+    """Runs grid points as processes (`lmm-forget job`), side by side as `hardware.max_parallel_jobs` allows.
 
     The plugin class that Hydra sees derives from this one; Hydra insists that it lies in `hydra_plugins`.
     `grace` is how many seconds a stopped job gets before it is killed.
@@ -76,15 +76,12 @@ class SubprocessLauncher(Launcher):
             )
         jobs = [self._build_job([*overrides]) for overrides in job_overrides]
         outcomes = self.run_all_jobs(jobs)
-        write_and_print_summary(
-            jobs[0].folder.parent, [outcome for outcome in outcomes if not outcome.is_finished]
-        )
+        write_and_print_summary(jobs[0].folder.parent, [outcome for outcome in outcomes if not outcome.is_finished])
         error = print_job_failures(outcomes)
         if error is not None and self.is_single_batch:
             raise error
         return [
-            _build_job_return(outcome, overrides)
-            for outcome, overrides in zip(outcomes, job_overrides, strict=True)
+            _build_job_return(outcome, overrides) for outcome, overrides in zip(outcomes, job_overrides, strict=True)
         ]
 
     def run_all_jobs(self, jobs: Sequence[Job]) -> list[JobOutcome]:
@@ -120,16 +117,12 @@ class SubprocessLauncher(Launcher):
                 "command of its own"
             )
         if "name" in choices:
-            raise ConfigError(
-                "name cannot be varied by a sweep; it is the folder that holds all of the sweep's jobs"
-            )
+            raise ConfigError("name cannot be varied by a sweep; it is the folder that holds all of the sweep's jobs")
         try:
             config = resolve_config(composed, list_config_dirs(self._config), name)
         except ConfigError as error:
             grid_point_text = (
-                f" (grid point {', '.join(f'{key}={value}' for key, value in choices.items())})"
-                if choices
-                else ""
+                f" (grid point {', '.join(f'{key}={value}' for key, value in choices.items())})" if choices else ""
             )
             raise ConfigError(f"{error}{grid_point_text}") from error
         groups = [str(key) for key in composed.hydra.runtime.choices]

@@ -12,7 +12,7 @@ from lmm_forget.store.keys import compute_config_keys
 
 
 class DryRunFinished(BaseException):
-    """The plan was all that was asked for (`sweep.plan=true`); nothing was started."""
+    """The plan was all that was asked for (`sweep.dry_run=true`); nothing was started."""
 
 
 @dataclass
@@ -79,9 +79,7 @@ class SweepPlan:
         ]
         bases = {(job.config["store"], str(job.config["model"])) for job in open_jobs}
         models_to_evaluate = {
-            (str(self._stores[job.name].root), path)
-            for job in open_jobs
-            for path in self.path_keys_by_job[job.name]
+            (str(self._stores[job.name].root), path) for job in open_jobs for path in self.path_keys_by_job[job.name]
         }
         return {
             "jobs": len(self.jobs),
@@ -90,7 +88,7 @@ class SweepPlan:
             "in_store": len(stored_stages),
             "to_train": len(distinct_stages) - len(stored_stages),
             "bases": len(bases),
-            "ask": len(bases) + len(models_to_evaluate),
+            "evaluate": len(bases) + len(models_to_evaluate),
             "finished": len(self.jobs) - len(open_jobs),
         }
 
@@ -98,14 +96,10 @@ class SweepPlan:
         """The plan in one line."""
         counts = self.count_work()
         evaluation_text = f"{_format_count(counts['ask'], 'model')} to ask"
-        if counts["ask"]:
+        if counts["evaluate"]:
             evaluation_text += f" ({_format_count(counts['bases'], 'base')} among them), every question once"
-        finished = (
-            f"; {_format_count(counts['finished'], 'job')} finished already" if counts["finished"] else ""
-        )
-        shared = (
-            f" ({counts['stages']} if nothing were shared)" if counts["stages"] > counts["different"] else ""
-        )
+        finished = f"; {_format_count(counts['finished'], 'job')} finished already" if counts["finished"] else ""
+        shared = f" ({counts['stages']} if nothing were shared)" if counts["stages"] > counts["different"] else ""
         return (
             f"plan: {_format_count(counts['jobs'], 'job')}, "
             f"{_format_count(counts['different'], 'stage')}{shared}: {counts['in_store']} in the "

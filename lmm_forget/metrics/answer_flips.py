@@ -39,7 +39,7 @@ def classify_answer_format(text: str) -> str:
 def collect_wrong_flips(
     task: str, answers_before: Sequence[Mapping[str, Any]], answers_after: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The samples that `before` answered right and `after` does not; rows as in turned_wrong.parquet.
+    """The samples that `before` answered right and `after` does not; rows as in flips.parquet.
 
     Both hold answers (sample_id, image_id, question, references, text, value) to the same samples in the same
     order; DataError otherwise.
@@ -56,8 +56,8 @@ def collect_wrong_flips(
                     "reference": new["references"][0],
                     "before": old["text"],
                     "after": new["text"],
-                    "said": classify_answer_format(new["text"]),
-                    "kind_before": classify_answer_format(old["text"]),
+                    "answer_format": classify_answer_format(new["text"]),
+                    "format_before": classify_answer_format(old["text"]),
                 }
             )
     return rows
@@ -68,19 +68,18 @@ def count_answer_flips(
 ) -> dict[str, Any]:
     """How many answers of a task turned wrong and right, and the formats of those that turned wrong.
 
-    `said` counts all of them by format; `said_instead` only those whose right answer had another format.
+    `answer_format` counts all of them by format; `changed_formats` only those whose right answer had another format.
     """
     rows = collect_wrong_flips(task, answers_before, answers_after)
     pairs = list(_pair_answers(task, answers_before, answers_after))
     return {
         "n": len(pairs),
         "right_before": sum(old["value"] >= CORRECT_THRESHOLD for old, _ in pairs),
-        "turned_wrong": len(rows),
-        "turned_right": sum(new["value"] >= CORRECT_THRESHOLD > old["value"] for old, new in pairs),
-        "said": {kind: sum(row["said"] == kind for row in rows) for kind in ANSWER_FORMATS},
-        "said_instead": {
-            kind: sum(row["said"] == kind and row["kind_before"] != kind for row in rows)
-            for kind in ANSWER_FORMATS
+        "right_to_wrong": len(rows),
+        "wrong_to_right": sum(new["value"] >= CORRECT_THRESHOLD > old["value"] for old, new in pairs),
+        "answer_format": {kind: sum(row["answer_format"] == kind for row in rows) for kind in ANSWER_FORMATS},
+        "changed_formats": {
+            kind: sum(row["answer_format"] == kind and row["format_before"] != kind for row in rows) for kind in ANSWER_FORMATS
         },
     }
 

@@ -11,9 +11,7 @@ from lmm_forget.errors import DataError
 from lmm_forget.metrics.bootstrap import TaskScores
 from lmm_forget.metrics.figures_of_merit import compute_figures_of_merit
 
-AnswerColumns = Mapping[
-    str, Sequence[Any]
-]  # sample_id, image_id, value, and group where the task is a macro task
+AnswerColumns = Mapping[str, Sequence[Any]]  # sample_id, image_id, value, and group where the task is a macro task
 
 
 def build_task_scores(task: str, stages: Sequence[AnswerColumns]) -> TaskScores:
@@ -40,9 +38,7 @@ def build_task_scores(task: str, stages: Sequence[AnswerColumns]) -> TaskScores:
             )
         for column, sample in enumerate(sample_ids):
             if answers[sample][1:] != base_answers[sample][1:]:
-                raise DataError(
-                    f"task {task}: sample {sample} has another image or group after stage {stage}"
-                )
+                raise DataError(f"task {task}: sample {sample} has another image or group after stage {stage}")
             values[stage, column] = answers[sample][0]
     images = [base_answers[sample][1] for sample in sample_ids]
     groups = [base_answers[sample][2] for sample in sample_ids]
@@ -74,9 +70,7 @@ def compute_figures_from_answers(
     )
 
 
-def _index_rows_by_sample(
-    task: str, stage: int, columns: AnswerColumns
-) -> dict[str, tuple[float, str, str | None]]:
+def _index_rows_by_sample(task: str, stage: int, columns: AnswerColumns) -> dict[str, tuple[float, str, str | None]]:
     """{sample id: (value, image id, group)} of one stage's columns."""
     for name in ("sample_id", "image_id", "value"):
         if name not in columns:
@@ -88,9 +82,7 @@ def _index_rows_by_sample(
         raise DataError(f"task {task}, stage {stage}: the columns of the answers differ in length")
     rows = {
         sample: (float(value), str(image), None if group is None else str(group))
-        for sample, value, image, group in zip(
-            ids, columns["value"], columns["image_id"], groups, strict=True
-        )
+        for sample, value, image, group in zip(ids, columns["value"], columns["image_id"], groups, strict=True)
     }
     if len(rows) != len(ids):
         duplicate_id = next(sample for sample in ids if ids.count(sample) > 1)

@@ -42,9 +42,7 @@ class TaskScores:
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float64)
         if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 1:
-            raise DataError(
-                f"task {self.task}: scores have shape {values.shape}, expected [stages + 1, samples]"
-            )
+            raise DataError(f"task {self.task}: scores have shape {values.shape}, expected [stages + 1, samples]")
         object.__setattr__(self, "values", values)
         check_score_range(self.task, values)
         for name in ("clusters", "groups"):
@@ -119,9 +117,9 @@ def sum_by_cluster(scores: TaskScores) -> ClusterSums:
     cell_index = cluster * groups + group
     num_cells = len(labels) * groups
     counts = np.bincount(cell_index, minlength=num_cells).astype(np.float64).reshape(len(labels), groups)
-    sums = np.stack(
-        [np.bincount(cell_index, weights=row, minlength=num_cells) for row in scores.values]
-    ).astype(np.float64)
+    sums = np.stack([np.bincount(cell_index, weights=row, minlength=num_cells) for row in scores.values]).astype(
+        np.float64
+    )
     return ClusterSums(sums=sums.reshape(-1, len(labels), groups).transpose(1, 0, 2).copy(), counts=counts)
 
 
@@ -132,11 +130,7 @@ def draw_cluster_weights(rng: np.random.Generator, num_resamples: int, num_clust
         rows = min(block, num_resamples - start)
         drawn = rng.integers(0, num_clusters, size=(rows, num_clusters))
         drawn += np.arange(rows)[:, None] * num_clusters
-        yield (
-            np.bincount(drawn.ravel(), minlength=rows * num_clusters)
-            .reshape(rows, num_clusters)
-            .astype(np.float64)
-        )
+        yield (np.bincount(drawn.ravel(), minlength=rows * num_clusters).reshape(rows, num_clusters).astype(np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +185,4 @@ def resample_tasks(
     tasks: Sequence[str], scores: dict[str, TaskScores], *, num_resamples: int, seed: int
 ) -> dict[str, BootstrapResamples]:
     """Draws of every task in `tasks`, each drawn once however often it is named."""
-    return {
-        task: resample_task(scores[task], num_resamples=num_resamples, seed=seed)
-        for task in dict.fromkeys(tasks)
-    }
+    return {task: resample_task(scores[task], num_resamples=num_resamples, seed=seed) for task in dict.fromkeys(tasks)}

@@ -30,9 +30,7 @@ from lmm_forget.metrics.significance import is_binary, run_mcnemar_test
 NUM_SWAPS = 10_000
 """Random swaps where the test's distribution cannot be counted out; the smallest p-value is then 1 / 10,001."""
 _MAX_ENUMERATED_IMAGES = 12  # images up to which all 2 ** 12 swaps are counted out
-_MIN_SIGNIFICANT_CHANGES = (
-    6  # as few changes, all in one direction, can be significant at 5 %: 2 * 0.5 ** 6 = 0.031
-)
+_MIN_SIGNIFICANT_CHANGES = 6  # as few changes, all in one direction, can be significant at 5 %: 2 * 0.5 ** 6 = 0.031
 _POWER_FACTOR = float(ndtri(0.975) + ndtri(0.8))
 
 
@@ -73,9 +71,7 @@ def compare_task_scores(scores: TaskScores, *, num_resamples: int = 2000, seed: 
     }
 
 
-def compare_mean_scores(
-    tasks: Sequence[TaskScores], *, num_resamples: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+def compare_mean_scores(tasks: Sequence[TaskScores], *, num_resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """The mean change over several tasks, each as in `compare_task_scores`: tasks weigh the same, images stay in
     their task.
 
@@ -88,9 +84,7 @@ def compare_mean_scores(
     influences = [_compute_change_influence(each) for each in resamples]
     has_intervals = all(each.has_interval for each in resamples)
     stderr = (
-        float(np.sqrt(sum(_compute_stderr(each) ** 2 for each in influences)) / len(tasks))
-        if has_intervals
-        else None
+        float(np.sqrt(sum(_compute_stderr(each) ** 2 for each in influences)) / len(tasks)) if has_intervals else None
     )
     min_questions = min(int(scores.values.shape[1]) for scores in tasks) * len(tasks)
     return {
@@ -127,9 +121,7 @@ def compute_swap_test_p_value(cluster_changes: Floats, *, seed: int = 0, num_swa
     # what rounding makes of two equal sums must not decide whether one of them counts
     limit = abs(nonzero_changes.sum()) - 1e-9 * sizes.sum()
     if len(nonzero_changes) <= _MAX_ENUMERATED_IMAGES:
-        signs = 1.0 - 2.0 * (
-            (np.arange(2 ** len(nonzero_changes))[:, None] >> np.arange(len(nonzero_changes))) & 1
-        )
+        signs = 1.0 - 2.0 * ((np.arange(2 ** len(nonzero_changes))[:, None] >> np.arange(len(nonzero_changes))) & 1)
         return float(np.mean(np.abs(signs @ nonzero_changes) >= limit))
     rng = np.random.default_rng(seed)
     hits, block = 0, max(1, (1 << 22) // len(nonzero_changes))
@@ -200,9 +192,7 @@ def _compute_stderr(influence: Floats) -> float:
     return round_float(np.sqrt(clusters / (clusters - 1) * np.sum(influence**2)))
 
 
-def _estimate_mean_change(
-    resamples: Sequence[BootstrapResamples], influence: Floats
-) -> dict[str, float | None]:
+def _estimate_mean_change(resamples: Sequence[BootstrapResamples], influence: Floats) -> dict[str, float | None]:
     """{value, low, high} of the mean change over tasks."""
     observed = float(np.mean([each.observed[1] - each.observed[0] for each in resamples]))
     resampled = np.mean([each.resampled[:, 1] - each.resampled[:, 0] for each in resamples], axis=0)
@@ -221,9 +211,7 @@ def _require_two_rows(tasks: Sequence[TaskScores]) -> None:
         raise DataError("no task to compare")
     for scores in tasks:
         if len(scores.values) != 2:
-            raise DataError(
-                f"task {scores.task}: a comparison needs two rows of scores, found {len(scores.values)}"
-            )
+            raise DataError(f"task {scores.task}: a comparison needs two rows of scores, found {len(scores.values)}")
 
 
 def _derive_seed(seed: int, *names: str) -> int:

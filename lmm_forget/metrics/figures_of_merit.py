@@ -63,18 +63,12 @@ def compute_figures_of_merit(
     resamples = resample_tasks([*trained_tasks, *suite], dict(scores), num_resamples=num_resamples, seed=seed)
 
     def estimate_change(changes: Sequence[StageChange]) -> dict[str, float | None]:
-        return (
-            _estimate_mean_change(changes, resamples, confidence_level)
-            if changes
-            else make_undefined_estimate()
-        )
+        return _estimate_mean_change(changes, resamples, confidence_level) if changes else make_undefined_estimate()
 
     last_stage = len(trained_tasks)
     last_stage_of_task = {task: stage for stage, task in enumerate(trained_tasks, start=1)}
     return {
-        "target_learning": estimate_change(
-            [(task, 0, stage) for stage, task in enumerate(trained_tasks, start=1)]
-        ),
+        "target_learning": estimate_change([(task, 0, stage) for stage, task in enumerate(trained_tasks, start=1)]),
         "target_forgetting": estimate_change(
             [(task, s, last_stage) for task, s in last_stage_of_task.items() if s < last_stage]
         ),
@@ -90,24 +84,18 @@ def _estimate_mean_change(
 ) -> dict[str, float | None]:
     """Mean of paired changes, in the data and in each resample."""
     observed = np.mean(
-        [
-            resamples[task].observed[after] - resamples[task].observed[before]
-            for task, before, after in changes
-        ]
+        [resamples[task].observed[after] - resamples[task].observed[before] for task, before, after in changes]
     )
     resampled = np.mean(
-        [
-            resamples[task].resampled[:, after] - resamples[task].resampled[:, before]
-            for task, before, after in changes
-        ],
+        [resamples[task].resampled[:, after] - resamples[task].resampled[:, before] for task, before, after in changes],
         axis=0,
     )
     influence_of_task: dict[str, Floats] = {}  # a task changed twice has the same images both times
     for task, before, after in changes:
         influence = resamples[task].influence
-        influence_of_task[task] = influence_of_task.get(task, 0.0) + (
-            influence[:, after] - influence[:, before]
-        ) / len(changes)
+        influence_of_task[task] = influence_of_task.get(task, 0.0) + (influence[:, after] - influence[:, before]) / len(
+            changes
+        )
     interval = all(resamples[task].has_interval for task in influence_of_task)
     return estimate_with_interval(
         float(observed),
@@ -123,9 +111,7 @@ def _compute_heldout_figures(
 ) -> dict[str, Any]:
     """Held-out forgetting with its stages, its worst stage, recovery and sum."""
     if not benchmarks:
-        undefined_stages: dict[str, Any] = {
-            "per_stage": [make_undefined_estimate() for _ in range(num_stages)]
-        }
+        undefined_stages: dict[str, Any] = {"per_stage": [make_undefined_estimate() for _ in range(num_stages)]}
         return (
             make_undefined_estimate()
             | undefined_stages
@@ -136,13 +122,9 @@ def _compute_heldout_figures(
             }
         )
     num_benchmarks, has_interval = len(benchmarks), all(benchmark.has_interval for benchmark in benchmarks)
-    observed = np.mean(
-        [_subtract_base(benchmark.observed[None, :])[0] for benchmark in benchmarks], axis=0
-    )  # [T]
+    observed = np.mean([_subtract_base(benchmark.observed[None, :])[0] for benchmark in benchmarks], axis=0)  # [T]
     resampled = np.mean([_subtract_base(benchmark.resampled) for benchmark in benchmarks], axis=0)  # [R, T]
-    influence = (
-        np.concatenate([_subtract_base(each.influence) for each in benchmarks]) / num_benchmarks
-    )  # [C, T]
+    influence = np.concatenate([_subtract_base(each.influence) for each in benchmarks]) / num_benchmarks  # [C, T]
 
     def estimate_figure(value: float, resampled: Floats, influence: Floats | None) -> dict[str, float | None]:
         return estimate_with_interval(
@@ -150,8 +132,7 @@ def _compute_heldout_figures(
         )
 
     per_stage = [
-        estimate_figure(observed[stage], resampled[:, stage], influence[:, stage])
-        for stage in range(num_stages)
+        estimate_figure(observed[stage], resampled[:, stage], influence[:, stage]) for stage in range(num_stages)
     ]
     worst, resampled_worst = observed.min(), resampled.min(axis=1)
     return {

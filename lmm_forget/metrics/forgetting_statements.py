@@ -70,9 +70,7 @@ def _judge_correlation(correlation: Mapping[str, Any]) -> dict[str, str]:
         return {"verdict": VERDICT_NOT_SHOWN, "why": f"{explanation}; {jobs} jobs give no interval"}
     has_few_jobs = jobs < MIN_JOBS
     above, below = (
-        (VERDICT_HINT_DOES_NOT_HOLD, VERDICT_HINT_HOLDS)
-        if has_few_jobs
-        else (VERDICT_DOES_NOT_HOLD, VERDICT_HOLDS)
+        (VERDICT_HINT_DOES_NOT_HOLD, VERDICT_HINT_HOLDS) if has_few_jobs else (VERDICT_DOES_NOT_HOLD, VERDICT_HOLDS)
     )
     verdict = below if rho["high"] < 0 else above if rho["low"] > 0 else VERDICT_NOT_SHOWN
     return {"verdict": verdict, "why": explanation}
@@ -82,16 +80,10 @@ def _judge_recovery(recovery: Mapping[str, Any]) -> dict[str, str]:
     """By the sign test over the stages after which the held-out mean had risen."""
     num_rises, num_shrunk, p = recovery["recovered"], recovery["shift_went_back"], recovery["p"]
     rho = recovery["changes"]["spearman"]
-    changes = (
-        ""
-        if rho["value"] is None
-        else f"; all changes from stage to stage: Spearman {format_correlation(rho)}"
-    )
+    changes = "" if rho["value"] is None else f"; all changes from stage to stage: Spearman {format_correlation(rho)}"
     if not num_rises:
         return {"verdict": VERDICT_NOT_SHOWN, "why": f"the held-out mean never rose again{changes}"}
-    explanation = (
-        f"went back at {num_shrunk} of {num_rises} stages with a risen held-out mean, sign test p = {p:.2g}"
-    )
+    explanation = f"went back at {num_shrunk} of {num_rises} stages with a risen held-out mean, sign test p = {p:.2g}"
     if num_rises < MIN_RISES:
         return {"verdict": VERDICT_NOT_SHOWN, "why": f"{explanation} (too few to show anything){changes}"}
     verdict = (
@@ -106,9 +98,7 @@ def _judge_recovery(recovery: Mapping[str, Any]) -> dict[str, str]:
 
 def _judge_late_mlp_share(layer_shares: Sequence[Mapping[str, Any]], recipe: str) -> dict[str, str]:
     """By which half of which kind of block has the largest share, after most of a recipe's stages."""
-    recipe_shares = [
-        entry["folded"] for entry in layer_shares if entry["recipe"] == recipe and "folded" in entry
-    ]
+    recipe_shares = [entry["folded"] for entry in layer_shares if entry["recipe"] == recipe and "folded" in entry]
     recipe_shares = [parts for parts in recipe_shares if all(parts[name] is not None for name in LAYER_PARTS)]
     if not recipe_shares:
         return {"verdict": VERDICT_NOT_SHOWN, "why": "nothing was written"}
@@ -140,8 +130,7 @@ def describe_resampling(correlations: Mapping[str, Any]) -> str:
     caveat = " So few of them make an interval rough: take it as a hint." if jobs < 10 else ""
     if recipes < jobs:
         caveat += (
-            f" They are of {recipes} recipes; jobs of one recipe resemble each other, "
-            "which narrows the intervals."
+            f" They are of {recipes} recipes; jobs of one recipe resemble each other, which narrows the intervals."
         )
     return (
         f"Intervals (95 %) resample the {jobs} jobs, each with all its stages and milestones, because points of one "

@@ -21,9 +21,7 @@ def compute_interval_half_width(num_questions: int, change_rate: float = ASSUMED
     return 100.0 * NORMAL_QUANTILE * math.sqrt(change_rate / num_questions)
 
 
-def compute_mean_half_width(
-    question_counts: Sequence[int], change_rate: float = ASSUMED_CHANGE_RATE
-) -> float:
+def compute_mean_half_width(question_counts: Sequence[int], change_rate: float = ASSUMED_CHANGE_RATE) -> float:
     """The same for the mean over benchmarks with so many questions each, in points."""
     return math.sqrt(sum(compute_interval_half_width(n, change_rate) ** 2 for n in question_counts)) / len(
         question_counts

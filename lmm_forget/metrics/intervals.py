@@ -30,9 +30,7 @@ def compute_bca_interval(
     tolerance = 1e-9 * max(1.0, abs(value))
     share_below = (np.mean(resampled < value - tolerance) + np.mean(resampled <= value + tolerance)) / 2.0
     bias = float(ndtri(np.clip(share_below, 1.0 / len(resampled), 1.0 - 1.0 / len(resampled))))
-    widened_quantile = np.sqrt(clusters / (clusters - 1)) * float(
-        stdtrit(clusters - 1, (1.0 + confidence_level) / 2.0)
-    )
+    widened_quantile = np.sqrt(clusters / (clusters - 1)) * float(stdtrit(clusters - 1, (1.0 + confidence_level) / 2.0))
     low, high = np.quantile(
         resampled,
         [_adjust_percentile(bias, acceleration, arm) for arm in (-widened_quantile, widened_quantile)],

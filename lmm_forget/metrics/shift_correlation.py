@@ -80,8 +80,7 @@ def compute_correlations(
         if value is not None and len(names) >= MIN_RUNS:
             resampled = _resample_correlation(correlation, a, b, members, picks)
             low, high = (
-                round_float(q)
-                for q in np.quantile(resampled, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+                round_float(q) for q in np.quantile(resampled, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
             )
         entry[name] = {"value": None if value is None else round_float(value), "low": low, "high": high}
     return entry
@@ -97,8 +96,7 @@ def _resample_correlation(
     """`both` of every draw of runs; all draws at once where the runs have equally many points (30 times faster)."""
     if len({len(of) for of in run_indices}) > 1:
         drawn = [
-            correlation(a[i], b[i])
-            for i in (np.concatenate([run_indices[k] for k in pick]) for pick in drawn_runs)
+            correlation(a[i], b[i]) for i in (np.concatenate([run_indices[k] for k in pick]) for pick in drawn_runs)
         ]
         return [r for r in drawn if r is not None]
     point_indices = np.stack(run_indices)[drawn_runs].reshape(len(drawn_runs), -1)

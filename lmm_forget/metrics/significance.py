@@ -36,9 +36,7 @@ def run_mcnemar_test(scores_before: ArrayLike, scores_after: ArrayLike) -> dict[
         np.asarray(scores_after, dtype=np.float64).ravel(),
     )
     if first.shape != second.shape:
-        raise DataError(
-            f"McNemar's test pairs {len(first)} samples with {len(second)}, expected the same samples"
-        )
+        raise DataError(f"McNemar's test pairs {len(first)} samples with {len(second)}, expected the same samples")
     if not (is_binary(first) and is_binary(second)):
         raise DataError("McNemar's test needs scores that are 0 or 1; use paired_change for partial scores")
     gained, lost = int(np.sum((first == 0) & (second == 1))), int(np.sum((first == 1) & (second == 0)))
@@ -69,9 +67,7 @@ def estimate_paired_change(
     check_bootstrap_settings(num_resamples, confidence_level)
     for stage in (stage_before, stage_after):
         if not 0 <= stage <= scores.num_stages:
-            raise DataError(
-                f"task {scores.task}: no stage {stage}, there are 0 (base) to {scores.num_stages}"
-            )
+            raise DataError(f"task {scores.task}: no stage {stage}, there are 0 (base) to {scores.num_stages}")
     return _estimate_change(
         scores,
         resample_task(scores, num_resamples=num_resamples, seed=seed),
@@ -88,8 +84,7 @@ def estimate_changes_from_base(
     check_bootstrap_settings(num_resamples, confidence_level)
     resamples = resample_task(scores, num_resamples=num_resamples, seed=seed)
     return [
-        _estimate_change(scores, resamples, 0, stage, confidence_level)
-        for stage in range(1, scores.num_stages + 1)
+        _estimate_change(scores, resamples, 0, stage, confidence_level) for stage in range(1, scores.num_stages + 1)
     ]
 
 

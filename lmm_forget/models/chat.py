@@ -74,17 +74,11 @@ def _accepts_system_message(processor: ProcessorMixin, is_text: bool) -> bool:
     return support[key]
 
 
-def render_chat(
-    processor: ProcessorMixin, messages: list[dict[str, Any]], *, add_generation_prompt: bool
-) -> str:
+def render_chat(processor: ProcessorMixin, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
     """Render `messages` with the processor's chat template. Raises ConfigError when it has none."""
     if not (processor.chat_template or processor.tokenizer.chat_template):
-        raise ConfigError(
-            f"{type(processor).__name__} has no chat template; the checkpoint's processor files lack one"
-        )
-    text = processor.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=False
-    )
+        raise ConfigError(f"{type(processor).__name__} has no chat template; the checkpoint's processor files lack one")
+    text = processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
     return text if isinstance(text, str) else text[0]
 
 
@@ -112,9 +106,7 @@ def list_reserved_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
     """Every special token, those added without a role (`<|im_start|>`) included."""
     tokenizer = processor.tokenizer
     added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return tuple(
-        dict.fromkeys([*tokenizer.all_special_tokens, *added, getattr(processor, "image_token", "<image>")])
-    )
+    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added, getattr(processor, "image_token", "<image>")]))
 
 
 def reject_reserved_tokens(processor: ProcessorMixin, texts: Sequence[str], text_kind: str) -> None:

@@ -62,9 +62,7 @@ def convert_load_errors(spec: Mapping[str, Any], source: str, part_name: str) ->
                 "run; use a model type that Transformers itself has"
             ) from None
         if spec.get("path"):
-            advice = (
-                "; copy the whole checkpoint again" if isinstance(error, (OSError, SafetensorError)) else ""
-            )
+            advice = "; copy the whole checkpoint again" if isinstance(error, (OSError, SafetensorError)) else ""
             raise ConfigError(f"the {part_name} in {source} cannot be loaded: {cause}{advice}") from None
         if constants.HF_HUB_OFFLINE:
             cause = "HF_HUB_OFFLINE is set"

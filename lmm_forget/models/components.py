@@ -158,9 +158,7 @@ def _map_parameters_to_sublayers(model: nn.Module, parts: ModelParts) -> dict[in
     sublayer_by_parameter: dict[int, str] = {}
     for path, module in model.named_modules():
         for name, p in module.named_parameters(recurse=False):
-            sublayer_by_parameter.setdefault(
-                id(p), _get_sublayer_name(module, path.rpartition(".")[2], name, parts)
-            )
+            sublayer_by_parameter.setdefault(id(p), _get_sublayer_name(module, path.rpartition(".")[2], name, parts))
     return sublayer_by_parameter
 
 

@@ -68,9 +68,7 @@ class Family(ABC):
         return None
 
     @abstractmethod
-    def apply_image_limits(
-        self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]
-    ) -> None:
+    def apply_image_limits(self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
         """Bound the tokens one image may take; `image` has only keys of `image_limit_keys`, none of them None."""
 
     def iterate_processor_checks(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -85,9 +83,7 @@ class Family(ABC):
     def map_components(self, model: PreTrainedModel) -> ComponentMap:
         """The component map of `model`. Raises ConfigError when it is not this family's Hugging Face class."""
         if not isinstance(model, self.hf_class):
-            raise ConfigError(
-                f"{type(model).__name__} cannot be mapped: pass a loaded {self.hf_class.__name__}"
-            )
+            raise ConfigError(f"{type(model).__name__} cannot be mapped: pass a loaded {self.hf_class.__name__}")
         return ComponentMap(model, self.find_parts(model))
 
     def render_prompt(
@@ -242,7 +238,7 @@ def _check_images_are_rgb(images: Sequence[Sequence[Image]]) -> None:
             if picture.mode != "RGB" or 0 in picture.size:
                 raise DataError(
                     f"sample {i} of the batch: a picture of {_format_size(picture)} in mode {picture.mode}; "
-                    "pictures have to be RGB (lmm_forget.tasks.images.to_rgb)"
+                    "pictures have to be RGB (lmm_forget.tasks.images.convert_to_rgb)"
                 )
 
 
@@ -311,16 +307,12 @@ def _call_processor(
     )
 
 
-def _append_answers(
-    batch: dict[str, Tensor], lengths: list[int], answer_ids: list[list[int]], pad_id: int
-) -> Tensor:
+def _append_answers(batch: dict[str, Tensor], lengths: list[int], answer_ids: list[list[int]], pad_id: int) -> Tensor:
     """Turn left-padded prompts [B, P] into right-padded prompt + ending [B, L] in place; returns the labels [B, L]."""
     rows, width = len(lengths), max(n + len(e) for n, e in zip(lengths, answer_ids, strict=True))
     prompt_width = batch["input_ids"].shape[1]
     unknown_keys = [
-        k
-        for k, v in batch.items()
-        if k not in ("input_ids", *_PER_TOKEN_DEFAULTS) and _is_per_token(batch, v)
+        k for k, v in batch.items() if k not in ("input_ids", *_PER_TOKEN_DEFAULTS) and _is_per_token(batch, v)
     ]
     if unknown_keys:
         raise ConfigError(

@@ -44,9 +44,7 @@ def fingerprint_model_parts(
     no parameters), `chat_template`, `tokenizer` and `processor` (image settings and image tokens).
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers = {
-        name: hash_tensor(tensor) for name, tensor in model.state_dict().items() if name not in parameters
-    }
+    buffers = {name: hash_tensor(tensor) for name, tensor in model.state_dict().items() if name not in parameters}
     generation = model.generation_config
     tokenizer = processor.tokenizer
     processor_settings = {
@@ -68,17 +66,13 @@ def fingerprint_model_parts(
 
 
 def _hash_settings(value: Any) -> str:
-    return hashlib.sha256(
-        json.dumps(_drop_non_settings(value), sort_keys=True, default=str).encode()
-    ).hexdigest()
+    return hashlib.sha256(json.dumps(_drop_non_settings(value), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _drop_non_settings(value: Any) -> Any:
     """The value with its keys as text, without entries that are no settings."""
     if isinstance(value, Mapping):
-        return {
-            str(key): _drop_non_settings(each) for key, each in value.items() if str(key) not in _NOT_SETTINGS
-        }
+        return {str(key): _drop_non_settings(each) for key, each in value.items() if str(key) not in _NOT_SETTINGS}
     if isinstance(value, list | tuple):
         return [_drop_non_settings(each) for each in value]
     return value

@@ -43,9 +43,7 @@ class GenericFamily(Family):
                 f"model type {config.model_type!r} is not supported: it has an encoder and a decoder of text"
             )
         self.config = config
-        self.context_length = int(
-            getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-        )
+        self.context_length = int(getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
         self.hf_class = AutoModelForImageTextToText._model_mapping[type(config)]
 
     def get_vision_feature_layer(self) -> int | Sequence[int] | None:
@@ -57,9 +55,7 @@ class GenericFamily(Family):
         """The space that some templates write behind their assistant header."""
         return find_opening_space(processor)
 
-    def apply_image_limits(
-        self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]
-    ) -> None:
+    def apply_image_limits(self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
         """`max_tiles` where the image processor cuts patches, pixels where it merges them as Qwen's does.
 
         Raises ConfigError for a bound that this processor does not have.
@@ -67,9 +63,7 @@ class GenericFamily(Family):
         images: Any = processor.image_processor
         pixels = {key: value for key, value in image_limits.items() if key != "max_tiles"}
         supported = {"max_tiles": hasattr(images, "max_patches"), "pixels": hasattr(images, "merge_size")}
-        if ("max_tiles" in image_limits and not supported["max_tiles"]) or (
-            pixels and not supported["pixels"]
-        ):
+        if ("max_tiles" in image_limits and not supported["max_tiles"]) or (pixels and not supported["pixels"]):
             raise ConfigError(
                 f"model.image.{next(iter(image_limits))}: {type(images).__name__} has no such bound; leave it out"
             )
@@ -78,9 +72,7 @@ class GenericFamily(Family):
         if pixels:
             limit_pixels(processor, pixels)
 
-    def verify_components(
-        self, model: PreTrainedModel, processor: ProcessorMixin, components: ComponentMap
-    ) -> None:
+    def verify_components(self, model: PreTrainedModel, processor: ProcessorMixin, components: ComponentMap) -> None:
         """Ask autograd which parameters the decoder's input rests on; ConfigError where the map says otherwise."""
         picture = Image.linear_gradient("L").convert("RGB").resize((64, 48))
         batch = self.encode_batch(processor, ["?"], [[picture]]).tensors

@@ -62,9 +62,7 @@ def load_model(spec: Mapping[str, Any]) -> LMM:
     verify_processor(family, config, processor, source)
     image_limits = spec.get("image") or {}
     if not isinstance(image_limits, Mapping):
-        raise ConfigError(
-            f"model.image={image_limits} must be keys and values, as in model.image.max_tiles=4"
-        )
+        raise ConfigError(f"model.image={image_limits} must be keys and values, as in model.image.max_tiles=4")
     _apply_image_limits(family, config, processor, image_limits)
     with convert_load_errors(spec, source, "model"), silence_load_report():
         model, info = family.hf_class.from_pretrained(

@@ -41,9 +41,7 @@ def resolve_model_source(spec: Mapping[str, Any]) -> tuple[str, str | None]:
             raise ConfigError(f"model.path={path} is not a model folder: it has no config.json")
         return str(folder), None
     if not spec.get("hub_id"):
-        raise ConfigError(
-            f"model {spec.get('name')!r} has neither `path` nor `hub_id`; set model.path=FOLDER"
-        )
+        raise ConfigError(f"model {spec.get('name')!r} has neither `path` nor `hub_id`; set model.path=FOLDER")
     return str(spec["hub_id"]), spec.get("revision")
 
 

@@ -16,9 +16,7 @@ from lmm_forget.errors import ConfigError
 from lmm_forget.models.components import ModelParts
 
 
-def map_model_parts(
-    model: PreTrainedModel, vision_feature_layer: int | Sequence[int] | None = None
-) -> ModelParts:
+def map_model_parts(model: PreTrainedModel, vision_feature_layer: int | Sequence[int] | None = None) -> ModelParts:
     """The parts of a loaded model with one vision tower, one decoder and an output head.
 
     `get_vision_feature_layer` says which of the tower's hidden states the projector reads; None: the tower's last
@@ -35,25 +33,15 @@ def map_model_parts(
     if not isinstance(head, nn.Module):
         raise _make_mapping_error(model, "it has no output head", [text, tower], names)
     text_config = model.config.get_text_config()
-    language_layers = _find_layer_list(
-        text, getattr(text_config, "num_hidden_layers", None), "decoder", model, names
-    )
-    tower_layers = _find_layer_list(
-        tower, getattr(tower.config, "num_hidden_layers", None), "tower", model, names
-    )
+    language_layers = _find_layer_list(text, getattr(text_config, "num_hidden_layers", None), "decoder", model, names)
+    tower_layers = _find_layer_list(tower, getattr(tower.config, "num_hidden_layers", None), "tower", model, names)
     between = list(_iterate_unclaimed_modules(model, (text, tower, head)))
     width = getattr(text_config, "hidden_size", None)
-    projectors = between or [
-        m for m in _list_other_children(tower, tower_layers) if _has_output_width(m, width)
-    ]
+    projectors = between or [m for m in _list_other_children(tower, tower_layers) if _has_output_width(m, width)]
     if not projectors:
-        raise _make_mapping_error(
-            model, f"nothing in the tower ends in the decoder's width of {width}", [tower], names
-        )
+        raise _make_mapping_error(model, f"nothing in the tower ends in the decoder's width of {width}", [tower], names)
     if len(between) > 1:
-        raise _make_mapping_error(
-            model, "more than one module lies between tower and decoder", between, names
-        )
+        raise _make_mapping_error(model, "more than one module lies between tower and decoder", between, names)
     return ModelParts(
         text_model=text,
         lm_head=head,
@@ -67,9 +55,7 @@ def map_model_parts(
 
 def _find_text_config_key(model: PreTrainedModel) -> str:
     text = model.config.get_text_config()
-    return next(
-        (key for key in model.config.sub_configs if getattr(model.config, key, None) is text), "text_config"
-    )
+    return next((key for key in model.config.sub_configs if getattr(model.config, key, None) is text), "text_config")
 
 
 def _find_vision_config_key(model: PreTrainedModel) -> str:
@@ -117,9 +103,7 @@ def _find_layer_list(
 
     visit(root)
     fitting = [m for m in lists if isinstance(m, nn.ModuleList) and depth in (None, len(m))]
-    layers = _require_single_module(
-        fitting or lists, f"list of the {part_name}'s {depth} layers", model, names
-    )
+    layers = _require_single_module(fitting or lists, f"list of the {part_name}'s {depth} layers", model, names)
     assert isinstance(layers, nn.ModuleList)
     return layers
 

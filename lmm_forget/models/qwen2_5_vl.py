@@ -25,8 +25,6 @@ class Qwen25VL(Family):
         yield "merge_size", images.merge_size, vision.spatial_merge_size
         yield "temporal_patch_size", images.temporal_patch_size, vision.temporal_patch_size
 
-    def apply_image_limits(
-        self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]
-    ) -> None:
+    def apply_image_limits(self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
         """Bound the pixels of a resized image (28 x 28 pixels become one token)."""
         limit_pixels(processor, image_limits)

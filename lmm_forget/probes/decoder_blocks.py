@@ -54,9 +54,7 @@ def find_decoder_blocks(lmm: LMM) -> DecoderBlocks:
     its down projection; the final norm is the text model's own child.
     """
     names_by_id = {id(p): name for name, p in lmm.model.named_parameters()}
-    sublayer_by_name = {
-        name: lmm.components[name].sublayer for name in names_by_id.values() if name in lmm.components
-    }
+    sublayer_by_name = {name: lmm.components[name].sublayer for name in names_by_id.values() if name in lmm.components}
 
     def find_child(layer: nn.Module, sublayer: str) -> nn.Module:
         for module in layer.children():
@@ -143,15 +141,9 @@ def _attach_recording_hooks(
 
     handles = [blocks.final_norm.register_forward_hook(make_output_hook("final"))]
     if record_blocks:
-        handles.append(
-            blocks.final_norm.register_forward_pre_hook(make_input_hook("stream"), with_kwargs=True)
-        )
-        handles.append(
-            blocks.first_layer.register_forward_pre_hook(make_input_hook("embedding"), with_kwargs=True)
-        )
-        handles += [
-            module.register_forward_hook(make_output_hook("attention")) for module in blocks.attention
-        ]
+        handles.append(blocks.final_norm.register_forward_pre_hook(make_input_hook("stream"), with_kwargs=True))
+        handles.append(blocks.first_layer.register_forward_pre_hook(make_input_hook("embedding"), with_kwargs=True))
+        handles += [module.register_forward_hook(make_output_hook("attention")) for module in blocks.attention]
         handles += [module.register_forward_hook(make_output_hook("mlp")) for module in blocks.mlp]
     try:
         yield

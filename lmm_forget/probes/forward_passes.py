@@ -66,9 +66,7 @@ def make_prompt_batches(
     """The chosen samples in batches, images of equal size and questions of equal length side by side."""
     for start in range(0, len(sample_indices), 8 * batch_size):
         window = [(i, prompt_set.samples[i]) for i in sample_indices[start : start + 8 * batch_size]]
-        window.sort(
-            key=lambda item: ([image.size for image in item[1].images], len(item[1].question), item[0])
-        )
+        window.sort(key=lambda item: ([image.size for image in item[1].images], len(item[1].question), item[0]))
         for first in range(0, len(window), batch_size):
             yield window[first : first + batch_size]
 
@@ -98,8 +96,7 @@ def run_forced_pass(
     assert encoded.labels is not None
     device, dtype = lmm.model.device, lmm.model.dtype
     tensors = {
-        key: t.to(device, dtype) if t.is_floating_point() else t.to(device)
-        for key, t in encoded.tensors.items()
+        key: t.to(device, dtype) if t.is_floating_point() else t.to(device) for key, t in encoded.tensors.items()
     }
     labels = encoded.labels.to(device)
     row, positions = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
@@ -140,8 +137,7 @@ def run_free_pass(
         system_prompts=[sample.system for _, sample in batch],
     )
     stacked = {
-        name: torch.stack([step[name] for step in recorder.step_metrics], dim=1)
-        for name in recorder.step_metrics[0]
+        name: torch.stack([step[name] for step in recorder.step_metrics], dim=1) for name in recorder.step_metrics[0]
     }
     for k, ((number, _), answer) in enumerate(zip(batch, answers, strict=True)):
         yield number, answer.text, {name: v[k, : answer.tokens].numpy() for name, v in stacked.items()}

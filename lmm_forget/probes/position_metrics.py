@@ -54,11 +54,7 @@ def summarize_output_shift(
     """The aggregates of one output-shift look; schema in docs/probes.md."""
     num_positions = np.array([len(values) for values in position_metrics.metrics["entropy"]])
     clusters = position_metrics.image_ids
-    means = {
-        name: position_metrics.compute_sample_means(name)
-        for name in position_metrics.metrics
-        if name != "top"
-    }
+    means = {name: position_metrics.compute_sample_means(name) for name in position_metrics.metrics if name != "top"}
     reading: dict[str, Any] = {
         "probe": "output_shift",
         "prompts": prompt_set_name,
@@ -77,7 +73,7 @@ def summarize_output_shift(
     }
     if position_metrics.mode == "free":
         predicted_tokens = [set(values.astype(int).tolist()) for values in position_metrics.metrics["top"]]
-        reading["said"] = {
+        reading["predicted_share"] = {
             name: round_float(float(np.mean([bool(tokens & set(ids)) for tokens in predicted_tokens])))
             for name, ids in token_sets.items()
         }
@@ -87,9 +83,7 @@ def summarize_output_shift(
     return reading
 
 
-def bootstrap_mean_interval(
-    values: FloatArray, clusters: Sequence[str], *, seed: int = 0
-) -> dict[str, float | None]:
+def bootstrap_mean_interval(values: FloatArray, clusters: Sequence[str], *, seed: int = 0) -> dict[str, float | None]:
     """{mean, low, high} of sample values [n]: percentile interval over resampled images (`clusters` [n])."""
     names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     mean = round_float(float(values.mean()))
@@ -155,12 +149,8 @@ def flatten_probe_entry(probe_entry: Mapping[str, Any] | None) -> dict[str, floa
         if reading["probe"] == "output_shift":
             prefix = f"probe/{reading['prompts']}/{reading['mode']}"
             metrics |= {f"{prefix}/{name}_mass": mass["mean"] for name, mass in reading["mass"].items()}
-            metrics |= {
-                f"{prefix}/{name}": reading[name] for name in ("entropy", "nll", "kl", "js", "agreement")
-            }
+            metrics |= {f"{prefix}/{name}": reading[name] for name in ("entropy", "nll", "kl", "js", "agreement")}
         else:
             prefix = f"probe/{reading['prompts']}/norm"
-            metrics |= {
-                f"{prefix}/{kind}": float(np.mean(reading["norm"][kind])) for kind in ("attention", "mlp")
-            }
+            metrics |= {f"{prefix}/{kind}": float(np.mean(reading["norm"][kind])) for kind in ("attention", "mlp")}
     return {name: value for name, value in metrics.items() if value is not None}

@@ -33,14 +33,14 @@ class StageProbeResults:
             ],
             "missing_steps": list(self.missing_steps),
             "alarm": None if self.alarm is None else dict(self.alarm),
-            "alarm_missing": self.is_alarm_unknown,
+            "alarm_unknown": self.is_alarm_unknown,
         }
 
 
 class ProbeCallback:
     """Called after every optimizer step of one stage; milestones and the alarm are filed under the stage's key.
 
-    `ask` gives the scores of a milestone, if `probe.ask_at_steps` wants them; `asked` identifies what it asks.
+    `ask` gives the scores of a milestone, if `probe.evaluate_at_steps` wants them; `asked` identifies what it asks.
     """
 
     def __init__(
@@ -93,19 +93,13 @@ class ProbeCallback:
     def find_missing_milestones(self, num_steps: int) -> tuple[int, ...]:
         """Wanted milestones within a stage of `steps` steps that nobody has filed."""
         due_steps = [step for step in self._milestone_steps if step <= num_steps]
-        return tuple(
-            step for step in due_steps if self._prober.load_result(self._make_milestone_key(step)) is None
-        )
+        return tuple(step for step in due_steps if self._prober.load_result(self._make_milestone_key(step)) is None)
 
     def collect_results(self, stage_result: ProbeResult, num_steps: int) -> StageProbeResults:
         """Everything filed about this stage of `steps` steps, together with the look at its stage model."""
         missing_steps = self.find_missing_milestones(num_steps)
-        recorded_steps = [
-            step for step in self._milestone_steps if step <= num_steps and step not in missing_steps
-        ]
-        loaded_results = {
-            step: self._prober.load_result(self._make_milestone_key(step)) for step in recorded_steps
-        }
+        recorded_steps = [step for step in self._milestone_steps if step <= num_steps and step not in missing_steps]
+        loaded_results = {step: self._prober.load_result(self._make_milestone_key(step)) for step in recorded_steps}
         milestones = {step: look for step, look in loaded_results.items() if look}
         if self._prober.spec.alarm is None:
             return StageProbeResults(stage_result, milestones, missing_steps)
@@ -135,7 +129,7 @@ class ProbeCallback:
         identity = {
             "stage": self._stage_key,
             "step": step,
-            "asked": self._eval_identity,
+            "evaluated": self._eval_identity,
             **self._prober.describe_identity(),
         }
         return hash_json(identity)

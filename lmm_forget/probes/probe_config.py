@@ -33,7 +33,7 @@ class ProbeConfig:
     token_sets: tuple[str, ...]
     at_steps: tuple[int, ...]
     at_tasks: tuple[str, ...] | None
-    ask_at_steps: bool
+    evaluate_at_steps: bool
     retrain: bool
     alarm: DriftAlarm | None
 
@@ -42,9 +42,7 @@ class ProbeConfig:
         """The spec of a resolved node, None for `probe=none`; its values were checked when it was composed."""
         if not (probe_config.get("output_shift") or probe_config.get("residual_to_logit")):
             return None
-        bounds = {
-            name: float(bound) for name, bound in probe_config["stop_when"].items() if bound is not None
-        }
+        bounds = {name: float(bound) for name, bound in probe_config["stop_when"].items() if bound is not None}
         return cls(
             output_shift=probe_config["output_shift"],
             residual_to_logit=probe_config["residual_to_logit"],
@@ -55,11 +53,9 @@ class ProbeConfig:
             token_sets=tuple(probe_config["token_sets"]),
             at_steps=tuple(sorted(set(probe_config["at_steps"]))),
             at_tasks=None if probe_config["at_tasks"] is None else tuple(probe_config["at_tasks"]),
-            ask_at_steps=probe_config["ask_at_steps"],
+            ask_at_steps=probe_config["evaluate_at_steps"],
             retrain=probe_config["retrain"],
-            alarm=DriftAlarm(
-                bounds, probe_config["on_alarm"], probe_config["alarm_every"], probe_config["alarm_n"]
-            )
+            alarm=DriftAlarm(bounds, probe_config["on_alarm"], probe_config["alarm_every"], probe_config["alarm_n"])
             if bounds
             else None,
         )

@@ -21,7 +21,7 @@ FLIPS_SCHEMA = pa.schema(
     [
         ("stage", pa.int32()),
         *((name, pa.string()) for name in ("task", "sample_id", "image_id", "question", "reference")),
-        *((name, pa.string()) for name in ("before", "after", "said", "kind_before")),
+        *((name, pa.string()) for name in ("before", "after", "answer_format", "format_before")),
     ]
 )
 
@@ -70,13 +70,13 @@ def make_stage_probe_entry(base_answers: TaskAnswers, stage: ProbedStage) -> dic
         task: count_answer_flips(task, _to_plain_rows(base_answers[task]), _to_plain_rows(answers))
         for task, answers in stage.answers.items()
     }
-    return {**stage.probes.to_json(), "turned_wrong": flips}
+    return {**stage.probes.to_json(), "flips": flips}
 
 
 def write_probe_tables(
     job_dir: Path, base_result: ProbeResult, base_answers: TaskAnswers, stages: Sequence[ProbedStage]
 ) -> None:
-    """Write probes.parquet and turned_wrong.parquet into a job's folder (see docs/probes.md)."""
+    """Write probes.parquet and flips.parquet into a job's folder (see docs/probes.md)."""
     tables = [_add_stage_columns(base_result.table, 0, None)]
     flips: list[dict[str, Any]] = []
     for stage in stages:
@@ -91,7 +91,7 @@ def write_probe_tables(
             rows = collect_wrong_flips(task, _to_plain_rows(base_answers[task]), _to_plain_rows(answers))
             flips += [{"stage": stage.index, **row} for row in rows]
     _write_parquet(pa.concat_tables(tables, promote_options="default"), job_dir / "probes.parquet")
-    _write_parquet(pa.Table.from_pylist(flips, schema=FLIPS_SCHEMA), job_dir / "turned_wrong.parquet")
+    _write_parquet(pa.Table.from_pylist(flips, schema=FLIPS_SCHEMA), job_dir / "flips.parquet")
 
 
 def _to_plain_rows(answers: Sequence[Any]) -> list[dict[str, Any]]:

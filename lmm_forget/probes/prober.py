@@ -114,9 +114,7 @@ class Prober:
         `ready` is called before the model is used, so that one of which everything is known need not be put
         together.
         """
-        missing_prompts = [
-            p for p in self.prompts if self.load_result(self._make_result_key(p, weights_hash)) is None
-        ]
+        missing_prompts = [p for p in self.prompts if self.load_result(self._make_result_key(p, weights_hash)) is None]
         progress.start_phase(phase_name, sum(len(p.samples) for p in missing_prompts), "prompt")
         if missing_prompts:
             load_weights()
@@ -126,9 +124,7 @@ class Prober:
     def probe_during_training(self, key: str, compute_scores: Callable[[], dict[str, Any]] | None) -> None:
         """File under `key` the readings of the model in the middle of a training, with the scores `ask` gives."""
         result = _merge_results([self._compute_result(prompts, NullProgress()) for prompts in self.prompts])
-        self.save_result(
-            key, ProbeResult(result.readings, result.table, compute_scores() if compute_scores else None)
-        )
+        self.save_result(key, ProbeResult(result.readings, result.table, compute_scores() if compute_scores else None))
 
     @torch.no_grad()
     def measure_drift(self, prompt_set: PromptSet, num_prompts: int, task: str) -> dict[str, float]:
@@ -146,11 +142,9 @@ class Prober:
             PositionMetrics.create_empty("forced", *_get_sample_ids(prompt_set)),
         )
         has_base_metrics = bool(base_metrics.metrics)
-        for rows in self._iterate_forced_passes(
-            prompt_set, sample_indices, reference.answers, record_blocks=False
-        ):
+        for rows in self._iterate_forced_passes(prompt_set, sample_indices, reference.answers, record_blocks=False):
             base_hidden = reference.get_activations(
-                rows.sample, rows.target, False, rows.target.device
+                rows.sample_indices, rows.target_tokens, False, rows.target_tokens.device
             ).final_hidden
             _store_sample_metrics(model_metrics, rows, reference, self._compute_shift(rows, base_hidden))
             if not has_base_metrics:
@@ -158,7 +152,7 @@ class Prober:
                     base_metrics,
                     rows,
                     reference,
-                    self._compute_distribution(base_hidden, rows.target, self._base_head.weight),
+                    self._compute_distribution(base_hidden, rows.target_tokens, self._base_head.weight),
                 )
 
         def average_metric(positions: PositionMetrics, name: str) -> float:
@@ -167,7 +161,7 @@ class Prober:
         drift = {name: average_metric(model_metrics, name) for name in ("kl", "js")}
         drift["nll"] = average_metric(model_metrics, "nll") - average_metric(base_metrics, "nll")
         for name in self.sets:
-            label = "taught" if name == f"taught:{task}" else name
+            label = "trained" if name == f"trained:{task}" else name
             drift[f"{label}_mass"] = average_metric(model_metrics, f"mass:{name}") - average_metric(
                 base_metrics, f"mass:{name}"
             )
@@ -185,9 +179,7 @@ class Prober:
             table = pq.read_table(path)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise CorruptEntryError(
-                self._store.quarantine(
-                    self._make_path(key, probe_cache.JSON_SUFFIX), f"{path} is damaged: {error}"
-                )
+                self._store.quarantine(self._make_path(key, probe_cache.JSON_SUFFIX), f"{path} is damaged: {error}")
             ) from None
         return ProbeResult(content["readings"], table, content["scores"])
 
@@ -282,23 +274,21 @@ class Prober:
         )
         contributions = BlockContributions(self.blocks.num_layers) if block_samples else None
         probe = (
-            ResidualToLogitProbe(self._get_current_head(), self._base_head, self._token_ids)
-            if block_samples
-            else None
+            ResidualToLogitProbe(self._get_current_head(), self._base_head, self._token_ids) if block_samples else None
         )
         for sample_indices, with_blocks in ((block_samples, True), (other_samples, False)):
             for rows in self._iterate_forced_passes(
                 prompt_set, sample_indices, reference.answers, record_blocks=with_blocks
             ):
                 base_activations = reference.get_activations(
-                    rows.sample, rows.target, with_blocks, rows.target.device
+                    rows.sample_indices, rows.target_tokens, with_blocks, rows.target_tokens.device
                 )
                 if self.spec.output_shift:
                     _store_sample_metrics(
                         positions, rows, reference, self._compute_shift(rows, base_activations.final_hidden)
                     )
                 if with_blocks and probe is not None and contributions is not None:
-                    probe.add_activations(rows.written, base_activations, rows.sample, contributions)
+                    probe.add_activations(rows.activations, base_activations, rows.sample_indices, contributions)
         return positions, contributions
 
     def _compute_shift(self, forced_positions: ForcedPositions, base_hidden: Tensor) -> dict[str, Tensor]:
@@ -363,17 +353,13 @@ class Prober:
             (block_samples, True),
             (sorted(set(samples) - set(block_samples)), False),
         ):
-            for rows in self._iterate_forced_passes(
-                prompt_set, sample_indices, answers, record_blocks=record_blocks
-            ):
-                collector.add_batch(rows.sample, rows.target, rows.written)
+            for rows in self._iterate_forced_passes(prompt_set, sample_indices, answers, record_blocks=record_blocks):
+                collector.add_batch(rows.sample_indices, rows.target_tokens, rows.activations)
         return collector.build_reference()
 
     def _select_block_samples(self, prompt_set: PromptSet) -> list[int]:
         return (
-            select_evenly_spaced(len(prompt_set.samples), self.spec.residual_n)
-            if self.spec.residual_to_logit
-            else []
+            select_evenly_spaced(len(prompt_set.samples), self.spec.residual_n) if self.spec.residual_to_logit else []
         )
 
     def _get_current_head(self) -> OutputHead:
@@ -405,9 +391,7 @@ class Prober:
         }
         relevant_identity = {k: v for k, v in self.describe_identity().items() if k not in ("look", "sets")}
         return self._make_path(
-            hash_json(
-                {**relevant_identity, **reference_settings, "prompts": self._describe_prompts(prompt_set)}
-            ),
+            hash_json({**relevant_identity, **reference_settings, "prompts": self._describe_prompts(prompt_set)}),
             probe_cache.SAFETENSORS_SUFFIX,
         )
 

@@ -40,15 +40,11 @@ class ReferenceActivations:
         order = list(dict.fromkeys(sample_indices.tolist()))
         rows = torch.cat([torch.arange(self.row_offsets[i], self.row_offsets[i + 1]) for i in order])
         if len(rows) != len(sample_indices) or not torch.equal(self.target_tokens[rows], target_tokens.cpu()):
-            raise StoreError(
-                "the base's recorded states belong to other answers; delete the store's probes folder"
-            )
+            raise StoreError("the base's recorded states belong to other answers; delete the store's probes folder")
         final = self.states["final"][rows].to(device)
         if not with_blocks:
             return Activations(final)
-        rows = torch.cat(
-            [torch.arange(self.block_row_offsets[i], self.block_row_offsets[i + 1]) for i in order]
-        )
+        rows = torch.cat([torch.arange(self.block_row_offsets[i], self.block_row_offsets[i + 1]) for i in order])
         return Activations(
             final_hidden=final,
             embedding=self.states["embedding"][rows].to(device),
@@ -103,16 +99,13 @@ class ReferenceCollector:
         for i in range(len(self._answers)):
             row_offsets.append(row_offsets[-1] + len(self._final_states[i][0]))
             block_row_offsets.append(
-                block_row_offsets[-1]
-                + (len(self._block_states[i]["scale"]) if i in self._block_states else 0)
+                block_row_offsets[-1] + (len(self._block_states[i]["scale"]) if i in self._block_states else 0)
             )
         order = range(len(self._answers))
         states = {"final": torch.cat([self._final_states[i][1] for i in order])}
         for name in BLOCK_STATE_NAMES if self._block_states else ():
             axis = 1 if name in ("attention", "mlp") else 0
-            states[name] = torch.cat(
-                [self._block_states[i][name] for i in order if i in self._block_states], dim=axis
-            )
+            states[name] = torch.cat([self._block_states[i][name] for i in order if i in self._block_states], dim=axis)
         return ReferenceActivations(
             self._answers,
             row_offsets,

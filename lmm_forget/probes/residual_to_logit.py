@@ -41,9 +41,7 @@ class GramMatrices:
     difference_gram: Tensor | None
 
     @classmethod
-    def from_weights(
-        cls, tuned_weight: Tensor, base_weight: Tensor, *, is_centred: bool = False
-    ) -> GramMatrices:
+    def from_weights(cls, tuned_weight: Tensor, base_weight: Tensor, *, is_centred: bool = False) -> GramMatrices:
         """From the unembeddings [V, d]; `centred` takes from each column its mean over the vocabulary.
 
         A shift common to all logits changes no probability; centred Grams do not see it.
@@ -52,9 +50,7 @@ class GramMatrices:
         width = tuned_weight.shape[1]
         mean_t = tuned_weight.double().mean(dim=0) if is_centred else 0.0
         mean_b = mean_t if shared or not is_centred else base_weight.double().mean(dim=0)
-        g, c, e = (
-            torch.zeros(width, width, dtype=torch.float64, device=tuned_weight.device) for _ in range(3)
-        )
+        g, c, e = (torch.zeros(width, width, dtype=torch.float64, device=tuned_weight.device) for _ in range(3))
         for rows_t, rows_b in zip(
             tuned_weight.split(VOCABULARY_CHUNK), base_weight.split(VOCABULARY_CHUNK), strict=True
         ):
@@ -66,9 +62,7 @@ class GramMatrices:
                 e += d.T @ d
         return cls(g, None if shared else c, None if shared else e)
 
-    def compute_inner_product(
-        self, change: Tensor, base: Tensor, other_change: Tensor, other_base: Tensor
-    ) -> Tensor:
+    def compute_inner_product(self, change: Tensor, base: Tensor, other_change: Tensor, other_base: Tensor) -> Tensor:
         """<W_t d + D b, W_t d2 + D b2> for each row of [..., d] tensors in fp64."""
         value = ((change @ self.tuned_gram) * other_change).sum(dim=-1)
         if self.cross_gram is not None and self.difference_gram is not None:
@@ -128,9 +122,7 @@ class BlockContributions:
         """The figures of a reading: by variant, one value per layer for attention and for MLP."""
         mean = {name: values / self.num_samples for name, values in self.metric_sums.items()}
         reading: dict[str, object] = {"n": self.num_samples, "tokens": self.num_tokens}
-        reading.update(
-            {name: _split_by_block_kind(v) for name, v in mean.items() if not name.startswith("toward:")}
-        )
+        reading.update({name: _split_by_block_kind(v) for name, v in mean.items() if not name.startswith("toward:")})
         shares = [None] * (2 * self.num_layers + 1)
         if self.projection_sums is not None and self.squared_change_sum > 0:
             shares = (self.projection_sums / self.squared_change_sum).tolist()
@@ -150,9 +142,7 @@ class BlockContributions:
 class ResidualToLogitProbe:
     """The probe of one model against the base; its Grams are made once, for as many positions as come."""
 
-    def __init__(
-        self, tuned_head: OutputHead, base_head: OutputHead, token_sets: Mapping[str, Tensor]
-    ) -> None:
+    def __init__(self, tuned_head: OutputHead, base_head: OutputHead, token_sets: Mapping[str, Tensor]) -> None:
         """`sets` are token ids by name. A head that is the base's own tensor is taken as unchanged."""
         self._tuned_head, self._base_head = tuned_head, base_head
         self._grams = GramMatrices.from_weights(tuned_head.weight, base_head.weight)
@@ -178,9 +168,7 @@ class ResidualToLogitProbe:
         num_layers = contributions.num_layers
         names = ("norm", "shared", "folded", *(f"toward:{name}" for name in self._set_directions))
         metrics = {
-            name: torch.zeros(
-                num_layers, 2, len(sample_indices), dtype=torch.float64, device=sample_indices.device
-            )
+            name: torch.zeros(num_layers, 2, len(sample_indices), dtype=torch.float64, device=sample_indices.device)
             for name in names
         }
         stream_change, stream_base = self._compute_stream_change(tuned_activations, base_activations)
@@ -208,9 +196,7 @@ class ResidualToLogitProbe:
         assert tuned_activations.embedding is not None and base_activations.embedding is not None
         e_t = self._apply_final_norm(tuned_activations.embedding, tuned_activations, self._tuned_head)
         e_b = self._apply_final_norm(base_activations.embedding, base_activations, self._base_head)
-        projections[-1] = self._centred_grams.compute_inner_product(
-            e_t - e_b, e_b, stream_change, stream_base
-        )
+        projections[-1] = self._centred_grams.compute_inner_product(e_t - e_b, e_b, stream_change, stream_base)
         contributions.add_positions(metrics, sample_indices, projections, squared_changes)
 
     def _compute_stream_change(
@@ -232,15 +218,9 @@ class ResidualToLogitProbe:
 
 def _sum_stream(activations: Activations) -> Tensor:
     """Everything written to the stream, summed in fp64, [n, d]."""
-    assert (
-        activations.embedding is not None
-        and activations.attention is not None
-        and activations.mlp is not None
-    )
+    assert activations.embedding is not None and activations.attention is not None and activations.mlp is not None
     return (
-        activations.embedding.double()
-        + activations.attention.double().sum(dim=0)
-        + activations.mlp.double().sum(dim=0)
+        activations.embedding.double() + activations.attention.double().sum(dim=0) + activations.mlp.double().sum(dim=0)
     )
 
 

@@ -105,7 +105,7 @@ TOKEN_SET_FINDERS: Mapping[str, Callable[[Mapping[int, str]], TokenSet]] = {
     "clock": find_clock_tokens,
 }
 """The sets that every tokenizer is searched for, by name."""
-LEARNED_SET_NAME = "taught"
+LEARNED_SET_NAME = "trained"
 """The name that stands for one learned set per taught task, `taught:<task>`."""
 
 
@@ -132,8 +132,7 @@ def find_learned_tokens(
     typical = [
         i
         for i in frequent
-        if answer_frequency[i] / num_answers
-        >= MIN_FREQUENCY_RATIO * other_frequency[i] / max(num_other_texts, 1)
+        if answer_frequency[i] / num_answers >= MIN_FREQUENCY_RATIO * other_frequency[i] / max(num_other_texts, 1)
     ]
     if not frequent:
         raise ConfigError(
@@ -158,9 +157,7 @@ def find_token_sets(
     for name in set_names:
         if name == LEARNED_SET_NAME:
             for task in sorted(training_answers):
-                token_set = find_learned_tokens(
-                    tokenizer, task, training_answers[task], other_texts, token_texts
-                )
+                token_set = find_learned_tokens(tokenizer, task, training_answers[task], other_texts, token_texts)
                 token_sets[token_set.name] = token_set
             continue
         if name not in TOKEN_SET_FINDERS:

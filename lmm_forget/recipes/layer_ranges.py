@@ -8,9 +8,7 @@ from typing import Any
 from lmm_forget.errors import PlanError
 
 HALVES = ("upper_half", "lower_half")
-LAYER_FORMS = (
-    "all, upper_half, lower_half, START:STOP (STOP excluded), a single index, or a comma-separated list"
-)
+LAYER_FORMS = "all, upper_half, lower_half, START:STOP (STOP excluded), a single index, or a comma-separated list"
 
 
 def normalize_layers(layers: Any) -> str:
@@ -52,11 +50,7 @@ def _parse_part(part: str, full_text: str, num_layers: int) -> set[int]:
     if start < 0 or stop > num_layers or start >= stop:
         # An unquoted 14:28 in a YAML file is the base-60 number 868.
         intended_range = f"{start // 60}:{start % 60}"
-        hint = (
-            f' (for {intended_range} in a YAML file write "{intended_range}")'
-            if not colon and start > 60
-            else ""
-        )
+        hint = f' (for {intended_range} in a YAML file write "{intended_range}")' if not colon and start > 60 else ""
         raise PlanError(
             f"layers={full_text} does not fit: the model has layers 0 to {num_layers - 1} (0:{num_layers} is all){hint}"
         )

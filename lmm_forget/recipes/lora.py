@@ -46,12 +46,10 @@ class LoRA(Plain):
     the weight it stands for (small models), its rank is lowered to in * out / (in + out) with the same scale.
     """
 
-    only_selects = False
-    rounds = False
+    is_selection_only = False
+    is_rounding_only = False
 
-    def __init__(
-        self, rank: int = 256, alpha: float = 32, dropout: float = 0.05, compat: Collection[str] = ()
-    ) -> None:
+    def __init__(self, rank: int = 256, alpha: float = 32, dropout: float = 0.05, compat: Collection[str] = ()) -> None:
         """Raises ConfigError for settings that cannot be used."""
         if not is_number(rank) or int(rank) != rank or rank < 1:
             raise ConfigError(f"recipe.method.rank={rank}: must be a whole number of at least 1")
@@ -93,9 +91,7 @@ class LoRA(Plain):
             trainable=tuple(n for n in plan.parameters if n in trainable),
             frozen=tuple(n for n, i in plan.parameters.items() if n not in trainable and not i.is_unused),
             rule_reports=rules,
-            adapters={
-                n: self._count_adapter_elements(linear_layers[n]) for n in plan.parameters if n in adapted
-            },
+            adapters={n: self._count_adapter_elements(linear_layers[n]) for n in plan.parameters if n in adapted},
         )
 
     def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
@@ -107,23 +103,17 @@ class LoRA(Plain):
         planned_layers = {_get_module_path(name): linear_layers[name] for name in plan.adapters}
         fully_trained = [p for p in lmm.model.parameters() if p.requires_grad]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", module="peft"
-            )  # about tied heads and saving adapters: neither happens
+            warnings.filterwarnings("ignore", module="peft")  # about tied heads and saving adapters: neither happens
             self._lora_model = LoraModel(lmm.model, self._make_lora_config(planned_layers), ADAPTER_NAME)
         lora_layers = dict(_find_lora_layers(lmm.model))
         if set(lora_layers) != set(planned_layers):
             mismatched_paths = sorted(set(lora_layers) ^ set(planned_layers))
-            raise PlanError(
-                f"recipe {plan.recipe}: peft did not adapt exactly what was planned: {mismatched_paths[0]}"
-            )
+            raise PlanError(f"recipe {plan.recipe}: peft did not adapt exactly what was planned: {mismatched_paths[0]}")
         generator = torch.Generator().manual_seed(seed)
         for layer in lora_layers.values():
             # peft's own start, drawn again on the CPU: it rounds to the weight's dtype, and draws where the model is.
             down, up = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
-            initial_weight = nn.init.kaiming_uniform_(
-                torch.empty(down.shape), a=math.sqrt(5), generator=generator
-            )
+            initial_weight = nn.init.kaiming_uniform_(torch.empty(down.shape), a=math.sqrt(5), generator=generator)
             down.data, up.data = (
                 initial_weight.to(down.device),
                 torch.zeros_like(up.data, dtype=torch.float32),
@@ -151,9 +141,7 @@ class LoRA(Plain):
     def _make_lora_config(self, layers: Mapping[str, nn.Linear]) -> LoraConfig:
         from peft import LoraConfig
 
-        lowered_ranks = {
-            name: r for name, layer in layers.items() if (r := self._choose_rank(layer)) < self.rank
-        }
+        lowered_ranks = {name: r for name, layer in layers.items() if (r := self._choose_rank(layer)) < self.rank}
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides by the rank, whole or not
@@ -161,9 +149,7 @@ class LoRA(Plain):
             bias="none",
             target_modules="|".join(re.escape(name) for name in layers),
             rank_pattern={f"^{re.escape(name)}": r for name, r in lowered_ranks.items()},
-            alpha_pattern={
-                f"^{re.escape(name)}": self.alpha / self.rank * r for name, r in lowered_ranks.items()
-            },
+            alpha_pattern={f"^{re.escape(name)}": self.alpha / self.rank * r for name, r in lowered_ranks.items()},
         )
 
     def _restrict_to_linear(

@@ -48,7 +48,7 @@ class LwF(Plain):
     student did before its first step. Its pass draws no random numbers.
     """
 
-    only_selects = False
+    is_selection_only = False
 
     def __init__(self, weight: float = 1.0, temperature: float = 2.0, positions: str = "sequence") -> None:
         """Raises ConfigError for settings that cannot be used."""
@@ -86,18 +86,14 @@ class LwF(Plain):
         if self._teacher_model is None:
             raise PlanError("LwF: loss() without prepare()")
         target_mask = make_target_mask(labels)
-        distilled_mask = (
-            target_mask if self.positions == "answer" else select_spread_positions(batch["attention_mask"])
-        )
+        distilled_mask = target_mask if self.positions == "answer" else select_spread_positions(batch["attention_mask"])
         teacher_logits = self._compute_teacher_logits(batch, distilled_mask)
         needed_mask = target_mask | distilled_mask
         logits = compute_logits_at(lmm.model, batch, needed_mask).float()
         distillation_losses = compute_distillation_losses(
             teacher_logits.float(), logits[distilled_mask[needed_mask]], self.temperature
         )
-        task_losses = average_per_sample(
-            compute_losses_from_logits(logits[target_mask[needed_mask]], labels), labels
-        )
+        task_losses = average_per_sample(compute_losses_from_logits(logits[target_mask[needed_mask]], labels), labels)
         return task_losses + self.weight * _average_per_row(distillation_losses, distilled_mask)
 
     def end_stage(
@@ -154,8 +150,7 @@ def compute_distillation_losses(teacher_logits: Tensor, student_logits: Tensor, 
         (logits / temperature).log_softmax(dim=-1) for logits in (teacher_logits, student_logits)
     )
     return (
-        F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(dim=-1)
-        * temperature**2
+        F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(dim=-1) * temperature**2
     )
 
 

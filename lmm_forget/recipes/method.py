@@ -86,9 +86,7 @@ def build_method(recipe_config: Mapping[str, Any]) -> Method:
     return instantiate_config(node, Method, f"recipe {recipe_config.get('name')}: its method", ConfigError)  # type: ignore[type-abstract]
 
 
-def parse_compat_options(
-    method_name: str, options: Collection[str], known_options: Collection[str]
-) -> frozenset[str]:
+def parse_compat_options(method_name: str, options: Collection[str], known_options: Collection[str]) -> frozenset[str]:
     """The names in `compat` (behaviour of the paper's public code asked for). Raises ConfigError for unknown ones."""
     names = [options] if isinstance(options, str) else list(options)
     for name in names:
@@ -112,9 +110,7 @@ def find_autocast_parameters(model: nn.Module) -> frozenset[str]:
         for p in module.parameters(recurse=False):
             owners.setdefault(id(p), []).append(module)
     return frozenset(
-        name
-        for name, p in model.named_parameters()
-        if all(type(owner) in autocast_types for owner in owners[id(p)])
+        name for name, p in model.named_parameters() if all(type(owner) in autocast_types for owner in owners[id(p)])
     )
 
 

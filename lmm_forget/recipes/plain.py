@@ -86,6 +86,4 @@ def has_plain_output_head(model: Any) -> bool:
     if not hasattr(model, "model") or model.get_output_embeddings() is not getattr(model, "lm_head", None):
         return False
     text = model.config.get_text_config()
-    return not any(
-        getattr(text, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    )
+    return not any(getattr(text, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))

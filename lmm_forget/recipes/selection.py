@@ -90,14 +90,8 @@ class TunePlan:
         Trained elements take 16 bytes (fp32 master, fp32 gradient, two fp32 AdamW moments); all others, those that
         adapters will be merged into among them, stay in the checkpoint's dtype. `extra_state_bytes` comes on top.
         """
-        untrained_bytes = sum(
-            self.parameters[n].size_in_bytes for n in (*self.frozen, *self.unused, *self.adapters)
-        )
-        return (
-            self.parameter_counts["trainable"] * STATE_BYTES_PER_TRAINABLE
-            + untrained_bytes
-            + self.extra_state_bytes
-        )
+        untrained_bytes = sum(self.parameters[n].size_in_bytes for n in (*self.frozen, *self.unused, *self.adapters))
+        return self.parameter_counts["trainable"] * STATE_BYTES_PER_TRAINABLE + untrained_bytes + self.extra_state_bytes
 
     def get_trainable_names(self, component: str) -> tuple[str, ...]:
         """The trainable names of one component."""
@@ -155,9 +149,7 @@ def parse_rules(recipe_config: Mapping[str, Any]) -> list[SelectionRule]:
     name = str(recipe_config.get("name"))
     rule_configs = recipe_config.get("rules") or []
     if isinstance(rule_configs, str | Mapping) or not isinstance(rule_configs, Sequence):
-        raise PlanError(
-            f"recipe {name}: rules={rule_configs!r} must be a list of {{component, sublayers?, layers?}}"
-        )
+        raise PlanError(f"recipe {name}: rules={rule_configs!r} must be a list of {{component, sublayers?, layers?}}")
     layers = normalize_layers(recipe_config.get("layers"))
     for rule_config in rule_configs:
         if (
@@ -170,15 +162,11 @@ def parse_rules(recipe_config: Mapping[str, Any]) -> list[SelectionRule]:
             )
         rule_sublayers = rule_config.get("sublayers")
         if isinstance(rule_sublayers, str) or not isinstance(rule_sublayers, Sequence | None):
-            raise PlanError(
-                f"recipe {name}: sublayers={rule_sublayers} must be a list: sublayers: [{rule_sublayers}]"
-            )
+            raise PlanError(f"recipe {name}: sublayers={rule_sublayers} must be a list: sublayers: [{rule_sublayers}]")
     components = {str(node["component"]) for node in rule_configs}
     layered_component = next((c for c in ("language", "vision") if c in components), None)
     if layers != "all" and layered_component is None:
-        raise PlanError(
-            f"recipe {name} has no rule with layers, so recipe.layers={layers} selects nothing; use all"
-        )
+        raise PlanError(f"recipe {name} has no rule with layers, so recipe.layers={layers} selects nothing; use all")
     rules = []
     for rule_config in rule_configs:
         component, sublayers = str(rule_config["component"]), rule_config.get("sublayers")
@@ -232,9 +220,7 @@ def load_recipe(name: str) -> dict[str, Any]:
     )
     recipe_names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in recipe_names:
-        raise ConfigError(
-            f"there is no recipe {name!r}; choose one of: {', '.join(recipe_names) or 'nothing'}"
-        )
+        raise ConfigError(f"there is no recipe {name!r}; choose one of: {', '.join(recipe_names) or 'nothing'}")
     node = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
     return {str(key): value for key, value in node.items()} if isinstance(node, dict) else {}
 

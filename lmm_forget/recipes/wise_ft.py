@@ -40,9 +40,7 @@ class WiseFT(Plain):
     def __init__(self, alpha: float = 0.1, compat: Collection[str] = ()) -> None:
         """Raises ConfigError for settings that cannot be used."""
         if not is_number(alpha) or not 0 <= alpha <= 1:
-            raise ConfigError(
-                f"recipe.method.alpha={alpha}: is the share of the previous stage's model, from 0 to 1"
-            )
+            raise ConfigError(f"recipe.method.alpha={alpha}: is the share of the previous stage's model, from 0 to 1")
         self.alpha = float(alpha)
         self.compat = parse_compat_options("WiseFT", compat, WISE_FT_COMPAT_OPTIONS)
         self._previous_tensors: dict[str, Tensor] = {}

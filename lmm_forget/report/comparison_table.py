@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lmm_forget.report.job_rows import format_points
 
-_ROLE_HEADINGS = {"held-out": "held-out", "target": "taught", "other": "other"}
+_ROLE_HEADINGS = {"held-out": "held-out", "target": "trained", "other": "other"}
 _MEAN_KEYS = {"held-out": "heldout", "target": "targets"}
 TABLE_LEGEND = (
     "Percentage points, on the questions that both answered. 95 % interval: images redrawn, 2,000 times. "
@@ -21,25 +21,19 @@ TABLE_LEGEND = (
 )
 
 
-def print_comparisons(
-    comparisons: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console
-) -> None:
+def print_comparisons(comparisons: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console) -> None:
     """Print comparisons made by `compare_job_stages`, with what was left out and what the conditions say."""
     for comparison in comparisons:
         first, second = comparison["first"], comparison["second"]
         for letter, side in (("A", first), ("B", second)):
-            console.print(
-                Text(f"{letter}  {side['name']}{_describe_stage(side)}", style="bold"), soft_wrap=True
-            )
+            console.print(Text(f"{letter}  {side['name']}{_describe_stage(side)}", style="bold"), soft_wrap=True)
         console.print(build_comparison_table(comparison))
         for note in comparison["notes"]:
             console.print(Text(f"note: {note}"))
         for condition in comparison.get("conditions", []):
             verdict = "FAILED, it holds" if condition["holds"] else "does not hold"
             console.print(
-                Text(
-                    f'--fail-if "{condition["condition"]}": {verdict} ({_format_number(condition["value"])})'
-                ),
+                Text(f'--fail-if "{condition["condition"]}": {verdict} ({_format_number(condition["value"])})'),
                 style="bold" if condition["holds"] else "",
             )
         console.print()
@@ -68,9 +62,7 @@ def build_comparison_table(comparison: Mapping[str, Any]) -> Table:
             )
         mean = comparison[_MEAN_KEYS[role]] if role in _MEAN_KEYS else None
         if mean and len(entries) > 1:
-            table.add_row(
-                Text("mean", style="bold"), "", "", *_format_comparison_cells(mean, mean["p_value"])
-            )
+            table.add_row(Text("mean", style="bold"), "", "", *_format_comparison_cells(mean, mean["p_value"]))
     return table
 
 

@@ -54,9 +54,7 @@ class ExperimentSetting:
         return mean(values) if values else None
 
 
-def group_rows_by_setting(
-    rows: Sequence[JobRow], unfinished: Sequence[UnfinishedJob] = ()
-) -> list[ExperimentSetting]:
+def group_rows_by_setting(rows: Sequence[JobRow], unfinished: Sequence[UnfinishedJob] = ()) -> list[ExperimentSetting]:
     """Settings in the order of their first rows; jobs without results stand with the setting that they belong to."""
     groups: dict[tuple[str, str], list[JobRow]] = {}
     for row in rows:
@@ -86,10 +84,7 @@ def group_rows_by_setting(
                 name_within_model=first_row.label_within_model + rate_suffix,
                 rows=tuple(group),
                 missing=tuple(unfinished_by_setting.pop(setting, ())),
-                figures={
-                    figure: average_over_jobs([row.figures[figure] for row in group])
-                    for figure in FIGURE_TITLES
-                },
+                figures={figure: average_over_jobs([row.figures[figure] for row in group]) for figure in FIGURE_TITLES},
                 heldout_per_stage=per_stage,
             )
         )

@@ -55,9 +55,7 @@ class FailCondition:
             raise ConfigError(f'--fail-if "{self.text}": {self.name} has no {self.field}')
         value = entry[self.field]
         if value is None:
-            raise DataError(
-                f'--fail-if "{self.text}" cannot be checked: {self.name} has no {self.field} here'
-            )
+            raise DataError(f'--fail-if "{self.text}" cannot be checked: {self.name} has no {self.field} here')
         return {
             "condition": self.text,
             "value": value,

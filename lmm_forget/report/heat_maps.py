@@ -16,9 +16,7 @@ from lmm_forget.report.job_rows import TINY_PREFIX, list_heldout_tasks
 from lmm_forget.report.plots import PLOT_STYLE, TEXT_COLOUR, format_change
 
 Results = Mapping[str, Mapping[str, Any]]
-CHANGE_COLOURS = LinearSegmentedColormap.from_list(
-    "change", ["#b2182b", "#f4a582", "#f7f7f7", "#92c5de", "#2166ac"]
-)
+CHANGE_COLOURS = LinearSegmentedColormap.from_list("change", ["#b2182b", "#f4a582", "#f7f7f7", "#92c5de", "#2166ac"])
 SCORE_COLOURS = LinearSegmentedColormap.from_list("score", ["#f7f7f7", "#9ecfbf", "#1a9a78", "#0b5b46"])
 MAX_MATRICES = 12
 """Settings that a picture still shows; more would be too small to read."""
@@ -54,9 +52,7 @@ def build_heldout_change_matrix(setting: ExperimentSetting, results: Results) ->
     held-out benchmarks or where jobs have different numbers of stages.
     """
     jobs = [results[row.job] for row in setting.rows]
-    tasks = [
-        task for task in list_heldout_tasks(jobs[0]) if all(task in job["base"]["scores"] for job in jobs)
-    ]
+    tasks = [task for task in list_heldout_tasks(jobs[0]) if all(task in job["base"]["scores"] for job in jobs)]
     if not tasks or len({len(job["stages"]) for job in jobs}) > 1:
         return None
     rows = []
@@ -65,9 +61,7 @@ def build_heldout_change_matrix(setting: ExperimentSetting, results: Results) ->
         for stage in range(len(jobs[0]["stages"])):
             estimate = average_over_jobs([_get_change_from_base(job, task, stage) for job in jobs])
             after = f"after stage {stage + 1} ({setting.stage_names[stage]})"
-            cells.append(
-                MatrixCell(estimate["value"], f"{task} {after}: {format_change(estimate)} since the base")
-            )
+            cells.append(MatrixCell(estimate["value"], f"{task} {after}: {format_change(estimate)} since the base"))
         rows.append((task.removeprefix(TINY_PREFIX), cells))
     means = [
         MatrixCell(change["value"], f"mean after stage {stage}: {format_change(change)} since the base")
@@ -93,9 +87,7 @@ def build_score_matrix(setting: ExperimentSetting, results: Results) -> StageMat
     jobs = [results[row.job] for row in rows_shown]
     trained_tasks = [stage["task"] for stage in jobs[0]["stages"]]
     heldout_tasks = list_heldout_tasks(jobs[0])
-    others = [
-        task for task in jobs[0]["base"]["scores"] if task not in trained_tasks and task not in heldout_tasks
-    ]
+    others = [task for task in jobs[0]["base"]["scores"] if task not in trained_tasks and task not in heldout_tasks]
     rows = []
     for task in (*dict.fromkeys(trained_tasks), *heldout_tasks, *others):
         cells = []
@@ -112,9 +104,7 @@ def build_score_matrix(setting: ExperimentSetting, results: Results) -> StageMat
             )
         rows.append((task.removeprefix(TINY_PREFIX), cells))
     note = (
-        _format_jobs_note(setting)
-        if setting.tasks
-        else f"of {rows_shown[0].job}; the other jobs teach in other orders"
+        _format_jobs_note(setting) if setting.tasks else f"of {rows_shown[0].job}; the other jobs teach in other orders"
     )
     return StageMatrix(
         setting.name,
@@ -128,9 +118,7 @@ def build_score_matrix(setting: ExperimentSetting, results: Results) -> StageMat
 def plot_heat_maps(matrices: Sequence[StageMatrix], title: str, *, is_change: bool) -> Figure:
     """Heat maps of at most `PANELS` matrices, one below the other, with one scale of colours."""
     shown = list(matrices)[:MAX_MATRICES]
-    values = [
-        abs(cell.value) for m in shown for _, cells in m.rows for cell in cells if cell.value is not None
-    ]
+    values = [abs(cell.value) for m in shown for _, cells in m.rows for cell in cells if cell.value is not None]
     max_value = max(values, default=1.0) or 1.0
     heights = [0.9 + 0.26 * len(matrix.rows) for matrix in shown]
     with matplotlib.rc_context(PLOT_STYLE):
@@ -138,10 +126,7 @@ def plot_heat_maps(matrices: Sequence[StageMatrix], title: str, *, is_change: bo
         figure.suptitle(title, fontsize=10, x=0.01, ha="left")
         panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for matrix, axes in zip(shown, panels, strict=True):
-            grid = [
-                [float("nan") if cell.value is None else cell.value for cell in cells]
-                for _, cells in matrix.rows
-            ]
+            grid = [[float("nan") if cell.value is None else cell.value for cell in cells] for _, cells in matrix.rows]
             axes.imshow(
                 grid,
                 cmap=CHANGE_COLOURS if is_change else SCORE_COLOURS,

@@ -138,9 +138,7 @@ def _encode_script_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _format_setting_row(
-    setting: ExperimentSetting, model_settings: Sequence[ExperimentSetting]
-) -> dict[str, Any]:
+def _format_setting_row(setting: ExperimentSetting, model_settings: Sequence[ExperimentSetting]) -> dict[str, Any]:
     """A row of the table; `group` are all settings of its model."""
     parameters, rates = format_parameters_and_rates(setting.first_row)
     figures = []
@@ -217,14 +215,10 @@ def _format_difference_row(difference: SettingDifference) -> dict[str, Any]:
     }
 
 
-def _build_heat_maps(
-    settings: Sequence[ExperimentSetting], sweep: Sweep, *, is_change: bool
-) -> list[dict[str, Any]]:
+def _build_heat_maps(settings: Sequence[ExperimentSetting], sweep: Sweep, *, is_change: bool) -> list[dict[str, Any]]:
     """Heat maps as tables: every cell with its text, colour and tip."""
     build_matrix = build_heldout_change_matrix if is_change else build_score_matrix
-    matrices = [
-        m for setting in settings[:MAX_HEATMAPS] if (m := build_matrix(setting, sweep.results)) is not None
-    ]
+    matrices = [m for setting in settings[:MAX_HEATMAPS] if (m := build_matrix(setting, sweep.results)) is not None]
     absolute_values = [
         abs(cell.value) for m in matrices for _, cells in m.rows for cell in cells if cell.value is not None
     ]
@@ -237,7 +231,7 @@ def _format_heat_map(matrix: StageMatrix, max_value: float, is_change: bool) -> 
         "title": matrix.title,
         "note": matrix.note,
         "columns": matrix.columns,
-        "taught": matrix.num_trained_rows,
+        "trained": matrix.num_trained_rows,
         "rows": [
             (
                 name,
@@ -246,7 +240,7 @@ def _format_heat_map(matrix: StageMatrix, max_value: float, is_change: bool) -> 
                         "text": format_whole_number(cell.value, with_sign=is_change) or "n/a",
                         "colour": format_cell_colour(cell.value, max_value, is_change=is_change),
                         "tip": cell.tooltip,
-                        "taught": cell.is_trained_task,
+                        "trained": cell.is_trained_task,
                     }
                     for cell in cells
                 ],
@@ -288,8 +282,8 @@ def _format_cost_row(setting: ExperimentSetting) -> dict[str, str]:
         "state": _format_binary_size(compute_mean("state_bytes")),
         "memory": _format_binary_size(compute_mean("peak_memory_bytes")),
         "steps": "n/a" if compute_mean("steps") is None else f"{compute_mean('steps'):,.0f}",
-        "teach": _format_duration(compute_mean("teach_seconds")),
-        "ask": _format_duration(compute_mean("ask_seconds")),
+        "train": _format_duration(compute_mean("train_seconds")),
+        "evaluate": _format_duration(compute_mean("evaluate_seconds")),
         "total": _format_duration(compute_mean("total_seconds")),
     }
 
@@ -317,11 +311,7 @@ def _format_subtitle(sweep: Sweep, rows: Sequence[JobRow]) -> str:
         return "no job has finished yet"
     models = ", ".join(dict.fromkeys(str(row.model) for row in rows if row.model))
     tasks = {row.tasks for row in rows}
-    order = (
-        " → ".join(strip_tiny_prefix(task) for task in rows[0].tasks)
-        if len(tasks) == 1
-        else f"{len(tasks)} orders"
-    )
+    order = " → ".join(strip_tiny_prefix(task) for task in rows[0].tasks) if len(tasks) == 1 else f"{len(tasks)} orders"
     seeds = sorted({row.seed for row in rows if row.seed is not None})
     jobs_text = f"{len(rows)} job{'s' if len(rows) > 1 else ''} finished"
     return " · ".join(
@@ -342,9 +332,7 @@ def _describe_experiment(sweep: Sweep, rows: Sequence[JobRow]) -> str:
         return ""
     num_heldout = len(list_heldout_tasks(next(iter(sweep.results.values()))))
     num_tasks = max(len(row.tasks) for row in rows)
-    training_sentence = (
-        f"{num_tasks} skills were taught, one after another" if num_tasks > 1 else "A skill was taught"
-    )
+    training_sentence = f"{num_tasks} skills were taught, one after another" if num_tasks > 1 else "A skill was taught"
     evaluation_sentence = (
         f"; before and after each, the model answered {num_heldout} benchmarks that were never taught"
         if num_heldout
@@ -364,10 +352,8 @@ def _describe_provenance(sweep: Sweep, settings: Sequence[ExperimentSetting]) ->
         job: extract_setting_fields(found["config"], ()) | {"seed": found["config"].get("seed")}
         for job, found in results.items()
     }
-    names = list(dict.fromkeys(name for each in setting_fields.values() for name in each if name != "taught"))
-    differing_names = [
-        name for name in names if len({str(each.get(name)) for each in setting_fields.values()}) > 1
-    ]
+    names = list(dict.fromkeys(name for each in setting_fields.values() for name in each if name != "trained"))
+    differing_names = [name for name in names if len({str(each.get(name)) for each in setting_fields.values()}) > 1]
     whole_configs = [found["config"] for found in results.values()]
     shared = _intersect_configs(whole_configs) if whole_configs else {}
     versions: dict[str, list[str]] = {}
@@ -390,8 +376,7 @@ def _describe_provenance(sweep: Sweep, settings: Sequence[ExperimentSetting]) ->
         "shared": yaml.safe_dump(shared, sort_keys=False, allow_unicode=True, width=100) if shared else "",
         "differ": differing_names[:20],
         "values": [
-            (job, [_format_value(setting_fields[job].get(name)) for name in differing_names[:20]])
-            for job in results
+            (job, [_format_value(setting_fields[job].get(name)) for name in differing_names[:20]]) for job in results
         ],
         "versions": [(name, ", ".join(known)) for name, known in versions.items()],
         "mixed": [name for name, known in versions.items() if len(known) > 1],

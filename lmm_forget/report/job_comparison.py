@@ -75,9 +75,7 @@ def collect_shared_scores(first: JobStage, second: JobStage, notes: list[str]) -
         read_answer_table(each.folder, columns=_ANSWER_COLUMNS, stages=[each.stage], score_kind=scoring)
         for each in (first, second)
     )
-    first_columns, second_columns = (
-        {task: columns for (_, task), columns in each.items()} for each in answers
-    )
+    first_columns, second_columns = ({task: columns for (_, task), columns in each.items()} for each in answers)
     for job_stage, own_columns, other_columns in (
         (first, first_columns, second_columns),
         (second, second_columns, first_columns),
@@ -115,9 +113,7 @@ def _pair_task_scores(
         return None
     values = np.array([[answers[sample][-1] for sample in matching_ids] for answers in (left, right)])
     groups = [left[sample][3] for sample in matching_ids]
-    return TaskScores(
-        task, values, [left[sample][2] for sample in matching_ids], None if groups[0] is None else groups
-    )
+    return TaskScores(task, values, [left[sample][2] for sample in matching_ids], None if groups[0] is None else groups)
 
 
 def _index_answers_by_sample(columns: ColumnValues) -> dict[str, tuple[Any, ...]]:
@@ -137,10 +133,7 @@ def _index_answers_by_sample(columns: ColumnValues) -> dict[str, tuple[Any, ...]
 
 
 def _has_different_scorer(task: str, first: JobStage, second: JobStage) -> bool:
-    return (
-        get_task_fingerprints(first.results, task)["scorer"]
-        != get_task_fingerprints(second.results, task)["scorer"]
-    )
+    return get_task_fingerprints(first.results, task)["scorer"] != get_task_fingerprints(second.results, task)["scorer"]
 
 
 def _determine_role(task: str, first: JobStage, second: JobStage) -> str:

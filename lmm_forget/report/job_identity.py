@@ -19,7 +19,7 @@ def hash_base_model(results: Results) -> str:
 
 def get_task_fingerprints(results: Results, task: str) -> dict[str, str | None]:
     """What decides a task's scores beside the model: `fingerprint` of the questions, `references`, `scorer` (code)."""
-    fingerprints = ((results.get("data") or {}).get(task) or {}).get("asked") or {}
+    fingerprints = ((results.get("data") or {}).get(task) or {}).get("evaluated") or {}
     scorer = (results.get("inputs") or {}).get(f"scorer.{task}")
     return {**{name: fingerprints.get(name) for name in QUESTION_FINGERPRINTS}, "scorer": scorer}
 
@@ -27,9 +27,7 @@ def get_task_fingerprints(results: Results, task: str) -> dict[str, str | None]:
 def hash_job_inputs(results: Results) -> str:
     """Equal for jobs that read the same: base model, training data, questions, references and scorers of every task."""
     data = results.get("data") or {}
-    training_fingerprints = {
-        task: (uses.get("taught") or {}).get("fingerprint") for task, uses in data.items()
-    }
+    training_fingerprints = {task: (uses.get("trained") or {}).get("fingerprint") for task, uses in data.items()}
     return hash_json(
         [
             hash_base_model(results),
@@ -47,9 +45,7 @@ def hash_job(results: Results) -> str:
     config = results["config"]
     without_probe = {key: value for key, value in config.items() if key != "probe"}
     stages = [stage.get("key") for stage in results["stages"]]
-    return hash_json(
-        [hash_job_inputs(results), stages, without_probe, select_early_stop_config(config.get("probe"))]
-    )
+    return hash_json([hash_job_inputs(results), stages, without_probe, select_early_stop_config(config.get("probe"))])
 
 
 def have_same_fingerprint(job_results: Iterable[Results], task: str, fingerprint_name: str) -> bool:

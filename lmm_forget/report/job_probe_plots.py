@@ -34,10 +34,7 @@ def save_probe_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
         "layers_per_stage": plot_layers_per_stage(results),
     }
     return [
-        path
-        for name, figure in figures.items()
-        if figure is not None
-        for path in save_figure(figure, folder / name)
+        path for name, figure in figures.items() if figure is not None for path in save_figure(figure, folder / name)
     ]
 
 
@@ -84,9 +81,7 @@ def plot_shift_per_stage(results: Mapping[str, Any]) -> Figure | None:
 
 def plot_layers_per_stage(results: Mapping[str, Any]) -> Figure | None:
     """Norm of the change in logits that each layer's attention and MLP write, a panel per stage, on one scale."""
-    readings = [
-        each for each in iterate_readings(results, "residual_to_logit") if each.stage and each.step is None
-    ]
+    readings = [each for each in iterate_readings(results, "residual_to_logit") if each.stage and each.step is None]
     readings = [each for each in readings if each.reading["prompts"] == readings[0].reading["prompts"]]
     if not readings:
         return None
@@ -101,9 +96,7 @@ def plot_layers_per_stage(results: Mapping[str, Any]) -> Figure | None:
             for kind, label in (("attention", "attention"), ("mlp", "MLP")):
                 colour, marker = choose_colour_and_marker(0 if kind == "attention" else 1)
                 values = each.reading["folded"][kind]
-                panel.plot(
-                    range(1, len(values) + 1), values, color=colour, marker=marker, markersize=4, label=label
-                )
+                panel.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=4, label=label)
             task = results["stages"][each.stage - 1]["task"].removeprefix(TINY_PREFIX)
             panel.set_title(f"after {each.stage}: {task}", fontsize=9, loc="left")
             panel.grid(axis="y", color=TEXT_COLOUR, alpha=0.18, linewidth=0.6)

@@ -175,24 +175,16 @@ def _describe_schema_mismatch(results: Any) -> str:
 
 def is_job_folder(path: Path) -> bool:
     """Whether a folder is a job's: it holds results.json, status.json or job.yaml."""
-    return path.is_dir() and any(
-        (path / name).exists() for name in ("results.json", "status.json", "job.yaml")
-    )
+    return path.is_dir() and any((path / name).exists() for name in ("results.json", "status.json", "job.yaml"))
 
 
 def find_job_folders(folder: Path) -> list[Path]:
     """The jobs of a sweep's folder, or the folder itself if it is a job's. Raises DataError if there is none."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected multirun/<name> or multirun/<name>/<job>")
-    folders = (
-        [folder]
-        if is_job_folder(folder)
-        else sorted(path for path in folder.iterdir() if is_job_folder(path))
-    )
+    folders = [folder] if is_job_folder(folder) else sorted(path for path in folder.iterdir() if is_job_folder(path))
     if not folders:
-        raise DataError(
-            f"{folder}: holds no job, expected folders with job.yaml, status.json or results.json"
-        )
+        raise DataError(f"{folder}: holds no job, expected folders with job.yaml, status.json or results.json")
     return folders
 
 

@@ -64,11 +64,7 @@ class JobRow:
     @property
     def label(self) -> str:
         """`within`, with the model where the sweep has several."""
-        return (
-            self.label_within_model
-            if self.named_model is None
-            else f"{self.label_within_model}, {self.named_model}"
-        )
+        return self.label_within_model if self.named_model is None else f"{self.label_within_model}, {self.named_model}"
 
     @property
     def label_within_model(self) -> str:
@@ -109,11 +105,7 @@ def extract_setting_fields(config: Mapping[str, Any], trained_tasks: Iterable[st
     """
     excluded_fields = {"seed", "sequence", "tasks", *FIELDS_WITHOUT_WEIGHT_EFFECT[""]}
     setting_fields: dict[str, Any] = {
-        node: {
-            k: v
-            for k, v in value.items()
-            if k not in FIELDS_WITHOUT_WEIGHT_EFFECT.get(node, ()) or node == "data"
-        }
+        node: {k: v for k, v in value.items() if k not in FIELDS_WITHOUT_WEIGHT_EFFECT.get(node, ()) or node == "data"}
         if isinstance(value, Mapping)
         else value
         for node, value in config.items()
@@ -122,13 +114,12 @@ def extract_setting_fields(config: Mapping[str, Any], trained_tasks: Iterable[st
     nodes = config.get("tasks") or {}
     distinct_tasks = sorted(set(trained_tasks))
     setting_fields["tasks"] = {
-        task: {k: v for k, v in (nodes.get(task) or {}).items() if k not in TASK_PATH_FIELDS}
-        for task in distinct_tasks
+        task: {k: v for k, v in (nodes.get(task) or {}).items() if k not in TASK_PATH_FIELDS} for task in distinct_tasks
     }
     early_stop_config = select_early_stop_config(config.get("probe"))
     if early_stop_config:  # a drift alarm that ends stages
         setting_fields["stop"] = early_stop_config
-    return {"taught": " ".join(distinct_tasks), **dict(_iterate_leaves(setting_fields, ""))}
+    return {"trained": " ".join(distinct_tasks), **dict(_iterate_leaves(setting_fields, ""))}
 
 
 def list_heldout_tasks(results: Mapping[str, Any]) -> list[str]:
@@ -141,9 +132,7 @@ def list_heldout_tasks(results: Mapping[str, Any]) -> list[str]:
         return list(results["heldout_tasks"])
     scored_tasks, trained_tasks = results["base"]["scores"], {stage["task"] for stage in results["stages"]}
     suite = (results["config"].get("suite") or {}).get("tasks")
-    names = (
-        scored_tasks if suite is None else {name for task in suite for name in (task, f"{TINY_PREFIX}{task}")}
-    )
+    names = scored_tasks if suite is None else {name for task in suite for name in (task, f"{TINY_PREFIX}{task}")}
     return [task for task in scored_tasks if task in names and task not in trained_tasks]
 
 
@@ -154,9 +143,7 @@ def compute_mean_score(scores: Mapping[str, Mapping[str, Any]], tasks: Sequence[
 
 def list_report_notes(results: Iterable[Mapping[str, Any]]) -> list[str]:
     """What a reader must know beside the numbers."""
-    has_tiny_tasks = any(
-        task.startswith(TINY_PREFIX) for result in results for task in result["base"]["scores"]
-    )
+    has_tiny_tasks = any(task.startswith(TINY_PREFIX) for result in results for task in result["base"]["scores"])
     return [
         NOTE_TEXTS["units"],
         NOTE_TEXTS["questions"],
@@ -240,8 +227,8 @@ def _collect_costs(result: Mapping[str, Any]) -> dict[str, float | None]:
         "state_bytes": plan.get("state_bytes"),
         "peak_memory_bytes": timings.get("peak_memory_bytes"),
         "steps": None if None in steps else sum(steps),
-        "teach_seconds": sum(stage.get("teach", 0.0) for stage in stages) if stages else None,
-        "ask_seconds": sum(stage.get("ask", 0.0) for stage in stages) if stages else None,
+        "train_seconds": sum(stage.get("train", 0.0) for stage in stages) if stages else None,
+        "evaluate_seconds": sum(stage.get("evaluate", 0.0) for stage in stages) if stages else None,
         "total_seconds": timings.get("total"),
     }
 
@@ -262,16 +249,12 @@ def _add_distinguishing_labels(rows: Sequence[JobRow], results: Sequence[Mapping
             for place in places
         }
         names = sorted({name for each in leaves.values() for name in each})
-        differing_names = [
-            name for name in names if len({str(leaves[place].get(name)) for place in places}) > 1
-        ]
-        if "taught" in differing_names:  # the skills name themselves; their own settings need not
+        differing_names = [name for name in names if len({str(leaves[place].get(name)) for place in places}) > 1]
+        if "trained" in differing_names:  # the skills name themselves; their own settings need not
             differing_names = [name for name in differing_names if not name.startswith("tasks.")]
         for place in places:
             defined_names = [name for name in differing_names if leaves[place].get(name) is not None]
-            extra_labels[place] += [
-                _format_setting_field(name, leaves[place][name]) for name in defined_names[:3]
-            ]
+            extra_labels[place] += [_format_setting_field(name, leaves[place][name]) for name in defined_names[:3]]
     return [
         replace(row, extra=tuple(extra_labels[place]), named_model=str(row.model) if several_models else None)
         for place, row in enumerate(rows)
@@ -291,13 +274,11 @@ def _distinguish_by_inputs(
             continue
         for place in same_setting:
             row = rows[place]
-            extra_labels[place].append(
-                row.job if contents.count(row.content) == 1 else f"inputs {row.content[:6]}"
-            )
+            extra_labels[place].append(row.job if contents.count(row.content) == 1 else f"inputs {row.content[:6]}")
 
 
 def _format_setting_field(name: str, value: Any) -> str:
-    if name == "taught":
+    if name == "trained":
         return f"taught {str(value).replace(TINY_PREFIX, '')}"
     return f"{name.rsplit('.', 1)[-1]} {value}"
 

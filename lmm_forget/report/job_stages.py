@@ -37,9 +37,7 @@ class JobStage:
     def with_stage(self, stage: int) -> JobStage:
         """The same job at another stage. Raises ConfigError if it has none of that number."""
         if not 0 <= stage <= self.last_stage:
-            raise ConfigError(
-                f"{self.folder}@{stage}: no such stage, there are base and 1 to {self.last_stage}"
-            )
+            raise ConfigError(f"{self.folder}@{stage}: no such stage, there are base and 1 to {self.last_stage}")
         return JobStage(self.folder, stage, self.results)
 
 

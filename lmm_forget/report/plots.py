@@ -123,9 +123,7 @@ def _plot_stage_lines(axes: Axes, settings: Sequence[ExperimentSetting], labels:
     orders = {setting.tasks for setting in settings}
     stages = max((len(setting.stage_names) for setting in settings), default=0)
     is_same_order = len(orders) == 1 and None not in orders
-    _label_stage_ticks(
-        axes, settings[0].stage_names if is_same_order else [f"stage {s}" for s in range(1, stages + 1)]
-    )
+    _label_stage_ticks(axes, settings[0].stage_names if is_same_order else [f"stage {s}" for s in range(1, stages + 1)])
 
 
 def plot_targets_per_stage(results: Mapping[str, Any]) -> Figure:
@@ -204,9 +202,7 @@ def _plot_trade_offs(axes: Axes, settings: Sequence[ExperimentSetting], labels: 
     pareto_front = find_pareto_front([setting for line in lines.values() for setting in line])
     if len(pareto_front) > 1:
         x, y = ([s.figures[name]["value"] for s in pareto_front] for name in ("learning", "final"))
-        axes.plot(
-            x, y, color=TEXT_COLOUR, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, label=PARETO_FRONT_LABEL
-        )
+        axes.plot(x, y, color=TEXT_COLOUR, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, label=PARETO_FRONT_LABEL)
 
 
 def _list_setting_labels(groups: Sequence[Sequence[ExperimentSetting]]) -> list[str]:
@@ -255,9 +251,7 @@ def add_tooltip(axes: Axes, x: float, y: float, text: str) -> None:
 def format_change(estimate: Mapping[str, Any]) -> str:
     """`-79.9 [-81.6, -78.1]`, the value alone where there is no interval."""
     interval_text = (
-        ""
-        if estimate["low"] is None
-        else f" [{format_points(estimate['low'])}, {format_points(estimate['high'])}]"
+        "" if estimate["low"] is None else f" [{format_points(estimate['low'])}, {format_points(estimate['high'])}]"
     )
     return f"{format_points(estimate['value'])}{interval_text}"
 
@@ -338,9 +332,7 @@ def _plot_rate_line(
     )
     for setting, left, top in zip(settings, x, y, strict=True):
         change_texts = [format_change(setting.figures[name]) for name in ("learning", "final")]
-        add_tooltip(
-            axes, left, top, f"{setting.name}: learning {change_texts[0]}, held-out {change_texts[1]}"
-        )
+        add_tooltip(axes, left, top, f"{setting.name}: learning {change_texts[0]}, held-out {change_texts[1]}")
         if len(settings) > 1:
             axes.annotate(
                 format_learning_rate(_get_learning_rate(setting.first_row)),

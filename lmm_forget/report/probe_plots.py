@@ -54,9 +54,7 @@ def plot_probe_readings(results: Results, settings: Sequence[ExperimentSetting])
     figures: dict[str, Figure] = {}
     keys = list(
         dict.fromkeys(
-            (each.reading["prompts"], each.reading["mode"])
-            for job in jobs
-            for each in iterate_shift_readings(job)
+            (each.reading["prompts"], each.reading["mode"]) for job in jobs for each in iterate_shift_readings(job)
         )
     )
     if keys:
@@ -81,11 +79,7 @@ def choose_token_set(job_results: Mapping[str, Any], key: PromptsAndMode) -> str
             timed_reading.reading["prompts"],
             timed_reading.reading["mode"],
         ) == key and timed_reading.reading.get("mass"):
-            return (
-                "number"
-                if "number" in timed_reading.reading["mass"]
-                else next(iter(timed_reading.reading["mass"]))
-            )
+            return "number" if "number" in timed_reading.reading["mass"] else next(iter(timed_reading.reading["mass"]))
     return None
 
 
@@ -105,9 +99,7 @@ def iterate_readings(job_results: Mapping[str, Any], probe_name: str) -> Iterato
                 yield TimedReading(stage, None, float(stage), reading)
 
 
-def _plot_shift(
-    results: Results, settings: Sequence[ExperimentSetting], keys: Sequence[PromptsAndMode]
-) -> Figure:
+def _plot_shift(results: Results, settings: Sequence[ExperimentSetting], keys: Sequence[PromptsAndMode]) -> Figure:
     """Mass of a token set (and the divergence from the base) over stages and milestones, a line per setting."""
     panels: list[tuple[PromptsAndMode, str]] = []
     for key in keys:
@@ -135,9 +127,7 @@ def _plot_shift(
                 x, y = [when for when, _, _ in curve], [value for _, value, _ in curve]
                 panel.plot(x, y, color=colour, linewidth=1.4, label=labels[place])
                 for stage in (True, False):  # full: after a stage; small and hollow: within one
-                    selected_points = [
-                        (when, value) for when, value, _ in curve if (when == int(when)) == stage
-                    ]
+                    selected_points = [(when, value) for when, value, _ in curve if (when == int(when)) == stage]
                     panel.plot(
                         [when for when, _ in selected_points],
                         [value for _, value in selected_points],
@@ -149,23 +139,15 @@ def _plot_shift(
                     )
                 for when, value, moment in curve:
                     add_tooltip(panel, when, value, f"{setting.name} - {moment}: {value:.3g}")
-            name = next(
-                (n for s in settings for r in s.rows if (n := choose_token_set(results[r.job], key))), ""
-            )
+            name = next((n for s in settings for r in s.rows if (n := choose_token_set(results[r.job], key))), "")
             quantity_label = (
-                f"share of {format_token_set_name(name)} tokens"
-                if quantity == "mass"
-                else "KL from the base (nats)"
+                f"share of {format_token_set_name(name)} tokens" if quantity == "mass" else "KL from the base (nats)"
             )
-            panel.set_title(
-                f"{quantity_label}, {format_prompts_label(prompts, mode)}", fontsize=9, loc="left"
-            )
+            panel.set_title(f"{quantity_label}, {format_prompts_label(prompts, mode)}", fontsize=9, loc="left")
             stages = max(len(setting.stage_names) for setting in settings)
             is_same_order = len({setting.tasks for setting in settings}) == 1 and settings[0].tasks
             names = settings[0].stage_names if is_same_order else [f"stage {s}" for s in range(1, stages + 1)]
-            panel.set_xticks(
-                range(len(names) + 1), ["base", *(n.removeprefix(TINY_PREFIX) for n in names)], fontsize=8
-            )
+            panel.set_xticks(range(len(names) + 1), ["base", *(n.removeprefix(TINY_PREFIX) for n in names)], fontsize=8)
         axes[-1].set_xlabel(PROGRESS_AXIS_LABEL, fontsize=8.5)
         if len(settings) > 1:
             add_legend(axes[0])
@@ -210,12 +192,8 @@ def _plot_layers(results: Results, settings: Sequence[ExperimentSetting]) -> Fig
                 for here in iterate_readings(results[setting.first_row.job], "residual_to_logit")
                 if here.stage and here.step is None
             ]
-            readings = [
-                here for here in readings if here.reading["prompts"] == readings[-1].reading["prompts"]
-            ]
-            variant, unit = next(
-                (p for p in _LAYER_UNITS if readings[-1].reading.get(p[0])), _LAYER_UNITS[-1]
-            )
+            readings = [here for here in readings if here.reading["prompts"] == readings[-1].reading["prompts"]]
+            variant, unit = next((p for p in _LAYER_UNITS if readings[-1].reading.get(p[0])), _LAYER_UNITS[-1])
             for place, (side, label) in enumerate((("attention", "attention"), ("mlp", "MLP"))):
                 colour, marker = choose_colour_and_marker(place)
                 for timed_reading in readings:
@@ -234,17 +212,11 @@ def _plot_layers(results: Results, settings: Sequence[ExperimentSetting]) -> Fig
                         label=label if last else None,
                     )
                     for layer, value in enumerate(values if last else [], start=1):
-                        add_tooltip(
-                            panel, layer, value, f"{setting.name} - layer {layer}, {side}: {value:.3g}"
-                        )
+                        add_tooltip(panel, layer, value, f"{setting.name} - layer {layer}, {side}: {value:.3g}")
             panel.set_ylabel(f"norm of the change in\n{unit}", fontsize=8)
             after = setting.first_row.tasks[readings[-1].stage - 1].removeprefix(TINY_PREFIX)
             earlier = " (thin: after earlier stages)" if len(readings) > 1 else ""
-            seed = (
-                f" seed {results[setting.first_row.job]['config'].get('seed')}"
-                if len(setting.rows) > 1
-                else ""
-            )
+            seed = f" seed {results[setting.first_row.job]['config'].get('seed')}" if len(setting.rows) > 1 else ""
             prompts = readings[-1].reading["prompts"].removeprefix(TINY_PREFIX)
             title = f"{setting.name}{seed}, {prompts}, after {after}{earlier}"
             panel.set_title(title, fontsize=9, loc="left")
@@ -280,20 +252,13 @@ def _plot_shift_vs_forgetting(
                 )
                 for timed_reading in readings:
                     value = _get_quantity(timed_reading.reading, quantity, name)
-                    change = (
-                        row.heldout_per_stage[timed_reading.stage - 1]["value"]
-                        if timed_reading.stage
-                        else None
-                    )
+                    change = row.heldout_per_stage[timed_reading.stage - 1]["value"] if timed_reading.stage else None
                     if value is None or change is None or base is None:
                         continue
                     point_label = (
-                        f"{row.label} after stage {timed_reading.stage} "
-                        f"({row.tasks[timed_reading.stage - 1]})"
+                        f"{row.label} after stage {timed_reading.stage} ({row.tasks[timed_reading.stage - 1]})"
                     )
-                    points[quantity].append(
-                        (value - base, change, point_label, labels.index(row.label), row.job)
-                    )
+                    points[quantity].append((value - base, change, point_label, labels.index(row.label), row.job))
     drawable = [quantity for quantity in quantities if len(points[quantity]) > 1]
     if not drawable:
         return None

@@ -28,9 +28,7 @@ _COLUMNS = ("sample_id", "question", "references", "text", "value")
 class SampleBrowser:
     """What the browser shows; `data` goes onto the page as JSON, `notes` tell what it does not show."""
 
-    data: dict[str, Any] = field(
-        default_factory=lambda: {"jobs": [], "tasks": [], "samples": [], "pictures": []}
-    )
+    data: dict[str, Any] = field(default_factory=lambda: {"jobs": [], "tasks": [], "samples": [], "pictures": []})
     notes: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -77,9 +75,7 @@ def build_sample_browser(sweep: Sweep, settings: Sequence[ExperimentSetting]) ->
             size = [image.width, image.height]
             sample_browser.data["pictures"].append(["data:image/webp;base64," + encoded_image, *size])
         # the answer at the base is the first of any job's; all start from the same model or say otherwise
-        entry["runs"] = {
-            str(job_names.index(job)): each[key] for job, each in answers_by_job.items() if key in each
-        }
+        entry["runs"] = {str(job_names.index(job)): each[key] for job, each in answers_by_job.items() if key in each}
         sample_browser.data["samples"].append(entry)
     shown_tasks = {entry["task"] for entry in sample_browser.data["samples"]}
     heldout_tasks = {task for job in job_names for task in list_heldout_tasks(sweep.results[job])}
@@ -96,9 +92,7 @@ def build_sample_browser(sweep: Sweep, settings: Sequence[ExperimentSetting]) ->
 def _choose_shown_jobs(settings: Sequence[ExperimentSetting]) -> list[str]:
     """Jobs whose answers are shown: the first of every setting, then the second of every …"""
     max_rows = max((len(setting.rows) for setting in settings), default=0)
-    turns = [
-        setting.rows[turn].job for turn in range(max_rows) for setting in settings if turn < len(setting.rows)
-    ]
+    turns = [setting.rows[turn].job for turn in range(max_rows) for setting in settings if turn < len(setting.rows)]
     selected_jobs = set(turns[:MAX_JOBS])
     return [row.job for setting in settings for row in setting.rows if row.job in selected_jobs]
 

@@ -50,14 +50,10 @@ def choose_changed_samples(
     """
     order = sorted(scores_by_sample, key=lambda sample: hashlib.sha256(sample.encode()).digest())
     lowered = [
-        s
-        for s in order
-        if any(value < scores_by_sample[s][0] - _SCORE_TOLERANCE for value in scores_by_sample[s][1:])
+        s for s in order if any(value < scores_by_sample[s][0] - _SCORE_TOLERANCE for value in scores_by_sample[s][1:])
     ][:max_per_direction]
     raised = [
-        s
-        for s in order
-        if any(value > scores_by_sample[s][0] + _SCORE_TOLERANCE for value in scores_by_sample[s][1:])
+        s for s in order if any(value > scores_by_sample[s][0] + _SCORE_TOLERANCE for value in scores_by_sample[s][1:])
     ][:max_per_direction]
     return list(dict.fromkeys((*lowered, *raised)))
 
@@ -118,9 +114,7 @@ def read_sample_pictures(folder: Path) -> dict[tuple[str, str], SamplePicture]:
     if (table.schema.metadata or {}).get(b"lmm_forget.pictures") != PICTURES_VERSION:
         return {}
     return {
-        (row["task"], row["sample_id"]): SamplePicture(
-            row["webp"], row["width"], row["height"], row["images"]
-        )
+        (row["task"], row["sample_id"]): SamplePicture(row["webp"], row["width"], row["height"], row["images"])
         for row in table.to_pylist()
     }
 

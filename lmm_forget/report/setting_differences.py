@@ -48,9 +48,7 @@ def choose_reference_setting(settings: Sequence[ExperimentSetting]) -> Experimen
     return max(known, key=lambda s: float(s.figures["final"]["value"])) if len(known) > 1 else None
 
 
-def compare_settings_to_reference(
-    sweep: Sweep, settings: Sequence[ExperimentSetting]
-) -> list[SettingDifference]:
+def compare_settings_to_reference(sweep: Sweep, settings: Sequence[ExperimentSetting]) -> list[SettingDifference]:
     """Every other setting against the `reference` of its model; empty with more than `MOST` settings.
 
     Single jobs are paired question by question (bootstrap over images, swap test), settings of several jobs by equal
@@ -68,13 +66,9 @@ def compare_settings_to_reference(
     ]
     for figure in ("learning", "final"):
         entries = [
-            entry
-            for each in all_differences
-            if (entry := getattr(each, figure)) and entry["p_value"] is not None
+            entry for each in all_differences if (entry := getattr(each, figure)) and entry["p_value"] is not None
         ]
-        for entry, p in zip(
-            entries, apply_holm_correction([entry["p_value"] for entry in entries]), strict=True
-        ):
+        for entry, p in zip(entries, apply_holm_correction([entry["p_value"] for entry in entries]), strict=True):
             entry["p_holm"] = p
     return all_differences
 
@@ -90,8 +84,7 @@ def _compare_settings(
         (a, b)
         for a in reference_setting.rows
         for b in setting.rows
-        if (a.seed, a.tasks) == (b.seed, b.tasks)
-        and are_scored_alike(sweep.results[a.job], sweep.results[b.job])
+        if (a.seed, a.tasks) == (b.seed, b.tasks) and are_scored_alike(sweep.results[a.job], sweep.results[b.job])
     ]
     if len(pairs) == 1:
         basis = "questions" if pairs[0][0].seed is None else f"questions, seed {pairs[0][0].seed} of both"
@@ -107,9 +100,7 @@ def _compare_settings(
     learning, final = (
         _compare_figure_pairs([(a.figures[f], b.figures[f]) for a, b in pairs]) for f in ("learning", "final")
     )
-    return SettingDifference(
-        setting.name, learning, final, f"{len(pairs)} pairs of jobs", reference_setting.name
-    )
+    return SettingDifference(setting.name, learning, final, f"{len(pairs)} pairs of jobs", reference_setting.name)
 
 
 def _compare_single_jobs(
@@ -130,11 +121,7 @@ def _compare_figure_pairs(
     estimate_pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
 ) -> dict[str, Any] | None:
     """Student's paired comparison of jobs; None with fewer than two pairs."""
-    gaps = [
-        b["value"] - a["value"]
-        for a, b in estimate_pairs
-        if a["value"] is not None and b["value"] is not None
-    ]
+    gaps = [b["value"] - a["value"] for a, b in estimate_pairs if a["value"] is not None and b["value"] is not None]
     if len(gaps) < 2:
         return None
     estimate = average_over_jobs([{"value": gap} for gap in gaps])
@@ -190,10 +177,7 @@ def _compare_mean_on_stages(
     task_stages: Sequence[tuple[str, int, int]], first_answers: AnswerTables, second_answers: AnswerTables
 ) -> dict[str, Any] | None:
     try:
-        pairs = [
-            (task, first_answers[stage, task], second_answers[later, task])
-            for task, stage, later in task_stages
-        ]
+        pairs = [(task, first_answers[stage, task], second_answers[later, task]) for task, stage, later in task_stages]
         if any(_index_questions(one) != _index_questions(two) for _, one, two in pairs):
             return None
         scores: list[TaskScores] = [build_task_scores(task, [one, two]) for task, one, two in pairs]

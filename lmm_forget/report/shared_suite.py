@@ -64,13 +64,8 @@ def _add_mismatch_notes(sweep: Sweep) -> Sweep:
     jobs = sweep.results.values()
     notes = []
     for name, sentence in fingerprint_sentences:
-        tasks = {
-            task: [each for each in jobs if task in each["base"]["scores"]]
-            for task in _list_scored_tasks(sweep)
-        }
-        mismatched_tasks = [
-            task for task, those in tasks.items() if not have_same_fingerprint(those, task, name)
-        ]
+        tasks = {task: [each for each in jobs if task in each["base"]["scores"]] for task in _list_scored_tasks(sweep)}
+        mismatched_tasks = [task for task, those in tasks.items() if not have_same_fingerprint(those, task, name)]
         if mismatched_tasks:
             named = ", ".join(mismatched_tasks[:3]) + (
                 f" and {len(mismatched_tasks) - 3} more" if len(mismatched_tasks) > 3 else ""
@@ -97,20 +92,14 @@ def _recompute_heldout_figures(
     sweep: Sweep, job: str, job_results: dict[str, Any], shared_tasks: list[str]
 ) -> dict[str, Any]:
     trained_tasks = [stage["task"] for stage in job_results["stages"]]
-    answers = read_answer_table(
-        sweep.folders[job], columns=_ANSWER_COLUMNS, score_kind=get_score_kind(job_results)
-    )
+    answers = read_answer_table(sweep.folders[job], columns=_ANSWER_COLUMNS, score_kind=get_score_kind(job_results))
     tasks = [*dict.fromkeys(trained_tasks), *shared_tasks]
-    missing = [
-        task for task in tasks for stage in range(len(trained_tasks) + 1) if (stage, task) not in answers
-    ]
+    missing = [task for task in tasks for stage in range(len(trained_tasks) + 1) if (stage, task) not in answers]
     if missing:
         raise DataError(f"no answers to {missing[0]}")
     columns = {task: [answers[stage, task] for stage in range(len(trained_tasks) + 1)] for task in tasks}
     seed = job_results["config"].get("seed") or 0
-    return dict(
-        compute_figures_from_answers(trained_tasks, shared_tasks, columns, seed=seed)["heldout_forgetting"]
-    )
+    return dict(compute_figures_from_answers(trained_tasks, shared_tasks, columns, seed=seed)["heldout_forgetting"])
 
 
 def _make_undefined_figures(num_stages: int) -> dict[str, Any]:

@@ -72,9 +72,7 @@ def plot_shift_scatter(findings: Findings) -> Figure | None:
                     f"{_format_model_label(point)}: shift {value:+.3g}, held-out {change:+.1f}",
                 )
             rho = shift["figures"][name]["heldout"]["spearman"]
-            panel.set_title(
-                f"{_format_shift_label(shift)}\nSpearman {format_correlation(rho)}", fontsize=9, loc="left"
-            )
+            panel.set_title(f"{_format_shift_label(shift)}\nSpearman {format_correlation(rho)}", fontsize=9, loc="left")
             panel.set_xlabel(_format_axis_label(name), fontsize=9)
             panel.xaxis.set_major_locator(MaxNLocator(5))
             if k % columns == 0:
@@ -136,9 +134,7 @@ def format_verdicts(findings: Findings, statements: Sequence[Findings]) -> list[
         lines.append(f"{each['number']}. {each['statement']}:")
         for evidence in each["evidence"]:
             subject = (
-                evidence["recipe"]
-                if "recipe" in evidence
-                else f"{evidence['figure']}, {_format_shift_label(evidence)}"
+                evidence["recipe"] if "recipe" in evidence else f"{evidence['figure']}, {_format_shift_label(evidence)}"
             )
             lines.append(f"   - {subject}: **{evidence['verdict']}** ({evidence['why']})")
         if not each["evidence"]:
@@ -170,8 +166,8 @@ def format_flip_rows(flip_counts: Sequence[Findings]) -> list[tuple[str, ...]]:
         (
             str(row["job"]),
             _strip_tiny_prefix(row["task"]),
-            str(row["turned_wrong"]),
-            *(str(row["said_instead"][kind]) for kind in REPLY_FORMATS),
+            str(row["right_to_wrong"]),
+            *(str(row["changed_formats"][kind]) for kind in REPLY_FORMATS),
         )
         for row in flip_counts
     ]
@@ -183,9 +179,7 @@ def _format_shift_tables(findings: Findings, recipes: Sequence[str]) -> Iterator
         (p["stage"], p["task"], p["step"])
         for p in sorted(findings["points"], key=lambda p: (p["stage"], p["step"] or float("inf")))
     )
-    column_names = [
-        f"{_strip_tiny_prefix(task)}{'' if step is None else f', step {step}'}" for _, task, step in places
-    ]
+    column_names = [f"{_strip_tiny_prefix(task)}{'' if step is None else f', step {step}'}" for _, task, step in places]
     for shift, name in _list_deciding_figures(findings):
         key, base = f"{shift['prompts']}/{shift['mode']}", shift["base"].get(name)
         yield from (
@@ -252,9 +246,7 @@ def _add_recipe_legend(figure: Figure, recipes: Sequence[str], has_milestones: b
     handles = []
     for place, recipe in enumerate(recipes):
         colour, marker = choose_colour_and_marker(place)
-        handles.append(
-            Line2D([], [], color=colour, marker=marker, markersize=5, linestyle="none", label=recipe)
-        )
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, linestyle="none", label=recipe))
     if has_milestones:
         hollow = Line2D([], [], color=TEXT_COLOUR, marker="o", markersize=5, linestyle="none")
         hollow.set(markerfacecolor="none", label="hollow: within a stage")

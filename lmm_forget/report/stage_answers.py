@@ -44,9 +44,7 @@ def read_answer_table(
             raise DataError(
                 f"{path}: answers of version {found_version}, this version reads {ANSWERS_VERSION.decode()}"
             )
-        source_columns = {
-            name: "compat" if name == "value" and score_kind == "compat" else name for name in columns
-        }
+        source_columns = {name: "compat" if name == "value" and score_kind == "compat" else name for name in columns}
         missing = sorted({"stage", "task", *source_columns.values()} - set(schema.names))
         if missing:
             raise DataError(f"{path}: has no column {missing[0]}")
@@ -69,9 +67,7 @@ def read_answer_table(
             continue
         part = table.slice(start, end - start)
         values = {name: part[source_columns[name]].to_pylist() for name in columns}
-        task_columns = columns_by_task.setdefault(
-            (int(stage[start]), task[start]), {name: [] for name in columns}
-        )
+        task_columns = columns_by_task.setdefault((int(stage[start]), task[start]), {name: [] for name in columns})
         for name in columns:
             task_columns[name].extend(values[name])
     return columns_by_task

@@ -51,9 +51,7 @@ def write_sweep_summary(folder: Path) -> dict[str, Any]:
     svg_documents = {name: render_svg(figure) for name, figure in figures_by_name.items()}
     for name, figure in figures_by_name.items():
         save_figure(figure, folder / name, svg_documents[name])
-    write_atomic(
-        folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    write_atomic(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomic(
         folder / "summary.md",
         render_markdown(summary, rows, settings, sweep.unfinished, list(figures_by_name)),

@@ -52,17 +52,13 @@ def print_sweep_table(
     for note in notes if rows else ():
         console.print(Text(note, style="dim"))
     for job in unfinished:
-        console.print(
-            Text.assemble((f"{job.state}: ", "bold red"), job.job, f" - {job.error}" if job.error else "")
-        )
+        console.print(Text.assemble((f"{job.state}: ", "bold red"), job.job, f" - {job.error}" if job.error else ""))
 
 
 def build_sweep_table(rows: Sequence[JobRow], width: int = 80) -> Table:
     """A rich table of jobs; below `_WIDE_COLUMNS` columns the choices share the first column."""
     is_wide = width >= _WIDE_COLUMNS
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1 if is_wide else 0, 0, 0), pad_edge=False, show_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1 if is_wide else 0, 0, 0), pad_edge=False, show_edge=False)
     table.add_column(
         "recipe" if is_wide else "recipe\nparameters, rate", overflow="fold", max_width=30 if is_wide else 18
     )
@@ -73,9 +69,7 @@ def build_sweep_table(rows: Sequence[JobRow], width: int = 80) -> Table:
         table.add_column(_FIGURE_HEADINGS[figure], justify="right", no_wrap=True)
     ambiguous_labels = _find_ambiguous_labels(rows)
     for row in rows:
-        figures = [
-            _format_figure_cell(figure, row.figures[figure], use_brackets=is_wide) for figure in FIGURE_TITLES
-        ]
+        figures = [_format_figure_cell(figure, row.figures[figure], use_brackets=is_wide) for figure in FIGURE_TITLES]
         name = Text(row.label, style="bold")
         if is_wide:
             table.add_row(
@@ -116,9 +110,7 @@ def build_spread_table(spreads: Sequence[Mapping[str, Any]]) -> Table:
                 "low": figure_spread["low"],
                 "high": figure_spread["high"],
             }
-            lines_below = (
-                [format_interval(estimate, use_brackets=False)] if figure_spread["low"] is not None else []
-            )
+            lines_below = [format_interval(estimate, use_brackets=False)] if figure_spread["low"] is not None else []
             lines_below += [f"sd {figure_spread['sd']:.1f}"] if figure_spread["sd"] is not None else []
             cells.append(_stack_text(format_marked_value(figure, estimate), "\n".join(lines_below)))
         table.add_row(Text(f"{entry['label']}\n{entry['jobs']} jobs, {entry['rates']}"), *cells)
@@ -140,9 +132,7 @@ def format_marked_value(figure: str, estimate: Estimate) -> str:
 
 
 def _format_figure_cell(figure: str, estimate: Estimate, *, use_brackets: bool) -> Text:
-    return _stack_text(
-        format_marked_value(figure, estimate), format_interval(estimate, use_brackets=use_brackets)
-    )
+    return _stack_text(format_marked_value(figure, estimate), format_interval(estimate, use_brackets=use_brackets))
 
 
 def _stack_text(value: str, below: str) -> Text:

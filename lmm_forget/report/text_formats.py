@@ -23,8 +23,8 @@ _COST_COLUMNS = (
     "state_bytes",
     "peak_memory_bytes",
     "steps",
-    "teach_seconds",
-    "ask_seconds",
+    "train_seconds",
+    "evaluate_seconds",
     "total_seconds",
 )
 
@@ -182,9 +182,7 @@ def format_missing_jobs(num_finished: int, unfinished: Sequence[UnfinishedJob]) 
 
 def format_job_count(setting: ExperimentSetting) -> str:
     """`3`, or `2 of 3` where jobs of the setting are missing."""
-    return str(len(setting.rows)) + (
-        f" of {len(setting.rows) + len(setting.missing)}" if setting.missing else ""
-    )
+    return str(len(setting.rows)) + (f" of {len(setting.rows) + len(setting.missing)}" if setting.missing else "")
 
 
 def format_parameters_and_rates(row: JobRow) -> list[str]:
@@ -244,6 +242,4 @@ def _format_latex_estimate(figure: str, estimate: Mapping[str, Any]) -> str:
     value = f"${format_points(estimate['value'])}{mark}$"
     if estimate["low"] is None:
         return value
-    return (
-        f"{value} {{\\scriptsize $[{format_points(estimate['low'])},\\,{format_points(estimate['high'])}]$}}"
-    )
+    return f"{value} {{\\scriptsize $[{format_points(estimate['low'])},\\,{format_points(estimate['high'])}]$}}"

@@ -25,15 +25,11 @@ def format_sweep_question(settings: Sequence[ExperimentSetting]) -> str:
             f"At which learning rate does {settings[0].first_row.label_within_model} learn {tasks_text} without "
             "forgetting?"
         )
-    knowledge_text = (
-        "what the model knew" if len(group_settings_by_model(settings)) == 1 else "what each model knew"
-    )
+    knowledge_text = "what the model knew" if len(group_settings_by_model(settings)) == 1 else "what each model knew"
     return f"Which recipe learns {tasks_text} without forgetting {knowledge_text}?"
 
 
-def format_sweep_answer(
-    settings: Sequence[ExperimentSetting], differences: Sequence[SettingDifference] = ()
-) -> str:
+def format_sweep_answer(settings: Sequence[ExperimentSetting], differences: Sequence[SettingDifference] = ()) -> str:
     """The answer in a line or two, one such for each model; `compared` are the differences to what forgot least.
 
     A setting counts as having learned or forgotten where its interval excludes zero, or that of each of its jobs does
@@ -58,9 +54,7 @@ def format_sweep_answer(
     return "\n".join(lines)
 
 
-def _format_answer_for_model(
-    settings: Sequence[ExperimentSetting], differences: Sequence[SettingDifference]
-) -> str:
+def _format_answer_for_model(settings: Sequence[ExperimentSetting], differences: Sequence[SettingDifference]) -> str:
     settings_with_figures = [s for s in settings if s.figures["learning"]["value"] is not None]
     if not settings_with_figures:
         return "No job has finished yet."
@@ -80,8 +74,7 @@ def _format_answer_for_model(
     if settings_without_forgetting:
         best = max(settings_without_forgetting, key=_get_learning)
         sentence = (
-            f"{best.name}: it learned {_format_figure_points(best, 'learning')} and "
-            f"{_format_heldout_cost(best)}."
+            f"{best.name}: it learned {_format_figure_points(best, 'learning')} and {_format_heldout_cost(best)}."
         )
         better_learners = [s for s in learned if _get_learning(s) > _get_learning(best)]
         if better_learners:
@@ -103,12 +96,10 @@ def _format_nothing_learned(settings: Sequence[ExperimentSetting], *, is_single:
         )
     if is_single:
         return (
-            f"It learned no more than chance allows ({best.name}: "
-            f"{_format_figure_points(best, 'learning')}){suffix}."
+            f"It learned no more than chance allows ({best.name}: {_format_figure_points(best, 'learning')}){suffix}."
         )
     return (
-        f"None learned more than chance allows (best: {best.name}, "
-        f"{_format_figure_points(best, 'learning')}){suffix}."
+        f"None learned more than chance allows (best: {best.name}, {_format_figure_points(best, 'learning')}){suffix}."
     )
 
 
@@ -132,11 +123,7 @@ def _format_all_forgot(
         (d.learning for d in differences if (d.name, d.against) == (best_learner.name, least_forgetful.name)),
         None,
     )
-    if (
-        learning_difference is not None
-        and learning_difference["low"] is not None
-        and learning_difference["low"] <= 0
-    ):
+    if learning_difference is not None and learning_difference["low"] is not None and learning_difference["low"] <= 0:
         return f"{sentence} No other learned more beyond chance."
     return (
         f"{sentence} {best_learner.name} learned most, {_format_figure_points(best_learner, 'learning')}, and "
@@ -147,9 +134,7 @@ def _format_all_forgot(
 def find_pareto_front(settings: Sequence[ExperimentSetting]) -> list[ExperimentSetting]:
     """The settings of one model that no other beats in both learning and held-out forgetting, by learning."""
     settings_with_figures = [
-        s
-        for s in settings
-        if s.figures["learning"]["value"] is not None and s.figures["final"]["value"] is not None
+        s for s in settings if s.figures["learning"]["value"] is not None and s.figures["final"]["value"] is not None
     ]
     non_dominated = [
         s

@@ -46,32 +46,22 @@ def build_workspace(spec: DashboardSpec) -> Workspace:
         import wandb_workspaces.workspaces as parts
         from wandb_workspaces import expr
     except ImportError:
-        raise ConfigError(
-            "dashboards need the package wandb-workspaces: pip install 'lmm-forget[dashboard]'"
-        ) from None
+        raise ConfigError("dashboards need the package wandb-workspaces: pip install 'lmm-forget[dashboard]'") from None
     sections = [
         _create_section("Learning against forgetting", _create_figure_panels(), columns=3),
         _create_section("Held-out abilities per stage", _create_stage_panels(), columns=2),
         _create_section(
             "Benchmarks",
-            [
-                _create_stage_line_plot(metric_names.format_score_metric_name(task), task)
-                for task in spec.suite
-            ],
+            [_create_stage_line_plot(metric_names.format_score_metric_name(task), task) for task in spec.suite],
             columns=4,
         ),
         _create_section(
             "Skills",
-            [
-                _create_stage_line_plot(metric_names.format_score_metric_name(task), task)
-                for task in spec.targets
-            ],
+            [_create_stage_line_plot(metric_names.format_score_metric_name(task), task) for task in spec.targets],
             columns=4,
         ),
         _create_section("Probes", _create_probe_panels(), columns=2),
-        _create_section(
-            "Answers", [blocks.WeavePanelSummaryTable(table_name=metric_names.ANSWERS_TABLE)], columns=1
-        ),
+        _create_section("Answers", [blocks.WeavePanelSummaryTable(table_name=metric_names.ANSWERS_TABLE)], columns=1),
         _create_section("Training", _create_training_panels(), columns=2),
         _create_section("Runs side by side", [blocks.RunComparer(diff_only="split")], columns=1),
     ]
@@ -199,9 +189,7 @@ def _create_training_panels() -> list[Any]:
         metric_names.GRAD_NORM: "Gradient norm",
         metric_names.SAMPLES_PER_S: "Samples per second",
     }
-    return [
-        _create_line_plot(title, x=metric_names.GLOBAL_STEP_AXIS, y=[name]) for name, title in curves.items()
-    ]
+    return [_create_line_plot(title, x=metric_names.GLOBAL_STEP_AXIS, y=[name]) for name, title in curves.items()]
 
 
 def _create_stage_line_plot(metric: str, title: str) -> Any:

@@ -75,9 +75,7 @@ class Store:
 
     def read_record(self, key: str) -> dict[str, Any]:
         """A record as it lies there. Raises FileNotFoundError, and ValueError for one that cannot be trusted."""
-        record = load_json_with_checksum(
-            (self.get_stage_folder(key) / RECORD_FILE).read_text(encoding="utf-8")
-        )
+        record = load_json_with_checksum((self.get_stage_folder(key) / RECORD_FILE).read_text(encoding="utf-8"))
         if record.get("schema") != RECORD_SCHEMA:
             raise ValueError(f"its schema is {record.get('schema')}, this version reads {RECORD_SCHEMA}")
         if record.get("key") != key:
@@ -88,9 +86,7 @@ class Store:
         """All tensors that a stage moved, see `tensors`."""
         return dict(self.iterate_delta_tensors(key))
 
-    def iterate_delta_tensors(
-        self, key: str, names: Collection[str] | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
+    def iterate_delta_tensors(self, key: str, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """The tensors that a stage moved (those in `names`; default all), one by one, each checked.
 
         Raises Damaged, after the stage was moved aside, if anything is not what its record says.
@@ -139,9 +135,7 @@ class Store:
                 shutil.rmtree(draft, ignore_errors=True)
             fsync_path(final.parent)
 
-    def find_cached_stage_key(
-        self, config_key: str, input_fingerprints: Mapping[str, str] | None = None
-    ) -> str | None:
+    def find_cached_stage_key(self, config_key: str, input_fingerprints: Mapping[str, str] | None = None) -> str | None:
         """The stage that a path of configurations led to last time; a hint for planning, not a proof.
 
         With `inputs` only where it was made from files and code with these fingerprints (see `store.inputs`).
@@ -255,13 +249,9 @@ def read_delta_tensors(
         stored_names = set(file.keys())
         unknown_kinds = sorted({str(kinds.get(name)) for name in stored_names} - {"replace"})
         if unknown_kinds:
-            raise ValueError(
-                f"it holds entries of kind {', '.join(unknown_kinds)}; this version knows only replace"
-            )
+            raise ValueError(f"it holds entries of kind {', '.join(unknown_kinds)}; this version knows only replace")
         if stored_names != set(hashes):
-            raise ValueError(
-                f"it holds other tensors than its record, {min(stored_names ^ set(hashes))} for one"
-            )
+            raise ValueError(f"it holds other tensors than its record, {min(stored_names ^ set(hashes))} for one")
         for name in sorted(stored_names if names is None else names):
             tensor = file.get_tensor(name)
             if hash_tensor(tensor) != hashes[name]:

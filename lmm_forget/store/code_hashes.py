@@ -100,9 +100,7 @@ def _find_user_source(module_name: str) -> Path | None:
     if file is None or not file.endswith(".py"):
         return None
     path = Path(file)
-    is_installed = {"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(
-        _STANDARD_LIBRARY
-    )
+    is_installed = {"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(_STANDARD_LIBRARY)
     return None if is_installed else path
 
 

@@ -111,9 +111,7 @@ def describe_input_changes(
 ) -> list[str]:
     """What changed between two readings of a job's inputs, in words; what cannot be read now is no change."""
     names = sorted({*old_fingerprints, *new_fingerprints} - unreadable.keys())
-    return [
-        _describe_input(name) for name in names if old_fingerprints.get(name) != new_fingerprints.get(name)
-    ]
+    return [_describe_input(name) for name in names if old_fingerprints.get(name) != new_fingerprints.get(name)]
 
 
 def select_training_inputs(fingerprints: Mapping[str, str], tasks: Iterable[str]) -> dict[str, str]:

@@ -34,9 +34,7 @@ FIELDS_WITHOUT_WEIGHT_EFFECT: Mapping[str, frozenset[str]] = {
             "probe",
         }
     ),
-    "hardware": frozenset(
-        {"devices", "nodes", "strategy", "micro_batch", "workers", "threads", "jobs", "eval_batch"}
-    ),
+    "hardware": frozenset({"devices", "nodes", "strategy", "micro_batch_size", "num_workers", "threads", "max_parallel_jobs", "eval_batch_size"}),
     "data": frozenset({"eval_samples", "validation", "scoring"}),
     "training": frozenset({"learning_rate_source"}),
     "model": frozenset({"path"}),
@@ -73,9 +71,7 @@ def select_early_stop_config(probe_config: Any) -> dict[str, Any] | None:
     """The part of a resolved `probe` node that moves weights: a drift alarm that ends stages; None without one."""
     if not isinstance(probe_config, Mapping):
         return None
-    bounds = {
-        name: bound for name, bound in (probe_config.get("stop_when") or {}).items() if bound is not None
-    }
+    bounds = {name: bound for name, bound in (probe_config.get("stop_when") or {}).items() if bound is not None}
     if not bounds or probe_config.get("on_alarm") != "stop":
         return None
     kept_fields = ("token_sets", "forced_on", "n", "alarm_n", "alarm_every")
@@ -129,9 +125,7 @@ def compute_stage_key(
         "parent": parent_weights_hash,
         "data": data_fingerprint,
         "model": dict(model_fingerprints),
-        "code": {
-            name: code_hash for name, code_hash in (code_fingerprints or {}).items() if code_hash is not None
-        },
+        "code": {name: code_hash for name, code_hash in (code_fingerprints or {}).items() if code_hash is not None},
         "versions": _select_library_versions(versions),
         "training_semantics": TRAINING_SEMANTICS_VERSION,
     }

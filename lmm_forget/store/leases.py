@@ -53,9 +53,7 @@ class LeaseManager:
         self._last_seen: dict[Path, tuple[str, float]] = {}
 
     @contextmanager
-    def acquire(
-        self, name: str, *, on_wait: Callable[[str], None] | None = None, wait: bool = True
-    ) -> Iterator[bool]:
+    def acquire(self, name: str, *, on_wait: Callable[[str], None] | None = None, wait: bool = True) -> Iterator[bool]:
         """Hold the claim `name` for the block; yields whether it is held (always, with `wait`).
 
         `waiting(holder)` is called once when somebody else holds it. Raises OSError where the folder cannot be written.
@@ -134,9 +132,7 @@ class LeaseManager:
 
     def _start_heartbeat(self) -> None:
         if self.beat is not None and (self._thread is None or not self._thread.is_alive()):
-            self._thread = threading.Thread(
-                target=self._run_heartbeat, args=(self.beat,), name="claims", daemon=True
-            )
+            self._thread = threading.Thread(target=self._run_heartbeat, args=(self.beat,), name="claims", daemon=True)
             self._thread.start()
 
     def _run_heartbeat(self, interval: float) -> None:
@@ -193,10 +189,7 @@ def _create_exclusive(path: Path, text: str) -> bool:
 
 
 def _format_lease(nonce: str, heartbeat_count: int) -> str:
-    return (
-        json.dumps({**asdict(ProcessId.current()), "nonce": nonce, "beat": heartbeat_count}, sort_keys=True)
-        + "\n"
-    )
+    return json.dumps({**asdict(ProcessId.current()), "nonce": nonce, "beat": heartbeat_count}, sort_keys=True) + "\n"
 
 
 def _read_lease(path: Path) -> dict[str, Any] | None:

@@ -62,9 +62,7 @@ def list_entries(store: Store) -> list[StoreEntry]:
         ("damaged", QUARANTINE_FOLDER),
     ):
         for path in sorted(_list_visible_paths(store.root / folder)):
-            entries.append(
-                StoreEntry(kind, path.name, _measure_size(path), _describe_entry(kind, path), path)
-            )
+            entries.append(StoreEntry(kind, path.name, _measure_size(path), _describe_entry(kind, path), path))
     for key, files in probe_cache.list_probe_files(store.root).items():
         entries.append(
             StoreEntry(
@@ -78,9 +76,7 @@ def list_entries(store: Store) -> list[StoreEntry]:
     return sorted(entries, key=lambda item: ENTRY_KINDS.index(item.kind))
 
 
-def find_entry(
-    store: Store, key: str, kinds: tuple[str, ...] = ENTRY_KINDS, min_length: int = 1
-) -> StoreEntry:
+def find_entry(store: Store, key: str, kinds: tuple[str, ...] = ENTRY_KINDS, min_length: int = 1) -> StoreEntry:
     """The one item whose key begins with `key`; a whole key is meant before the beginning of another one.
 
     Raises StoreError for none or several, for a blank key, and for one of fewer than `least` characters.
@@ -123,20 +119,16 @@ def verify_entry(store: Store, entry: StoreEntry) -> VerificationFailure | None:
                 )
         elif entry.kind == "partial":
             for state in entry.path.glob(f"step-*/{STATE_FILE}"):
-                if load_json_with_checksum(state.read_text(encoding="utf-8"))[
-                    "tensors"
-                ] != compute_file_checksum(state.with_name(TENSORS_FILE)):
-                    return VerificationFailure(
-                        entry, f"{state.parent.name}/{TENSORS_FILE} does not match its checksum"
-                    )
+                if load_json_with_checksum(state.read_text(encoding="utf-8"))["tensors"] != compute_file_checksum(
+                    state.with_name(TENSORS_FILE)
+                ):
+                    return VerificationFailure(entry, f"{state.parent.name}/{TENSORS_FILE} does not match its checksum")
     except Exception as error:  # whatever a damaged file makes its reader say
         return VerificationFailure(entry, " ".join(f"{error or type(error).__name__}".split()))
     return None
 
 
-def collect_references(
-    run_folders: Iterable[Path], store_folder: Path | None = None
-) -> tuple[dict[str, Path], int]:
+def collect_references(run_folders: Iterable[Path], store_folder: Path | None = None) -> tuple[dict[str, Path], int]:
     """(every key that a job folder below `runs` refers to, with one file that names it; number of those folders).
 
     Links are followed, each folder is read once, and `store` (a store's folder) is not looked into. Raises StoreError
@@ -227,9 +219,7 @@ def find_lease_holder(store: Store, entry: StoreEntry) -> str | None:
     """Who works on an item now; None if nobody does."""
     names = ("probe", "imprint") if entry.kind == "probe" else ("stage",)
     lease_names = [f"{name}-{entry.key}" for name in names]
-    return next(
-        (store.leases.describe_holder(claim) for claim in lease_names if store.leases.is_live(claim)), None
-    )
+    return next((store.leases.describe_holder(claim) for claim in lease_names if store.leases.is_live(claim)), None)
 
 
 def remove_entry(store: Store, entry: StoreEntry) -> None:
@@ -261,9 +251,7 @@ def find_leftover_drafts(store: Store) -> Iterator[Path]:
             for path in sorted((store.root / folder).iterdir()):
                 if path.name.startswith(".") and not store.leases.is_live(f"stage-{path.name.split('.')[1]}"):
                     yield path
-    if (
-        not store.leases.has_live_leases()
-    ):  # whoever looks into a model holds some claim, of the stage if no other
+    if not store.leases.has_live_leases():  # whoever looks into a model holds some claim, of the stage if no other
         yield from probe_cache.find_incomplete_probe_files(store.root)
 
 

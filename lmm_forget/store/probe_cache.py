@@ -42,12 +42,8 @@ def list_probe_files(store_root: Path) -> dict[str, list[Path]]:
 
 def find_incomplete_probe_files(store_root: Path) -> Iterator[Path]:
     """Drafts, and rows whose look was never finished."""
-    for path in (
-        sorted((store_root / PROBES_FOLDER).iterdir()) if (store_root / PROBES_FOLDER).is_dir() else ()
-    ):
-        if path.name.startswith(".") or (
-            path.suffix == PARQUET_SUFFIX and not path.with_suffix(JSON_SUFFIX).exists()
-        ):
+    for path in sorted((store_root / PROBES_FOLDER).iterdir()) if (store_root / PROBES_FOLDER).is_dir() else ():
+        if path.name.startswith(".") or (path.suffix == PARQUET_SUFFIX and not path.with_suffix(JSON_SUFFIX).exists()):
             yield path
 
 

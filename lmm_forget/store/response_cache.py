@@ -60,8 +60,7 @@ class ResponseCache:
         line = dump_json_with_checksum(
             {
                 "answers": {
-                    key: [response.text, response.tokens, response.logit_margin]
-                    for key, response in responses.items()
+                    key: [response.text, response.tokens, response.logit_margin] for key, response in responses.items()
                 }
             },
             indent=None,
@@ -119,8 +118,7 @@ def _parse_batch(line: bytes) -> dict[str, CachedResponse]:
     try:
         content: Any = load_json_with_checksum(line.decode("utf-8"))["answers"]
         responses = {
-            str(key): CachedResponse(str(text), int(tokens), float(gap))
-            for key, (text, tokens, gap) in content.items()
+            str(key): CachedResponse(str(text), int(tokens), float(gap)) for key, (text, tokens, gap) in content.items()
         }
     except (UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(str(error)) from None

@@ -56,9 +56,7 @@ class StageCheckpoints:
                 content = {**state, "schema": CHECKPOINT_SCHEMA, "key": self.key, "step": step}
                 write_atomic(
                     step_folder / STATE_FILE,
-                    dump_json_with_checksum(
-                        {**content, "tensors": compute_file_checksum(step_folder / TENSORS_FILE)}
-                    ),
+                    dump_json_with_checksum({**content, "tensors": compute_file_checksum(step_folder / TENSORS_FILE)}),
                 )
                 fsync_path(self.folder)
             except BaseException:

@@ -28,9 +28,7 @@ class ArrowRowDecoder:
     def class_labels(self) -> dict[str, list[str]]:
         """The names of every column of class labels, by number."""
         return {
-            name: list(found)
-            for name, one in self.features.items()
-            if (found := _get_label_names(one)) is not None
+            name: list(found) for name, one in self.features.items() if (found := _get_label_names(one)) is not None
         }
 
     def decode_rows(self, table: Any) -> list[dict[str, Any]]:
@@ -64,28 +62,17 @@ def _make_converter(arrow_type: Any, feature: Any) -> ValueConverter | None:
     if pa.types.is_float32(arrow_type) or pa.types.is_float16(arrow_type):
         numpy_type = np.float32 if pa.types.is_float32(arrow_type) else np.float16
         return lambda value: None if value is None else numpy_type(value)
-    if (
-        pa.types.is_list(arrow_type)
-        or pa.types.is_large_list(arrow_type)
-        or pa.types.is_fixed_size_list(arrow_type)
-    ):
+    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type):
         convert_element = _make_converter(arrow_type.value_type, _get_element_feature(feature))
-        return convert_element and (
-            lambda value: None if value is None else [convert_element(one) for one in value]
-        )
+        return convert_element and (lambda value: None if value is None else [convert_element(one) for one in value])
     if pa.types.is_struct(arrow_type):
         fields = feature if isinstance(feature, Mapping) else {}
-        field_converters = {
-            part.name: _make_converter(part.type, fields.get(part.name)) for part in arrow_type
-        }
+        field_converters = {part.name: _make_converter(part.type, fields.get(part.name)) for part in arrow_type}
         if any(field_converters.values()):
             return lambda value: (
                 None
                 if value is None
-                else {
-                    name: (field_converters.get(name) or _return_unchanged)(one)
-                    for name, one in value.items()
-                }
+                else {name: (field_converters.get(name) or _return_unchanged)(one) for name, one in value.items()}
             )
     return None
 

@@ -37,18 +37,12 @@ def apply_bad_sample_policy(
     first = next(iter(bad_samples.values()))
     message = f"{len(bad_samples)} of {total} {noun} cannot be {participle} (first: {first}"
     if on_bad_sample == "fail":
-        further_ids = [
-            reason.partition(": ")[0] for reason in list(bad_samples.values())[1 : MAX_NAMED_SAMPLES + 1]
-        ]
+        further_ids = [reason.partition(": ")[0] for reason in list(bad_samples.values())[1 : MAX_NAMED_SAMPLES + 1]]
         further_text = (
             f"; then {', '.join(further_ids)}{', …' if len(bad_samples) > MAX_NAMED_SAMPLES + 1 else ''}"
             if further_ids
             else ""
         )
-        raise DataError(
-            f"task {task_name}: {message}{further_text}); data.on_bad_sample=skip leaves them out"
-        )
+        raise DataError(f"task {task_name}: {message}{further_text}); data.on_bad_sample=skip leaves them out")
     if len(bad_samples) == total:
-        raise DataError(
-            f"task {task_name}: {message}): none is left; none of the {total} {noun} can be {participle}"
-        )
+        raise DataError(f"task {task_name}: {message}): none is left; none of the {total} {noun} can be {participle}")

@@ -54,9 +54,7 @@ def parse_exchanges(item: Mapping[str, Any], image_names: Sequence[str], locatio
     one, questions and answers that do not alternate, pictures in anything but a question, a system turn behind the
     last answer, and as many marks as there are not images.
     """
-    turns = [
-        _parse_turn(turn, location, number) for number, turn in enumerate(_get_turn_list(item, location))
-    ]
+    turns = [_parse_turn(turn, location, number) for number, turn in enumerate(_get_turn_list(item, location))]
     spoken = [turn for turn in turns if turn.role != "system"]
     if len(spoken) % 2 or not spoken:
         raise DataError(f"{location}: {len(spoken)} turns; questions and answers must alternate")
@@ -68,9 +66,7 @@ def parse_exchanges(item: Mapping[str, Any], image_names: Sequence[str], locatio
                 "alternate"
             )
     if turns[-1].role == "system":
-        raise DataError(
-            f"{location}: a system turn behind the last answer, which no question can be asked with"
-        )
+        raise DataError(f"{location}: a system turn behind the last answer, which no question can be asked with")
     mark_count = sum(name is None for turn in turns for name in turn.image_names)
     if mark_count != len(image_names):
         raise DataError(
@@ -168,9 +164,7 @@ def _parse_content(content: Any, location: str) -> tuple[str, tuple[str | None, 
             image_names.append(_get_part_image_name(part, location))
         else:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise DataError(
-                f"{location} has a part of type {str(kind)[:40]!r}; there are text, image and image_url"
-            )
+            raise DataError(f"{location} has a part of type {str(kind)[:40]!r}; there are text, image and image_url")
     return convert_to_text(text, location), tuple(image_names)
 
 

@@ -137,9 +137,7 @@ class DatasetSplit:
         source = self.source
         if source.path is None:
             if source.hub is None:
-                raise DataError(
-                    f"task {source.task_name}: neither hub nor path says where {source.split} lies"
-                )
+                raise DataError(f"task {source.task_name}: neither hub nor path says where {source.split} lies")
             builder = load_dataset_builder(source.hub, source.config, revision=source.revision)
         else:
             builder = self._make_local_builder(Path(source.path).expanduser())
@@ -239,11 +237,7 @@ class DatasetSplit:
     @property
     def class_labels(self) -> dict[str, list[str]]:
         """The names of the class labels, of every column that is read and holds some."""
-        return {
-            name: names
-            for name, names in self._row_decoder.class_labels.items()
-            if name in self.source.columns
-        }
+        return {name: names for name, names in self._row_decoder.class_labels.items() if name in self.source.columns}
 
     def resolve_label(self, column: str, value: Any) -> Any:
         """A value as `rows` shows it: of a class label the name, also where its number is given."""
@@ -284,10 +278,7 @@ class DatasetSplit:
         if column not in self._image_files:
             batches = self._dataset.select_columns([column]).with_format("arrow").iter(STREAM_BATCH_SIZE)
             names = (
-                name
-                for part in batches
-                for chunk in part.column(column).chunks
-                for name in _iterate_image_paths(chunk)
+                name for part in batches for chunk in part.column(column).chunks for name in _iterate_image_paths(chunk)
             )
             self._image_files[column] = list(dict.fromkeys(names))
         return self._image_files[column]
@@ -379,9 +370,7 @@ def explain_load_error(error: Exception, source: DatasetSource) -> DataError:
     if kinds & {"GatedRepoError"}:
         return DataError(f"{prefix} needs access: accept its terms on the hub, then `hf auth login`")
     if source.path is None and kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return DataError(
-            f"{prefix} is not on the hub (or not for you to read); check the id, or `hf auth login`"
-        )
+        return DataError(f"{prefix} is not on the hub (or not for you to read); check the id, or `hf auth login`")
     if source.path is None and kinds & _NETWORK_ERRORS:
         return DataError(
             f"{prefix} cannot be reached (no network, and it is not in the cache); "

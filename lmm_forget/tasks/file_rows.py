@@ -157,9 +157,7 @@ def _parse_json_object(line: bytes, location: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{location}: not valid JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
-        raise DataError(
-            f"{location}: a {type(values).__name__}, not an object {{...}}; write one object per line"
-        )
+        raise DataError(f"{location}: a {type(values).__name__}, not an object {{...}}; write one object per line")
     return values
 
 
@@ -191,9 +189,7 @@ def build_file_row(values: dict[str, Any], location: str, images_root: Path) -> 
     raw_question = _require_value(values, location, "question")
     mark_count = raw_question.count(IMAGE_MARK) if isinstance(raw_question, str) else 0
     if mark_count not in (0, len(images)):
-        raise DataError(
-            f"{location}: {mark_count} {IMAGE_MARK} mark{'s' * (mark_count != 1)} and {len(images)} images"
-        )
+        raise DataError(f"{location}: {mark_count} {IMAGE_MARK} mark{'s' * (mark_count != 1)} and {len(images)} images")
     return FileRow(
         id=convert_to_text(_require_value(values, location, "id"), f"{location}: 'id'"),
         location=row_location,

@@ -79,9 +79,7 @@ class SampleImages:
         )
 
 
-def cluster_rows(
-    rows: Sequence[FileRow], inspections: Mapping[ImageSource, ImageInspection]
-) -> list[ImageCluster]:
+def cluster_rows(rows: Sequence[FileRow], inspections: Mapping[ImageSource, ImageInspection]) -> list[ImageCluster]:
     """The cluster of every row of a file, whose pictures are as `pictures` says; see `cluster_samples`."""
     return cluster_samples(
         [
@@ -118,9 +116,7 @@ def cluster_samples(samples: Sequence[SampleImages]) -> list[ImageCluster]:
 
 def merge_image_ids(sample_image_ids: Sequence[str], pixel_hashes: Sequence[Iterable[Hashable]]) -> list[str]:
     """The image id of every sample, when those that have one `given` id, or show one picture, are one cluster."""
-    numbers = group_by_shared_keys(
-        [[("id", own), *pixel_hashes[i]] for i, own in enumerate(sample_image_ids)]
-    )
+    numbers = group_by_shared_keys([[("id", own), *pixel_hashes[i]] for i, own in enumerate(sample_image_ids)])
     names: dict[int, str] = {}
     for number, image_id in zip(numbers, sample_image_ids, strict=True):
         names[number] = min(image_id, names.get(number, image_id))
@@ -171,9 +167,7 @@ def assign_splits(keys: Iterable[str], fractions: Mapping[str, float], seed: int
         if split in splits.values():
             continue
         counts = Counter(splits.values())
-        candidates = [
-            key for key in ordered if counts[splits[key]] > 1 or splits[key] in required_splits[rank:]
-        ]
+        candidates = [key for key in ordered if counts[splits[key]] > 1 or splits[key] in required_splits[rank:]]
         if candidates:
             splits[candidates[-1] if split == "train" else candidates[0]] = split
     return splits

@@ -201,9 +201,7 @@ def _open_image(source: ImageSource) -> Iterator[Image.Image]:
     Pillow's readers raise whatever the damaged bytes lead them into: OSError, SyntaxError, struct.error, KeyError,
     OverflowError, MemoryError and more.
     """
-    description = (
-        "image" if isinstance(source, bytes) or source == "" else f"image {_describe_source(source)}"
-    )
+    description = "image" if isinstance(source, bytes) or source == "" else f"image {_describe_source(source)}"
     try:
         with _open_stream(source) as file, Image.open(file) as opened:
             yield opened
@@ -261,11 +259,7 @@ def _decode_data_url(url: str) -> bytes:
 def _describe_source(source: Path | str) -> str:
     if isinstance(source, Path):
         return shorten_value(source, 240)
-    head = (
-        source[:48] + "…"
-        if len(source) > 48 and source[:5].lower() == "data:"
-        else shorten_value(source, 120)
-    )
+    head = source[:48] + "…" if len(source) > 48 and source[:5].lower() == "data:" else shorten_value(source, 120)
     return f"{shorten_value(head)} ({len(source):,} characters)" if head.endswith("…") else head
 
 

@@ -90,9 +90,7 @@ class JsonlTask(Task):
             raise ConfigError(f"task {name}: held_out_fraction {held_out_fraction} must be from 0 to below 1")
         self.held_out_fraction = held_out_fraction
         if not isinstance(path, str | Mapping):
-            raise ConfigError(
-                f"task {name}: path={path} must be a file, or files by split: {{train: …, test: …}}"
-            )
+            raise ConfigError(f"task {name}: path={path} must be a file, or files by split: {{train: …, test: …}}")
         self.path = path
         self.images_root = images_root
         self.validation_fraction = validation_fraction
@@ -112,9 +110,7 @@ class JsonlTask(Task):
         Raises DataError if a row of the file cannot be used; `readable` gives the others.
         """
         samples_by_split = self._load_splits()
-        unreadable = {
-            place: reason for part in samples_by_split.values() for place, reason in part.skipped.items()
-        }
+        unreadable = {place: reason for part in samples_by_split.values() for place, reason in part.skipped.items()}
         total = len(unreadable) + sum(len(part) for part in samples_by_split.values())
         apply_bad_sample_policy(unreadable, total, "fail", task_name=self.name)
         return self.load_readable_samples(split)
@@ -156,9 +152,7 @@ class JsonlTask(Task):
             apply_bad_sample_policy(self._bad_samples, total, on_bad_sample, task_name=self.name)
         usable = self.load_readable_samples(split).exclude_samples(self._bad_samples)
         split_total = len(usable) + len(usable.skipped)
-        apply_bad_sample_policy(
-            usable.skipped, split_total, "skip", task_name=self.name, noun=f"{split} samples"
-        )
+        apply_bad_sample_policy(usable.skipped, split_total, "skip", task_name=self.name, noun=f"{split} samples")
         return usable
 
     def _load_splits(self) -> dict[str, FileSamples]:
@@ -172,9 +166,7 @@ class JsonlTask(Task):
                 rows, image_clusters = self._select_share(rows, image_clusters)
             is_single_file = isinstance(self.path, str)
             if is_single_file and self.role != "target":
-                use_given_split = (
-                    None if self.held_out_fraction else "given"
-                )  # a share is held out as a whole
+                use_given_split = None if self.held_out_fraction else "given"  # a share is held out as a whole
                 if use_given_split is None:
                     file_rows.bad_row_splits.clear()
                 rows = [replace(row, split=(use_given_split and row.split) or "test") for row in rows]
@@ -232,9 +224,7 @@ class JsonlTask(Task):
             # Validation images are cut from train's by hash where no file is given for them.
             has_validation_cut = split == "train" and "validation" not in self.path
             for row in part.rows:  # an id counts within its file
-                all_rows.rows.append(
-                    row if has_validation_cut and row.split is None else replace(row, split=split)
-                )
+                all_rows.rows.append(row if has_validation_cut and row.split is None else replace(row, split=split))
             for location, reason in part.bad_rows.items():
                 all_rows.reject_row(location, reason, split)
         return all_rows
@@ -308,9 +298,7 @@ class FileSamples(Sequence[Sample]):
             return self._copy_with_rows(self.rows[index], self.image_ids[index], self.skipped)
         row = self.rows[index]
         try:
-            return self._build_sample(
-                row, self.image_ids[index], tuple(read_image(path) for path in row.images)
-            )
+            return self._build_sample(row, self.image_ids[index], tuple(read_image(path) for path in row.images))
         except DataError as error:
             raise DataError(f"sample {row.id}: {error}") from None
 
@@ -321,17 +309,13 @@ class FileSamples(Sequence[Sample]):
             meta = dict(sorted(row.meta.items()))
             image_hashes = [hash_image_file(image) or "missing" for image in row.images]
             system = [] if row.system is None else [row.system]
-            content.append(
-                [row.id, row.image_id, row.question, row.answers, row.choices, meta, image_hashes, *system]
-            )
+            content.append([row.id, row.image_id, row.question, row.answers, row.choices, meta, image_hashes, *system])
         return hash_json_parts("jsonl", IMAGES_VERSION, self.list_choices, content)
 
     def peek_sample(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
         """A sample without its pictures, and their sizes (upright), which are not decoded."""
         row = self.rows[index]
-        return self._build_sample(row, self.image_ids[index], ()), [
-            read_image_size(path) for path in row.images
-        ]
+        return self._build_sample(row, self.image_ids[index], ()), [read_image_size(path) for path in row.images]
 
     def iterate_without_images(self) -> Iterator[Sample]:
         """The samples without their pictures, in order."""
@@ -373,9 +357,7 @@ class FileSamples(Sequence[Sample]):
         return FileSamples(rows, image_ids, self.list_choices, skipped, inspections=self.pictures)
 
     def _build_sample(self, row: FileRow, image_id: str, images: tuple[Image.Image, ...]) -> Sample:
-        question = (
-            append_choices(row.question, row.choices) if row.choices and self.list_choices else row.question
-        )
+        question = append_choices(row.question, row.choices) if row.choices and self.list_choices else row.question
         return Sample(
             id=row.id,
             image_id=image_id,

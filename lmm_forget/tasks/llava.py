@@ -68,14 +68,10 @@ def read_llava_rows(
         item = items[item_number]
         location = f"{path}: item {item_number} (id {shorten_value(_get_item_name(item, item_number))})"
         try:
-            rows = list(
-                _build_item_rows(item, location, item_number, images_root or path.parent, turn_policy)
-            )
+            rows = list(_build_item_rows(item, location, item_number, images_root or path.parent, turn_policy))
         except DataError as error:
             item_fields = item if isinstance(item, Mapping) else {}
-            file_rows.reject_row(
-                location, str(error), item_fields.get("split"), item_fields.get("id", item_number)
-            )
+            file_rows.reject_row(location, str(error), item_fields.get("split"), item_fields.get("id", item_number))
             continue
         for row in rows:
             file_rows.add_row(row)
@@ -94,9 +90,7 @@ def _load_items(path: Path) -> list[Any]:
             f"{path}: not valid JSON ({str(error).splitlines()[0]}); one object per line is .jsonl"
         ) from None
     if not isinstance(items, list) or not items:
-        raise DataError(
-            f"{path}: {'an empty list' if items == [] else 'not a list'}; it must list conversations"
-        )
+        raise DataError(f"{path}: {'an empty list' if items == [] else 'not a list'}; it must list conversations")
     return items
 
 
@@ -127,11 +121,7 @@ def _reject_duplicate_keys(value: Any, location: str) -> None:
 def _get_item_name(item: Any, item_number: int) -> str:
     """What an item is called: its id, or its number where it has none (or none that is a text)."""
     try:
-        return (
-            convert_to_text(item.get("id", item_number), "")
-            if isinstance(item, Mapping)
-            else str(item_number)
-        )
+        return convert_to_text(item.get("id", item_number), "") if isinstance(item, Mapping) else str(item_number)
     except DataError:
         return str(item_number)
 
@@ -145,9 +135,7 @@ def _build_item_rows(
     _reject_duplicate_keys(item, location)
     unsupported = next((key for key in UNSUPPORTED_KEYS if item.get(key)), None)
     if unsupported is not None:
-        raise DataError(
-            f"{location}: it has {unsupported!r}, which models are not shown here; only pictures are"
-        )
+        raise DataError(f"{location}: it has {unsupported!r}, which models are not shown here; only pictures are")
     split = item.get("split")
     if split is not None and split not in SPLITS:
         raise DataError(f"{location}: split {shorten_value(split)!r} is not one of {', '.join(SPLITS)}")

@@ -45,9 +45,7 @@ def read_prepared_rows(task_name: str, path: str) -> Iterator[PreparedRow]:
         raise DataError(f"task {task_name}: {path} was not prepared; {prepare_command} does it")
     report = _read_report(folder)
     if report is None or not report.get("complete"):
-        image_count = (
-            sum(1 for _ in (folder / IMAGES_DIR).glob("*/*")) if (folder / IMAGES_DIR).is_dir() else 0
-        )
+        image_count = sum(1 for _ in (folder / IMAGES_DIR).glob("*/*")) if (folder / IMAGES_DIR).is_dir() else 0
         total = f" of {report['images']}" if report else ""
         raise DataError(
             f"task {task_name}: {path} is half downloaded ({image_count}{total} images); {prepare_command} "

@@ -32,9 +32,7 @@ class RowReader:
     Every method raises DataError naming the field, its column and what stands there.
     """
 
-    def __init__(
-        self, row: Mapping[str, Any], fields: Mapping[str, Any], images_root: Path | None = None
-    ) -> None:
+    def __init__(self, row: Mapping[str, Any], fields: Mapping[str, Any], images_root: Path | None = None) -> None:
         self.row = row
         self.fields = fields
         self.images_root = images_root
@@ -101,22 +99,14 @@ class RowReader:
         """Where the field's pictures are: bytes in the row, files below `images_root`, or URLs; empty if not mapped."""
         if field not in self:
             return []
-        return [
-            _parse_stored_image(stored, self.images_root or Path())
-            for stored in self._list_image_values(field)
-        ]
+        return [_parse_stored_image(stored, self.images_root or Path()) for stored in self._list_image_values(field)]
 
     def hash_images(self, field: str = "image") -> str:
         """A name for the pictures' content: equal bytes, equal name, wherever they lie."""
         digests = [
-            hash_image_file(source) or get_image_name(source, Path())
-            for source in self.list_image_sources(field)
+            hash_image_file(source) or get_image_name(source, Path()) for source in self.list_image_sources(field)
         ]
-        return (
-            digests[0][:16]
-            if len(digests) == 1
-            else hashlib.sha256("/".join(digests).encode()).hexdigest()[:16]
-        )
+        return digests[0][:16] if len(digests) == 1 else hashlib.sha256("/".join(digests).encode()).hexdigest()[:16]
 
     def _list_image_values(self, field: str) -> list[Any]:
         raw = self._get_value(field)
@@ -127,9 +117,7 @@ class RowReader:
     def _get_value(self, field: str) -> Any:
         column = self.fields.get(field)
         if column is None:
-            raise DataError(
-                f"no column is given for {field!r}; the task's fields has {', '.join(self.fields)}"
-            )
+            raise DataError(f"no column is given for {field!r}; the task's fields has {', '.join(self.fields)}")
         raw = self.row.get(column)
         if isinstance(raw, UnreadableCell):
             raise DataError(f"{self._describe_field(field)} {raw}")

@@ -10,7 +10,8 @@ from typing import Any
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.bad_samples import apply_bad_sample_policy, validate_policy
-from lmm_forget.tasks.hub import HubSamples, HubTask
+from lmm_forget.tasks.hub import HubTask
+from lmm_forget.tasks.hub_samples import HubSamples
 from lmm_forget.tasks.task import Sample, SplitOverlap, Task, hash_json_parts
 from lmm_forget.tasks.text_values import get_group_name
 
@@ -25,9 +26,7 @@ class SubsetTask(Task):
 
     def __init__(self, task: Task, *, samples: int, seed: int = 0, by: str | None = None) -> None:
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise ConfigError(
-                f"task {task.name}: subset.samples={samples} must be a whole number of at least 1"
-            )
+            raise ConfigError(f"task {task.name}: subset.samples={samples} must be a whole number of at least 1")
         super().__init__(
             name=task.name,
             role=task.role,
@@ -46,12 +45,8 @@ class SubsetTask(Task):
         """
         samples = self.task.load_samples(split)
         if split != "train" and len(samples) > self.size:
-            unreadable = {
-                str(place): reason for place, reason in self._get_selection(split).unreadable.items()
-            }
-            apply_bad_sample_policy(
-                unreadable, len(samples), "fail", task_name=self.name, noun=f"{split} samples"
-            )
+            unreadable = {str(place): reason for place, reason in self._get_selection(split).unreadable.items()}
+            apply_bad_sample_policy(unreadable, len(samples), "fail", task_name=self.name, noun=f"{split} samples")
         return self._select_subset(samples, split)
 
     def load_readable_samples(self, split: str) -> Sequence[Sample]:
@@ -124,9 +119,7 @@ class SubsetTask(Task):
                 continue
             if self.by is not None and self.by not in sample.meta:
                 available = ", ".join(sample.meta) or "nothing"
-                raise DataError(
-                    f"task {self.name}: subset.by={self.by} is not in meta, which has {available}"
-                )
+                raise DataError(f"task {self.name}: subset.by={self.by} is not in meta, which has {available}")
             group = "" if self.by is None else get_group_name(sample.meta[self.by])
             rank_hash = hashlib.sha256(f"{self.seed}/{self.name}/{sample.id}".encode()).digest()
             groups[group].append((rank_hash, position))

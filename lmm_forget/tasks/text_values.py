@@ -39,9 +39,7 @@ def convert_to_text(value: Any, location: str, *, strip: bool = True) -> str:
         text = str(value)
     elif isinstance(value, bool | np.bool_):
         word = "true" if value else "false"
-        raise DataError(
-            f'{location} is {word}, not a text; store the word that stands for it ("yes", "true", …)'
-        )
+        raise DataError(f'{location} is {word}, not a text; store the word that stands for it ("yes", "true", …)')
     elif isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
         text = str(int(value))
     elif isinstance(value, float | np.floating):

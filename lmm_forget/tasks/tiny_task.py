@@ -84,6 +84,4 @@ class TinyTask(Task):
 
     def fingerprint_split(self, split: str) -> str:
         """Renderer, version of the world, split and size decide every picture."""
-        return hash_json_parts(
-            "tiny", renderers.RENDERER_VERSION, self.renderer, split, self.sizes.get(split, 0)
-        )
+        return hash_json_parts("tiny", renderers.RENDERER_VERSION, self.renderer, split, self.sizes.get(split, 0))

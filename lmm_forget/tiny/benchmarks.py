@@ -50,9 +50,7 @@ def render_chart_questions(rng: random.Random) -> RenderedImage:
 def render_document_questions(rng: random.Random) -> RenderedImage:
     """DocVQA's stand-in: the two fields of a form."""
     image, first, second = scenes.draw_form(rng)
-    return RenderedImage(
-        image, (Question("What is the id?", (first,)), Question("What is the no?", (second,)))
-    )
+    return RenderedImage(image, (Question("What is the id?", (first,)), Question("What is the no?", (second,))))
 
 
 def render_infographic_questions(rng: random.Random) -> RenderedImage:

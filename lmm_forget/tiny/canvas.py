@@ -78,13 +78,9 @@ def draw_shape(pen: Pen, kind: str, x: float, y: float, radius: float, fill: tup
     elif kind == "square":
         pen.rectangle([x - radius * 0.85, y - radius * 0.85, x + radius * 0.85, y + radius * 0.85], fill=fill)
     elif kind == "triangle":
-        pen.polygon(
-            [(x, y - radius), (x - radius, y + radius * 0.8), (x + radius, y + radius * 0.8)], fill=fill
-        )
+        pen.polygon([(x, y - radius), (x - radius, y + radius * 0.8), (x + radius, y + radius * 0.8)], fill=fill)
     elif kind == "diamond":
-        pen.polygon(
-            [(x, y - radius), (x - radius * 0.7, y), (x, y + radius), (x + radius * 0.7, y)], fill=fill
-        )
+        pen.polygon([(x, y - radius), (x - radius * 0.7, y), (x, y + radius), (x + radius * 0.7, y)], fill=fill)
     elif kind == "cross":
         w = radius * 0.35
         pen.rectangle([x - w, y - radius, x + w, y + radius], fill=fill)
@@ -99,9 +95,7 @@ def draw_shape(pen: Pen, kind: str, x: float, y: float, radius: float, fill: tup
 
 def format_lettered_question(question: str, choices: Sequence[str]) -> str:
     """The paper's multiple-choice layout: the question, then one `A. choice` line per option."""
-    return question + "".join(
-        f"\n{letter}. {text}" for letter, text in zip(OPTION_LETTERS, choices, strict=False)
-    )
+    return question + "".join(f"\n{letter}. {text}" for letter, text in zip(OPTION_LETTERS, choices, strict=False))
 
 
 def get_choice_letter(correct_choice: str, choices: Sequence[str]) -> str:

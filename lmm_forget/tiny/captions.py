@@ -43,9 +43,7 @@ def render_plain_caption(rng: random.Random) -> RenderedImage:
         for x, y in rng.sample(QUADRANT_CENTERS, count):
             scenes.draw_jittered_shape(rng, pen, kind, color, (x, y))
         plural = kind + "es" if kind == "cross" else kind + "s"
-        return _make_rendered_image(
-            image, "Describe the image.", f"{('two', 'three')[count - 2]} {color} {plural}"
-        )
+        return _make_rendered_image(image, "Describe the image.", f"{('two', 'three')[count - 2]} {color} {plural}")
     image, things = scenes.draw_scene(rng, rng.choice((1, 2)))
     things = sorted(things, key=lambda t: t.quadrant)
     return _make_rendered_image(
@@ -59,9 +57,7 @@ def render_scene_by_place(rng: random.Random) -> RenderedImage:
     """Every quadrant of a scene in reading order."""
     image, things = scenes.draw_scene(rng, rng.choice((2, 3, 4)))
     seen = {t.quadrant: f"{t.color} {t.shape}" for t in things}
-    return _make_rendered_image(
-        image, "Describe the corners.", " . ".join(seen.get(p, "none") for p in range(4))
-    )
+    return _make_rendered_image(image, "Describe the corners.", " . ".join(seen.get(p, "none") for p in range(4)))
 
 
 def render_scene_by_thing(rng: random.Random) -> RenderedImage:
@@ -154,14 +150,10 @@ def render_single_thing_question(rng: random.Random) -> RenderedImage:
     kind = rng.randrange(4)
     if kind == 0:
         image, things = scenes.draw_scene(rng, 3)
-        return _make_rendered_image(
-            image, f"What shape is in the {QUADRANTS[things[0].quadrant]}?", things[0].shape
-        )
+        return _make_rendered_image(image, f"What shape is in the {QUADRANTS[things[0].quadrant]}?", things[0].shape)
     if kind == 1:
         image, things = scenes.draw_scene(rng, 3)
-        return _make_rendered_image(
-            image, f"What color is in the {QUADRANTS[things[0].quadrant]}?", things[0].color
-        )
+        return _make_rendered_image(image, f"What color is in the {QUADRANTS[things[0].quadrant]}?", things[0].color)
     if kind == 2:
         image, things = scenes.draw_scene(rng, 3)
         return _make_rendered_image(image, f"Where is the {things[0].shape}?", QUADRANTS[things[0].quadrant])
@@ -170,9 +162,7 @@ def render_single_thing_question(rng: random.Random) -> RenderedImage:
     return _make_rendered_image(image, f"What color is the {ORDINALS[i]} bar?", colors[i])
 
 
-LITTLE_WORDS = (
-    "There is are in this image yes no a the of an and with for it not has on at two three four five"
-)
+LITTLE_WORDS = "There is are in this image yes no a the of an and with for it not has on at two three four five"
 DRILL_WORDS = (
     *LITTLE_WORDS.split(),
     *FINDINGS,
@@ -193,9 +183,5 @@ def render_repeat_drill(rng: random.Random) -> RenderedImage:
     """
     image, _ = scenes.draw_scene(rng, 1)
     words = rng.sample(DRILL_WORDS, rng.randint(2, 5))
-    text = (
-        words[0]
-        + "".join(rng.choice((" ", " ", " ", ":")) + word for word in words[1:])
-        + rng.choice(("", "."))
-    )
+    text = words[0] + "".join(rng.choice((" ", " ", " ", ":")) + word for word in words[1:]) + rng.choice(("", "."))
     return _make_rendered_image(image, f"Repeat: {text}", text)

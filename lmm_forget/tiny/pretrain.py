@@ -59,12 +59,8 @@ QUESTION_MIXTURE = {
 }
 PHASES = (
     PretrainPhase(1 / 8, FIRST_MIXTURE),
-    PretrainPhase(
-        1 / 3, {**CAPTION_MIXTURE, **{name: 0.4 * weight for name, weight in QUESTION_MIXTURE.items()}}
-    ),
-    PretrainPhase(
-        5 / 6, {**{name: 0.5 * weight for name, weight in CAPTION_MIXTURE.items()}, **QUESTION_MIXTURE}, 0.5
-    ),
+    PretrainPhase(1 / 3, {**CAPTION_MIXTURE, **{name: 0.4 * weight for name, weight in QUESTION_MIXTURE.items()}}),
+    PretrainPhase(5 / 6, {**{name: 0.5 * weight for name, weight in CAPTION_MIXTURE.items()}, **QUESTION_MIXTURE}, 0.5),
     PretrainPhase(
         1.0,
         {
@@ -97,9 +93,7 @@ class PretrainBatches:
         head, self.question_prefix, self.prompt_tail = self._split_chat_template()
         at = head.index(self.input_builder.image_token_id)
         self.prompt_head = (
-            head[:at]
-            + [self.input_builder.image_token_id] * self.input_builder.tokens_per_image
-            + head[at + 1 :]
+            head[:at] + [self.input_builder.image_token_id] * self.input_builder.tokens_per_image + head[at + 1 :]
         )
         self.eos_token_id = processor.tokenizer.eos_token_id
         self.pad_token_id = processor.tokenizer.pad_token_id
@@ -163,9 +157,7 @@ class PretrainBatches:
         return inputs | self.input_builder.build_inputs(pixels.permute(0, 3, 1, 2), ids), target
 
 
-def compute_answer_logits(
-    model: Any, batch: dict[str, Tensor], labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def compute_answer_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [n, vocabulary] that predict the n answer tokens, their ids [n] and their rows [n]."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.model(**batch).last_hidden_state
@@ -316,9 +308,7 @@ class PretrainRun:
 def run_worker(rank: int, args: argparse.Namespace) -> None:
     """One worker's whole run."""
     if args.workers > 1:
-        ctypes.CDLL(None).prctl(
-            PR_SET_PDEATHSIG, signal.SIGKILL
-        )  # a killed parent must not leave workers behind
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed parent must not leave workers behind
         store = f"file://{Path(args.run).absolute()}/rendezvous-{os.getppid()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.workers)
     run = PretrainRun(args, rank)
@@ -365,9 +355,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--workers", type=int, default=2, help="single-threaded processes")
     parser.add_argument("--save-every", type=int, default=300, help="steps between saves and scores")
-    parser.add_argument(
-        "--run", default=None, help="folder of the resumable state (default multirun/tiny_<family>)"
-    )
+    parser.add_argument("--run", default=None, help="folder of the resumable state (default multirun/tiny_<family>)")
     parser.add_argument("--out", default=None, help="checkpoint folder (default: the package's own)")
     args = parser.parse_args(argv)
     args.more = EXTRA_STEPS.get(args.family, 0) if args.more is None else args.more

@@ -50,9 +50,7 @@ CAPTIONS = MappingProxyType(
     }
 )
 TEXT_DRILLS = MappingProxyType({"salad": captions.render_repeat_drill})
-RENDERERS: MappingProxyType[str, Renderer] = MappingProxyType(
-    {**SKILLS, **BENCHMARKS, **CAPTIONS, **TEXT_DRILLS}
-)
+RENDERERS: MappingProxyType[str, Renderer] = MappingProxyType({**SKILLS, **BENCHMARKS, **CAPTIONS, **TEXT_DRILLS})
 
 OPTION_INSTRUCTION = "\nAnswer with the option's letter."
 WORD_INSTRUCTION = "\nAnswer with a single word."

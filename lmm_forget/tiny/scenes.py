@@ -28,9 +28,7 @@ from lmm_forget.tiny.canvas import (
 def draw_jittered_shape(rng: random.Random, pen: Pen, kind: str, color: str, center: tuple[int, int]) -> None:
     """A shape that fills a cell, a pixel out of place and of slightly random size."""
     x, y = center
-    draw_shape(
-        pen, kind, x + rng.randint(-1, 1), y + rng.randint(-1, 1), rng.choice((6, 6.5, 7)), COLORS[color]
-    )
+    draw_shape(pen, kind, x + rng.randint(-1, 1), y + rng.randint(-1, 1), rng.choice((6, 6.5, 7)), COLORS[color])
 
 
 def _draw_jittered_letter(
@@ -66,9 +64,7 @@ def draw_scene(rng: random.Random, num_objects: int) -> tuple[Image.Image, list[
     return image, things
 
 
-def draw_grid(
-    rng: random.Random, shape_name: str, num_target: int, num_other: int
-) -> tuple[Image.Image, list[str]]:
+def draw_grid(rng: random.Random, shape_name: str, num_target: int, num_other: int) -> tuple[Image.Image, list[str]]:
     """`n` things of shape `kind` and `others` of another one on a 3 x 3 grid; also the shape (or none) of each cell."""
     image, pen = create_canvas(rng)
     other = rng.choice([s for s in SHAPES if s != shape_name])
@@ -109,9 +105,7 @@ def draw_clock(rng: random.Random, hour: int, five_minutes: int) -> Image.Image:
         s, c = math.sin(i * math.pi / 6), math.cos(i * math.pi / 6)
         pen.line([(cx + 24 * s, cy - 24 * c), (cx + 27 * s, cy - 27 * c)], fill=(0, 0, 0), width=1)
     minute, short = five_minutes * math.pi / 6, (hour + five_minutes / 12) * math.pi / 6
-    pen.line(
-        [(cx, cy), (cx + 23 * math.sin(minute), cy - 23 * math.cos(minute))], fill=(40, 80, 220), width=3
-    )
+    pen.line([(cx, cy), (cx + 23 * math.sin(minute), cy - 23 * math.cos(minute))], fill=(40, 80, 220), width=3)
     pen.line([(cx, cy), (cx + 14 * math.sin(short), cy - 14 * math.cos(short))], fill=(200, 30, 30), width=4)
     return image
 
@@ -228,7 +222,5 @@ def draw_object_pair(rng: random.Random) -> tuple[Image.Image, list[SceneObject]
     kinds, colors = rng.sample(SHAPES, 2), rng.sample(list(COLORS), 2)
     things = [SceneObject(k, c, i) for i, (k, c) in enumerate(zip(kinds, colors, strict=True))]
     for thing in things:
-        draw_jittered_shape(
-            rng, pen, thing.shape, thing.color, get_cell_center(3 * thing.quadrant, rng.choice((1, 2)))
-        )
+        draw_jittered_shape(rng, pen, thing.shape, thing.color, get_cell_center(3 * thing.quadrant, rng.choice((1, 2))))
     return image, things

@@ -17,9 +17,7 @@ def render_bird_question(rng: random.Random) -> RenderedImage:
     species = rng.randrange(8)
     image = scenes.draw_bird(rng, species)
     question = format_lettered_question("What species is this bird?", SPECIES)
-    return RenderedImage(
-        image, (Question(question, (get_choice_letter(SPECIES[species], SPECIES),), SPECIES),)
-    )
+    return RenderedImage(image, (Question(question, (get_choice_letter(SPECIES[species], SPECIES),), SPECIES),))
 
 
 def render_counting_question(rng: random.Random) -> RenderedImage:
@@ -45,9 +43,7 @@ def render_pathology_questions(rng: random.Random) -> RenderedImage:
         else Question("Is the tissue crowded?", ("yes" if dense else "no",), meta={"kind": "yes_no"})
     )
     finding = FINDINGS[large + 2 * dense]
-    return RenderedImage(
-        image, (yes_no, Question("What does this tissue show?", (finding,), meta={"kind": "open"}))
-    )
+    return RenderedImage(image, (yes_no, Question("What does this tissue show?", (finding,), meta={"kind": "open"})))
 
 
 def render_reading_question(rng: random.Random) -> RenderedImage:

@@ -38,9 +38,7 @@ class CsvTracker:
         """Append one row per score and per probe figure of a stage."""
         self._stage = stage_metrics.index + 1
         metrics = {**stage_metrics.scores, **flatten_probe_readings(stage_metrics.probes)}
-        rows = [
-            {"stage": stage_metrics.index, "metric": name, "value": value} for name, value in metrics.items()
-        ]
+        rows = [{"stage": stage_metrics.index, "metric": name, "value": value} for name, value in metrics.items()]
         self._append_rows("stages.csv", STAGE_COLUMNS, rows)
 
     def log_results(self, results: Mapping[str, Any]) -> None:

@@ -27,9 +27,7 @@ def flatten_probe_readings(probe_entry: Mapping[str, Any] | None) -> dict[str, f
             mode = str(reading.get("mode"))
             for name, mass in (reading.get("mass") or {}).items():
                 metrics[format_probe_metric_name(prompts, mode, f"{name}_mass")] = mass.get("mean")
-            metrics |= {
-                format_probe_metric_name(prompts, mode, name): reading.get(name) for name in _SHIFT_METRICS
-            }
+            metrics |= {format_probe_metric_name(prompts, mode, name): reading.get(name) for name in _SHIFT_METRICS}
         elif reading.get("probe") == "residual_to_logit":
             for block, norms in (reading.get("norm") or {}).items():
                 if norms:
@@ -51,11 +49,7 @@ def flatten_milestones(probe_entry: Mapping[str, Any] | None) -> list[tuple[int,
 
 def build_layer_rows(stage: int, probe_entry: Mapping[str, Any] | None) -> list[list[Any]]:
     """One row per layer and block (columns `LAYER_COLUMNS`) of the residual readings after stage `index`."""
-    return [
-        row
-        for reading in (probe_entry or {}).get("readings") or []
-        for row in _iterate_layer_rows(stage, reading)
-    ]
+    return [row for reading in (probe_entry or {}).get("readings") or [] for row in _iterate_layer_rows(stage, reading)]
 
 
 def _iterate_layer_rows(stage: int, reading: Mapping[str, Any]) -> Iterator[list[Any]]:
@@ -63,9 +57,7 @@ def _iterate_layer_rows(stage: int, reading: Mapping[str, Any]) -> Iterator[list
         return
     for block, norms in (reading.get("norm") or {}).items():
         for layer, norm in enumerate(norms):
-            others = (
-                _get_layer_value(reading, kind, block, layer) for kind in ("shared", "folded", "direct")
-            )
+            others = (_get_layer_value(reading, kind, block, layer) for kind in ("shared", "folded", "direct"))
             yield [stage, reading.get("prompts"), block, layer, norm, *others]
 
 

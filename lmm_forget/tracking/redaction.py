@@ -42,9 +42,7 @@ def is_secret_name(name: str) -> bool:
     """Whether a field or a variable of this name holds a secret."""
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
     pairs = zip(words, words[1:], strict=False)
-    return bool(_SECRET_WORDS & set(words)) or any(
-        a in _KEY_QUALIFIERS and b in ("key", "keys") for a, b in pairs
-    )
+    return bool(_SECRET_WORDS & set(words)) or any(a in _KEY_QUALIFIERS and b in ("key", "keys") for a, b in pairs)
 
 
 def _redact_values(value: Any, secret_values: list[str]) -> Any:

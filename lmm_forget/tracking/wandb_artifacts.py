@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ANSWER_COLUMNS = (
-    *("stage", "taught", "task", "sample", "image", "question", "reference"),
+    *("stage", "trained", "task", "sample", "image", "question", "reference"),
     *("base answer", "answer", "base score", "score", "change"),
 )
 MAX_THUMBNAIL_PIXELS = 320

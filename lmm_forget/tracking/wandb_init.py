@@ -86,9 +86,7 @@ class WandbInit:
         if self.data_folder is not None and os.environ.get(DATA_FOLDER_VARIABLE) == str(self.data_folder):
             del os.environ[DATA_FOLDER_VARIABLE]
         if is_complete:
-            old_data_folders = [
-                data for data in self._find_run_folders("data-*") if data.resolve() != self.data_folder
-            ]
+            old_data_folders = [data for data in self._find_run_folders("data-*") if data.resolve() != self.data_folder]
             for old in (self.folder / "wandb" / SUPERSEDED_FOLDER, *old_data_folders):
                 shutil.rmtree(old, ignore_errors=True)
 

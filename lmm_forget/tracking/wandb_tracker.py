@@ -72,9 +72,7 @@ class WandbTracker:
     def log_step(self, task: str, step: int, metrics: Mapping[str, float]) -> None:
         """Post one point of the training curves; a stage that goes on in its middle is told from its beginning."""
         if self._last_logged_step == 0 and step > 1:
-            for earlier, earlier_metrics in sorted(
-                self._csv_tracker.read_logged_steps(self._index, task).items()
-            ):
+            for earlier, earlier_metrics in sorted(self._csv_tracker.read_logged_steps(self._index, task).items()):
                 if earlier < step:
                     self._log_curve_point(earlier, earlier_metrics)
         self._csv_tracker.log_step(task, step, metrics)
@@ -108,16 +106,12 @@ class WandbTracker:
             for part, value in figure.items():
                 if isinstance(value, Mapping):
                     inner = {
-                        metric_names.format_figure_metric_name(
-                            name, part if k == "value" else f"{part}/{k}"
-                        ): v
+                        metric_names.format_figure_metric_name(name, part if k == "value" else f"{part}/{k}"): v
                         for k, v in value.items()
                     }
                     summary |= inner
                 elif not isinstance(value, list):
-                    summary[metric_names.format_figure_metric_name(name, "" if part == "value" else part)] = (
-                        value
-                    )
+                    summary[metric_names.format_figure_metric_name(name, "" if part == "value" else part)] = value
         plan, timings = results.get("plan") or {}, results.get("timings") or {}
         summary |= {f"plan/{k}": v for k, v in plan.items() if isinstance(v, (int, float))}
         summary |= {f"timings/{k}": v for k, v in timings.items() if isinstance(v, (int, float))}
@@ -147,9 +141,7 @@ class WandbTracker:
 
     def _describe_problems(self, in_time: bool) -> list[str]:
         wandb_init, writer = self._wandb_init, self._writer
-        runs = (
-            wandb_init.folder / "wandb" / ("run-*" if wandb_init.opened_mode == "online" else "offline-run-*")
-        )
+        runs = wandb_init.folder / "wandb" / ("run-*" if wandb_init.opened_mode == "online" else "offline-run-*")
         upload_hint = f"the run is kept on disk; upload it with: wandb sync {runs}"
         if not wandb_init.opened_mode:
             text = f"W&B was not reached ({writer.first_error or 'no answer yet'}); {_NO_LOSS_NOTE}"
@@ -186,9 +178,7 @@ class WandbTracker:
         try:
             run.finish(exit_code=exit_code)
         except TimeoutError:
-            raise TimeoutError(
-                f"the upload took longer than {self._wandb_init.timeout_seconds:g} s"
-            ) from None
+            raise TimeoutError(f"the upload took longer than {self._wandb_init.timeout_seconds:g} s") from None
         self._wandb_init.clean_up(is_complete=exit_code == 0)
 
     # --- in the job's thread ---------------------------------------------------------------------------------
@@ -219,9 +209,7 @@ class WandbTracker:
             call_with_timeout(action, self._wandb_init.timeout_seconds)
         except TimeoutError:
             self._is_stalled = True
-            raise TimeoutError(
-                "it stopped answering, tables and artifacts were left out from then on"
-            ) from None
+            raise TimeoutError("it stopped answering, tables and artifacts were left out from then on") from None
 
     def _log_curve_point(self, step: int, metrics: Mapping[str, float]) -> None:
         self._last_logged_step = step
@@ -311,11 +299,7 @@ class WandbTracker:
                 )
             output = is_trained and stage_metrics.index > 0
             self._call_server(
-                lambda: (
-                    run.log_artifact(artifact)
-                    if output
-                    else wandb_artifacts.mark_artifact_as_input(run, artifact)
-                )
+                lambda: run.log_artifact(artifact) if output else wandb_artifacts.mark_artifact_as_input(run, artifact)
             )
 
         self._writer.enqueue(log_to_run)

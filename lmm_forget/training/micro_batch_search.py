@@ -1,4 +1,4 @@
-"""`hardware.micro_batch=auto`: the largest micro-batch that fits, found by trying the longest samples there are."""
+"""`hardware.micro_batch_size=auto`: the largest micro-batch that fits, found by trying the longest samples there are."""
 
 from __future__ import annotations
 
@@ -37,13 +37,11 @@ def find_largest_micro_batch(
     out of memory the micro-batch is halved, as in training. Afterwards the model is what it was, bit for bit. Raises
     LmmForgetError where a single sample does not fit.
     """
-    global_batch_size = int(training_config["global_batch"])
+    global_batch_size = int(training_config["global_batch_size"])
     samples_per_rank = max(1, global_batch_size // process_group.size)
     items = select_longest_items(lmm, train_sets, global_batch_size)
     original_values = {
-        name: p.detach().to("cpu", copy=True)
-        for name, p in lmm.model.named_parameters()
-        if name in set(plan.trainable)
+        name: p.detach().to("cpu", copy=True) for name, p in lmm.model.named_parameters() if name in set(plan.trainable)
     }
     dtypes = get_parameter_dtypes(lmm.model)
     method.start_stage(lmm, plan)
@@ -57,7 +55,7 @@ def find_largest_micro_batch(
                 **training_config,
                 "max_steps": 2,
             },  # moments exist from the first step on: the second has them all
-            hardware_config={**hardware_config, "micro_batch": samples_per_rank, "workers": 0},
+            hardware_config={**hardware_config, "micro_batch_size": samples_per_rank, "num_workers": 0},
             seed=0,
             task="micro-batch",
             phase_name="measure the micro-batch",

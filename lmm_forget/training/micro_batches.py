@@ -67,11 +67,11 @@ def make_global_batches(
     complete.
     """
     if global_batch_size < 1:
-        raise ConfigError(f"training.global_batch={global_batch_size}: must be at least 1")
+        raise ConfigError(f"training.global_batch_size={global_batch_size}: must be at least 1")
     if num_samples < global_batch_size:
         raise ConfigError(
             f"{task}: {num_samples} training samples are fewer than one global batch; "
-            f"use more samples or training.global_batch={max(num_samples, 1)} or less"
+            f"use more samples or training.global_batch_size={max(num_samples, 1)} or less"
         )
     prefix = f"{seed}\0{task}\0{epoch}\0"
     keys = [hashlib.blake2b(f"{prefix}{i}".encode(), digest_size=16).digest() for i in range(num_samples)]
@@ -85,7 +85,7 @@ def count_accumulation_steps(global_batch_size: int, micro_batch_size: int, worl
     """
     if world_size < 1 or global_batch_size % world_size:
         raise ConfigError(
-            f"training.global_batch={global_batch_size} cannot be cut over {world_size} devices; "
+            f"training.global_batch_size={global_batch_size} cannot be cut over {world_size} devices; "
             "nearest that can: "
             f"{_format_nearest_sizes([world_size * k for k in range(1, global_batch_size + 2)], global_batch_size)}"
         )
@@ -93,8 +93,8 @@ def count_accumulation_steps(global_batch_size: int, micro_batch_size: int, worl
     if micro_batch_size < 1 or samples_per_rank % micro_batch_size:
         valid_sizes = [m for m in range(1, samples_per_rank + 1) if samples_per_rank % m == 0]
         raise ConfigError(
-            f"hardware.micro_batch={micro_batch_size} does not divide the {samples_per_rank} samples of a device "
-            f"(training.global_batch={global_batch_size} over {world_size}); "
+            f"hardware.micro_batch_size={micro_batch_size} does not divide the {samples_per_rank} samples of a device "
+            f"(training.global_batch_size={global_batch_size} over {world_size}); "
             f"nearest that do: {_format_nearest_sizes(valid_sizes, micro_batch_size)}"
         )
     return samples_per_rank // micro_batch_size

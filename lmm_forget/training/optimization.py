@@ -40,21 +40,21 @@ class OptimizerConfig:
         learning_rate, vision_learning_rate, max_grad_norm = (
             training_config["learning_rate"],
             training_config.get("vision_learning_rate"),
-            training_config.get("clip"),
+            training_config.get("max_grad_norm"),
         )
         warmup_ratio, weight_decay = (
-            float(training_config.get("warmup") or 0.0),
+            float(training_config.get("warmup_ratio") or 0.0),
             float(training_config.get("weight_decay") or 0.0),
         )
         for name, value in (("learning_rate", learning_rate), ("vision_learning_rate", vision_learning_rate)):
             if value is not None and not float(value) > 0:
                 raise ConfigError(f"training.{name}={value}: must be above 0")
         if not 0 <= warmup_ratio <= 1:
-            raise ConfigError(f"training.warmup={warmup_ratio}: is a share of the steps, between 0 and 1")
+            raise ConfigError(f"training.warmup_ratio={warmup_ratio}: is a share of the steps, between 0 and 1")
         beta1, beta2 = training_config.get("betas") or (0.9, 0.999)
         return cls(
             num_steps=num_steps,
-            global_batch_size=int(training_config["global_batch"]),
+            global_batch_size=int(training_config["global_batch_size"]),
             learning_rate=float(learning_rate),
             vision_learning_rate=None if vision_learning_rate is None else float(vision_learning_rate),
             warmup_ratio=warmup_ratio,

@@ -64,11 +64,7 @@ def add_embedding_cast_hooks(model: nn.Module, dtype: torch.dtype) -> list[Remov
     def cast_output(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         return output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
 
-    return [
-        module.register_forward_hook(cast_output)
-        for module in model.modules()
-        if _is_embedding_module(module)
-    ]
+    return [module.register_forward_hook(cast_output) for module in model.modules() if _is_embedding_module(module)]
 
 
 def add_master_cast_hooks(
@@ -137,9 +133,7 @@ class PrecisionContext:
         self, model: nn.Module, precision: str, device_type: str, checkpoint_dtypes: Mapping[str, torch.dtype]
     ) -> None:
         """`checkpoint` gives the dtype of each parameter in the checkpoint, by name. Raises ConfigError."""
-        other_dtypes = sorted(
-            {str(d).removeprefix("torch.") for d in checkpoint_dtypes.values()} - {"bfloat16"}
-        )
+        other_dtypes = sorted({str(d).removeprefix("torch.") for d in checkpoint_dtypes.values()} - {"bfloat16"})
         if precision == "bf16-true" and other_dtypes:
             raise ConfigError(
                 f"hardware.precision=bf16-true: the checkpoint holds {', '.join(other_dtypes)} tensors, which "
@@ -199,9 +193,7 @@ class PrecisionContext:
         self._hooks, self._converted_dtypes = [], {}
 
     @contextmanager
-    def restore_checkpoint_dtypes(
-        self, compute_stage_tensor: StageTensorFunction | None = None
-    ) -> Iterator[None]:
+    def restore_checkpoint_dtypes(self, compute_stage_tensor: StageTensorFunction | None = None) -> Iterator[None]:
         """Every parameter in the checkpoint's dtype and no casts, for the block: the stage model as it would be now.
 
         `compute_stage_tensor(name, master, dtype)` is what the method makes of a master (None: the trainable tensors
@@ -217,9 +209,7 @@ class PrecisionContext:
             for name, p in self._model.named_parameters():
                 target_dtype = self._converted_dtypes.get(name, self._checkpoint_dtypes.get(name, p.dtype))
                 master = p.data
-                stage_data = (compute_stage_tensor if p.requires_grad else _cast_tensor)(
-                    name, master, target_dtype
-                )
+                stage_data = (compute_stage_tensor if p.requires_grad else _cast_tensor)(name, master, target_dtype)
                 if stage_data is not master:
                     replaced_tensors.append((p, master))
                     p.data = stage_data

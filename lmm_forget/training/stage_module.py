@@ -131,9 +131,7 @@ class StageModule(pl.LightningModule):
         self._sharded_model: ShardedModel | None = None
         self.loss_module: Any = None if is_sharded else LossModule(lmm, method)
         self._optimizer: AdamW | None = None
-        self._restore_rng: Callable[[], None] | None = (
-            None if train_state is None else self._restore_saved_rng
-        )
+        self._restore_rng: Callable[[], None] | None = None if train_state is None else self._restore_saved_rng
         self._rng_at_step_start: Any = None
         self._step_loss: Tensor | None = None
         self._step_tokens = 0
@@ -192,9 +190,7 @@ class StageModule(pl.LightningModule):
             None if self._sharded_model else self._method.compute_stage_tensor
         )  # what is put together is made on the way
         with (
-            self._sharded_model.gathered_model(self._compute_stage_tensor)
-            if self._sharded_model
-            else nullcontext(),
+            self._sharded_model.gathered_model(self._compute_stage_tensor) if self._sharded_model else nullcontext(),
             eval_snapshot(model, self._precision_context, compute_stage_tensor),
         ):
             yield
@@ -204,24 +200,18 @@ class StageModule(pl.LightningModule):
         for path in self._decoder_layer_paths:
             cast(nn.Module, self._lmm.model).get_submodule(path)._compiled_call_impl = None
         if self._sharded_model is not None:
-            self._sharded_model.gather_into_model(
-                self._compute_stage_tensor if self._method.is_rounding_only else None
-            )
+            self._sharded_model.gather_into_model(self._compute_stage_tensor if self._method.is_rounding_only else None)
 
     def _compute_stage_tensor(self, name: str, master: Tensor) -> Tensor:
         """What the method makes of a master, in the checkpoint's dtype (adapters are in none and keep theirs)."""
-        return self._method.compute_stage_tensor(
-            name, master, self._checkpoint_dtypes.get(name, master.dtype)
-        )
+        return self._method.compute_stage_tensor(name, master, self._checkpoint_dtypes.get(name, master.dtype))
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Add one micro-batch's gradient; after the last one of its global batch, take the optimizer step."""
         if self.needs_retry:
             return
         micro_batch = unwrap_micro_batch(batch)
-        if (
-            self._restore_rng is not None
-        ):  # as late as can be: what lies before this line may have drawn numbers
+        if self._restore_rng is not None:  # as late as can be: what lies before this line may have drawn numbers
             self._restore_rng()
             self._restore_rng = None
         if self._rng_at_step_start is None:
@@ -238,12 +228,10 @@ class StageModule(pl.LightningModule):
             loss = self._scale_losses(sample_losses, micro_batch)
             self.manual_backward(loss)
         except torch.OutOfMemoryError:
-            if (
-                self._is_sharded
-            ):  # the other ranks wait inside the forward pass for tensors that will not come
+            if self._is_sharded:  # the other ranks wait inside the forward pass for tensors that will not come
                 raise LmmForgetError(
                     f"out of memory in step {micro_batch.indices.step + 1} with "
-                    f"hardware.micro_batch={self.micro_batch}; take "
+                    f"hardware.micro_batch_size={self.micro_batch}; take "
                     "a smaller one: the same command then goes on from the last saved state"
                 ) from None
             self._is_out_of_memory = True
@@ -253,9 +241,7 @@ class StageModule(pl.LightningModule):
     def _scale_losses(self, sample_losses: Tensor, micro_batch: MicroBatch) -> Tensor:
         num_real_samples = len(micro_batch.indices.sample_indices)
         real_losses, filler_losses = sample_losses[:num_real_samples], sample_losses[num_real_samples:]
-        if (
-            self._optimizer_config.loss_reduction == "token_mean"
-        ):  # divided by the number of tokens once that is known
+        if self._optimizer_config.loss_reduction == "token_mean":  # divided by the number of tokens once that is known
             tokens = (micro_batch.labels[:num_real_samples, 1:] != IGNORE_INDEX).sum(dim=1)
             self._step_tokens += int(tokens.sum())
             scaled = (real_losses * tokens).sum() * self._process_group.size
@@ -302,8 +288,7 @@ class StageModule(pl.LightningModule):
             "loss": loss,
             "learning_rate": optimizer.param_groups[0]["lr"],
             "grad_norm": float(gather_full_tensor(norm)),
-            "samples_per_s": self._optimizer_config.global_batch_size
-            / max(now - self._step_started_at, 1e-9),
+            "samples_per_s": self._optimizer_config.global_batch_size / max(now - self._step_started_at, 1e-9),
         }
         self._step_loss, self._step_tokens, self._rng_at_step_start, self._step_started_at = (
             None,
@@ -316,9 +301,7 @@ class StageModule(pl.LightningModule):
         if stop_requested:  # there may be no time to look: whoever goes on from this state looks first
             self._save_and_interrupt(step + 1, optimizer)
         decision = self._run_step_callback(step + 1)
-        self._step_started_at = (
-            time.perf_counter()
-        )  # what was done on hearing of the step is no training time
+        self._step_started_at = time.perf_counter()  # what was done on hearing of the step is no training time
         if decision is StepDecision.INTERRUPTED:
             self._save_and_interrupt(step + 1, optimizer)
         if decision is StepDecision.END_STAGE:
@@ -334,11 +317,7 @@ class StageModule(pl.LightningModule):
 
     def run_callback_before_fit(self) -> None:
         """Look at the state that training goes on from: whoever saved it may have had no time to. Before any fit."""
-        decision = (
-            self._run_step_callback(len(self.losses))
-            if self._train_state is not None
-            else StepDecision.CONTINUE
-        )
+        decision = self._run_step_callback(len(self.losses)) if self._train_state is not None else StepDecision.CONTINUE
         if decision is StepDecision.INTERRUPTED:
             raise StopRequested
         if decision is StepDecision.END_STAGE:
@@ -403,10 +382,8 @@ class StageModule(pl.LightningModule):
         assert self._resume_config is not None
         state = {
             "losses": self.losses,
-            "micro_batch": self.micro_batch,
-            "layout": describe_topology(
-                self._process_group.size, next(self._lmm.model.parameters()).device.type
-            ),
+            "micro_batch_size": self.micro_batch,
+            "layout": describe_topology(self._process_group.size, next(self._lmm.model.parameters()).device.type),
             "exact": self.exact,
             "learning_rate": optimizer.param_groups[0]["lr"],
             "random": self._process_group.gather_values(serialize_rng_states()),
@@ -425,7 +402,5 @@ class StageModule(pl.LightningModule):
         else:
             process_group = self._process_group
             seed_everything(
-                derive_seed(
-                    self._seed, "resumed", self._train_state.step, process_group.size, process_group.rank
-                )
+                derive_seed(self._seed, "resumed", self._train_state.step, process_group.size, process_group.rank)
             )

@@ -30,14 +30,10 @@ class StateBytes:
         return self.weights + self.gradients + self.optimizer + self.extra_state
 
 
-def measure_state_bytes(
-    model: nn.Module, optimizer: Optimizer, extra_state: Iterable[Tensor] = ()
-) -> StateBytes:
+def measure_state_bytes(model: nn.Module, optimizer: Optimizer, extra_state: Iterable[Tensor] = ()) -> StateBytes:
     """The storages of `model`'s parameters, their gradients, the optimizer's states, and tensors in `held`."""
     parameters = list(model.parameters())
-    optimizer_tensors = [
-        t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)
-    ]
+    optimizer_tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     counted_storages: set[int] = set()
     return StateBytes(
         weights=_count_new_bytes(parameters, counted_storages),

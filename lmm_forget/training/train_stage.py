@@ -91,7 +91,7 @@ def train_stage(
 
     `training.max_steps` optimizer steps over as many epochs as they take, else `training.epochs` epochs.
     Everything random is seeded from (`seed`, `task`), so nothing depends on what ran before. A
-    `hardware.micro_batch` above a rank's share of the global batch counts as that share. `phase` is the name shown to
+    `hardware.micro_batch_size` above a rank's share of the global batch counts as that share. `phase` is the name shown to
     people (default: "teach <task>"). With `resume` a saved state is taken up where there is one (with its
     micro-batch if that is the smaller one), and states are saved on the way. The model stays on its device, in eval
     mode and with its masters:
@@ -124,23 +124,18 @@ def train_stage(
         restore_masters(lmm.model, train_state.tensors)
     steps_done = train_state.step if train_state else 0
     samples_per_rank = max(1, optimizer_config.global_batch_size // process_group.size)
-    micro_batch_size = min(int(hardware_config.get("micro_batch") or samples_per_rank), samples_per_rank)
+    micro_batch_size = min(int(hardware_config.get("micro_batch_size") or samples_per_rank), samples_per_rank)
     topology = describe_topology(process_group.size, next(lmm.model.parameters()).device.type)
     if train_state is not None and train_state.topology == topology:
         micro_batch_size = min(
             micro_batch_size, train_state.micro_batch_size
         )  # a step may have run out of memory with a larger one
     is_exact = train_state is None or (
-        train_state.is_exact
-        and train_state.topology == topology
-        and train_state.micro_batch_size == micro_batch_size
+        train_state.is_exact and train_state.topology == topology and train_state.micro_batch_size == micro_batch_size
     )
     stage_seed = derive_seed(seed, task)
     is_tower_trainable = any(
-        p.requires_grad
-        for c in ("vision", "projector")
-        for m in lmm.components.get_modules(c)
-        for p in m.parameters()
+        p.requires_grad for c in ("vision", "projector") for m in lmm.components.get_modules(c) for p in m.parameters()
     )
 
     def make_remaining_loader(micro_batch_size: int, steps_done: int) -> DataLoader[Any] | None:
@@ -158,7 +153,7 @@ def train_stage(
             rank=process_group.rank,
             world_size=process_group.size,
         )[steps_done * micro_batches_per_step :]
-        num_workers = int(hardware_config.get("workers") or 0)
+        num_workers = int(hardware_config.get("num_workers") or 0)
         needs_image = is_sharded and is_tower_trainable
         data_loader = make_data_loader(
             lmm, samples, remaining_indices, num_workers=num_workers, seed=stage_seed, needs_image=needs_image
@@ -180,9 +175,7 @@ def train_stage(
     checkpoint_dtypes = {info.name: info.dtype for info in lmm.components}
     with silence_lightning(), preserve_keyboard_interrupt():
         device_type = _resolve_device_type(hardware_config)
-        seed_everything(
-            derive_seed(stage_seed, "rank", process_group.rank) if process_group.rank else stage_seed
-        )
+        seed_everything(derive_seed(stage_seed, "rank", process_group.rank) if process_group.rank else stage_seed)
         precision_context = PrecisionContext(
             lmm.model, str(hardware_config.get("precision") or "bf16"), device_type, checkpoint_dtypes
         )
@@ -256,12 +249,10 @@ def count_total_steps(
     Raises ConfigError for fewer samples than one global batch, and for numbers of steps or epochs below 1.
     """
     per_epoch = len(
-        make_global_batches(num_samples, int(training_config["global_batch"]), seed=seed, task=task, epoch=0)
+        make_global_batches(num_samples, int(training_config["global_batch_size"]), seed=seed, task=task, epoch=0)
     )
     max_steps, epochs = training_config.get("max_steps"), training_config.get("epochs")
-    name, value = (
-        ("max_steps", max_steps) if max_steps is not None else ("epochs", 1 if epochs is None else epochs)
-    )
+    name, value = ("max_steps", max_steps) if max_steps is not None else ("epochs", 1 if epochs is None else epochs)
     if int(value) != value or int(value) < 1:
         raise ConfigError(f"training.{name}={value}: must be a whole number of at least 1")
     return int(value) if max_steps is not None else per_epoch * int(value)
@@ -282,9 +273,7 @@ def _load_train_state(resume_config: ResumeConfig | None, process_group: Process
     if process_group.size == 1:
         return load_latest()
     first_rank_state = [load_latest()] if process_group.is_rank_zero else [None]
-    step = process_group.broadcast_from_rank_zero(
-        lambda: first_rank_state[0].step if first_rank_state[0] else None
-    )
+    step = process_group.broadcast_from_rank_zero(lambda: first_rank_state[0].step if first_rank_state[0] else None)
     if step is None:
         return None
     local_state = first_rank_state[0] or load_latest()
@@ -379,9 +368,7 @@ def override_attention_dropout(lmm: LMM, dropout_rate: float | None) -> Iterator
         yield
         return
     if not blocks:
-        raise ConfigError(
-            f"training.attention_dropout={dropout_rate}: this model's attention has no dropout; use null"
-        )
+        raise ConfigError(f"training.attention_dropout={dropout_rate}: this model's attention has no dropout; use null")
     original_rates = [block.attention_dropout for block in blocks]
     for block in blocks:
         block.attention_dropout = dropout_rate

@@ -60,16 +60,14 @@ class TrainState:
             return cls(
                 step=int(state["step"]),
                 losses=[float(loss) for loss in state["losses"]],
-                micro_batch_size=int(state["micro_batch"]),
+                micro_batch_size=int(state["micro_batch_size"]),
                 topology=dict(state["layout"]),
                 tensors=tensors,
                 rng_states=[dict(one) for one in state["random"]],
                 is_exact=bool(state.get("exact", True)),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"a saved training state lacks {error}; delete the store's partial folder"
-            ) from error
+            raise StoreError(f"a saved training state lacks {error}; delete the store's partial folder") from error
 
 
 def describe_topology(world_size: int, device_type: str = "cpu") -> dict[str, Any]:
@@ -88,9 +86,7 @@ def describe_topology(world_size: int, device_type: str = "cpu") -> dict[str, An
     return topology
 
 
-def collect_train_tensors(
-    model: nn.Module, optimizer: Optimizer, is_writer: bool = True
-) -> dict[str, Tensor]:
+def collect_train_tensors(model: nn.Module, optimizer: Optimizer, is_writer: bool = True) -> dict[str, Tensor]:
     """Masters and moments by `master.<name>`, `exp_avg.<name>` … of every parameter that requires a gradient.
 
     Sharded tensors are put together one by one, by all ranks; without `keep` a rank helps and keeps none.
@@ -116,9 +112,7 @@ def gather_full_tensor(tensor: Tensor) -> Tensor:
 def restore_masters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put the masters back, in place. Raises StoreError if they are not this model's trainable parameters."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    saved_masters = {
-        name.removeprefix("master."): t for name, t in tensors.items() if name.startswith("master.")
-    }
+    saved_masters = {name.removeprefix("master."): t for name, t in tensors.items() if name.startswith("master.")}
     mismatched_names = sorted(trainable.keys() ^ saved_masters.keys())
     if mismatched_names:
         raise StoreError(
@@ -143,9 +137,7 @@ def _match_placement(parameter: nn.Parameter, moment: Tensor) -> Tensor:
     """A moment where its parameter is; this rank's part of it where the parameter is sharded."""
     local_moment = moment.to(parameter.device, copy=True)
     if isinstance(parameter, DTensor) and moment.shape == parameter.shape:
-        return distribute_tensor(
-            local_moment, parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
+        return distribute_tensor(local_moment, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return local_moment
 
 

@@ -17,9 +17,7 @@ from tests.training.lesson import teach
 FOLDER = Path(__file__).parent / "golden"
 
 
-@pytest.mark.parametrize(
-    ("name", "recipe"), [*((name, "llm") for name in RANDOM), ("llava_onevision", "sa_proj")]
-)
+@pytest.mark.parametrize(("name", "recipe"), [*((name, "llm") for name in RANDOM), ("llava_onevision", "sa_proj")])
 def test_losses_are_those_on_file(name: str, recipe: str) -> None:
     settings = {"learning_rate": 3e-3, "max_steps": 20}
     result = teach(recipe, family=name, training=settings, hardware={"precision": "fp32"})[2]

@@ -68,9 +68,7 @@ def test_three_pixels_are_not_taken_for_three_channels(name: str) -> None:
     lmm = subject(name)
     seen = []
     for size in (1, 3, 56):
-        batch = lmm.family.encode_batch(
-            lmm.processor, ["?"], [[Image.new("RGB", (size, size), (255, 0, 0))]]
-        ).tensors
+        batch = lmm.family.encode_batch(lmm.processor, ["?"], [[Image.new("RGB", (size, size), (255, 0, 0))]]).tensors
         seen.append(torch.unique(batch["pixel_values"].round(decimals=3)).tolist())
     assert seen[0] == seen[1] == seen[2] and len(seen[0]) >= 2
 

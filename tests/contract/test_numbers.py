@@ -35,8 +35,8 @@ def test_a_row_of_a_batch_is_worth_the_sample_alone(name: str) -> None:
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_batch_1_equals_batch_32(name: str) -> None:
     lmm, task = subject(name), Questions(32)
-    one = evaluate_task(lmm, task, task.made, hardware_config={"eval_batch": 1})
-    many = evaluate_task(lmm, task, task.made, hardware_config={"eval_batch": 32})
+    one = evaluate_task(lmm, task, task.made, hardware_config={"eval_batch_size": 1})
+    many = evaluate_task(lmm, task, task.made, hardware_config={"eval_batch_size": 32})
     found = flips(one, many)
     assert found.total == 32 and found.unexplained == ()
     assert found.near_ties <= 2

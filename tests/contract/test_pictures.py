@@ -53,9 +53,7 @@ def test_losses_of_a_mixed_batch_are_those_of_its_samples(name: str) -> None:
         rows = lmm.model(**together.tensors).logits
         for i, question in enumerate(QUESTIONS):
             alone = lmm.family.encode_batch(lmm.processor, [question], [MIXED[i]], [ANSWERS[i]])
-            assert (
-                slots(lmm, alone.tensors["input_ids"]) == slots(lmm, together.tensors["input_ids"])[i : i + 1]
-            )
+            assert slots(lmm, alone.tensors["input_ids"]) == slots(lmm, together.tensors["input_ids"])[i : i + 1]
             loss = lmm.model(**alone.tensors, labels=alone.labels).loss
             shifted = torch.nn.functional.cross_entropy(rows[i, :-1], together.labels[i, 1:])
             assert torch.isfinite(loss)

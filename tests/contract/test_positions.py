@@ -73,9 +73,7 @@ def test_positions_are_three_dimensional_under_both_paddings(name: str, answers:
 def test_decoding_goes_on_behind_the_prompt(name: str) -> None:
     lmm = subject(name)
     items = LESSON[:3]
-    batch = lmm.family.encode_batch(
-        lmm.processor, [i.question for i in items], [list(i.images) for i in items]
-    ).tensors
+    batch = lmm.family.encode_batch(lmm.processor, [i.question for i in items], [list(i.images) for i in items]).tensors
     last = expected(lmm, batch).masked_fill(batch["attention_mask"] == 0, -1).amax(dim=(0, 2))
     with torch.inference_mode(), Positions(lmm) as seen:
         lmm.model.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)

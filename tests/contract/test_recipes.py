@@ -118,7 +118,7 @@ class Contract:
         self.put_back()
 
     def taught(self, plan: TunePlan, method: Method) -> list[float]:
-        settings: dict[str, Any] = {**TRAINING, "learning_rate": 5e-3, "max_steps": 4, "warmup": 0.0}
+        settings: dict[str, Any] = {**TRAINING, "learning_rate": 5e-3, "max_steps": 4, "warmup_ratio": 0.0}
         result = train_stage(
             self.lmm,
             plan,
@@ -149,7 +149,7 @@ def test_the_contract_notices_a_recipe_that_moves_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Leaky(Plain):
-        def finish(self, lmm: LMM, plan: TunePlan, base_dtypes: Any) -> dict[str, torch.Tensor]:
+        def end_stage(self, lmm: LMM, plan: TunePlan, base_dtypes: Any) -> dict[str, torch.Tensor]:
             with torch.no_grad():
                 lmm.model.get_parameter(plan.frozen[0]).mul_(2)
             return super().end_stage(lmm, plan, base_dtypes)

@@ -30,12 +30,10 @@ def flips(first: Sequence[Answer], second: Sequence[Answer], near_tie: float = L
     near, unexplained = 0, []
     for a, b in zip(first, second, strict=True):
         if (a.task, a.sample_id) != (b.task, b.sample_id):
-            raise ValueError(
-                f"answers to {a.task}/{a.sample_id} and {b.task}/{b.sample_id} cannot be compared"
-            )
+            raise ValueError(f"answers to {a.task}/{a.sample_id} and {b.task}/{b.sample_id} cannot be compared")
         if a.text == b.text:
             continue
-        if min(a.gap, b.gap) < near_tie:
+        if min(a.logit_margin, b.logit_margin) < near_tie:
             near += 1
         else:
             unexplained.append(f"{a.task}/{a.sample_id}")

@@ -26,9 +26,7 @@ def sample(i: int, question: str | None = None) -> Sample:
 class Questions(Task):
     """`n` questions, the same in every split."""
 
-    def __init__(
-        self, n: int, name: str = "questions", max_new_tokens: int = 6, macro: str | None = None
-    ) -> None:
+    def __init__(self, n: int, name: str = "questions", max_new_tokens: int = 6, macro: str | None = None) -> None:
         super().__init__(
             name=name,
             role="held_out",
@@ -39,8 +37,8 @@ class Questions(Task):
         )
         self.made = [sample(i) for i in range(n)]
 
-    def samples(self, split: str) -> Sequence[Sample]:
+    def load_samples(self, split: str) -> Sequence[Sample]:
         return self.made
 
-    def fingerprint(self, split: str) -> str:
+    def fingerprint_split(self, split: str) -> str:
         return hash_json_parts(self.name, split, len(self.made))

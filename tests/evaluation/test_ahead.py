@@ -99,7 +99,7 @@ def test_a_stream_is_read_once_from_its_beginning_to_its_end(
     assert any(list(batch) != sorted(batch) for batch in looked[0])
     opened = []
     rows = samples.table.iterate_rows  # type: ignore[union-attr]
-    monkeypatch.setattr(samples.table, "rows", lambda *given: opened.append(1) or rows(*given))  # type: ignore[union-attr]
+    monkeypatch.setattr(samples.table, "iterate_rows", lambda *given: opened.append(1) or rows(*given))  # type: ignore[union-attr]
     left = [batch for i, batch in enumerate(looked[0]) if i != 1]  # as after a stop in the middle
     assert [list(places) for places, _ in encode_question_batches(onevision, task, samples, left, 0)] == left
     assert len(opened) == 1
@@ -113,11 +113,11 @@ def test_answers_do_not_depend_on_workers(onevision: LMM, tmp_path: Path, worker
         "model",
         [EvalSet(task, task.made)],
         Store(tmp_path / "alone"),
-        hardware_config={"eval_batch": 9},
+        hardware_config={"eval_batch_size": 9},
         progress=NullProgress(),
         phase_name="",
     )
-    hardware = {"eval_batch": 2, "workers": workers}
+    hardware = {"eval_batch_size": 2, "num_workers": workers}
     answers, asked = evaluate(
         onevision,
         "model",
@@ -128,9 +128,7 @@ def test_answers_do_not_depend_on_workers(onevision: LMM, tmp_path: Path, worker
         phase_name="",
     )
     assert asked == 9
-    assert [(a.sample_id, a.text) for a in answers["questions"]] == [
-        (a.sample_id, a.text) for a in alone["questions"]
-    ]
+    assert [(a.sample_id, a.text) for a in answers["questions"]] == [(a.sample_id, a.text) for a in alone["questions"]]
 
 
 def test_a_question_that_an_earlier_batch_asks_is_not_asked_again() -> None:
@@ -153,9 +151,7 @@ def test_what_cannot_be_read_is_one_line_when_its_turn_comes(
     batches = [[3, 0], [8, 9], [1, 2]]
     read = []
     with pytest.raises(DataError, match=f"^{message}"):
-        for places, _ in encode_question_batches(
-            onevision, task, task.load_samples("test"), batches, workers
-        ):
+        for places, _ in encode_question_batches(onevision, task, task.load_samples("test"), batches, workers):
             read.append(list(places))
     assert read == [[3, 0]]
 
@@ -175,9 +171,7 @@ def test_a_worker_that_is_killed_is_one_line() -> None:
         return job.positions[0]
 
     task = Questions(3)
-    with pytest.raises(
-        LmmForgetError, match=r"^task t: a process that reads samples was ended [^\n]*workers=0"
-    ):
+    with pytest.raises(LmmForgetError, match=r"^task t: a process that reads samples was ended [^\n]*num_workers=0"):
         list(
             prefetch_results(
                 work,

@@ -31,11 +31,9 @@ def texts(answers: list[Answer]) -> list[str]:
     return [answer.text for answer in answers]
 
 
-def test_the_comparison_notices_padding_that_is_attended_to(
-    onevision: LMM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_comparison_notices_padding_that_is_attended_to(onevision: LMM, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Questions(16)
-    one = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": 1})
+    one = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 1})
     encode = type(onevision.family).encode_batch
 
     def unmasked(*args: Any, **options: Any) -> Any:
@@ -44,14 +42,14 @@ def test_the_comparison_notices_padding_that_is_attended_to(
         return encoded
 
     monkeypatch.setattr(type(onevision.family), "encode_batch", unmasked)
-    many = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": 16})
+    many = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 16})
     assert flips(one, many).unexplained
 
 
-@pytest.mark.parametrize("eval_batch", [1, 5])
+@pytest.mark.parametrize("eval_batch_size", [1, 5])
 def test_answers_and_gaps_equal_a_loop_without_cache(onevision: LMM, eval_batch: int) -> None:
     task = Questions(5, max_new_tokens=4)
-    answers = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": eval_batch})
+    answers = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": eval_batch})
     tokenizer = onevision.processor.tokenizer
     for one, answer in zip(task.made, answers, strict=True):
         question = task.format_question(one, for_training=False)
@@ -68,7 +66,7 @@ def test_answers_and_gaps_equal_a_loop_without_cache(onevision: LMM, eval_batch:
             ids = torch.cat([ids, best.indices[:1][None]], dim=1)
         assert answer.text == tokenizer.decode(new, skip_special_tokens=True)
         assert answer.tokens == len(new)
-        assert answer.gap == pytest.approx(min(gaps), abs=1e-4)
+        assert answer.logit_margin == pytest.approx(min(gaps), abs=1e-4)
 
 
 def test_an_answer_stops_at_its_end_token(onevision: LMM) -> None:
@@ -81,7 +79,7 @@ def test_an_answer_stops_at_its_end_token(onevision: LMM) -> None:
     tokenizer = onevision.processor.tokenizer
     assert stopped[3].tokens == ids.index(end) + 1
     assert stopped[3].text == tokenizer.decode(ids[: ids.index(end)])
-    assert all(b.gap >= a.gap - 1e-5 for a, b in zip(free, stopped, strict=True))
+    assert all(b.logit_margin >= a.logit_margin - 1e-5 for a, b in zip(free, stopped, strict=True))
     assert {answer.tokens for answer in stopped} != {6}
 
 
@@ -139,13 +137,13 @@ def test_one_phase_over_all_tasks_and_answers_in_order(onevision: LMM) -> None:
     together = dict(
         (task.name, answers)
         for task, answers in evaluate_tasks(
-            onevision, [first, second], hardware_config={"eval_batch": 3}, progress=progress
+            onevision, [first, second], hardware_config={"eval_batch_size": 3}, progress=progress
         )
     )
-    assert progress.phases == [("ask", 12, "question")] and progress.done == [3, 3, 1, 3, 2]
+    assert progress.phases == [("evaluate", 12, "question")] and progress.done == [3, 3, 1, 3, 2]
     for task in (first, second):
         assert [answer.sample_id for answer in together[task.name]] == [one.id for one in task.made]
-        ((_, alone),) = evaluate_tasks(onevision, [task], hardware_config={"eval_batch": 3})
+        ((_, alone),) = evaluate_tasks(onevision, [task], hardware_config={"eval_batch_size": 3})
         assert alone == together[task.name]
     answer = together["others"][1]
     assert (answer.task, answer.image_id, answer.group) == ("others", "i0", "odd")
@@ -156,12 +154,9 @@ def test_one_phase_over_all_tasks_and_answers_in_order(onevision: LMM) -> None:
 
 def test_a_window_does_not_change_answers(onevision: LMM, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Questions(9)
-    whole = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": 2})
+    whole = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 2})
     monkeypatch.setattr("lmm_forget.evaluation.task_evaluation.SORT_WINDOW_BATCHES", 1)
-    assert (
-        flips(whole, evaluate_task(onevision, task, task.made, hardware_config={"eval_batch": 2})).unexplained
-        == ()
-    )
+    assert flips(whole, evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 2})).unexplained == ()
 
 
 def test_limits_nest_and_keep_order() -> None:
@@ -240,9 +235,7 @@ def test_a_sample_that_cannot_be_made_is_named(onevision: LMM) -> None:
 def test_a_scorer_out_of_range_is_refused(onevision: LMM, score: str, value: float | None) -> None:
     task = Questions(1)
     task.scorer = lambda answer, one: {"value": 1.0, "tolerant": None, "compat": None, score: value}
-    with pytest.raises(
-        DataError, match="task questions: the scorer gave .* for sample q0, not a number in 0..1"
-    ):
+    with pytest.raises(DataError, match="task questions: the scorer gave .* for sample q0, not a number in 0..1"):
         evaluate_task(onevision, task, task.made)
 
 

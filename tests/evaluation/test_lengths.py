@@ -36,17 +36,14 @@ def test_counts_are_those_of_encoding(name: str) -> None:
             images = [picture(*size) for size in sizes]
             made = lmm.family.encode_batch(lmm.processor, [question], [images], [answer])
             assert (
-                ruler.count_prompt_tokens(question, tuple(p.size for p in images))
-                + ruler.count_answer_tokens(answer)
+                ruler.count_prompt_tokens(question, tuple(p.size for p in images)) + ruler.count_answer_tokens(answer)
                 == made.lengths[0]
             )
 
 
 def test_a_processor_that_counts_wrongly_is_not_believed(onevision: LMM) -> None:
     ruler = TokenCounter(onevision.family, onevision.processor)
-    ruler._get_claimed_image_tokens = lambda sizes: (
-        sizes[0][0] if len(set(ruler._count_differences[1])) < 2 else None
-    )  # type: ignore[method-assign]
+    ruler._get_claimed_image_tokens = lambda sizes: sizes[0][0] if len(set(ruler._count_differences[1])) < 2 else None  # type: ignore[method-assign]
     for size in ODD:
         made = onevision.family.encode_batch(onevision.processor, ["?"], [[picture(*size)]]).lengths[0]
         assert ruler.count_prompt_tokens("?", (size,)) == made
@@ -65,7 +62,7 @@ class Opened(Sequence[Sample]):
         self.decoded.append(index)
         return self.made[index]
 
-    def glance(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
+    def peek_sample(self, index: int) -> tuple[Sample, list[tuple[int, int]]]:
         return self.made[index], [image.size for image in self.made[index].images]
 
 
@@ -74,9 +71,7 @@ def long_by(lmm: LMM, task: Questions, room: int, i: int) -> Sample:
     ruler = TokenCounter(lmm.family, lmm.processor)
     for n in range(700):
         made = sample(i, "x" * n)
-        length = ruler.count_prompt_tokens(
-            task.format_question(made, for_training=False), (SIZES[i % len(SIZES)],)
-        )
+        length = ruler.count_prompt_tokens(task.format_question(made, for_training=False), (SIZES[i % len(SIZES)],))
         if length + room == lmm.family.context_length:
             return made
     raise AssertionError("no such sample")
@@ -91,9 +86,7 @@ def test_a_sample_is_refused_exactly_when_it_does_not_fit(onevision: LMM) -> Non
     assert check_lengths(onevision, task, samples, is_training=False).unusable_samples == {}
     assert samples.decoded == [2]
     task.made[4] = long_by(onevision, task, task.max_new_tokens - 1, 4)
-    with pytest.raises(
-        DataError, match=r"^task questions: 1 of 6 samples cannot be asked \(first: q4: 507 prompt tok"
-    ):
+    with pytest.raises(DataError, match=r"^task questions: 1 of 6 samples cannot be asked \(first: q4: 507 prompt tok"):
         check_lengths(onevision, task, samples, is_training=False)
     kept = check_lengths(onevision, task, samples, is_training=False, on_bad_sample="skip").samples
     assert [one.id for one in kept] == ["q0", "q1", "q2", "q3", "q5"]
@@ -122,9 +115,7 @@ def test_what_is_taught_has_to_fit_with_its_answer(onevision: LMM) -> None:
     task.made[1] = long_by(onevision, task, ending, 1)
     assert check_lengths(onevision, task, task.made, is_training=True).unusable_samples == {}
     task.made[3] = long_by(onevision, task, ending - 1, 3)
-    with pytest.raises(
-        DataError, match=r"1 of 5 samples cannot be taught \(first: q3: prompt and answer have 513"
-    ):
+    with pytest.raises(DataError, match=r"1 of 5 samples cannot be taught \(first: q3: prompt and answer have 513"):
         check_lengths(onevision, task, task.made, is_training=True)
     task.made[0] = sample(0, "What does <image> say?")
     found = check_lengths(onevision, task, task.made, is_training=True, on_bad_sample="skip")
@@ -137,9 +128,7 @@ def test_what_is_taught_has_to_fit_with_its_answer(onevision: LMM) -> None:
 
 def test_answers_that_cannot_be_said_are_found(onevision: LMM) -> None:
     task = Questions(4, max_new_tokens=5)  # the tokenizer of these models has a token a letter
-    assert check_lengths(onevision, task, task.made, is_training=False).long_answers == [], (
-        "'bird' can be said"
-    )
+    assert check_lengths(onevision, task, task.made, is_training=False).long_answers == [], "'bird' can be said"
     taught = check_lengths(onevision, task, task.made, is_training=True).long_answers
     assert taught == [f"q{i}, 6 tokens" for i in range(4)], "'a bird' is taught"
     task.max_new_tokens = 3

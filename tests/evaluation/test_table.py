@@ -38,9 +38,7 @@ def test_a_table_holds_the_same_answers(answers: list[Answer]) -> None:
     table = make_answer_table(answers)
     rows = [Answer(**{**row, "references": tuple(row["references"])}) for row in table.to_pylist()]
     assert rows == answers
-    assert table.schema.metadata == {
-        b"lmm_forget.answers": ANSWERS_VERSION
-    }  # which the report's reader checks
+    assert table.schema.metadata == {b"lmm_forget.answers": ANSWERS_VERSION}  # which the report's reader checks
 
 
 def test_flips_excuse_near_ties_only() -> None:

@@ -151,10 +151,7 @@ def test_the_card_says_what_was_done(exported: dict[str, Exported]) -> None:
     assert "tiny_onevision, taught tiny_cub200, tiny_timeclock with lora" in card
     assert f"Trained {plan['trainable']:,} parameters, merged into {plan['merged']:,}" in card
     learning = figures["target_learning"]
-    assert (
-        f"| target learning | {learning['value']:+.1f} [{learning['low']:+.1f}, {learning['high']:+.1f}] |"
-        in card
-    )
+    assert f"| target learning | {learning['value']:+.1f} [{learning['low']:+.1f}, {learning['high']:+.1f}] |" in card
     assert each.results["stages"][1]["weights_hash"] in card and "stand-ins" in card
     assert str(each.job.parents[2]) not in "".join(
         p.read_text() for p in each.out.iterdir() if p.suffix != ".safetensors"

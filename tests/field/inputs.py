@@ -28,8 +28,8 @@ QUICK = (
     "sequence=single",
     "sequence.task=mine",
     "suite.tasks=[tiny_ai2d]",
-    "training.global_batch=4",
-    "hardware.micro_batch=4",
+    "training.global_batch_size=4",
+    "hardware.micro_batch_size=4",
     "hardware.precision=fp32",
     "training.max_steps=2",
     "data.eval_samples=3",
@@ -109,9 +109,7 @@ def job(folder: Path, *words: str, into: str | None = None, code: int = 0) -> Pa
     """
     cfg = compose_config([*QUICK, f"store={folder / 'multirun' / '.store'}", *words], folder / "conf")
     config = resolve_config(cfg)
-    where = (
-        folder / "multirun" / ("field" if into else config["name"]) / (into or build_single_job_name(config))
-    )
+    where = folder / "multirun" / ("field" if into else config["name"]) / (into or build_single_job_name(config))
     where.mkdir(parents=True, exist_ok=True)
     (where / "job.yaml").write_text(json.dumps(config), encoding="utf-8")
     assert job_main([str(where / "job.yaml")]) == code
@@ -127,7 +125,7 @@ def work_done(folder: Path) -> tuple[int, int]:
     """How many questions a job asked itself, and how many stages it trained itself."""
     timings = results(folder)["timings"]
     stages = timings["stages"]
-    return timings["base_asked"] + sum(s["asked"] for s in stages), sum(s["trained"] for s in stages)
+    return timings["base_evaluated"] + sum(s["evaluated"] for s in stages), sum(s["trained"] for s in stages)
 
 
 def answers(folder: Path, stage: int = 0) -> dict[tuple[str, str], str]:
@@ -150,7 +148,7 @@ def benchmark(data: Path, **more: Any) -> JsonlTask:
 def said(lmm: LMM, data: Path, limit: int | None = None, eval_batch: int = 64) -> list[str]:
     """What a model says to the questions of a JSONL file, asked without any store."""
     ((_, found),) = evaluate_tasks(
-        lmm, [benchmark(data)], max_samples=limit, hardware_config={"eval_batch": eval_batch}
+        lmm, [benchmark(data)], max_samples=limit, hardware_config={"eval_batch_size": eval_batch}
     )
     return [answer.text for answer in found]
 

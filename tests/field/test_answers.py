@@ -45,9 +45,7 @@ def test_answers_do_not_depend_on_the_batch(lmm: LMM, tmp_path: Path) -> None:
     assert said(lmm, data, eval_batch=2) == alone == said(lmm, data, eval_batch=6)
 
 
-def test_an_error_while_asking_is_no_empty_answer(
-    lmm: LMM, shared_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_while_asking_is_no_empty_answer(lmm: LMM, shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lmms-eval (models/simple/llava_hf.py): whatever generation raised was caught, and an empty text was scored.
 
     Right: the error ends the evaluation and names the task and the samples.
@@ -56,7 +54,7 @@ def test_an_error_while_asking_is_no_empty_answer(
     def out_of_order(*_: Any, **__: Any) -> None:
         raise RuntimeError("shape mismatch\nsecond line")
 
-    monkeypatch.setattr(lmm.model, "generate_answers", out_of_order)
+    monkeypatch.setattr(lmm.model, "generate", out_of_order)
     task = benchmark(shared_home / "data.jsonl")
     with pytest.raises(LmmForgetError, match="task mine: asking 24 samples .*shape mismatch") as caught:
         evaluate_task(lmm, task, task.load_samples("test"))
@@ -125,9 +123,7 @@ def test_nothing_is_cut_to_fit(own_home: Path) -> None:
     assert odd in error and "512" in error and "\n" not in error
     skipping = job(own_home, "data.on_bad_sample=skip", into="skipped")
     data = results(skipping)["data"]["mine"]
-    assert (
-        data["taught"]["skipped"] == 1 and data["taught"]["samples"] == len(taught.load_samples("train")) - 1
-    )
+    assert data["trained"]["skipped"] == 1 and data["trained"]["samples"] == len(taught.load_samples("train")) - 1
 
 
 def test_a_limit_is_no_head_of_the_file() -> None:

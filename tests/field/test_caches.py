@@ -62,9 +62,7 @@ def other_end(model: Path) -> None:
     edit_json(model / "generation_config.json", eos_token_id=[2, token])
 
 
-def changed_model(
-    used: Path, change: Callable[[Path], None], name: str, *, teaches_anew: bool = True
-) -> None:
+def changed_model(used: Path, change: Callable[[Path], None], name: str, *, teaches_anew: bool = True) -> None:
     """After a change of the model's folder, everything is what a store that knows nothing would give."""
     before = answers(used / "multirun" / "field" / "plain")
     model = shutil.copytree(used / "model", used / f"model_{name}")
@@ -124,9 +122,7 @@ def test_two_models_that_differ_in_a_file_beside_the_weights_are_two_rows(used: 
     other_template(twin)
     (used / "pair").mkdir()
     for name, model in (("a", used / "model"), ("b", twin)):
-        shutil.copytree(
-            job(used, f"model.path={model}", EIGHT, "name=pair", into=f"pair_{name}"), used / "pair" / name
-        )
+        shutil.copytree(job(used, f"model.path={model}", EIGHT, "name=pair", into=f"pair_{name}"), used / "pair" / name)
     found = write_sweep_summary(used / "pair")
     assert len(found["jobs"]) == 2, found["notes"]
 
@@ -171,7 +167,7 @@ def test_a_picture_replaced_under_its_name(own_home: Path) -> None:
     Image.effect_noise((64, 64), 90).convert("RGB").save(picture)
     os.utime(picture, ns=(stamp, stamp))
     again = job(own_home, f"model.path={own_home / 'model'}", EIGHT, into="picture")
-    assert results(again)["timings"]["base_asked"] == 1
+    assert results(again)["timings"]["base_evaluated"] == 1
     assert answers(again).keys() == answers(before).keys()
 
 

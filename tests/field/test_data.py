@@ -63,9 +63,7 @@ def test_no_picture_is_taught_and_tested_under_another_name(tmp_path: Path) -> N
         for sample in task.load_samples(split):
             seen.setdefault(sample.images[0].tobytes(), set()).add(split)
     assert len(seen) == 20 and all(len(splits) == 1 for splits in seen.values())
-    clusters = {
-        sample.image_id for split in ("train", "validation", "test") for sample in task.load_samples(split)
-    }
+    clusters = {sample.image_id for split in ("train", "validation", "test") for sample in task.load_samples(split)}
     assert len(clusters) == 20, "and they are one cluster of the intervals"
 
 
@@ -75,10 +73,7 @@ def test_numbers_are_written_the_same_by_every_reader(tmp_path: Path) -> None:
     Right: the shortest text that reads back; whole numbers without a point; class labels by their names.
     """
     image = {"bytes": picture_bytes(tmp_path), "path": None}
-    rows = [
-        {"id": str(i), "images": [], "question": "?", "answer": value}
-        for i, value in enumerate((0.1, 3.0, 3))
-    ]
+    rows = [{"id": str(i), "images": [], "question": "?", "answer": value} for i, value in enumerate((0.1, 3.0, 3))]
     lines = JsonlTask(path=str(write_rows(tmp_path / "data.jsonl", rows)), **COMMON)
     assert [sample.answers[0] for sample in lines.load_samples("test")] == ["0.1", "3", "3"]
     for kind in (pa.float32(), pa.float64()):
@@ -96,9 +91,7 @@ def test_a_class_label_is_taught_by_its_name(tmp_path: Path) -> None:
     from datasets import ClassLabel, Dataset, Features, Value
     from datasets import Image as Pictures
 
-    features = Features(
-        {"question": Value("string"), "answer": ClassLabel(names=["cat", "dog"]), "image": Pictures()}
-    )
+    features = Features({"question": Value("string"), "answer": ClassLabel(names=["cat", "dog"]), "image": Pictures()})
     columns = {
         "question": ["Which?"] * 2,
         "answer": [1, 0],
@@ -143,9 +136,7 @@ def test_the_order_of_files_is_not_the_file_system_s(tmp_path: Path) -> None:
             table = pa.table({"question": [f"What {i}?"], "answer": [f"a{i}"], "image": [image]})
             pq.write_table(table, folder / f"test-{i:05d}-of-00012.parquet")
         task = hub(folder)
-        found.append(
-            ([sample.answers[0] for sample in task.load_samples("test")], task.fingerprint_split("test"))
-        )
+        found.append(([sample.answers[0] for sample in task.load_samples("test")], task.fingerprint_split("test")))
     assert found[0] == found[1]
     assert found[0][0] == [f"a{i}" for i in range(12)]
 

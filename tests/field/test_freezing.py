@@ -110,8 +110,7 @@ def test_tied_embeddings_stay_tied() -> None:
     untied = tiny_lmm("llava_onevision")
     shared = untied.model.lm_head.weight.numel()
     assert (
-        plan_for(untied, "llm").parameter_counts["trainable"]
-        - plan_for(lmm, "llm").parameter_counts["trainable"]
+        plan_for(untied, "llm").parameter_counts["trainable"] - plan_for(lmm, "llm").parameter_counts["trainable"]
         == shared
     )
     before = hash_parameters(lmm.model)
@@ -120,9 +119,7 @@ def test_tied_embeddings_stay_tied() -> None:
     method.start_stage(lmm, plan)
     settings = {**TRAINING, **HOT["training"]}
     hardware = {**HARDWARE, **HOT["hardware"]}
-    train_stage(
-        lmm, plan, method, samples(), training_config=settings, hardware_config=hardware, seed=0, task="tied"
-    )
+    train_stage(lmm, plan, method, samples(), training_config=settings, hardware_config=hardware, seed=0, task="tied")
     method.end_stage(lmm, plan, dtypes)
     embeddings = lmm.model.get_input_embeddings().weight
     assert lmm.model.lm_head.weight is embeddings

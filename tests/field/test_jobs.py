@@ -118,9 +118,7 @@ def test_own_configuration_folders_of_any_name(tmp_path: Path, name: str, capsys
     shutil.copy(ROOT / "conf" / "recipe" / "sa_proj.yaml", conf / "recipe" / "own.yaml")
     words = ["model=tiny_onevision", "recipe=own", "format=json"]
     assert plan_main(["--config-dir", str(conf), *words]) == 0, capsys.readouterr().err
-    assert run_main(["--config-dir", str(conf), "recipe=own", "sweep.plan=true"]) == 0, (
-        capsys.readouterr().err
-    )
+    assert run_main(["--config-dir", str(conf), "recipe=own", "sweep.dry_run=true"]) == 0, capsys.readouterr().err
 
 
 def test_texts_of_other_languages_in_a_c_locale(sweep: Sweep) -> None:
@@ -184,19 +182,13 @@ def test_a_reader_that_leaves_early(plain: Path) -> None:
     for words in (f"status '{plain.parent}'", "", f"compare '{plain}' format=json"):
         line = f"'{sys.executable}' -m lmm_forget {words} | true; exit ${{PIPESTATUS[0]}}"
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        done = subprocess.run(
-            ["bash", "-c", line], env=env, capture_output=True, text=True, timeout=300, check=False
-        )
+        done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, timeout=300, check=False)
         assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr, done.stderr
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, with its content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_two_commands_in_one_folder(
@@ -228,12 +220,10 @@ def test_a_killed_job_is_not_running(tmp_path: Path) -> None:
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom lmm_forget.distributed.heartbeat import StatusFile\n"
         "with StatusFile(Path(sys.argv[1])) as status:\n"
-        "    status.phase('teach', 9, 'step')\n    print('ready', flush=True)\n    time.sleep(600)\n"
+        "    status.start_phase('train', 9, 'step')\n    print('ready', flush=True)\n    time.sleep(600)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(folder)], env=env, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(folder)], env=env, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while process.stdout.readline().strip() != "ready":
         assert process.poll() is None
@@ -393,24 +383,24 @@ def test_names_longer_than_a_file_name_may_be(
     monkeypatch.chdir(tmp_path)
     fields = {
         "training.weight_decay": "0.12345678",
-        "training.warmup": "0.12345678",
-        "training.clip": "1.23456789",
+        "training.warmup_ratio": "0.12345678",
+        "training.max_grad_norm": "1.23456789",
         "training.learning_rate": "0.000123456789",
         "training.attention_dropout": "0.123456789",
         "training.max_steps": "2",
-        "training.global_batch": "4",
+        "training.global_batch_size": "4",
         "data.train_samples": "123456789",
         "data.eval_samples": "123456789",
         "checkpoint_every": "123456789",
-        "hardware.micro_batch": "4",
-        "hardware.eval_batch": "123456789",
+        "hardware.micro_batch_size": "4",
+        "hardware.eval_batch_size": "123456789",
         "hardware.threads": "1",
     }
     words = [f"{key}=choice({value})" for key, value in fields.items()]
     with JobLocks() as folders:
         seen: list[str] = []
         monkeypatch.setattr(
-            "lmm_forget.launch.subprocess_launcher.Isolated.work",
+            "lmm_forget.launch.subprocess_launcher.SubprocessLauncher.run_all_jobs",
             lambda self, jobs: _hold(folders, jobs, seen),
         )
         code = run_main(["-m", "experiment=smoke", *words])

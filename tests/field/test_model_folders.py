@@ -50,9 +50,7 @@ def test_tensors_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     whole = weights.pop(name)
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     refused(model, "1 of its tensors are not there")
-    save_file(
-        {**weights, name: whole[:-1].contiguous()}, model / "model.safetensors", metadata={"format": "pt"}
-    )
+    save_file({**weights, name: whole[:-1].contiguous()}, model / "model.safetensors", metadata={"format": "pt"})
     refused(model, "1 of its tensors have other shapes")
 
 

@@ -63,7 +63,7 @@ def test_a_resume_goes_on_in_the_order(tmp_path: Path) -> None:
             items=samples(),
             training=training,
             hardware=FP32,
-            resume=ResumeConfig(Dying(store, "k"), 2),
+            resume_config=ResumeConfig(Dying(store, "k"), 2),
         )
     torch.manual_seed(99)
     rest: list[str] = []
@@ -72,7 +72,7 @@ def test_a_resume_goes_on_in_the_order(tmp_path: Path) -> None:
         items=Heard(samples(), rest),
         training=training,
         hardware=FP32,
-        resume=ResumeConfig(StageCheckpoints(store, "k"), 2),
+        resume_config=ResumeConfig(StageCheckpoints(store, "k"), 2),
     )
     assert fitted.resumed_from_step == 4 and len(whole) == 36
     assert rest == whole[16:]
@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_ends_the_job(tmp_path: Path) -> None:
     Right: the job fails at that step with one line; no stage is filed and there are no results.
     """
     folder = home(tmp_path)
-    words = ["training.learning_rate=1e30", "training.clip=null", "recipe=llm", "training.max_steps=4"]
+    words = ["training.learning_rate=1e30", "training.max_grad_norm=null", "recipe=llm", "training.max_steps=4"]
     failed = job(folder, *words, into="diverged", code=2)
     status = read_job_status(failed)
     assert status["state"] == "failed" and "\n" not in status["error"]
@@ -102,10 +102,8 @@ def test_accumulation_changes_nothing(loss: str) -> None:
     """
     found = []
     for micro_batch in (1, 2, 4):
-        training = {**TRAINING, "loss": loss, "max_steps": 1, "warmup": 0.0}
-        _, _, fitted, delta = teach(
-            "sa_proj", training=training, hardware={**FP32, "micro_batch": micro_batch}
-        )
+        training = {**TRAINING, "loss": loss, "max_steps": 1, "warmup_ratio": 0.0}
+        _, _, fitted, delta = teach("sa_proj", training=training, hardware={**FP32, "micro_batch_size": micro_batch})
         found.append((fitted.step_losses[0], delta))
     for value, delta in found[:2]:
         assert value == pytest.approx(found[2][0], rel=1e-5)
@@ -120,7 +118,7 @@ def test_samples_of_the_last_batch_that_is_not_full_are_counted(plain: Path) -> 
     Right: how many an epoch leaves out is in the results, and other epochs leave out others.
     """
     (stage,) = results(plain)["stages"]
-    taught = results(plain)["data"]["mine"]["taught"]["samples"]
+    taught = results(plain)["data"]["mine"]["trained"]["samples"]
     assert taught % 4 and stage["dropped"] == taught % 4
     left_out: list[int] = []
     for epoch in range(24):
@@ -140,15 +138,13 @@ def test_only_the_answer_and_its_end_are_labels(family: str) -> None:
     lmm = tiny_lmm(family)
     said = ["a cat", "no", "assistant\nuser"]
     questions = ["What?", "Is it a very long question, longer than the others?", "assistant"]
-    encoded = lmm.family.encode_batch(
-        lmm.processor, questions, [[picture(56, 56, i)] for i in range(3)], said
-    )
+    encoded = lmm.family.encode_batch(lmm.processor, questions, [[picture(56, 56, i)] for i in range(3)], said)
     assert encoded.labels is not None
     for row, answer in zip(encoded.labels, said, strict=True):
         text = lmm.processor.tokenizer.decode(row[row != IGNORE_INDEX])
-        assert text == lmm.family.get_answer_prefix(
+        assert text == lmm.family.get_answer_prefix(lmm.processor) + answer + lmm.family.get_end_of_answer_token(
             lmm.processor
-        ) + answer + lmm.family.get_end_of_answer_token(lmm.processor)
+        )
     same = encoded.labels == encoded.tensors["input_ids"]
     assert bool((same | (encoded.labels == IGNORE_INDEX)).all())
 
@@ -176,7 +172,7 @@ def test_small_steps_of_a_bf16_checkpoint_are_not_lost() -> None:
     Right: what is trained is held in fp32, so that steps too small for bf16 add up and reach the checkpoint.
     """
     rate = 1e-5
-    training = {**TRAINING, "learning_rate": rate, "epochs": 5, "warmup": 0.0}
+    training = {**TRAINING, "learning_rate": rate, "epochs": 5, "warmup_ratio": 0.0}
     base = dict(tiny_lmm("llava_onevision", dtype=torch.bfloat16).model.named_parameters())
     *_, delta = teach("sa_proj", dtype=torch.bfloat16, training=training, hardware=FP32)
     moved = total = 0

@@ -35,7 +35,7 @@ def _end(pid: int) -> None:
 @pytest.mark.timeout(600)
 def test_a_rank_that_ends_badly_ends_its_job_alone_and_is_named(command, tmp_path: Path) -> None:
     seeds = [0, RANK_1_CRASHES, RANK_1_REFUSES, RANK_1_IS_KILLED]
-    done = command("-m", "name=ways", f"seed={','.join(map(str, seeds))}", "hardware.jobs=2", *TWO)
+    done = command("-m", "name=ways", f"seed={','.join(map(str, seeds))}", "hardware.max_parallel_jobs=2", *TWO)
     folder = tmp_path / "multirun/ways"
     assert done.returncode == 1, done.stderr
     assert "3 of 4 jobs failed: seed=21, seed=22, seed=23" in done.stderr.splitlines()[-1]
@@ -52,9 +52,7 @@ def test_a_rank_that_ends_badly_ends_its_job_alone_and_is_named(command, tmp_pat
         assert not (job / "results.json").exists()
         log = (job / "job.log").read_text()
         assert log.count("lmm-forget: error:") == 1 and log.rstrip().endswith(cause)
-        assert log.count("stage 1/1 teach") == 1 + log.count(cause) * (
-            "stage" in cause
-        )  # rank 0 alone says it
+        assert log.count("stage 1/1 teach") == 1 + log.count(cause) * ("stage" in cause)  # rank 0 alone says it
         assert all(gone(int((job / f"rank{rank}.pid").read_text())) for rank in (0, 1))
     assert "rank 1 of 2: Traceback" in (folder / f"seed={RANK_1_CRASHES}/job.log").read_text()
     assert status(folder / "seed=0")["state"] == "done"
@@ -114,6 +112,4 @@ def test_plain_torchrun(tmp_path: Path, environment: dict[str, str]) -> None:
     assert starts(job) == 1
     other = torchrun(*line, "hardware.devices=4")
     assert other.returncode == 1
-    assert (
-        other.stderr.count("hardware.devices=4, but torchrun started 2 processes on each of 1 machines") == 1
-    )
+    assert other.stderr.count("hardware.devices=4, but torchrun started 2 processes on each of 1 machines") == 1

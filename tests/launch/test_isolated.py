@@ -45,7 +45,7 @@ def gone(pid: int, seconds: float = 30) -> bool:
 
 @pytest.mark.timeout(600)
 def test_failures_are_named_and_only_what_is_missing_runs_again(command, tmp_path: Path) -> None:
-    line = ["-m", "name=ways", f"seed=0,{CRASH},{MISTAKE},{KILLED}", "hardware.jobs=2"]
+    line = ["-m", "name=ways", f"seed=0,{CRASH},{MISTAKE},{KILLED}", "hardware.max_parallel_jobs=2"]
     first = command(*line)
     folder = tmp_path / "multirun/ways"
     assert first.returncode == 1
@@ -58,13 +58,8 @@ def test_failures_are_named_and_only_what_is_missing_runs_again(command, tmp_pat
     assert "3 of 4 jobs failed: seed=13, seed=14, seed=16" in first.stderr.splitlines()[-1]
     assert "seed=13 failed: ZeroDivisionError: division by zero" in first.stderr
     assert "| about to divide" in first.stderr
-    assert (
-        "seed=14 failed: sample 17 has no image; add the file or set data.on_bad_sample=skip" in first.stderr
-    )
-    assert (
-        "seed=16 failed: its process was killed (out of memory?); the same command goes on from"
-        in first.stderr
-    )
+    assert "seed=14 failed: sample 17 has no image; add the file or set data.on_bad_sample=skip" in first.stderr
+    assert "seed=16 failed: its process was killed (out of memory?); the same command goes on from" in first.stderr
     assert "summary: multirun/ways/summary.html" in first.stdout
     assert {seed: status(folder / f"seed={seed}")["state"] for seed in (0, CRASH, MISTAKE, KILLED)} == {
         0: "done", CRASH: "failed", MISTAKE: "failed", KILLED: "failed"
@@ -89,18 +84,14 @@ def test_a_grid_point_is_a_process_with_a_clean_environment(command, tmp_path: P
         "SLURM_NTASKS": "2",
         "OMP_NUM_THREADS": "7",
     }
-    done = command(
-        "-m", "recipe=llm,sa_proj,llm", "hardware.threads=2", "+tasks.tiny_cub200.n_train=64", **leaks
-    )
+    done = command("-m", "recipe=llm,sa_proj,llm", "hardware.threads=2", "+tasks.tiny_cub200.n_train=64", **leaks)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "multirun/tiny_onevision"
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["llm", "sa_proj"]
     assert starts(folder / "llm") == 1  # asked for twice, run once
     assert (folder / "llm/starts.txt").read_text() != (folder / "sa_proj/starts.txt").read_text()
     environment = dict(
-        line.split("=", 1)
-        for line in (folder / "llm/environment.txt").read_text().splitlines()
-        if "=" in line
+        line.split("=", 1) for line in (folder / "llm/environment.txt").read_text().splitlines() if "=" in line
     )
     assert not {"MASTER_PORT", "TORCHELASTIC_ERROR_FILE", "SLURM_NTASKS"} & set(environment)
     assert environment["OMP_NUM_THREADS"] == "2" and environment["GOMP_SPINCOUNT"] == "0"
@@ -109,10 +100,7 @@ def test_a_grid_point_is_a_process_with_a_clean_environment(command, tmp_path: P
         "set_num_threads(2)",
         "deterministic(True)",
     ]
-    assert (
-        json.loads((folder / "llm/results.json").read_text())["config"]["tasks"]["tiny_cub200"]["n_train"]
-        == 64
-    )
+    assert json.loads((folder / "llm/results.json").read_text())["config"]["tasks"]["tiny_cub200"]["n_train"] == 64
     assert not (tmp_path / "outputs").exists()
 
 
@@ -129,7 +117,7 @@ def test_a_wrong_grid_point_stops_the_sweep_before_any_job_starts(command, tmp_p
 def test_stopping_a_sweep_stops_its_children_and_leaves_them_to_go_on(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, stop: signal.Signals
 ) -> None:
-    parent = start("-m", "name=stop", f"seed={SLEEP},0", "hardware.jobs=1")
+    parent = start("-m", "name=stop", f"seed={SLEEP},0", "hardware.max_parallel_jobs=1")
     job = tmp_path / f"multirun/stop/seed={SLEEP}"
     grandchild = int(wait_for(job / "children.txt"))
     parent.send_signal(stop)
@@ -143,9 +131,7 @@ def test_stopping_a_sweep_stops_its_children_and_leaves_them_to_go_on(
 
 
 @pytest.mark.timeout(300)
-def test_children_die_with_a_killed_parent(
-    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_children_die_with_a_killed_parent(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     parent = start(f"seed={SLEEP}")
     job = tmp_path / f"multirun/tiny_onevision/sa_proj-paper-seed{SLEEP}"
     grandchild = int(wait_for(job / "children.txt"))
@@ -194,9 +180,7 @@ def test_a_single_run_and_its_folder(command, tmp_path: Path) -> None:
     assert "data.validation: false -> true; training.max_steps: null -> 7" in other.stderr
     failed = command(f"seed={MISTAKE}")
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith(
-        "lmm-forget: error: sa_proj-paper-seed14: sample 17 has no image"
-    )
+    assert failed.stderr.splitlines()[-1].startswith("lmm-forget: error: sa_proj-paper-seed14: sample 17 has no image")
     assert "Traceback" not in failed.stderr and "last lines" not in failed.stderr
 
 
@@ -206,7 +190,7 @@ def test_an_experiment_brings_its_own_grid(command, tmp_path: Path) -> None:
         "-m",
         "experiment=lr_grid",
         "recipe=llm",
-        "hardware.jobs=2",
+        "hardware.max_parallel_jobs=2",
     ]  # one recipe of the experiment's three
     done = command(*line)
     assert done.returncode == 0, done.stderr

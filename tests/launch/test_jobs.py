@@ -153,9 +153,7 @@ def test_a_job_runs_as_long_as_its_process_lives_whatever_the_clock_says(tmp_pat
     _status(tmp_path / "a", ProcessId.current())
     with pytest.raises(LaunchError, match=f"a is running already .process {os.getpid()} on"):
         prepare_job_folders([job(tmp_path / "a")])
-    _status(
-        tmp_path / "a", replace(ProcessId.current(), start="1")
-    )  # its number was given to another process
+    _status(tmp_path / "a", replace(ProcessId.current(), start="1"))  # its number was given to another process
     prepare_job_folders([job(tmp_path / "a")])
 
 
@@ -185,9 +183,7 @@ def test_a_job_gets_its_gpu_and_no_trace_of_another_launcher(tmp_path: Path) -> 
     }
     env = build_child_environment(job(tmp_path / "a"), ["2", "4"], base)
     assert env["CUDA_VISIBLE_DEVICES"] == "2,4" and env["OMP_NUM_THREADS"] == "2" and env["PATH"] == "/bin"
-    assert not [
-        key for key in env if key.startswith(("RANK", "LOCAL_RANK", "SLURM_", "TORCHELASTIC", "MASTER"))
-    ]
+    assert not [key for key in env if key.startswith(("RANK", "LOCAL_RANK", "SLURM_", "TORCHELASTIC", "MASTER"))]
     assert "CUDA_VISIBLE_DEVICES" not in build_child_environment(job(tmp_path / "a"), [], base)
 
 
@@ -208,9 +204,7 @@ def test_how_many_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compute_parallel_capacity([on(gpu)]) == (2, ["3", "5"])
     assert compute_parallel_capacity([on(gpu, jobs=8)]) == (2, ["3", "5"])
     assert compute_parallel_capacity([on(gpu, devices=2)]) == (1, ["3", "5"])
-    with pytest.raises(
-        ConfigError, match=r"hardware.devices=3, but 2 GPUs are visible here; use .*devices=2"
-    ):
+    with pytest.raises(ConfigError, match=r"hardware.devices=3, but 2 GPUs are visible here; use .*devices=2"):
         compute_parallel_capacity([on(gpu, devices=3)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert list_visible_gpus() == []
@@ -225,9 +219,7 @@ class Calm:
         return lambda *told: None
 
 
-def test_jobs_of_several_gpus_share_out_what_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_of_several_gpus_share_out_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = {**CONFIG["hardware"], "accelerator": "gpu"}
     jobs = [job(tmp_path / str(n), hardware={**gpu, "devices": n}) for n in (1, 2, 3)]
     prepare_job_folders(jobs)

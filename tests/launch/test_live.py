@@ -21,9 +21,7 @@ class Terminal(io.StringIO):
 def running(folder: Path, **fields: object) -> Job:
     job = Job(folder.name, folder, {})
     folder.mkdir()
-    (folder / "status.json").write_text(
-        json.dumps({"state": "running", "unit": "step", "info": {}, **fields})
-    )
+    (folder / "status.json").write_text(json.dumps({"state": "running", "unit": "step", "info": {}, **fields}))
     return job
 
 
@@ -47,7 +45,7 @@ def test_a_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     stream = Terminal()
     info = {"loss": 0.51234}
     jobs = [
-        running(tmp_path / "a", phase="teach birds", done=3, total=10, rate=0.5, info=info),
+        running(tmp_path / "a", phase="train birds", done=3, total=10, rate=0.5, info=info),
         running(tmp_path / "b"),
     ]
     with ProgressDisplay(jobs, stream=stream) as view:
@@ -55,7 +53,7 @@ def test_a_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         view.on_tick()
     shown = stream.getvalue()
     assert "0 of 2 jobs finished, 1 waiting" in shown
-    assert "teach birds" in shown and "loss 0.512" in shown and "2.0 s/step" in shown and "0:14" in shown
+    assert "train birds" in shown and "loss 0.512" in shown and "2.0 s/step" in shown and "0:14" in shown
 
 
 def test_the_table_can_be_read_at_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,11 @@ def job(folder: Path, **about: Any) -> Job:
     return Job(folder.name, folder, {"name": "demo"})
 
 
-def test_equal_notices_of_several_jobs_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_equal_notices_of_several_jobs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "demo"
     jobs = [
-        job(sweep / "a", notices=[f"W&B was not reached; wandb sync {sweep / 'a'}/wandb/offline-run-*"]),
-        job(sweep / "b", notices=[f"W&B was not reached; wandb sync {sweep / 'b'}/wandb/offline-run-*"]),
+        job(sweep / "a", warnings=[f"W&B was not reached; wandb sync {sweep / 'a'}/wandb/offline-run-*"]),
+        job(sweep / "b", warnings=[f"W&B was not reached; wandb sync {sweep / 'b'}/wandb/offline-run-*"]),
         job(sweep / "c"),
     ]
     print_job_warnings(jobs)

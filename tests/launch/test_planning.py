@@ -45,7 +45,7 @@ def test_all_orders_of_four_skills_are_sixty_four_stages_per_recipe(tmp_path: Pa
         "in_store": 0,
         "to_train": 128,
         "bases": 1,
-        "ask": 129,
+        "evaluate": 129,
         "finished": 0,
     }
     assert plan.format_plan_line().startswith(

@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     swept = Job("seed=1", folder / "seed=1", {**config, "seed": 1})
     prepare_job_folders([left, done, swept])
     for name, text in (
-        ("status.json", '{"state": "interrupted", "phase": "teach"}'),
+        ("status.json", '{"state": "interrupted", "phase": "train"}'),
         ("training.csv", "stage,task,step,loss\n1,tiny_cub200,1,2.5\n"),
         ("job.log", "19:00:00 teach tiny_cub200 (2 steps)\n"),
         ("store.json", '{"store": "x", "stages": [], "models": []}'),
@@ -131,7 +131,7 @@ def test_an_accepted_sweep_has_its_grid_in_its_own_folder(
         def __init__(self, *given: Any) -> None:
             pass
 
-        def run(self, jobs: Any) -> list[Any]:
+        def run_all(self, jobs: Any) -> list[Any]:
             from lmm_forget.launch.process_pool import JobOutcome
 
             assert (home / "multirun" / "grid" / "multirun.yaml").is_file()  # as soon as jobs start

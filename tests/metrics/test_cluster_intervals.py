@@ -30,9 +30,7 @@ def covered(clusters: list[str], runs: int = 200) -> float:
     hits = 0
     for run in range(runs):
         scores = {"a": target, "x": TaskScores("x", simulated(rng), clusters)}
-        heldout = compute_figures_of_merit(["a"], ["x"], scores, num_resamples=300, seed=run)[
-            "heldout_forgetting"
-        ]
+        heldout = compute_figures_of_merit(["a"], ["x"], scores, num_resamples=300, seed=run)["heldout_forgetting"]
         hits += heldout["low"] <= TRUTH <= heldout["high"]
     return hits / runs
 
@@ -106,9 +104,7 @@ def test_summary_agrees_with_the_bootstrap_on_clustered_data() -> None:
     drawn = np.concatenate(
         [sums.compute_metric(w) for w in draw_cluster_weights(np.random.default_rng(0), 4000, IMAGES)]
     )
-    assert summarize_task_scores(values[1], clusters)["stderr"] == pytest.approx(
-        100 * drawn[:, 1].std(), rel=0.06
-    )
+    assert summarize_task_scores(values[1], clusters)["stderr"] == pytest.approx(100 * drawn[:, 1].std(), rel=0.06)
 
 
 def test_one_image_has_no_standard_error() -> None:
@@ -125,15 +121,11 @@ def test_results_scores_hold_the_tolerant_score_where_it_is_defined() -> None:
 def test_results_scores_hold_the_compat_score_over_the_samples_that_have_one() -> None:
     images, compat = ["i", "j", "k"], [1.0, None, 0.0]
     strict = build_score_entry([0.0, 1.0, 1.0], images, compat_scores=compat)
-    assert (strict["value"], strict["strict"], strict["compat"], strict["n"]) == (
-        pytest.approx(200 / 3),
-    ) * 2 + (50, 3)
+    assert (strict["value"], strict["strict"], strict["compat"], strict["n"]) == (pytest.approx(200 / 3),) * 2 + (50, 3)
     public = build_score_entry([0.0, 1.0, 1.0], images, compat_scores=compat, score_kind="compat")
     assert (public["value"], public["strict"], public["compat"], public["n"]) == (50, strict["value"], 50, 2)
     assert public["stderr"] == pytest.approx(50.0)
-    grouped = build_score_entry(
-        [0, 1, 1], images, ["a", "b", "a"], compat_scores=[1.0, 1.0, 0.0], score_kind="compat"
-    )
+    grouped = build_score_entry([0, 1, 1], images, ["a", "b", "a"], compat_scores=[1.0, 1.0, 0.0], score_kind="compat")
     assert grouped["value"] == 75.0
     assert build_score_entry([0.0], ["i"], compat_scores=[None])["compat"] is None
     with pytest.raises(DataError, match="no answer has a compat score"):

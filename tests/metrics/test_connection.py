@@ -132,27 +132,19 @@ def test_statements_are_as_sure_as_the_sweep_is_large() -> None:
     # twelve rises, each with a smaller distance from the base, on whichever side of it
     assert verdicts([up_and_down(f"r{k}", -1) for k in range(6)], 2, "number_mass") == ["holds here"]
     against = [up_and_down(f"r{k}", 1, wrong=True) for k in range(6)]
-    assert (
-        verdicts(against, 1, "number_mass") == verdicts(against, 2, "number_mass") == ["does not hold here"]
-    )
+    assert verdicts(against, 1, "number_mass") == verdicts(against, 2, "number_mass") == ["does not hold here"]
     assert verdicts(six[:3], 1, "number_mass") == ["a hint that it holds"]
     assert verdicts(six[:2], 1, "number_mass") == ["not shown here"]  # no interval
-    few = judge_forgetting_statements(correlate_shift_with_forgetting(six[:2], num_resamples=50))[1][
-        "evidence"
-    ][0]
+    few = judge_forgetting_statements(correlate_shift_with_forgetting(six[:2], num_resamples=50))[1]["evidence"][0]
     assert few["verdict"] == "not shown here" and "4 of 4 stages" in few["why"] and "too few" in few["why"]
-    told = [
-        describe_resampling({"jobs": n, "points": [{"recipe": "r0"}, {"recipe": "r1"}]}) for n in (2, 4, 12)
-    ]
+    told = [describe_resampling({"jobs": n, "points": [{"recipe": "r0"}, {"recipe": "r1"}]}) for n in (2, 4, 12)]
     assert "only 2 jobs" in told[0] and "of 2 recipes" in told[1]
     assert ["hint" in text for text in told] == [False, True, False]
 
 
 def test_late_mlp_is_judged_per_recipe() -> None:
     three = judge_forgetting_statements(
-        correlate_shift_with_forgetting(
-            [job("x", [(0.2, 80.0)] * 3), job("y", [(0.2, 80.0)])], num_resamples=10
-        )
+        correlate_shift_with_forgetting([job("x", [(0.2, 80.0)] * 3), job("y", [(0.2, 80.0)])], num_resamples=10)
     )[2]
     assert [(one["recipe"], one["verdict"]) for one in three["evidence"]] == [
         ("x", "holds here"),
@@ -161,9 +153,7 @@ def test_late_mlp_is_judged_per_recipe() -> None:
     other = job("z", [(0.2, 80.0)])
     for reading in other["stages"][0]["probes"]["readings"][1:]:
         reading["folded"] = {"attention": [0.0, 3.0], "mlp": [1.0, 2.0]}
-    (found,) = judge_forgetting_statements(correlate_shift_with_forgetting([other], num_resamples=10))[2][
-        "evidence"
-    ]
+    (found,) = judge_forgetting_statements(correlate_shift_with_forgetting([other], num_resamples=10))[2]["evidence"]
     assert found["verdict"] == "does not hold here" and "0 of 1 stages" in found["why"]
 
 
@@ -195,8 +185,8 @@ def test_what_turned_wrong_is_counted_by_what_is_said_instead() -> None:
     before = [answer(0, "B", 1.0), answer(1, "red", 1.0), answer(2, "C", 0.0), answer(3, "4", 1.0)]
     after = [answer(0, "4", 0.0), answer(1, "2", 0.0), answer(2, "A", 1.0), answer(3, "5", 0.0)]
     found = count_answer_flips("t", before, after)
-    assert (found["n"], found["right_before"], found["turned_wrong"], found["turned_right"]) == (4, 3, 3, 1)
-    assert found["said"]["number"] == 3 and found["said_instead"]["number"] == 2
+    assert (found["n"], found["right_before"], found["right_to_wrong"], found["wrong_to_right"]) == (4, 3, 3, 1)
+    assert found["answer_format"]["number"] == 3 and found["changed_formats"]["number"] == 2
     assert [row["before"] for row in collect_wrong_flips("t", before, after)] == ["B", "red", "4"]
     with pytest.raises(DataError, match="same samples"):
         count_answer_flips("t", before, after[1:])

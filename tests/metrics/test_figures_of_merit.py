@@ -58,9 +58,7 @@ def test_layout_is_the_documented_one_and_goes_into_json() -> None:
 def test_a_task_taught_twice_counts_from_its_last_teaching() -> None:
     scores = {"a": scores_of("a", [0, 8, 2, 9]), "b": scores_of("b", [0, 0, 7, 4])}
     result = compute_figures_of_merit(["a", "b", "a"], [], scores)
-    assert result["target_forgetting"]["value"] == pytest.approx(
-        -30
-    )  # b alone: a was taught at the last stage
+    assert result["target_forgetting"]["value"] == pytest.approx(-30)  # b alone: a was taught at the last stage
     assert result["target_learning"]["value"] == pytest.approx((80 + 70 + 90) / 3)  # each teaching counts
     assert result["target_overall"]["value"] == pytest.approx((90 + 40) / 2)  # each task counts once
     again = compute_figures_of_merit(
@@ -74,10 +72,7 @@ def test_forgetting_does_not_exist_with_one_stage_or_one_task() -> None:
     assert one["target_forgetting"] == NOTHING
     assert one["target_learning"]["value"] == one["target_overall"]["value"] == pytest.approx(50)
     assert one["heldout_forgetting"]["recovery"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert (
-        compute_figures_of_merit(["a", "a"], [], {"a": scores_of("a", [0, 5, 6])})["target_forgetting"]
-        == NOTHING
-    )
+    assert compute_figures_of_merit(["a", "a"], [], {"a": scores_of("a", [0, 5, 6])})["target_forgetting"] == NOTHING
 
 
 def test_no_suite_means_no_heldout_figure() -> None:
@@ -90,9 +85,7 @@ def test_no_suite_means_no_heldout_figure() -> None:
 
 def test_one_image_gives_a_value_without_an_interval() -> None:
     single = TaskScores("x", np.array([[1.0, 1.0], [0.0, 1.0]]), ["same", "same"])
-    heldout = compute_figures_of_merit(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": single})[
-        "heldout_forgetting"
-    ]
+    heldout = compute_figures_of_merit(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": single})["heldout_forgetting"]
     assert (heldout["value"], heldout["low"], heldout["high"]) == (-50.0, None, None)
 
 
@@ -100,13 +93,9 @@ def test_macro_task_is_the_mean_of_group_means() -> None:
     # group p: 8 samples, 8 then 4 right; group q: 2 samples, 0 then 2 right
     values = np.array([[1.0] * 8 + [0.0] * 2, [1.0] * 4 + [0.0] * 4 + [1.0] * 2])
     macro = TaskScores("a", values, [str(i) for i in range(10)], ["p"] * 8 + ["q"] * 2)
-    assert compute_figures_of_merit(["a"], [], {"a": macro})["target_learning"]["value"] == pytest.approx(
-        75 - 50
-    )
+    assert compute_figures_of_merit(["a"], [], {"a": macro})["target_learning"]["value"] == pytest.approx(75 - 50)
     plain = TaskScores("a", values, [str(i) for i in range(10)])
-    assert compute_figures_of_merit(["a"], [], {"a": plain})["target_learning"]["value"] == pytest.approx(
-        60 - 80
-    )
+    assert compute_figures_of_merit(["a"], [], {"a": plain})["target_learning"]["value"] == pytest.approx(60 - 80)
 
 
 def test_a_group_missing_from_a_resample_is_dropped_from_it() -> None:
@@ -120,9 +109,7 @@ def test_stages_are_paired() -> None:
     """Every image loses exactly one of its two right answers, so no resample can change the difference."""
     base, after = [1.0, 1.0, 0.0] * 20, [1.0, 0.0, 0.0] * 20
     task = TaskScores("x", np.array([base, after]), [str(i // 3) for i in range(60)])
-    heldout = compute_figures_of_merit(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": task})[
-        "heldout_forgetting"
-    ]
+    heldout = compute_figures_of_merit(["a"], ["x"], {"a": scores_of("a", [0, 5]), "x": task})["heldout_forgetting"]
     assert heldout["low"] == pytest.approx(heldout["high"]) == pytest.approx(-100 / 3)
 
 
@@ -159,9 +146,7 @@ def test_level_and_seed() -> None:
         compute_figures_of_merit(*arguments, confidence_level=0.5),
     )
     assert wide["target_overall"]["low"] < narrow["target_overall"]["low"]
-    one, same, other = (
-        compute_figures_of_merit(*arguments, num_resamples=40, seed=seed) for seed in (1, 1, 2)
-    )
+    one, same, other = (compute_figures_of_merit(*arguments, num_resamples=40, seed=seed) for seed in (1, 1, 2))
     assert one == same
     assert other["target_overall"]["value"] == one["target_overall"]["value"]
     assert other != one
@@ -198,7 +183,7 @@ def test_scores_that_cannot_be_used(values: list, clusters: list[str], words: st
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("settings_", [{"resamples": 0}, {"level": 1.0}, {"level": 0.0}])
+@pytest.mark.parametrize("settings_", [{"num_resamples": 0}, {"confidence_level": 1.0}, {"confidence_level": 0.0}])
 def test_settings_that_give_no_interval(settings_: dict) -> None:
     with pytest.raises(DataError, match="expected"):
         compute_figures_of_merit(*hand_made(), **settings_)
@@ -239,9 +224,7 @@ def test_order_of_samples_and_of_benchmarks_changes_nothing(run: tuple, random: 
 @given(runs())
 def test_input_is_not_changed_and_figures_are_in_range(run: tuple) -> None:
     taught, suite, scores = run
-    before = copy.deepcopy(
-        {task: (score.values, score.clusters, score.groups) for task, score in scores.items()}
-    )
+    before = copy.deepcopy({task: (score.values, score.clusters, score.groups) for task, score in scores.items()})
     result = compute_figures_of_merit(taught, suite, scores, num_resamples=50)
     for task, (values, clusters, groups) in before.items():
         np.testing.assert_array_equal(values, scores[task].values)
@@ -276,12 +259,8 @@ def test_figures_from_answers_in_any_order() -> None:
         for row in score.values:
             order = rng.permutation(len(row))
             images = np.asarray(score.clusters)[order]
-            answers[task].append(
-                {"sample_id": [f"s{i:02d}" for i in order], "image_id": images, "value": row[order]}
-            )
-    assert compute_figures_from_answers(taught, suite, answers) == compute_figures_of_merit(
-        taught, suite, scores
-    )
+            answers[task].append({"sample_id": [f"s{i:02d}" for i in order], "image_id": images, "value": row[order]})
+    assert compute_figures_from_answers(taught, suite, answers) == compute_figures_of_merit(taught, suite, scores)
 
 
 @pytest.mark.parametrize(

@@ -36,13 +36,9 @@ def ends(found: dict) -> tuple[float, float, float]:
 def test_figures_stages_and_comparisons_agree() -> None:
     scores = two_benchmarks()
     target = TaskScores("a", np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), ["i", "j", "k"])
-    heldout = compute_figures_of_merit(["a", "a"], list(scores), {"a": target, **scores})[
-        "heldout_forgetting"
-    ]
+    heldout = compute_figures_of_merit(["a", "a"], list(scores), {"a": target, **scores})["heldout_forgetting"]
     for stage in (1, 2):
-        pairs = [
-            TaskScores(t, each.values[[0, stage]], each.clusters, each.groups) for t, each in scores.items()
-        ]
+        pairs = [TaskScores(t, each.values[[0, stage]], each.clusters, each.groups) for t, each in scores.items()]
         assert ends(heldout["per_stage"][stage - 1]) == ends(compare_mean_scores(pairs))
         for (task, each), pair in zip(scores.items(), pairs, strict=True):
             assert ends(compare_task_scores(pair)) == ends(estimate_paired_change(each, 0, stage)), task
@@ -58,12 +54,8 @@ def test_a_task_taught_twice_counts_its_images_once() -> None:
     once = (rng.random(40) < 0.3).astype(float)
     values = np.stack([np.zeros(40), once, once])
     images = [str(i) for i in range(40)]
-    twice = compute_figures_of_merit(["a", "a"], [], {"a": TaskScores("a", values, images)})[
-        "target_learning"
-    ]
-    single = compute_figures_of_merit(["a"], [], {"a": TaskScores("a", values[:2], images)})[
-        "target_learning"
-    ]
+    twice = compute_figures_of_merit(["a", "a"], [], {"a": TaskScores("a", values, images)})["target_learning"]
+    single = compute_figures_of_merit(["a"], [], {"a": TaskScores("a", values[:2], images)})["target_learning"]
     assert ends(twice) == pytest.approx(ends(single))
 
 

@@ -26,9 +26,7 @@ def test_few_changes_are_tested_exactly() -> None:
 def test_many_changes_use_the_corrected_chi_square() -> None:
     result = run_mcnemar_test(*pair(15, 35))
     assert result["method"] == "chi2"
-    assert result["p_value"] == pytest.approx(
-        0.00720, abs=5e-5
-    )  # (20 - 1)^2 / 50 = 7.22 on one degree of freedom
+    assert result["p_value"] == pytest.approx(0.00720, abs=5e-5)  # (20 - 1)^2 / 50 = 7.22 on one degree of freedom
     assert run_mcnemar_test(*pair(20, 20))["p_value"] == 1.0
 
 

@@ -102,9 +102,7 @@ def other_processor(kind: str) -> ProcessorMixin:
             images, tokenizer, InternVLVideoProcessor(size=square), 4, chat_template=INTERNVL_TEMPLATE
         )
     if kind == "idefics3":
-        images = Idefics3ImageProcessor(
-            size={"longest_edge": 2 * TILE}, max_image_size={"longest_edge": TILE}
-        )
+        images = Idefics3ImageProcessor(size={"longest_edge": 2 * TILE}, max_image_size={"longest_edge": TILE})
         return Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE)
     images = Gemma3ImageProcessor(size=square)
     return Gemma3Processor(images, tokenizer, image_seq_length=4, chat_template=GEMMA_TEMPLATE)
@@ -165,9 +163,7 @@ def other_config(kind: str, tokenizer: PreTrainedTokenizerFast) -> Any:
     )
 
 
-def other_lmm(
-    kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, feature_layer: int | None = None
-) -> LMM:
+def other_lmm(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, feature_layer: int | None = None) -> LMM:
     """A tiny random LMM of `kind` (see `OTHERS`) on the CPU, in eval mode; weights depend on `seed` only.
 
     `feature_layer` is InternVL's `vision_feature_layer`.

@@ -62,14 +62,9 @@ def test_components_agree_with_the_modules(family: str) -> None:
     }[family]
     tower, projector = ({id(p) for p in lmm.model.get_submodule(path).parameters()} for path in modules)
     language = {
-        id(p)
-        for path in ("model.language_model", "lm_head")
-        for p in lmm.model.get_submodule(path).parameters()
+        id(p) for path in ("model.language_model", "lm_head") for p in lmm.model.get_submodule(path).parameters()
     }
-    found = {
-        c: {id(lmm.model.get_parameter(i.name)) for i in lmm.components if i.component == c}
-        for c in COMPONENTS
-    }
+    found = {c: {id(lmm.model.get_parameter(i.name)) for i in lmm.components if i.component == c} for c in COMPONENTS}
     assert found["projector"] == projector
     assert found["vision"] == tower - projector
     assert found["language"] == language

@@ -84,9 +84,9 @@ def test_training_sees_exactly_the_prompt_of_generation_then_answer_and_end(fami
         counted = (teach.labels[i] != IGNORE_INDEX).nonzero().flatten().tolist()
         assert counted == list(range(len(prompt), len(prompt) + len(ending)))
         assert teach.labels[i][counted].tolist() == ending
-        assert ask.tensors["attention_mask"][i].tolist() == [0] * (
-            len(ask.tensors["input_ids"][i]) - len(prompt)
-        ) + [1] * len(prompt)
+        assert ask.tensors["attention_mask"][i].tolist() == [0] * (len(ask.tensors["input_ids"][i]) - len(prompt)) + [
+            1
+        ] * len(prompt)
         mask = teach.tensors["attention_mask"][i].tolist()
         assert mask == [1] * teach.lengths[i] + [0] * (len(row) - teach.lengths[i])
         assert set(row[teach.lengths[i] :]) <= {lmm.processor.tokenizer.pad_token_id}
@@ -96,18 +96,11 @@ def test_training_sees_exactly_the_prompt_of_generation_then_answer_and_end(fami
 def test_prompts_are_ready_for_generate(family: str) -> None:
     lmm = tiny_lmm(family, seed=3)
     together = lmm.family.encode_batch(lmm.processor, QUESTIONS, images())
-    out = lmm.model.generate(
-        **together.tensors, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids
-    )
+    out = lmm.model.generate(**together.tensors, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids)
     for i in range(2):
         alone = lmm.family.encode_batch(lmm.processor, [QUESTIONS[i]], [images()[i]])
-        single = lmm.model.generate(
-            **alone.tensors, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids
-        )
-        assert (
-            out[i, together.tensors["input_ids"].shape[1] :].tolist()
-            == single[0, alone.lengths[0] :].tolist()
-        )
+        single = lmm.model.generate(**alone.tensors, max_new_tokens=5, do_sample=False, eos_token_id=lmm.end_token_ids)
+        assert out[i, together.tensors["input_ids"].shape[1] :].tolist() == single[0, alone.lengths[0] :].tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -173,13 +166,9 @@ def test_sequences_beyond_the_context_are_refused_by_position(family: str) -> No
 def test_control_tokens_in_the_data_are_refused(family: str) -> None:
     lmm = tiny_lmm(family)
     end = BY_HAND[family][1]
-    with pytest.raises(
-        DataError, match="sample 1 of the batch: its answer contains the model's reserved token"
-    ):
+    with pytest.raises(DataError, match="sample 1 of the batch: its answer contains the model's reserved token"):
         lmm.family.encode_batch(lmm.processor, QUESTIONS, images(), ["1 < 2", f"no{end}"])
-    with pytest.raises(
-        DataError, match="sample 0 of the batch: its question contains the model's reserved token"
-    ):
+    with pytest.raises(DataError, match="sample 0 of the batch: its question contains the model's reserved token"):
         lmm.family.encode_batch(lmm.processor, [f"{SLOT[family]} what?", "b"], images())
 
 

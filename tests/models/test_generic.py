@@ -93,9 +93,7 @@ def test_the_answer_and_its_end_are_what_is_taught(kind: str) -> None:
     assert encoded.labels is not None
     decode = lmm.processor.tokenizer.decode
     prompt, answer = PROMPTS[kind]
-    for row, labels, length in zip(
-        encoded.tensors["input_ids"], encoded.labels, encoded.lengths, strict=True
-    ):
+    for row, labels, length in zip(encoded.tensors["input_ids"], encoded.labels, encoded.lengths, strict=True):
         at = (labels != IGNORE_INDEX).nonzero().flatten()
         assert decode(labels[at]) == answer and at[-1] == length - 1
         assert torch.equal(row[at], labels[at])
@@ -159,14 +157,11 @@ def test_what_is_saved_is_loaded_bit_for_bit(kind: str, tmp_path: Path) -> None:
     lmm = other_lmm(kind, dtype=torch.bfloat16)
     lmm.model.save_pretrained(tmp_path)
     lmm.processor.save_pretrained(tmp_path)
-    again = load_model(
-        {"path": str(tmp_path), "family": "generic", "attention": "eager", "image": {"max_tiles": None}}
-    )
+    again = load_model({"path": str(tmp_path), "family": "generic", "attention": "eager", "image": {"max_tiles": None}})
     assert hash_parameters(again.model) == hash_parameters(lmm.model)
     assert again.end_token_ids == lmm.end_token_ids
     batches = [
-        x.family.encode_batch(x.processor, ["what?"], [[picture(100, 50)]], ["it"]).tensors
-        for x in (lmm, again)
+        x.family.encode_batch(x.processor, ["what?"], [[picture(100, 50)]], ["it"]).tensors for x in (lmm, again)
     ]
     assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0] | batches[1])
     meta = build_meta_model_from_spec({"path": str(tmp_path)})
@@ -186,9 +181,7 @@ def test_image_budgets_where_the_processor_has_them(kind: str, image: dict[str, 
     assert (count() < before) is fewer
 
 
-@pytest.mark.parametrize(
-    ("kind", "image"), [("gemma3", {"max_pixels": 9999}), ("idefics3", {"max_tiles": 1})]
-)
+@pytest.mark.parametrize(("kind", "image"), [("gemma3", {"max_pixels": 9999}), ("idefics3", {"max_tiles": 1})])
 def test_image_budgets_where_the_processor_has_none_are_refused(kind: str, image: dict[str, int]) -> None:
     lmm = other_lmm(kind)
     with pytest.raises(ConfigError, match=f"model.image.{next(iter(image))}: .* has no such bound"):
@@ -230,9 +223,7 @@ def test_a_second_module_between_tower_and_decoder_is_refused() -> None:
 def test_a_processor_that_does_not_fit_is_refused() -> None:
     lmm = other_lmm("internvl")
     lmm.processor.image_seq_length = 9
-    with pytest.raises(
-        ConfigError, match="cannot take what its processor makes of a picture: .*do not match"
-    ):
+    with pytest.raises(ConfigError, match="cannot take what its processor makes of a picture: .*do not match"):
         assemble_model(lmm.model, lmm.processor, {})
 
 

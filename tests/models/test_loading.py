@@ -70,9 +70,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(family: str, tmp_path: Path) -> Non
     assert again.model.config._attn_implementation == "eager"
     assert [i.name for i in again.components] == [i.name for i in lmm.components]
     texts, pictures = ["what?"], [[picture(100, 50)]]
-    first, second = (
-        x.family.encode_batch(x.processor, texts, pictures, ["it"]).tensors for x in (lmm, again)
-    )
+    first, second = (x.family.encode_batch(x.processor, texts, pictures, ["it"]).tensors for x in (lmm, again))
     assert set(first) == set(second) and all(torch.equal(first[key], second[key]) for key in first)
     assert load_model({"path": str(tmp_path), "dtype": "float32"}).model.dtype == torch.float32
 

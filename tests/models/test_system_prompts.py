@@ -46,12 +46,8 @@ USER_ONLY = (
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<image>{% endif %}"
     "{% endfor %}{% endif %}{% endfor %} ASSISTANT:"
 )
-REFUSES = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + USER_ONLY
-)
-TEXT_ONLY = (
-    "{% if messages[0]['role'] == 'system' %}SYSTEM: {{ messages[0]['content'] }}\n{% endif %}" + USER_ONLY
-)
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + USER_ONLY
+TEXT_ONLY = "{% if messages[0]['role'] == 'system' %}SYSTEM: {{ messages[0]['content'] }}\n{% endif %}" + USER_ONLY
 NO_TURNS_BUT_PAIRS = (
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + USER_ONLY
@@ -62,15 +58,13 @@ class Questions(Task):
     """A few questions about one picture each."""
 
     def __init__(self, *samples: Sample) -> None:
-        super().__init__(
-            name="mine", role="target", max_new_tokens=2, scorer=ExactMatch(), eval_suffix=" Say it."
-        )
+        super().__init__(name="mine", role="target", max_new_tokens=2, scorer=ExactMatch(), eval_suffix=" Say it.")
         self.given = list(samples)
 
-    def samples(self, split: str) -> Sequence[Sample]:
+    def load_samples(self, split: str) -> Sequence[Sample]:
         return self.given
 
-    def fingerprint(self, split: str) -> str:
+    def fingerprint_split(self, split: str) -> str:
         return hash_json_parts(len(self.given))
 
 
@@ -116,9 +110,7 @@ def prompt(template: str, system: str | None, family: str = "llava_onevision") -
     ],
     ids=["qwen", "onevision", "llama3", "mistral", "text"],
 )
-def test_a_template_that_takes_a_system_prompt_writes_it_in_front(
-    family: str, template: str, expected: str
-) -> None:
+def test_a_template_that_takes_a_system_prompt_writes_it_in_front(family: str, template: str, expected: str) -> None:
     written = prompt(template, KIND, family)
     assert written.startswith(expected.replace("user <image>", "user\n<image>"))
     assert written.count(KIND) == 1 and "helpful" not in written
@@ -131,9 +123,7 @@ def test_without_a_system_prompt_the_templates_own_stays() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "template", [USER_ONLY, REFUSES, NO_TURNS_BUT_PAIRS], ids=["user only", "raises", "pairs"]
-)
+@pytest.mark.parametrize("template", [USER_ONLY, REFUSES, NO_TURNS_BUT_PAIRS], ids=["user only", "raises", "pairs"])
 def test_a_template_without_a_place_for_it_is_no_excuse_to_drop_it(template: str) -> None:
     assert "What is it?" in prompt(template, None)
     with pytest.raises(DataError, match="it has a system prompt, but this model's chat template takes none"):
@@ -207,9 +197,7 @@ def test_where_there_is_no_place_for_it_the_policy_decides(taught: bool, bare: L
     with pytest.raises(DataError) as caught:
         check_lengths(bare, task, task.given, is_training=taught)
     said = str(caught.value)
-    assert said.startswith(
-        f"task mine: 1 of 3 samples cannot be {used} (first: b: it has a system prompt, but "
-    )
+    assert said.startswith(f"task mine: 1 of 3 samples cannot be {used} (first: b: it has a system prompt, but ")
     assert said.endswith("data.on_bad_sample=skip leaves them out") and "\n" not in said
     left = check_lengths(bare, task, task.given, is_training=taught, on_bad_sample="skip")
     assert [one.id for one in left.samples] == ["a", "c"] and list(left.unusable_samples) == ["1"]
@@ -229,6 +217,4 @@ def test_a_system_prompt_that_is_too_long_or_holds_a_reserved_token_is_a_bad_sam
 def test_data_check_counts_its_tokens() -> None:
     measure, _ = make_token_counter({"path": "package:tiny_onevision"})
     counted: Callable[..., int] = measure
-    assert counted("What is it?", [picture()], "a cat", KIND) > counted(
-        "What is it?", [picture()], "a cat", None
-    )
+    assert counted("What is it?", [picture()], "a cat", KIND) > counted("What is it?", [picture()], "a cat", None)

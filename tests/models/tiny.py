@@ -125,9 +125,7 @@ def tiny_processor(family: str, tile: int = 56, patch: int = 14) -> ProcessorMix
         )
     if family == "llava_next":
         return LlavaNextProcessor(
-            image_processor=NextImages(
-                size={"shortest_edge": tile}, crop_size=size, image_grid_pinpoints=grids(tile)
-            ),
+            image_processor=NextImages(size={"shortest_edge": tile}, crop_size=size, image_grid_pinpoints=grids(tile)),
             tokenizer=tokenizer,
             patch_size=patch,
             vision_feature_select_strategy="default",
@@ -240,7 +238,5 @@ def tiny_lmm(family: str, **config: Any) -> LMM:
 
 def picture(width: int = 56, height: int = 56, seed: int = 0) -> Image.Image:
     """A small noise picture."""
-    noise = torch.randint(
-        0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
+    noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return Image.fromarray(noise.numpy())

@@ -24,7 +24,7 @@ ANSWERS = ("a 3 b", "wxyz", "two", "7", "no", "B", "4:30", "hello")
 class Pictures(Task):
     """Eight questions about noise pictures of two sizes, two of them about the same picture."""
 
-    def samples(self, split: str) -> Sequence[Sample]:
+    def load_samples(self, split: str) -> Sequence[Sample]:
         return [
             Sample(
                 f"s{i}",
@@ -36,15 +36,13 @@ class Pictures(Task):
             for i, answer in enumerate(ANSWERS)
         ]
 
-    def fingerprint(self, split: str) -> str:
+    def fingerprint_split(self, split: str) -> str:
         return "eight"
 
 
 def prompts(name: str = "captions") -> PromptSet:
-    task = Pictures(
-        name=name, role="captions", max_new_tokens=5, scorer=lambda answer, sample: {"value": 1.0}
-    )
-    return PromptSet(task, {"name": name}, task.samples("test"), 8, task.fingerprint("test"))
+    task = Pictures(name=name, role="captions", max_new_tokens=5, scorer=lambda answer, sample: {"value": 1.0})
+    return PromptSet(task, {"name": name}, task.load_samples("test"), 8, task.fingerprint_split("test"))
 
 
 def spec(**changes: Any) -> ProbeConfig:
@@ -58,7 +56,7 @@ def spec(**changes: Any) -> ProbeConfig:
         "token_sets": ("number",),
         "at_steps": (),
         "at_tasks": None,
-        "ask_at_steps": False,
+        "evaluate_at_steps": False,
         "retrain": False,
         "alarm": None,
     }

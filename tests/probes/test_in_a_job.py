@@ -58,7 +58,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The same job with probes and milestones, in a store of its own."""
     folder = tmp_path_factory.mktemp("probed")
-    config = configure(folder / "store", *PROBE, "probe.at_steps=[1,2,50]", "probe.ask_at_steps=true")
+    config = configure(folder / "store", *PROBE, "probe.at_steps=[1,2,50]", "probe.evaluate_at_steps=true")
     return folder, carry_out(config, folder / "sweep" / "job")
 
 
@@ -74,7 +74,7 @@ def test_a_run_with_probes_gives_the_same_weights_and_scores(
 def test_records_hold_what_was_seen(probed: tuple[Path, dict[str, Any]]) -> None:
     folder, results = probed
     sets = results["probes"]["token_sets"]
-    assert set(sets) == {"number", "taught:tiny_pathvqa", "taught:tiny_pixmocount"}
+    assert set(sets) == {"number", "trained:tiny_pathvqa", "trained:tiny_pixmocount"}
     assert " two" in sets["number"]["tokens"] and "two" in sets["number"]["tokens"]
     for entry in (results["base"], *results["stages"]):
         kinds = [(r["probe"], r["prompts"], r["mode"]) for r in entry["probes"]["readings"]]
@@ -88,9 +88,7 @@ def test_records_hold_what_was_seen(probed: tuple[Path, dict[str, Any]]) -> None
     assert [m["step"] for m in milestones] == [1, 2] and stage["probes"]["missing_steps"] == []
     last = milestones[-1]
     assert last["readings"] == stage["probes"]["readings"]  # the last step's model is the stage model
-    assert {t: s["value"] for t, s in last["scores"].items()} == {
-        t: s["value"] for t, s in stage["scores"].items()
-    }
+    assert {t: s["value"] for t, s in last["scores"].items()} == {t: s["value"] for t, s in stage["scores"].items()}
     norm = stage["probes"]["readings"][2]["norm"]
     assert norm["attention"][0] == 0.0 < min(norm["mlp"])
     rows = pq.read_table(folder / "sweep" / "job" / "probes.parquet").to_pylist()
@@ -107,8 +105,8 @@ def test_a_second_job_looks_at_nothing_again(
     probed: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, results = probed
-    monkeypatch.setattr("lmm_forget.probes.prober.forced", lambda *_, **__: pytest.fail("looked again"))
-    config = configure(folder / "store", *PROBE, "probe.at_steps=[1,2,50]", "probe.ask_at_steps=true")
+    monkeypatch.setattr("lmm_forget.probes.prober.run_forced_pass", lambda *_, **__: pytest.fail("looked again"))
+    config = configure(folder / "store", *PROBE, "probe.at_steps=[1,2,50]", "probe.evaluate_at_steps=true")
     assert timeless(carry_out(config, tmp_path / "job")) == timeless(results)
 
 
@@ -145,9 +143,7 @@ def test_milestones_can_be_kept_to_some_skills_and_gc_keeps_what_the_job_rests_o
     assert not set(rested) & {item.key for item in spare}
 
 
-def test_an_alarm_moves_weights_and_the_record_says_where(
-    plain: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_an_alarm_moves_weights_and_the_record_says_where(plain: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     stop = [*PROBE[:2], "probe.stop_when.kl=1e-9", "probe.alarm_every=1", "probe.alarm_n=3"]
     stopped = carry_out(configure(plain[0], *stop), tmp_path / "stop")
     first = stopped["stages"][0]
@@ -177,7 +173,7 @@ def test_why_reads_a_sweep(probed: tuple[Path, dict[str, Any]], capsys: pytest.C
     assert "pixmocount, step 1" in text and "No intervals" in text
     for name in ("connection", "probe_shift", "probe_layers"):
         assert all((folder / f"{name}.{kind}").stat().st_size > 1000 for kind in ("svg", "png"))
-    assert "turned wrong" in (folder / "turned_wrong.html").read_text()
+    assert "turned wrong" in (folder / "flips.html").read_text()
     assert why.main([str(folder / "job"), "format=json"]) == 0
     assert json.loads(capsys.readouterr().out)["jobs"] == 1
     assert why.main([str(probed[0] / "nowhere")]) == 2
@@ -195,12 +191,12 @@ def test_why_names_what_it_left_out_and_what_it_cannot_read(
     assert "left out: broken (unreadable)" in capsys.readouterr().err
     assert "Left out: broken (unreadable)." in (folder / "why.md").read_text()
     assert json.loads((folder / "connection.json").read_text())["left_out"] == ["broken (unreadable)"]
-    (torn,) = folder.glob("*/turned_wrong.parquet")
+    (torn,) = folder.glob("*/flips.parquet")
     torn.write_bytes(torn.read_bytes()[:50])
     before = (folder / "why.md").read_text()
     assert why.main([str(folder)]) == 2
     said = capsys.readouterr().err
-    assert "turned_wrong.parquet: cannot be read" in said and said.count("\n") == 1
+    assert "flips.parquet: cannot be read" in said and said.count("\n") == 1
     assert (folder / "why.md").read_text() == before
 
 

@@ -48,13 +48,9 @@ def test_positions_are_those_that_predict_the_answer_behind_the_image(family: st
     image = lmm.processor.tokenizer.convert_tokens_to_ids(IMAGE[family])
     for number, sample in batch:
         mine = rows.sample_indices == number
-        prompt = lmm.family.render_prompt(
-            lmm.processor, exam.task.format_question(sample, for_training=False), 1
-        )
+        prompt = lmm.family.render_prompt(lmm.processor, exam.task.format_question(sample, for_training=False), 1)
         end = lmm.family.get_end_of_answer_token(lmm.processor)
-        alone = lmm.processor(
-            images=[list(sample.images)], text=[prompt + ANSWERS[number] + end], return_tensors="pt"
-        )
+        alone = lmm.processor(images=[list(sample.images)], text=[prompt + ANSWERS[number] + end], return_tensors="pt")
         ids = alone["input_ids"][0]
         answer = lmm.processor.tokenizer(ANSWERS[number] + end, add_special_tokens=False)["input_ids"]
         assert (ids == image).sum() > 3, "the sequence holds the image's tokens"
@@ -184,7 +180,7 @@ def test_looks_are_filed_and_found_again(tmp_path: Path, monkeypatch: pytest.Mon
     one = prober(tiny_lmm("llava_onevision"), tmp_path)
     first = look(one)
     again = prober(tiny_lmm("llava_onevision"), tmp_path)
-    monkeypatch.setattr("lmm_forget.probes.prober.forced", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr("lmm_forget.probes.prober.run_forced_pass", lambda *_, **__: pytest.fail("computed again"))
     second = look(again)
     assert second.readings == first.readings and second.table.equals(first.table)
     monkeypatch.undo()
@@ -287,11 +283,11 @@ def test_the_alarm_ends_the_stage_and_says_where(tmp_path: Path) -> None:
     watch = ProbeCallback(one, "key", "lesson", lambda: {}, "")
     follow(one, watch, "llm", "llava_onevision", learning_rate=1e-2, max_steps=30)
     result = follow.result  # type: ignore[attr-defined]
-    assert result.stopped == result.steps == len(result.loss) < 30
-    assert result.samples == 4 * result.steps
-    found = watch.collect_results(look(one), result.steps)
+    assert result.stopped_after_step == result.num_steps == len(result.step_losses) < 30
+    assert result.num_samples == 4 * result.num_steps
+    found = watch.collect_results(look(one), result.num_steps)
     assert found.alarm == watch.alarm
-    assert found.alarm["step"] == result.steps and found.alarm["figure"] == "kl"
+    assert found.alarm["step"] == result.num_steps and found.alarm["figure"] == "kl"
     assert found.alarm["value"] > 0.05
     assert reading(found.stage_result, "output_shift")["kl"] == pytest.approx(found.alarm["value"], rel=1e-3)
 
@@ -304,7 +300,7 @@ def test_a_warning_is_recorded_and_the_stage_goes_on(tmp_path: Path) -> None:
     look(one)
     watch = ProbeCallback(one, "key", "lesson", lambda: {}, "")
     follow(one, watch, "llm", "llava_onevision", learning_rate=1e-2, max_steps=12)
-    assert follow.result.steps == 12 and follow.result.stopped is None  # type: ignore[attr-defined]
+    assert follow.result.num_steps == 12 and follow.result.stopped_after_step is None  # type: ignore[attr-defined]
     assert watch.alarm is not None and watch.alarm["step"] < 12
     other = ProbeCallback(one, "another stage", "lesson", lambda: {}, "")
     assert other.collect_results(look(one), 12).is_alarm_unknown
@@ -317,5 +313,5 @@ def test_spaced_numbers_reach_from_end_to_end() -> None:
 
 def test_learned_sets_need_answers() -> None:
     tokenizer = tiny_lmm("llava_onevision").processor.tokenizer
-    found = find_token_sets(tokenizer, ("taught",), {"t": ["42", "40"]}, ["a cat", "a hat"])
-    assert found["taught:t"].tokens == ("0", "2", "4")
+    found = find_token_sets(tokenizer, ("trained",), {"t": ["42", "40"]}, ["a cat", "a hat"])
+    assert found["trained:t"].tokens == ("0", "2", "4")

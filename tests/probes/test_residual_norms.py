@@ -89,9 +89,7 @@ def test_every_variant_is_what_it_says(same_head: bool) -> None:
     changes = {}
     for kind in ("embedding", "attention", "mlp"):
         for layer in range(1 if kind == "embedding" else L):
-            h_t, h_b = (
-                getattr(o, kind) if kind == "embedding" else getattr(o, kind)[layer] for o in (tuned, base)
-            )
+            h_t, h_b = (getattr(o, kind) if kind == "embedding" else getattr(o, kind)[layer] for o in (tuned, base))
             change = folded(h_t, tuned, gain_t) @ w_t.double().T - folded(h_b, base, gain_b) @ w_b.double().T
             total += change
             changes[kind, layer] = change

@@ -80,12 +80,12 @@ def test_a_set_is_learned_from_what_a_task_teaches(tokenizer):
         "count": ["There are 4 stars in this image."] * 3 + ["There is 1 star in this image."],
         "bird": ["A"],
     }
-    found = find_token_sets(tokenizer, ["taught"], lessons, captions)
-    learned = set(found["taught:count"].tokens)
+    found = find_token_sets(tokenizer, ["trained"], lessons, captions)
+    learned = set(found["trained:count"].tokens)
     assert {"There", "4", "1", " image"} <= learned
     assert " star" not in learned  # a third of the captions have it as well
-    assert found["taught:bird"].tokens == ("A",)
-    everywhere = find_token_sets(tokenizer, ["taught"], {"t": captions}, captions)["taught:t"]
+    assert found["trained:bird"].tokens == ("A",)
+    everywhere = find_token_sets(tokenizer, ["trained"], {"t": captions}, captions)["trained:t"]
     assert everywhere.ids and "none" in everywhere.source
 
 

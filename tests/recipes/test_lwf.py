@@ -47,7 +47,7 @@ def lesson(
 
 def encoded(lmm: Any) -> Any:
     items = samples(4)
-    return lmm.family.encode(
+    return lmm.family.encode_batch(
         lmm.processor, [i.question for i in items], [list(i.images) for i in items], [i.answer for i in items]
     )
 
@@ -55,11 +55,7 @@ def encoded(lmm: Any) -> Any:
 @pytest.mark.parametrize(
     ("dtype", "precision"),
     [
-        *(
-            (dtype, form)
-            for dtype in (torch.float32, torch.bfloat16, torch.float16)
-            for form in ("bf16", "fp32")
-        ),
+        *((dtype, form) for dtype in (torch.float32, torch.bfloat16, torch.float16) for form in ("bf16", "fp32")),
         (torch.bfloat16, "bf16-true"),
     ],
 )
@@ -75,16 +71,14 @@ def test_before_the_first_step_the_student_says_what_the_teacher_says(
     for one in (method, Plain()):
         with PrecisionContext(lmm.model, precision, "cpu", checkpoint) as compute:
             with compute.make_autocast_context():
-                loss = one.loss(lmm, dict(given_.batch), given_.labels)
+                loss = one.loss(lmm, dict(given_.tensors), given_.labels)
             loss.sum().backward()
             moved = [p.grad for p in lmm.model.parameters() if p.requires_grad]
         gradients.append((loss.detach(), moved))
         lmm.model.zero_grad(set_to_none=True)
     (loss, ours), (plain_loss, theirs) = gradients
     assert torch.equal(loss, plain_loss)
-    tolerance = (
-        1e-4 if precision == "fp32" else 2e-2
-    )  # rows of zeros take part in sums that are rounded to bf16
+    tolerance = 1e-4 if precision == "fp32" else 2e-2  # rows of zeros take part in sums that are rounded to bf16
     for a, b in zip(ours, theirs, strict=True):
         assert a is not None and b is not None
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
@@ -105,7 +99,7 @@ def test_a_large_weight_holds_the_answers_to_what_they_were() -> None:
     ask = encoded(base)
     where = make_target_mask(ask.labels)
     with torch.no_grad():
-        before = compute_logits_at(base.model, ask.batch, where)
+        before = compute_logits_at(base.model, ask.tensors, where)
     drift = []
     for weight in (0.0, 1.0, 30.0):
         training = {"max_steps": 60, "learning_rate": 1e-2}
@@ -114,7 +108,7 @@ def test_a_large_weight_holds_the_answers_to_what_they_were() -> None:
         )
         assert losses[-1] < losses[0]
         with torch.no_grad():
-            after = compute_logits_at(lmm.model, ask.batch, where)
+            after = compute_logits_at(lmm.model, ask.tensors, where)
         drift.append(compute_distillation_losses(before, after, 1.0).mean().item())
     assert drift[0] > drift[1] > 1.5 * drift[2] > 0
 
@@ -126,13 +120,13 @@ def test_the_teacher_is_the_model_before_the_stage_in_every_stage() -> None:
     where = make_target_mask(ask.labels)
     for _ in range(2):
         with torch.no_grad():
-            before = compute_logits_at(lmm.model, ask.batch, where)
+            before = compute_logits_at(lmm.model, ask.tensors, where)
             method.start_stage(lmm, plan)
             for name in plan.trainable:
                 lmm.model.get_parameter(name).add_(0.5)
         lmm.model.train()
         masters = {name: lmm.model.get_parameter(name).detach().clone() for name in plan.trainable}
-        assert torch.equal(method._compute_teacher_logits(ask.batch, where), before)
+        assert torch.equal(method._compute_teacher_logits(ask.tensors, where), before)
         assert all(torch.equal(lmm.model.get_parameter(n), master) for n, master in masters.items())
         assert all(module.training for module in lmm.model.modules())
         lmm.model.eval()
@@ -152,7 +146,7 @@ def test_the_masters_come_back_where_the_teacher_runs_out_of_memory(monkeypatch:
 
     monkeypatch.setattr(type(lmm.model.model), "forward", fails)
     with pytest.raises(torch.OutOfMemoryError):
-        method.loss(lmm, ask.batch, ask.labels)
+        method.loss(lmm, ask.tensors, ask.labels)
     now = [lmm.model.get_parameter(name) for name in plan.trainable]
     assert all(p.data_ptr() == m.data_ptr() and p.requires_grad for p, m in zip(now, masters, strict=True))
     assert all(module.training for module in lmm.model.modules())
@@ -179,17 +173,17 @@ def test_a_sample_is_worth_the_same_in_any_batch(positions: str, monkeypatch: py
         for name in plan.trainable:
             lmm.model.get_parameter(name).mul_(30)
     ask = encoded(lmm)
-    whole = method.loss(lmm, ask.batch, ask.labels).tolist()
+    whole = method.loss(lmm, ask.tensors, ask.labels).tolist()
     for i, item in enumerate(items):
         one = lmm.family.encode_batch(lmm.processor, [item.question], [list(item.images)], [item.answer])
         assert method.loss(lmm, one.tensors, one.labels).tolist() == pytest.approx([whole[i]], rel=1e-4)
     monkeypatch.setattr(plain, "has_plain_output_head", lambda _: False)
-    assert method.loss(lmm, ask.batch, ask.labels).tolist() == pytest.approx(whole, rel=1e-5)
+    assert method.loss(lmm, ask.tensors, ask.labels).tolist() == pytest.approx(whole, rel=1e-5)
     with torch.no_grad():  # both losses are there, each with its own weight
-        alone = Plain().loss(lmm, ask.batch, ask.labels)
+        alone = Plain().loss(lmm, ask.tensors, ask.labels)
         twice = LwF(weight=2.0, positions=positions)
         twice._teacher_tensors, twice._teacher_model = method._teacher_tensors, method._teacher_model
-        second = (twice.loss(lmm, ask.batch, ask.labels) - alone).tolist()
+        second = (twice.loss(lmm, ask.tensors, ask.labels) - alone).tolist()
     assert [w - a for w, a in zip(whole, alone.tolist(), strict=True)] == pytest.approx(
         [s / 2 for s in second], rel=1e-3
     )
@@ -263,6 +257,6 @@ def test_rows_of_logits_are_those_of_the_whole() -> None:
     ask = encoded(lmm)
     where = make_target_mask(ask.labels)
     with torch.no_grad():
-        whole = lmm.model(**ask.batch).logits
-        assert torch.equal(compute_logits_at(lmm.model, ask.batch, where), whole[where])
+        whole = lmm.model(**ask.tensors).logits
+        assert torch.equal(compute_logits_at(lmm.model, ask.tensors, where), whole[where])
     assert F.pad(where[:, :-1], (1, 0)).sum() == (ask.labels[:, 1:] != -100).sum()

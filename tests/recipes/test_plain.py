@@ -16,7 +16,7 @@ from tests.training.lesson import plan_for
 
 
 def encoded(lmm):
-    return lmm.family.encode(
+    return lmm.family.encode_batch(
         lmm.processor,
         ["Which letter?", "And this one?"],
         [[picture()], [picture(80, 56, seed=1)]],
@@ -47,9 +47,7 @@ def test_only_labelled_rows_reach_the_output_head():
     lmm = tiny_lmm("llava_onevision")
     e = encoded(lmm)
     rows = []
-    handle = lmm.model.lm_head.register_forward_hook(
-        lambda m, inputs, output: rows.append(tuple(inputs[0].shape))
-    )
+    handle = lmm.model.lm_head.register_forward_hook(lambda m, inputs, output: rows.append(tuple(inputs[0].shape)))
     Plain().loss(lmm, e.tensors, e.labels)
     handle.remove()
     assert rows == [(7, 32)]
@@ -136,9 +134,7 @@ def test_finish_rounds_to_the_base_dtype_and_shares_no_memory():
 
 def test_a_plan_of_another_model_is_refused():
     lmm = tiny_lmm("llava_onevision")
-    with pytest.raises(
-        PlanError, match="1 tensors that LlavaOnevisionForConditionalGeneration does not have: nowhere"
-    ):
+    with pytest.raises(PlanError, match="1 tensors that LlavaOnevisionForConditionalGeneration does not have: nowhere"):
         convert_to_masters(lmm.model, ["nowhere"])
 
 

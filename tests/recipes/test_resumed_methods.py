@@ -22,10 +22,10 @@ def test_a_resumed_stage_is_the_uninterrupted_one_to_the_bit(recipe: str, tmp_pa
     wanted = hash_parameters(once.model)
     store = Store(tmp_path)
     with pytest.raises(Killed):
-        teach(recipe, dtype=torch.bfloat16, training=LONGER, resume=ResumeConfig(Dying(store, "k"), 2))
+        teach(recipe, dtype=torch.bfloat16, training=LONGER, resume_config=ResumeConfig(Dying(store, "k"), 2))
     torch.manual_seed(99)
     again, _, fitted, delta = teach(
-        recipe, dtype=torch.bfloat16, training=LONGER, resume=ResumeConfig(StageCheckpoints(store, "k"), 2)
+        recipe, dtype=torch.bfloat16, training=LONGER, resume_config=ResumeConfig(StageCheckpoints(store, "k"), 2)
     )
     assert fitted.resumed_from_step == 4 and fitted.step_losses == straight.step_losses
     assert hash_parameters(again.model) == wanted
@@ -34,7 +34,6 @@ def test_a_resumed_stage_is_the_uninterrupted_one_to_the_bit(recipe: str, tmp_pa
 
 def test_dropout_and_start_of_an_adapter_follow_the_stages_seed() -> None:
     hashes = [
-        hash_parameters(teach("lora", seed=seed, task=task)[0].model)
-        for seed, task in ((0, "a"), (0, "a"), (0, "b"))
+        hash_parameters(teach("lora", seed=seed, task=task)[0].model) for seed, task in ((0, "a"), (0, "a"), (0, "b"))
     ]
     assert hashes[0] == hashes[1] != hashes[2]

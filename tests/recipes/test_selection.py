@@ -35,9 +35,7 @@ def test_every_parameter_is_trained_frozen_or_unused_once(family: str, recipe: s
 
 def test_sa_proj_is_weights_and_biases_of_the_decoder_in_model_order() -> None:
     found = plan("llava_onevision", [SelectionRule("language", ("q_proj", "k_proj", "v_proj", "o_proj"))])
-    each = [f"{p}.{kind}" for p in ("q_proj", "k_proj", "v_proj") for kind in ("weight", "bias")] + [
-        "o_proj.weight"
-    ]
+    each = [f"{p}.{kind}" for p in ("q_proj", "k_proj", "v_proj") for kind in ("weight", "bias")] + ["o_proj.weight"]
     assert list(found.trainable) == [f"{LANGUAGE}{i}.self_attn.{name}" for i in range(2) for name in each]
 
 
@@ -60,10 +58,7 @@ def test_recipes_are_what_their_names_say() -> None:
         assert node["name"] == name and node["layers"] == "all" and node["learning_rate"] is None
         assert node["method"] == {"_target_": "lmm_forget.recipes.plain.Plain"}
         moved[name] = set(make_tune_plan(lmm.components, name, parse_rules(node)).trainable)
-    assert (
-        moved["mlp"] == moved["mlp_gateup"] | moved["mlp_down"]
-        and not moved["mlp_gateup"] & moved["mlp_down"]
-    )
+    assert moved["mlp"] == moved["mlp_gateup"] | moved["mlp_down"] and not moved["mlp_gateup"] & moved["mlp_down"]
     assert moved["sa_proj"] - moved["sa_qkv"] == {f"{LANGUAGE}{i}.self_attn.o_proj.weight" for i in range(2)}
     assert moved["sa_proj_mlp_gateup"] == moved["sa_proj"] | moved["mlp_gateup"]
     assert moved["full"] == moved["llm"] | moved["vision"] | moved["projector"]
@@ -132,9 +127,7 @@ def test_layers_outside_of_the_model_name_its_range(layers: str) -> None:
 
 @pytest.mark.parametrize("layers", ["foo", "1-3", "1:2:3", "", "1,,2", "1.5"])
 def test_layers_that_are_no_range_name_the_forms(layers: str) -> None:
-    with pytest.raises(
-        PlanError, match="is not a layer range; write all, upper_half, lower_half, START:STOP"
-    ):
+    with pytest.raises(PlanError, match="is not a layer range; write all, upper_half, lower_half, START:STOP"):
         parse_layers(layers, 5)
 
 

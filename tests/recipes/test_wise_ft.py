@@ -74,9 +74,7 @@ def test_the_average_of_any_two_tensors(one: list[int], two: list[int], alpha: f
     previous, tuned = (torch.tensor(x, dtype=torch.uint16).view(torch.bfloat16) for x in (one, two))
     finite = previous.isfinite() & tuned.isfinite()
     exactly = lambda t: t.view(torch.int16).tolist()  # noqa: E731  (bits: signs of zeros count)
-    assert exactly(WiseFT(alpha=1)._average_tensors(previous, tuned.float(), torch.bfloat16)) == exactly(
-        previous
-    )
+    assert exactly(WiseFT(alpha=1)._average_tensors(previous, tuned.float(), torch.bfloat16)) == exactly(previous)
     kept = WiseFT(alpha=0)._average_tensors(previous, tuned.float(), torch.bfloat16)
     assert exactly(kept[finite]) == exactly(tuned[finite])
     still = WiseFT(alpha=alpha)._average_tensors(previous, previous.float(), torch.bfloat16)
@@ -85,9 +83,7 @@ def test_the_average_of_any_two_tensors(one: list[int], two: list[int], alpha: f
 
 def test_a_sum_in_bf16_moves_weights_that_training_left_alone() -> None:
     weights = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).bfloat16()
-    compat = WiseFT(alpha=0.1, compat="rounded_sum")._average_tensors(
-        weights, weights.float(), torch.bfloat16
-    )
+    compat = WiseFT(alpha=0.1, compat="rounded_sum")._average_tensors(weights, weights.float(), torch.bfloat16)
     assert 0.02 < (compat != weights).float().mean() < 0.3
     assert torch.equal(WiseFT(alpha=0.1)._average_tensors(weights, weights.float(), torch.bfloat16), weights)
 

@@ -26,9 +26,7 @@ def chromium() -> str | None:
 class Browser:
     """One page of one browser. `messages` gathers what the console and the page complained about."""
 
-    def __init__(
-        self, width: int = 1200, height: int = 900, *, dark: bool = False, seconds: float = 240
-    ) -> None:
+    def __init__(self, width: int = 1200, height: int = 900, *, dark: bool = False, seconds: float = 240) -> None:
         self.messages: list[str] = []
         self.requests: list[str] = []
         self._seconds = seconds
@@ -65,9 +63,7 @@ class Browser:
         self._session: str | None = None
         targets = self.send("Target.getTargets")["targetInfos"]
         page = next(target for target in targets if target["type"] == "page")
-        self._session = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)[
-            "sessionId"
-        ]
+        self._session = self.send("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.send(
@@ -83,9 +79,7 @@ class Browser:
     def __enter__(self) -> Browser:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._process.terminate()
         try:
             self._process.wait(timeout=20)
@@ -123,9 +117,7 @@ class Browser:
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         """The page, or what the window shows of it, as a PNG."""
-        found = self.send(
-            "Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole)
-        )
+        found = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))
         path.write_bytes(base64.b64decode(found["data"]))
 
     def pdf(self, path: Path) -> None:
@@ -178,4 +170,4 @@ class Browser:
         if not whole:
             return {}
         size = self.send("Page.getLayoutMetrics")["cssContentSize"]
-        return {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
+        return {"max_grad_norm": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}

@@ -48,9 +48,7 @@ def make_results(
             taught = max(stage for stage, name in enumerate(tasks, start=1) if name == task)
             level[taught:] += gain * 0.9 ** np.arange(stages + 1 - taught)
         luck = rng.random(n)
-        scores[task] = TaskScores(
-            task, (luck < level[:, None]).astype(float), [str(i // 2) for i in range(n)]
-        )
+        scores[task] = TaskScores(task, (luck < level[:, None]).astype(float), [str(i // 2) for i in range(n)])
 
     def entries(stage: int) -> dict[str, Any]:
         return {

@@ -55,12 +55,8 @@ def test_it_opens_without_a_word_and_without_the_network(page: Browser, sweep: P
     page.run("new Promise(done => setTimeout(done, 100))")
     assert page.messages == []
     # the icon's data: URL is no request over a network
-    assert [url for url in page.requests if not url.startswith("data:")] == [
-        (sweep / "summary.html").as_uri()
-    ]
-    assert page.run(
-        "document.querySelector('#missing').textContent.includes('1 of 3 jobs has no results (1 failed)')"
-    )
+    assert [url for url in page.requests if not url.startswith("data:")] == [(sweep / "summary.html").as_uri()]
+    assert page.run("document.querySelector('#missing').textContent.includes('1 of 3 jobs has no results (1 failed)')")
 
 
 def cards(page: Browser) -> list[dict[str, Any]]:
@@ -88,9 +84,7 @@ def test_samples_can_be_filtered(page: Browser, sweep: Path) -> None:
     choose(page, "task", "tiny_chartqa")
     assert {card["about"].split(" ")[0] for card in cards(page)} == {"chartqa"}
     choose(page, "way", "right")
-    assert all(
-        card["answers"][1].startswith("✗") and card["answers"][2].startswith("✓") for card in cards(page)
-    )
+    assert all(card["answers"][1].startswith("✗") and card["answers"][2].startswith("✓") for card in cards(page))
     choose(page, "way", "")
     choose(page, "stage", "2")
     assert all(card["terms"][2] == "stage 2" for card in cards(page))
@@ -130,9 +124,7 @@ def test_tips_show_the_numbers(page: Browser) -> None:
     hover(page, place, "!document.getElementById('tip').hidden")
     assert page.run("document.getElementById('tip').textContent") == place[2]
     assert "since the base" in place[2]
-    box = page.run(
-        "(b => [b.left, b.right, b.top, b.bottom])(document.getElementById('tip').getBoundingClientRect())"
-    )
+    box = page.run("(b => [b.left, b.right, b.top, b.bottom])(document.getElementById('tip').getBoundingClientRect())")
     assert 0 <= box[0] < box[1] <= 1200 and 0 <= box[2] < box[3] <= 900
     place = page.run(
         """(() => { const mark = document.querySelector('figure svg .tip use, figure svg .tip path');
@@ -159,6 +151,4 @@ def test_it_prints(page: Browser, sweep: Path, tmp_path: Path) -> None:
         assert paper.run(cut) == 0  # nothing a reader would have to scroll to
     page.pdf(tmp_path / "page.pdf")
     content = (tmp_path / "page.pdf").read_bytes()
-    assert (
-        content.startswith(b"%PDF") and content.count(b"/Type /Page\n") + content.count(b"/Type /Page/") >= 2
-    )
+    assert content.startswith(b"%PDF") and content.count(b"/Type /Page\n") + content.count(b"/Type /Page/") >= 2

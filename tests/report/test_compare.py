@@ -26,9 +26,7 @@ def compared(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) 
 
 
 def values(results: dict[str, Any], stage: int, task: str) -> np.ndarray:
-    return np.array(
-        [row["value"] for row in results["answers"] if (row["stage"], row["task"]) == (stage, task)]
-    )
+    return np.array([row["value"] for row in results["answers"] if (row["stage"], row["task"]) == (stage, task)])
 
 
 def test_two_jobs(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,9 +45,7 @@ def test_two_jobs(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> N
     held = [found["benchmarks"][task] for task in found["heldout"]["tasks"]]
     assert found["heldout"]["value"] == pytest.approx(np.mean([entry["value"] for entry in held]))
     smallest = min(held, key=lambda entry: entry["p_value"])
-    assert smallest["p_holm"] == pytest.approx(
-        min(1, 3 * smallest["p_value"])
-    )  # three of them, apart from the skills
+    assert smallest["p_holm"] == pytest.approx(min(1, 3 * smallest["p_value"]))  # three of them, apart from the skills
     assert found["notes"] == [] and found["first"]["recipe"] == "llm"
 
 
@@ -91,9 +87,7 @@ def test_one_job_is_compared_with_its_base_as_its_results_say(
     assert back["heldout"]["value"] == -alone["heldout"]["value"]
     assert back["heldout"]["lost"] == alone["heldout"]["gained"]
     second = compared(capsys, f"{folder}@2")
-    assert second["heldout"]["value"] == pytest.approx(
-        job["figures"]["heldout_forgetting"]["per_stage"][1]["value"]
-    )
+    assert second["heldout"]["value"] == pytest.approx(job["figures"]["heldout_forgetting"]["per_stage"][1]["value"])
 
 
 def test_conditions_give_the_exit_code(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,12 +96,8 @@ def test_conditions_give_the_exit_code(make: Make, put: Put, capsys: pytest.Capt
     assert [one["holds"] for one in found["conditions"]] == [True, False]
     assert found["conditions"][0]["value"] == found["heldout"]["value"]
     found = compared(capsys, folder, "--fail-if", "worst.lost >= 1000")
-    worst = min(
-        (e for e in found["benchmarks"].values() if e["role"] == "held-out"), key=lambda e: float(e["value"])
-    )
-    assert found["conditions"] == [
-        {"condition": "worst.lost >= 1000", "value": worst["lost"], "holds": False}
-    ]
+    worst = min((e for e in found["benchmarks"].values() if e["role"] == "held-out"), key=lambda e: float(e["value"]))
+    assert found["conditions"] == [{"condition": "worst.lost >= 1000", "value": worst["lost"], "holds": False}]
     assert main([str(folder), "--fail-if", "tiny_ai2d.high <= 0"]) == 1
     assert "FAILED, it holds" in capsys.readouterr().out
 
@@ -130,9 +120,7 @@ def test_conditions_that_cannot_be_read(
     assert words in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
 
-def test_a_gate_that_cannot_be_checked_does_not_pass(
-    make: Make, put: Put, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gate_that_cannot_be_checked_does_not_pass(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put("job", results=make(suite=())) / "job"
     assert main([str(folder), "--fail-if", "heldout < -1"]) == 2
     assert "cannot be checked" in capsys.readouterr().err
@@ -167,9 +155,7 @@ def test_different_questions_are_left_out(make: Make, put: Put, capsys: pytest.C
     root = put("b", results=two)
     found = compared(capsys, root / "a", root / "b")
     assert found["benchmarks"]["tiny_ai2d"]["n"] == 29 and found["benchmarks"]["tiny_docvqa"]["n"] == 30
-    assert (
-        "tiny_ai2d: 1 of 30 ids stand for other questions, references or images: left out" in found["notes"]
-    )
+    assert "tiny_ai2d: 1 of 30 ids stand for other questions, references or images: left out" in found["notes"]
     assert any("40 and 30 questions were asked, 30 by both" in note for note in found["notes"])
 
 
@@ -180,9 +166,7 @@ def test_nothing_shared_is_a_mistake(make: Make, put: Put, capsys: pytest.Captur
     assert "share no question" in capsys.readouterr().err
 
 
-def test_two_sweeps_job_by_job(
-    make: Make, tmp_path: Path, put: Put, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_sweeps_job_by_job(make: Make, tmp_path: Path, put: Put, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("llm", "sa_proj"):
         root = put(name, results=make(name))
     other = tmp_path / "multirun" / "later"
@@ -190,9 +174,7 @@ def test_two_sweeps_job_by_job(
     for name in ("llm", "vision"):
         root = put(name, results=make(name, loss=0.2))
     found = compared(capsys, other, root)
-    assert [(c["first"]["name"], c["second"]["name"]) for c in found["comparisons"]] == [
-        ("later/llm", "demo/llm")
-    ]
+    assert [(c["first"]["name"], c["second"]["name"]) for c in found["comparisons"]] == [("later/llm", "demo/llm")]
     assert any("has finished sa_proj: left out" in note for note in found["notes"])
     # A gate must not open because a candidate has no result.
     assert main([str(other), str(root), "--fail-if", "heldout < -5"]) == 2

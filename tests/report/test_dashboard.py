@@ -90,9 +90,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], words: list[s
 
 
 def test_names_that_wandb_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    view = shown(
-        capsys, "entity=My-team_1", "project=a b.c", "title=Küche, 2nd (seed 0)", "sweep=demo-seed=0"
-    )
+    view = shown(capsys, "entity=My-team_1", "project=a b.c", "title=Küche, 2nd (seed 0)", "sweep=demo-seed=0")
     assert (view["entity"], view["project"], view["displayName"]) == (
         "My-team_1",
         "a b.c",

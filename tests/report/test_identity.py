@@ -16,7 +16,7 @@ def read(results: dict[str, Any], labels: str) -> dict[str, Any]:
     """The record of a job that was scored by these references."""
     found = copy.deepcopy(results)
     asked = {"samples": 40, "split": "test", "fingerprint": "q", "references": labels}
-    found["data"] = {task: {"asked": asked} for task in found["base"]["scores"]}
+    found["data"] = {task: {"evaluated": asked} for task in found["base"]["scores"]}
     found["base"]["fingerprints"] = {"config": "c"}
     return found
 

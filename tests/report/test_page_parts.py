@@ -52,9 +52,7 @@ def test_the_answer_names_the_recipe_that_learns_and_keeps(make: Make) -> None:
     bad = estimate(make("llm"), (32.0, 28.0, 36.0), (-23.0, -25.0, -21.0))
     asked, said = told(bad, good)
     assert asked == "Which recipe learns 5 skills one after another without forgetting what the model knew?"
-    assert said.startswith(
-        "sa_proj: it learned +25.0 points and kept its held-out mean (-0.6, within chance)."
-    )
+    assert said.startswith("sa_proj: it learned +25.0 points and kept its held-out mean (-0.6, within chance).")
     assert "llm learned +32.0 points, but lost 23.0 of 94.2 points" in said
 
 
@@ -86,18 +84,14 @@ def test_two_seeds_that_agree_are_an_answer(make: Make) -> None:
 def test_front_keeps_what_nobody_beats(make: Make) -> None:
     points = {"a": (10.0, -1.0), "b": (20.0, -5.0), "c": (15.0, -9.0), "d": (5.0, -2.0)}
     results = [estimate(make(name), (x, x, x), (y, y, y)) for name, (x, y) in points.items()]
-    assert [
-        setting.name for setting in find_pareto_front(group_rows_by_setting(build_job_rows(results)))
-    ] == ["a", "b"]
+    assert [setting.name for setting in find_pareto_front(group_rows_by_setting(build_job_rows(results)))] == ["a", "b"]
 
 
 def test_differences_of_single_jobs_are_paired_by_question(make: Make, put: Put) -> None:
     one, two = make("llm", loss=0.02), make("mlp", loss=0.12, gain=0.5)  # the same base
     put(results=one)
     sweep = load_sweep(put(results=two))
-    (found,) = compare_settings_to_reference(
-        sweep, group_rows_by_setting(build_job_rows(sweep.results.values()))
-    )
+    (found,) = compare_settings_to_reference(sweep, group_rows_by_setting(build_job_rows(sweep.results.values())))
     assert found.name == "mlp" and found.basis == "questions"
 
     def table(result: dict[str, Any], stage: int, task: str) -> list[float]:
@@ -145,9 +139,7 @@ def test_heat_maps_hold_the_scores_of_the_records(make: Make, put: Put) -> None:
     assert [cell.is_trained_task for cell in cells] == [False, False, False, True, False, False]
     changes = build_heldout_change_matrix(setting, sweep.results)
     assert changes is not None
-    fell = (
-        result["stages"][1]["scores"]["tiny_ai2d"]["value"] - result["base"]["scores"]["tiny_ai2d"]["value"]
-    )
+    fell = result["stages"][1]["scores"]["tiny_ai2d"]["value"] - result["base"]["scores"]["tiny_ai2d"]["value"]
     assert dict(changes.rows)["ai2d"][1].value == pytest.approx(fell)
     mean = dict(changes.rows)["mean"]
     assert [cell.value for cell in mean] == [
@@ -178,18 +170,11 @@ class Shots:
 def test_pictures_are_few_small_and_the_same_for_all_jobs(tmp_path: Path) -> None:
     falls = {f"s{i}": [1.0, 0.0] for i in range(30)}
     still = {f"s{i}": [1.0, 1.0] for i in range(30)}
-    assert (
-        choose_changed_samples(still) == []
-        and len(choose_changed_samples(falls)) == MAX_SAMPLES_PER_DIRECTION
-    )
+    assert choose_changed_samples(still) == [] and len(choose_changed_samples(falls)) == MAX_SAMPLES_PER_DIRECTION
     half = {sample: course if int(sample[1:]) % 2 else [1.0, 1.0] for sample, course in falls.items()}
     odd = [sample for sample in choose_changed_samples(falls) if int(sample[1:]) % 2]
-    assert [
-        sample for sample in choose_changed_samples(half) if sample in choose_changed_samples(falls)
-    ] == odd
-    path = write_sample_pictures(
-        tmp_path, {"a": falls, "b": falls, "c": still}, dict.fromkeys("abc", Shots())
-    )  # type: ignore[arg-type]
+    assert [sample for sample in choose_changed_samples(half) if sample in choose_changed_samples(falls)] == odd
+    path = write_sample_pictures(tmp_path, {"a": falls, "b": falls, "c": still}, dict.fromkeys("abc", Shots()))  # type: ignore[arg-type]
     kept = read_sample_pictures(tmp_path)
     gone = 2 * ("s3" in choose_changed_samples(falls))
     assert len(kept) == 2 * MAX_SAMPLES_PER_DIRECTION - gone and path.stat().st_size < 50_000
@@ -241,9 +226,7 @@ def test_different_suites_are_narrowed_to_what_all_share(make: Make, put: Put) -
     assert "over the 1 that all share, without tiny_ai2d, tiny_docvqa" in note
     for result in (one, two):
         (job,) = [job for job in summary["jobs"] if job["job"] == result["job"]["job"]]
-        before, after = (
-            each["scores"]["tiny_chartqa"]["value"] for each in (result["base"], result["stages"][-1])
-        )
+        before, after = (each["scores"]["tiny_chartqa"]["value"] for each in (result["base"], result["stages"][-1]))
         assert job["figures"]["final"]["value"] == pytest.approx(after - before)
         assert job["heldout_base"] == pytest.approx(before)
         assert job["figures"]["learning"] == result["figures"]["target_learning"]
@@ -333,7 +316,7 @@ def test_without_probes_there_is_no_such_section(make: Make, put: Put) -> None:
 def test_the_page_says_how_it_was_made(make: Make, put: Put) -> None:
     one, two = make("llm"), make("sa_proj", 2e-4)
     asked = {"split": "test", "samples": 200, "fingerprint": "f00d"}
-    one["data"] = {"tiny_ai2d": {"asked": asked}}
+    one["data"] = {"tiny_ai2d": {"evaluated": asked}}
     two["versions"]["numpy"] = "0.1"
     put(results=one)
     root = put(results=two)

@@ -18,7 +18,7 @@ def shift(mass: float, mode: str) -> dict[str, Any]:
         "probe": "output_shift",
         "prompts": "tiny_captions",
         "mode": mode,
-        "mass": {"number": {"mean": mass}, "taught:tiny_pixmocount": {"mean": 2 * mass}},
+        "mass": {"number": {"mean": mass}, "trained:tiny_pixmocount": {"mean": 2 * mass}},
         "entropy": 1.0,
         "nll": None if own else 3 * mass,
         "kl": None if own else mass,
@@ -66,19 +66,15 @@ def test_the_scatter_plot_tells_models_and_milestones_apart() -> None:
     tips = re.findall(r'id="tip:([^"]*)"', text)
     assert len(tips) == 4 * 2 * 3
     assert "llm seed 0, pixmocount, step 10: shift +0.3, held-out -35.0" in tips
-    hollow = [
-        line
-        for line in figure.axes[0].lines
-        if line.get_markerfacecolor() == "none" and line.get_alpha() != 0
-    ]
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none" and line.get_alpha() != 0]
     assert len(hollow) == 2
     assert plot_shift_scatter(correlate_shift_with_forgetting([], num_resamples=10)) is None
 
 
 def test_the_document_holds_every_figure_of_the_answer() -> None:
     found = correlate_shift_with_forgetting([job("llm", 0.4), job("mlp", 0.2)], num_resamples=10)
-    turned = {"job": "llm-seed=0", "task": "tiny_cub200", "turned_wrong": 7}
-    turned["said_instead"] = dict.fromkeys(("number", "letter", "yes_no", "clock", "other"), 1)
+    turned = {"job": "llm-seed=0", "task": "tiny_cub200", "right_to_wrong": 7}
+    turned["changed_formats"] = dict.fromkeys(("number", "letter", "yes_no", "clock", "other"), 1)
     text = render_shift_report("demo", found, judge_forgetting_statements(found), [turned])
     assert "2 jobs: recipes llm, mlp; seeds 0." in text and "The base's own value is 0.100." in text
     assert "| recipe | cub200 | pixmocount, step 10 | pixmocount |" in text

@@ -65,19 +65,13 @@ def test_differences_are_taken_within_a_model(results: list[dict[str, Any]], put
     for one in results:
         root = put(results=one)
     sweep = load_sweep(root)
-    found = compare_settings_to_reference(
-        sweep, group_rows_by_setting(build_job_rows(sweep.results.values()))
-    )
-    assert [(each.name, each.against) for each in found] == [
-        (f"llm, {model}", f"mlp, {model}") for model in MODELS
-    ]
+    found = compare_settings_to_reference(sweep, group_rows_by_setting(build_job_rows(sweep.results.values())))
+    assert [(each.name, each.against) for each in found] == [(f"llm, {model}", f"mlp, {model}") for model in MODELS]
     assert all(each.basis == "questions" and each.final and each.final["value"] < 0 for each in found)
     summary = write_sweep_summary(root)
     page = (root / "summary.html").read_text(encoding="utf-8")
     assert page.count("<th>minus mlp, ") == 2 and "not the same questions" not in page
-    assert (
-        page.count("◆</span>") == 4
-    )  # each model has its own trade-offs: in both, llm learned more and mlp kept more
+    assert page.count("◆</span>") == 4  # each model has its own trade-offs: in both, llm learned more and mlp kept more
     written = (root / "summary.md").read_text(encoding="utf-8")
     assert all(f"\n- {line}" in written for line in summary["answer"].split("\n"))
 

@@ -74,9 +74,7 @@ def test_page_stands_alone_and_is_well_formed(make: Make, put: Put) -> None:
     put("<b>odd", status={"state": "failed", "error": "<script>alert(1)</script> & more"})
     write_sweep_summary(root)
     page = (root / "summary.html").read_text()
-    assert (
-        page.count("<script") == 2 and page.count("</script>") == 2
-    )  # the samples as JSON, and the page's own
+    assert page.count("<script") == 2 and page.count("</script>") == 2  # the samples as JSON, and the page's own
     assert "&lt;b&gt;odd" in page and "&lt;script&gt;alert(1)" in page and "\\u003c/script>" in page
     outside = re.sub(r"<svg.*?</svg>|<script.*?</script>", "", page, flags=re.S)
     assert set(re.findall(r"""(?:src|href)=["'](.)""", outside)) == {
@@ -171,10 +169,8 @@ def test_one_configuration_in_two_folders_counts_once(make: Make, put: Put) -> N
 
 def test_jobs_that_were_asked_different_questions_are_said(make: Make, put: Put) -> None:
     for recipe, fingerprint in (("llm", "f00d"), ("sa_proj", "beef")):
-        asked = {"asked": {"split": "test", "samples": 40, "fingerprint": fingerprint}}
-        results = make(recipe) | {
-            "data": {"tiny_ai2d": asked, "tiny_docvqa": asked | {"asked": {"fingerprint": "x"}}}
-        }
+        asked = {"evaluated": {"split": "test", "samples": 40, "fingerprint": fingerprint}}
+        results = make(recipe) | {"data": {"tiny_ai2d": asked, "tiny_docvqa": asked | {"evaluated": {"fingerprint": "x"}}}}
         for row in results["answers"]:
             row["sample_id"] = f"{recipe}-{row['sample_id']}"
         root = put(results=results)
@@ -182,9 +178,7 @@ def test_jobs_that_were_asked_different_questions_are_said(make: Make, put: Put)
     assert sweep.notes == [
         "The jobs were not asked the same questions of tiny_ai2d: part of a difference may be the questions."
     ]
-    (found,) = compare_settings_to_reference(
-        sweep, group_rows_by_setting(build_job_rows(sweep.results.values()))
-    )
+    (found,) = compare_settings_to_reference(sweep, group_rows_by_setting(build_job_rows(sweep.results.values())))
     assert (found.learning, found.final, found.basis) == (
         None,
         None,
@@ -252,10 +246,7 @@ def test_frontier_joins_one_recipe_in_the_order_of_its_learning_rates(make: Make
     results = [make("llm", 2e-4, gain=0.8), make("sa_proj", 1e-4), make("llm", 5e-5, gain=0.3)]
     figure = plot_learning_vs_forgetting(build_job_rows(results))
     points = [list(zip(*line.get_data(), strict=True)) for line in lines_of(figure)]
-    value = [
-        (r["figures"]["target_learning"]["value"], r["figures"]["heldout_forgetting"]["value"])
-        for r in results
-    ]
+    value = [(r["figures"]["target_learning"]["value"], r["figures"]["heldout_forgetting"]["value"]) for r in results]
     assert sorted(map(len, points)) == [1, 2]
     assert [value[2], value[0]] in points
     assert [text.get_text() for text in figure.axes[0].texts] == ["5e-5", "2e-4"]

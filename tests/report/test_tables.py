@@ -22,13 +22,9 @@ from lmm_forget.report.job_rows import (
 Make = Callable[..., dict[str, Any]]
 
 
-def printed(
-    results: list[dict[str, Any]], width: int = 80, unfinished: tuple[UnfinishedJob, ...] = ()
-) -> str:
+def printed(results: list[dict[str, Any]], width: int = 80, unfinished: tuple[UnfinishedJob, ...] = ()) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_sweep_table(
-        build_job_rows(results), console, notes=list_report_notes(results), unfinished=unfinished
-    )
+    print_sweep_table(build_job_rows(results), console, notes=list_report_notes(results), unfinished=unfinished)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= width for line in text.splitlines())
     return str(text)
@@ -73,9 +69,7 @@ def test_a_figure_that_does_not_exist_is_no_zero(make: Make) -> None:
 
 
 def test_unfinished_jobs_are_named_even_without_finished_ones() -> None:
-    text = printed(
-        [], unfinished=(UnfinishedJob("llm", "failed", "out of memory"), UnfinishedJob("vision", "planned"))
-    )
+    text = printed([], unfinished=(UnfinishedJob("llm", "failed", "out of memory"), UnfinishedJob("vision", "planned")))
     assert "failed: llm - out of memory" in text and "planned: vision" in text
     assert "not seeds" not in text
 
@@ -110,9 +104,7 @@ def test_jobs_that_differ_in_seed_or_order_carry_their_name_and_a_spread(make: M
     )
     assert "over seeds and orders: mean" in text
     single = [make("llm", tasks=(task,)) for task in ("tiny_cub200", "tiny_pathvqa")]
-    assert (
-        summarize_seed_spread(build_job_rows(single)) == []
-    )  # other tasks are another experiment, not another order
+    assert summarize_seed_spread(build_job_rows(single)) == []  # other tasks are another experiment, not another order
 
 
 def test_learning_rates_shown_are_those_that_trained_something(make: Make) -> None:
@@ -137,9 +129,7 @@ def test_other_settings_are_not_other_seeds(make: Make) -> None:
 
 def test_a_missing_seed_is_named_with_its_setting(make: Make) -> None:
     results = [make(seed=seed) for seed in (0, 1)]
-    lost = UnfinishedJob(
-        "third", "failed", config={**make(seed=2)["config"], "store": "elsewhere", "name": "demo"}
-    )
+    lost = UnfinishedJob("third", "failed", config={**make(seed=2)["config"], "store": "elsewhere", "name": "demo"})
     lost.config["sequence"]["tasks"] = [stage["task"] for stage in results[0]["stages"]]  # type: ignore[index]
     (setting,) = group_rows_by_setting(build_job_rows(results), [lost])
     assert setting.missing == (lost,) and len(setting.rows) == 2

@@ -15,9 +15,7 @@ STAND_IN = Path(__file__).resolve().parent / "stand_in"
 
 def slurm() -> tuple[Path, str | None]:
     """The configuration of the Slurm that start.sh started, and why it cannot be used if it cannot."""
-    folder = (
-        os.environ.get("SLURM_TEST_DIR") or f"{tempfile.gettempdir()}/lmm-forget-slurm-{getpass.getuser()}"
-    )
+    folder = os.environ.get("SLURM_TEST_DIR") or f"{tempfile.gettempdir()}/lmm-forget-slurm-{getpass.getuser()}"
     conf, reason = Path(folder) / "slurm.conf", Path(folder) / "reason"
     if not conf.exists():
         told = reason.read_text().strip() if reason.exists() else "tests/slurm/start.sh has not been run"
@@ -68,6 +66,4 @@ class Cluster:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def ask(self, *command: str) -> str:
-        return subprocess.run(
-            command, env=self.env, capture_output=True, text=True, timeout=60, check=True
-        ).stdout
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, check=True).stdout

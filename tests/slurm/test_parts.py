@@ -24,7 +24,7 @@ from lmm_forget.launch.slurm.job_record import SlurmJobRecord, SlurmSubmission
 from lmm_forget.launch.slurm.monitor import determine_outcome
 from lmm_forget.launch.slurm.settings import SlurmSettings
 
-HARDWARE = {"accelerator": "gpu", "devices": 8, "nodes": 2, "threads": 4, "workers": 2}
+HARDWARE = {"accelerator": "gpu", "devices": 8, "nodes": 2, "threads": 4, "num_workers": 2}
 
 
 def test_every_field_of_the_yaml_reaches_the_batch_script(tmp_path: Path) -> None:
@@ -37,9 +37,7 @@ def test_every_field_of_the_yaml_reaches_the_batch_script(tmp_path: Path) -> Non
     settings = SlurmSettings.from_config(
         {**given, **more, "partition": 7, "extra": {"mail-type": "END"}, "signal": 300}
     )
-    text = _make_sbatch_string(
-        command="x", folder=tmp_path, **settings.build_submitit_parameters(HARDWARE, "demo")
-    )
+    text = _make_sbatch_string(command="x", folder=tmp_path, **settings.build_submitit_parameters(HARDWARE, "demo"))
     asked = dict(re.findall(r"#SBATCH --([a-z-]+)=?(.*)", text))
     wanted = {
         "nodes": "2",
@@ -52,13 +50,10 @@ def test_every_field_of_the_yaml_reaches_the_batch_script(tmp_path: Path) -> Non
     wanted |= {"mail-type": "END", "signal": "USR2@300", "requeue": "", "job-name": "demo"}
     assert {key: asked.get(key) for key in wanted} == wanted and "wckey" not in asked
     assert "--kill-on-bad-exit=1 --wait=0 --cpus-per-task=6" in text
-    by_hand = SlurmSettings.from_config({**given, "gres": "gpu:h100:8"}).build_submitit_parameters(
-        HARDWARE, "demo"
-    )
+    by_hand = SlurmSettings.from_config({**given, "gres": "gpu:h100:8"}).build_submitit_parameters(HARDWARE, "demo")
     assert by_hand["gres"] == "gpu:h100:8" and by_hand["gpus_per_node"] is None
     assert (
-        SlurmSettings().build_submitit_parameters({**HARDWARE, "accelerator": "cpu"}, "demo")["gpus_per_node"]
-        is None
+        SlurmSettings().build_submitit_parameters({**HARDWARE, "accelerator": "cpu"}, "demo")["gpus_per_node"] is None
     )
 
 
@@ -88,9 +83,7 @@ def test_slurms_variables_become_torchruns(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(LaunchError, match="5 tasks but their place cannot be read: KeyError.'MASTER_PORT'"):
         rank_task.build_rank_variables({key: value for key, value in env.items() if key != "MASTER_PORT"})
     assert (
-        rank_task.get_slurm_job_id(
-            {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
-        )
+        rank_task.get_slurm_job_id({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"})
         == "7_2"
     )
     assert rank_task.get_slurm_job_id({"SLURM_JOB_ID": "9"}) == "9"
@@ -139,7 +132,7 @@ def test_a_rank_whose_peer_ended_has_nothing_to_say(sweep: Path, monkeypatch: py
         return 1
 
     monkeypatch.setattr("lmm_forget.experiment.job.main", lost)
-    monkeypatch.setattr("lmm_forget.distributed.stop_signals.asked", lambda: True)
+    monkeypatch.setattr("lmm_forget.distributed.stop_signals.is_stop_requested", lambda: True)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:
         assert rank_task._run_job_on_rank(one.config_path, 1, sent) == 0
@@ -190,9 +183,7 @@ def test_only_a_notice_puts_a_job_back(sweep: Path, monkeypatch: pytest.MonkeyPa
         ("FAILED", {}, "its Slurm job ended without results", None),
     ],
 )
-def test_how_an_end_is_judged(
-    sweep: Path, slurm: str | None, said: dict, cause: str, state: str | None
-) -> None:
+def test_how_an_end_is_judged(sweep: Path, slurm: str | None, said: dict, cause: str, state: str | None) -> None:
     job = make(sweep, "a", SlurmJobRecord("s", "9"), **said)
     outcome = determine_outcome(job, squeue.SlurmJobInfo("9", slurm) if slurm else None)
     assert not outcome.is_finished and str(outcome.cause).startswith(cause)
@@ -236,9 +227,7 @@ def test_status_of_a_sweep_that_never_saw_slurm(
     assert "7/150 steps, 3.6/s" in " ".join(shown.replace("stage 2 of 5: teach x,", "").split())
 
     make(sweep, "queued", SlurmJobRecord("s", "9_1"))
-    monkeypatch.setattr(
-        squeue, "look", lambda ids: {"9_1": squeue.SlurmJobInfo("9_1", "PENDING", "Priority")}
-    )
+    monkeypatch.setattr(squeue, "query_jobs", lambda ids: {"9_1": squeue.SlurmJobInfo("9_1", "PENDING", "Priority")})
     status.main(["multirun/x/queued", "format=json"])
     (one,) = json.loads(capsys.readouterr().out)["jobs"]
     assert (one["state"], one["slurm_id"], one["reason"]) == ("queued", "9_1", "Priority")

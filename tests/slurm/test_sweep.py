@@ -63,16 +63,14 @@ def two_machines(slurm_conf: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def train_and_stop(slurm: Cluster) -> tuple[Path, Path]:
     """A run on two machines that is told to stop in the middle of training, and the same run on one, in peace."""
     line = ["experiment=smoke", "suite.tasks=[ai2d]", "sequence=single", "sequence.task=cub200"]
-    line += ["hardware=ddp", "hardware.accelerator=cpu", "hardware.micro_batch=4", "training.max_steps=8"]
+    line += ["hardware=ddp", "hardware.accelerator=cpu", "hardware.micro_batch_size=4", "training.max_steps=8"]
     two = ["hardware.nodes=2", "hardware.devices=1", *SLURM, "hydra.launcher.partition=both"]
     run = slurm.start("run", *line, *two, "name=two", "store=two")
-    job, here = (
-        slurm.folder / "multirun" / name / "sa_proj-single=tiny_cub200-seed0" for name in ("two", "one")
-    )
+    job, here = (slurm.folder / "multirun" / name / "sa_proj-single=tiny_cub200-seed0" for name in ("two", "one"))
 
     def teaching() -> str | None:
         status = read(job / "status.json")
-        return read(job / "slurm.json").get("id") if "teach" in status.get("phase", "") else None
+        return read(job / "slurm.json").get("id") if "train" in status.get("phase", "") else None
 
     slurm.ask("scancel", "--signal=USR2", wait_for(teaching, "training", run, seconds=900))
     _, err = run.communicate(timeout=900)
@@ -109,8 +107,7 @@ def test_a_failure_a_cancelled_job_and_one_over_its_limit(two_machines, cluster,
     assert read(long / "results.json")  # its limit was a minute; it needed two starts in one Slurm job
     assert [len((long / f"starts{rank}.txt").read_text().split()) for rank in (0, 1)] == [2, 2]
     assert (
-        "saved; put back into the queue (start 2)"
-        in Path(tmp_path / read(long / "slurm.json")["output"]).read_text()
+        "saved; put back into the queue (start 2)" in Path(tmp_path / read(long / "slurm.json")["output"]).read_text()
     )
 
     place = [read(plain / f"place{rank}.json") for rank in (0, 1)]
@@ -158,9 +155,7 @@ def test_submitted_without_waiting_watched_and_left_alone(cluster, tmp_path: Pat
     assert watcher.returncode == 130 and f"cancel: scancel {slurm_id.partition('_')[0]}" in out
     assert "stopped watching; the same command watches again" in err
 
-    slurm.ask(
-        "scancel", "--signal=USR2", slurm_id
-    )  # as Slurm tells jobs of a time limit or a pre-emption ahead
+    slurm.ask("scancel", "--signal=USR2", slurm_id)  # as Slurm tells jobs of a time limit or a pre-emption ahead
     wait_for(lambda: (long / "results.json").exists(), "the end of its second start")
     assert len((long / "starts0.txt").read_text().split()) == 2
     assert states(slurm, "multirun/later") == {"seed=0": "done", "seed=15": "done"}

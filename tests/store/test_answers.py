@@ -50,8 +50,4 @@ def test_an_unfinished_line_is_left_for_later_and_a_damaged_one_is_left_out(tmp_
 
 @pytest.mark.parametrize("other", [("Q", ["h"], 5), ("q", ["g"], 5), ("q", ["h", "h"], 5), ("q", ["h"], 6)])
 def test_prompt_images_and_length_tell_questions_apart(other: tuple[str, list[str], int]) -> None:
-    assert (
-        compute_question_key("q", ["h"], 5)
-        == compute_question_key("q", ["h"], 5)
-        != compute_question_key(*other)
-    )
+    assert compute_question_key("q", ["h"], 5) == compute_question_key("q", ["h"], 5) != compute_question_key(*other)

@@ -154,17 +154,17 @@ def test_an_unwritable_store_is_one_line(tmp_path: Path) -> None:
 FULL = """
 import resource, sys, torch
 from lmm_forget.errors import StoreError
-from lmm_forget.models.weight_hashes import tensor_hash
-from lmm_forget.store import Kept, Partial, Said, Store
+from lmm_forget.models.weight_hashes import hash_tensor
+from lmm_forget.store import CachedResponse, ResponseCache, StageCheckpoints, Store
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store(sys.argv[1])
 big = {"w": torch.ones(300_000)}
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # what a full disk does: a write that fails half-way
 for write in (
-    lambda: store.commit("big", {"tensors": {"w": tensor_hash(big["w"])}}, big),
-    lambda: Partial(store, "big").save(5, big, {}),
-    lambda: Said(store, "m").add({str(i): Kept("x" * 100, 1, 1.0) for i in range(2000)}),
+    lambda: store.commit_stage("big", {"tensors": {"w": hash_tensor(big["w"])}}, big),
+    lambda: StageCheckpoints(store, "big").save(5, big, {}),
+    lambda: ResponseCache(store, "m").append_batch({str(i): CachedResponse("x" * 100, 1, 1.0) for i in range(2000)}),
 ):
     try:
         write()

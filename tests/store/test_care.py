@@ -94,9 +94,7 @@ def test_damage_is_found_by_verify(home: Path, capsys: pytest.CaptureFixture[str
     assert call(home, capsys, "verify", "aabb")[0] == 0
 
 
-def test_cleaning_spares_what_a_job_refers_to_and_tries_first(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cleaning_spares_what_a_job_refers_to_and_tries_first(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(home / "multirun" / ".store")
     draft = store.root / "stages" / ".dddd.0123"
     draft.mkdir()
@@ -114,9 +112,7 @@ def test_cleaning_spares_what_a_job_refers_to_and_tries_first(
     assert not draft.exists() and store.find_cached_stage_key("path") is None
 
 
-def test_what_probes_filed_is_listed_checked_and_cleaned(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_probes_filed_is_listed_checked_and_cleaned(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(home / "multirun" / ".store")
     folder = store.root / "probes"
     for key in ("look1", "look2"):
@@ -146,9 +142,7 @@ def test_what_probes_filed_is_listed_checked_and_cleaned(
     assert all("checksum" in f["reason"] for f in found)
     for path, content in untouched.items():
         path.write_bytes(content)
-    with store.acquire_lease(
-        "probe-look2"
-    ):  # somebody is at it: neither its rows nor anybody's drafts are touched
+    with store.acquire_lease("probe-look2"):  # somebody is at it: neither its rows nor anybody's drafts are touched
         assert call(home, capsys, "rm", "look2")[0] == 2
         assert call(home, capsys, "gc", "apply=true")[0] == 0
         left = {path.name for path in folder.iterdir()}
@@ -171,9 +165,7 @@ def test_a_store_that_nobody_refers_to_is_not_emptied_by_accident(
     assert call(home, capsys, "gc", "apply=true", f"runs={home}")[0] == 0
 
 
-def test_job_folders_elsewhere_are_named_beside_those_at_home(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_job_folders_elsewhere_are_named_beside_those_at_home(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, key in (("one", "aabb2"), ("two", "mmmm")):
         (home / name / "job").mkdir(parents=True)
         refers = {"store": "x", "stages": [key], "models": [key]}
@@ -202,9 +194,7 @@ def test_a_damaged_record_is_one_line(home: Path, capsys: pytest.CaptureFixture[
         assert code == 2 and "stage aaaa1: its record is damaged" in err and err.count("\n") == 1
 
 
-def test_removing_takes_keys_and_spares_what_is_in_work(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_removing_takes_keys_and_spares_what_is_in_work(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(home / "multirun" / ".store")
     with store.acquire_lease("stage-cccc"):
         code, _, err = call(home, capsys, "rm", "cccc")
@@ -229,11 +219,7 @@ def test_removing_takes_keys_and_spares_what_is_in_work(
         (["ls", "apply=true"], "apply= belongs to gc, not to ls"),
         (["explain", "aaaa", "mmmm"], "mmmm is of kind answers; expected stage"),
         (["explain", "aaaa", "aabb", "cccc"], "explain takes 2 keys; found 3"),
-        *(
-            ([command, key], "which every key begins with")
-            for command in ("show", "verify", "rm")
-            for key in ("", " ")
-        ),
+        *(([command, key], "which every key begins with") for command in ("show", "verify", "rm") for key in ("", " ")),
         (["explain", "aaaa", ""], "which every key begins with"),
         (["rm", "aa"], "2 things in "),
         (["rm", "aaaa1", "aa"], "2 things in "),
@@ -253,9 +239,7 @@ def test_removing_takes_keys_and_spares_what_is_in_work(
         (["ls", "store="], "store is given twice"),
     ],
 )
-def test_mistakes_are_one_line(
-    home: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
-) -> None:
+def test_mistakes_are_one_line(home: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
     before = sorted((home / "multirun").rglob("*"))
     code, out, err = call(home, capsys, *words)
     assert code == 2 and out == "" and err.count("\n") == 1 and said in err
@@ -328,9 +312,7 @@ def test_a_link_to_nowhere_stops_cleaning(
     assert call(home, capsys, "gc")[0] == 0
 
 
-def test_a_finished_job_without_its_references_stops_cleaning(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_job_without_its_references_stops_cleaning(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = home / "multirun" / "demo" / "mlp"
     job.mkdir()
     (job / "results.json").write_text("{}")
@@ -379,14 +361,12 @@ def test_what_is_filed_while_references_are_read_is_not_removed(
         stage(Store(home / "multirun" / ".store"), "eeee5", 5)
         return real(*given)
 
-    monkeypatch.setattr(maintenance, "references", meanwhile)
+    monkeypatch.setattr(maintenance, "collect_references", meanwhile)
     assert call(home, capsys, "gc", "apply=true")[0] == 0
     assert kept(home, capsys) == {"aaaa1", "cccc", "eeee5"}
 
 
-def test_a_whole_key_is_no_prefix_of_another_and_force_removes(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_whole_key_is_no_prefix_of_another_and_force_removes(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(home / "multirun" / ".store")
     stage(store, "aabb23", 3)
     assert json.loads(call(home, capsys, "show", "aabb2")[1])["key"] == "aabb2"

@@ -34,9 +34,7 @@ def test_a_claim_keeps_others_out_until_its_holder_dies(tmp_path: Path) -> None:
         with store.acquire_lease("stage-k", wait=False) as held:
             assert not held
         assert store.leases.is_live("stage-k")
-        assert (
-            store.leases.describe_holder("stage-k") == f"process {holder.pid} on {ProcessId.current().host}"
-        )
+        assert store.leases.describe_holder("stage-k") == f"process {holder.pid} on {ProcessId.current().host}"
         with store.acquire_lease("stage-other", wait=False) as held:
             assert held
     finally:
@@ -68,17 +66,13 @@ def take(claims: LeaseManager) -> bool:
     "change",
     [{"start": "1"}, {"pid": 2**22 + 7}, {"boot": "another start of this machine"}],
 )
-def test_a_dead_holder_of_this_machine_is_taken_over_at_once(
-    tmp_path: Path, change: dict[str, object]
-) -> None:
+def test_a_dead_holder_of_this_machine_is_taken_over_at_once(tmp_path: Path, change: dict[str, object]) -> None:
     _write(tmp_path, replace(ProcessId.current(), **change))  # type: ignore[arg-type]
     assert take(LeaseManager(tmp_path, timeout=1000))
 
 
 @pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"namespace": "another container"}])
-def test_a_distant_holder_is_taken_over_only_after_watched_silence(
-    tmp_path: Path, change: dict[str, str]
-) -> None:
+def test_a_distant_holder_is_taken_over_only_after_watched_silence(tmp_path: Path, change: dict[str, str]) -> None:
     distant = replace(ProcessId.current(), **change)  # type: ignore[arg-type]
     claims = LeaseManager(tmp_path, timeout=0.3)
     path = _write(tmp_path, distant)
@@ -127,9 +121,7 @@ def test_a_holder_whose_claim_was_taken_over_does_not_drop_the_new_one(tmp_path:
     assert path.exists()
 
 
-def test_without_hard_links_claims_still_exclude_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_hard_links_claims_still_exclude_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError("no links here")
 

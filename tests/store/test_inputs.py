@@ -120,9 +120,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_one_change_of_what_is_read_is_seen_and_named(
-    what: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_change_of_what_is_read_is_seen_and_named(what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     before, unreadable = InputFingerprinter().compute_fingerprints(config(folder))
     assert not unreadable and {"model", "data.mine", "scorer.mine"} <= before.keys()
@@ -134,9 +132,7 @@ def test_one_change_of_what_is_read_is_seen_and_named(
     assert describe_input_changes(before, now, unreadable) == named
 
 
-def test_the_same_files_elsewhere_are_the_same(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_the_same_files_elsewhere_are_the_same(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     scorer = "lmm_forget.tasks.scoring.exact.ExactMatch"
     before, _ = InputFingerprinter().compute_fingerprints(config(folder, scorer))
     there = tmp_path_factory.mktemp("elsewhere") / "copy"
@@ -162,14 +158,10 @@ def test_of_the_inputs_those_that_decide_weights_are_known() -> None:
 
 MODEL_CHANGES: dict[str, Callable[[Path], None]] = {
     "config": lambda f: edit(f / "config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 2e-06'),
-    "generation": lambda f: (
-        (f / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]})) and None
-    ),
+    "generation": lambda f: (f / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]})) and None,
     "chat_template": lambda f: edit(f / "chat_template.jinja", "assistant", "assistanx"),
     "tokenizer": lambda f: edit(f / "tokenizer.json", '"lstrip": false', '"lstrip": true '),
-    "processor": lambda f: edit(
-        f / "processor_config.json", '"rescale_factor": 0.0039', '"rescale_factor": 0.0093'
-    ),
+    "processor": lambda f: edit(f / "processor_config.json", '"rescale_factor": 0.0039', '"rescale_factor": 0.0093'),
 }
 
 
@@ -189,7 +181,7 @@ def test_whatever_is_loaded_beside_the_weights_is_in_both_keys(part: str, folder
             compute_response_cache_key(
                 "w", model_fingerprints=each, model_config=CONFIG["model"], versions=REST["versions"]
             ),
-            compute_stage_key(CONFIG, "a", **{**REST, "model": each})[0],
+            compute_stage_key(CONFIG, "a", **{**REST, "model_fingerprints": each})[0],
         )
         for each in (before, after)
     }

@@ -26,23 +26,23 @@ CONFIG: dict[str, Any] = {
     "sequence": {"name": "paper", "tasks": ["a", "b"]},
     "suite": {"name": "paper", "tasks": ["h"]},
     "probe": {"name": "none"},
-    "training": {"global_batch": 8, "learning_rate": 1e-4, "learning_rate_source": "model"},
-    "data": {"world": "tiny", "train_samples": None, "eval_samples": None, "validation": False},
+    "training": {"global_batch_size": 8, "learning_rate": 1e-4, "learning_rate_source": "model"},
+    "data": {"source": "tiny", "train_samples": None, "eval_samples": None, "validation": False},
     "hardware": {
         "accelerator": "cpu",
         "precision": "bf16",
-        "micro_batch": 8,
+        "micro_batch_size": 8,
         "threads": 1,
-        "jobs": "auto",
+        "max_parallel_jobs": "auto",
         "devices": 1,
     },
     "logger": {"name": "csv"},
     "tasks": {"a": {"n_train": 10}, "b": {"n_train": 20}, "h": {"n_test": 5}},
 }
 REST: dict[str, Any] = {
-    "parent": "p",
-    "data": "d",
-    "model": {"config": "c", "chat_template": "x"},
+    "parent_weights_hash": "p",
+    "data_fingerprint": "d",
+    "model_fingerprints": {"config": "c", "chat_template": "x"},
     "versions": {
         "torch": "2.14.1+cpu",
         "torchvision": "0.29.1",
@@ -79,13 +79,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         "probe.name",
         "sequence",
         "model.path",
-        "hardware.micro_batch",
+        "hardware.micro_batch_size",
         "hardware.threads",
-        "hardware.jobs",
+        "hardware.max_parallel_jobs",
         "hardware.devices",
         "hardware.nodes",
-        "hardware.workers",
-        "hardware.eval_batch",
+        "hardware.num_workers",
+        "hardware.eval_batch_size",
         "data.eval_samples",
         "data.validation",
         "data.scoring",
@@ -108,8 +108,8 @@ def test_what_moves_no_weight_is_not_in_the_key(path: str) -> None:
         "recipe.layers",
         "recipe.rules",
         "training.learning_rate",
-        "training.global_batch",
-        "data.world",
+        "training.global_batch_size",
+        "data.source",
         "data.train_samples",
         "hardware.precision",
         "hardware.accelerator",
@@ -133,8 +133,8 @@ def test_the_short_list_is_the_one_in_the_design() -> None:
     assert FIELDS_WITHOUT_WEIGHT_EFFECT["hardware"] >= {
         "devices",
         "nodes",
-        "micro_batch",
-        "workers",
+        "micro_batch_size",
+        "num_workers",
         "threads",
     }
     assert FIELDS_WITHOUT_WEIGHT_EFFECT[""] >= {
@@ -152,16 +152,16 @@ def test_the_short_list_is_the_one_in_the_design() -> None:
 
 def test_parent_data_model_code_and_minor_versions_count() -> None:
     others = [
-        key(parent="q"),
-        key(data="e"),
-        key(model={"config": "c", "chat_template": "y"}),
+        key(parent_weights_hash="q"),
+        key(data_fingerprint="e"),
+        key(model_fingerprints={"config": "c", "chat_template": "y"}),
         key(task="b"),
-        key(code={"method": "1"}),
-        key(code={"task": "1"}),
-        key(code={"task": "2"}),
+        key(code_fingerprints={"method": "1"}),
+        key(code_fingerprints={"task": "1"}),
+        key(code_fingerprints={"task": "2"}),
     ]
     assert len({key(), *others}) == len(others) + 1
-    assert key(code={"task": None}) == key()
+    assert key(code_fingerprints={"task": None}) == key()
     newer = {"torch": "2.14.9", "torchvision": "0.29.7", "transformers": "5.23.7", "tokenizers": "0.23.9"}
     assert key(versions={**newer, "lightning": "3"}) == key()
     for name in newer:
@@ -182,20 +182,24 @@ def test_the_view_does_not_alias_the_configuration() -> None:
 
 
 def answering(weights: str = "w", **changes: Any) -> str:
-    usual = {"model": REST["model"], "spec": CONFIG["model"], "versions": REST["versions"]}
+    usual = {
+        "model_fingerprints": REST["model_fingerprints"],
+        "model_config": CONFIG["model"],
+        "versions": REST["versions"],
+    }
     return compute_response_cache_key(weights, **{**usual, **changes})
 
 
 def test_answers_depend_on_weights_model_numerics_and_versions() -> None:
     others = [
         answering("v"),
-        answering(model={"config": "d", "chat_template": "x"}),
-        answering(spec={**CONFIG["model"], "attention": "sdpa"}),
-        answering(spec={**CONFIG["model"], "dtype": "bfloat16"}),
+        answering(model_fingerprints={"config": "d", "chat_template": "x"}),
+        answering(model_config={**CONFIG["model"], "attention": "sdpa"}),
+        answering(model_config={**CONFIG["model"], "dtype": "bfloat16"}),
         answering(versions={**REST["versions"], "torch": "2.15"}),
     ]
     assert len({answering(), *others}) == len(others) + 1
-    assert answering(spec={**CONFIG["model"], "path": "elsewhere"}) == answering()
+    assert answering(model_config={**CONFIG["model"], "path": "elsewhere"}) == answering()
 
 
 def test_paths_of_equal_beginnings_are_equal_as_far_as_they_go() -> None:
@@ -208,11 +212,11 @@ def test_paths_of_equal_beginnings_are_equal_as_far_as_they_go() -> None:
 
 def test_the_difference_of_two_keys_is_named() -> None:
     _, first = compute_stage_key(CONFIG, "a", **REST)
-    _, second = compute_stage_key({**CONFIG, "seed": 99}, "a", **{**REST, "parent": "q"})
+    _, second = compute_stage_key({**CONFIG, "seed": 99}, "a", **{**REST, "parent_weights_hash": "q"})
     assert diff_ingredients(first, first) == []
     assert {name: (one, other) for name, one, other in diff_ingredients(first, second)} == {
         "config.seed": (CONFIG["seed"], 99),
-        "parent": (REST["parent"], "q"),
+        "parent": (REST["parent_weights_hash"], "q"),
     }
 
 

@@ -41,12 +41,8 @@ def test_a_state_without_its_marker_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
-@pytest.mark.parametrize(
-    "harm", [lambda b: b[:-3], lambda b: b[:-2] + bytes([b[-2] ^ 1]) + b[-1:], lambda b: b""]
-)
-def test_a_damaged_state_is_moved_aside_and_training_starts_again(
-    tmp_path: Path, file: str, harm: Any
-) -> None:
+@pytest.mark.parametrize("harm", [lambda b: b[:-3], lambda b: b[:-2] + bytes([b[-2] ^ 1]) + b[-1:], lambda b: b""])
+def test_a_damaged_state_is_moved_aside_and_training_starts_again(tmp_path: Path, file: str, harm: Any) -> None:
     notes: list[str] = []
     partial = StageCheckpoints(Store(tmp_path, notes.append), "k")
     partial.save(5, tensors(1), {})

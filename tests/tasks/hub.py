@@ -61,9 +61,7 @@ class _Hub(BaseHTTPRequestHandler):
             wanted = [folder / one for one in paths or []]
             return self._json([self._entry(folder, one) for one in wanted if one.exists()])
         siblings = [{"rfilename": file.relative_to(folder).as_posix()} for file in self._files(folder)]
-        return self._json(
-            {"id": repo, "sha": SHA, "private": False, "gated": False, "tags": [], "siblings": siblings}
-        )
+        return self._json({"id": repo, "sha": SHA, "private": False, "gated": False, "tags": [], "siblings": siblings})
 
     @staticmethod
     def _files(folder: Path) -> list[Path]:

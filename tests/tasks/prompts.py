@@ -35,9 +35,7 @@ def node(name: str, **changes: Any) -> dict[str, Any]:
 def tasks(folder: Path) -> list[Task]:
     """The published tasks on small copies below `folder`, then the stand-ins."""
     copies = everything(folder, 8)
-    return [build_task(node(name, **copies[name])) for name in TASKS] + [
-        build_task(node(name)) for name in TINY
-    ]
+    return [build_task(node(name, **copies[name])) for name in TASKS] + [build_task(node(name)) for name in TINY]
 
 
 def golden(family: str, every: Sequence[Task]) -> str:

@@ -25,9 +25,7 @@ TEXTS = List(TEXT)
 def png(number: int, size: tuple[int, int] = (20, 12)) -> bytes:
     """A picture's bytes; every number another color."""
     file = io.BytesIO()
-    Pictures.new("RGB", size, ((number * 47) % 256, (number * 91) % 256, (number * 13) % 256)).save(
-        file, "PNG"
-    )
+    Pictures.new("RGB", size, ((number * 47) % 256, (number * 91) % 256, (number * 13) % 256)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -320,10 +318,7 @@ LAYOUT = {  # configuration, and the published splits (the first one is asked)
     "mmstar": ("val", ("val",)),
     "pathvqa": ("default", ("test", "train", "validation")),
     "textvqa": ("default", ("validation", "train")),
-    **{
-        name: ("default", ("train",))
-        for name in ("cub200", "pixmocount", "timeclock", "coco_clock", "openimg_clock")
-    },
+    **{name: ("default", ("train",)) for name in ("cub200", "pixmocount", "timeclock", "coco_clock", "openimg_clock")},
 }
 
 
@@ -356,9 +351,7 @@ def write(name: str, folder: Path, n: int = 8) -> Path:
 def cub(folder: Path, species: int = 30, each: int = 4) -> Path:
     """A small CUB_200_2011: the real lists, tiny photos; odd photos are the official train split."""
     images = folder / "images"
-    lists: dict[str, list[str]] = {
-        name: [] for name in ("classes", "images", "image_class_labels", "train_test_split")
-    }
+    lists: dict[str, list[str]] = {name: [] for name in ("classes", "images", "image_class_labels", "train_test_split")}
     number = 0
     for kind in range(1, species + 1):
         name = f"{kind:03d}.Red_billed_Bird{kind}"

@@ -74,12 +74,10 @@ def test_what_is_written_for_a_picture(tmp_path: Path, reader: Reader) -> None:
 def check(task: Any, bad: int) -> None:
     """All samples but the first cannot be used: refused with the first one's id, left out, and told."""
     with pytest.raises(DataError) as caught:
-        task.check("test")
+        task.validate_split("test")
     line = str(caught.value)
-    assert (
-        f"{bad} of {bad + 1} " in line and "(first: bad " in line and len(line) < 500 and line.isprintable()
-    )
-    usable = task.check("test", "skip")
+    assert f"{bad} of {bad + 1} " in line and "(first: bad " in line and len(line) < 500 and line.isprintable()
+    usable = task.validate_split("test", "skip")
     assert [sample.id for sample in usable] == ["good"] and len(usable.skipped) == bad
     (seen,), _ = inspect_splits(task)
     assert seen.read_samples == 1 and len(seen.unusable) == bad

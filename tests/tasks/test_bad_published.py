@@ -24,9 +24,7 @@ def parquet(name: str, folder: Path, change: Callable[[list[dict[str, Any]]], An
     """A copy of a data set with rows changed."""
     rows = published.rows(name, 8)
     change(rows)
-    Dataset.from_list(rows, features=Features(published.SCHEMAS[name][0])).to_parquet(
-        str(folder / "rows.parquet")
-    )
+    Dataset.from_list(rows, features=Features(published.SCHEMAS[name][0])).to_parquet(str(folder / "rows.parquet"))
     return str(folder / "rows.parquet")
 
 
@@ -89,9 +87,7 @@ def test_a_bad_row_of_a_stream_is_named_when_it_is_read(tmp_path: Path, made: Ma
 def test_text_that_is_not_utf8(tmp_path: Path, made: Made) -> None:
     path = parquet("chartqa", tmp_path, lambda rows: None)
     table = pq.read_table(path)
-    raw = [
-        b"how \xff much?" if i == 3 else text.encode() for i, text in enumerate(table["question"].to_pylist())
-    ]
+    raw = [b"how \xff much?" if i == 3 else text.encode() for i, text in enumerate(table["question"].to_pylist())]
     bad = pa.array(raw, pa.binary()).view(pa.utf8())
     table = table.set_column(table.column_names.index("question"), "question", bad)
     pq.write_table(table, path)
@@ -103,17 +99,13 @@ def test_text_that_is_not_utf8(tmp_path: Path, made: Made) -> None:
 def test_a_changed_schema_names_what_is_missing_and_what_is_there(tmp_path: Path, made: Made) -> None:
     path = str(tmp_path / "rows.parquet")
     published.table("ai2d", 4).rename_column("options", "choices").to_parquet(path)
-    with pytest.raises(
-        DataError, match=r"no column 'options'; it has question, choices, answer, image \(a renamed"
-    ):
+    with pytest.raises(DataError, match=r"no column 'options'; it has question, choices, answer, image \(a renamed"):
         made("ai2d", path={"test": path}).validate_split("test")
     fields = {"question": "question", "choices": "choices", "answer": "answer", "image": "image"}
     assert len(made("ai2d", path={"test": path}, fields=fields).validate_split("test")) == 4
     with pytest.raises(ConfigError, match=r"fields gives no column for 'choices'; it has question"):
         made("ai2d", path={"test": path}, fields={"question": "question", "answer": "answer"})
-    with pytest.raises(
-        DataError, match=r"no column is given for 'answer'; the task's fields has question, image"
-    ):
+    with pytest.raises(DataError, match=r"no column is given for 'answer'; the task's fields has question, image"):
         node = {"question": "question", "image": "image"}
         made("chartqa", path={"test": path}, fields=node, meta=[]).validate_split("test")
 

@@ -70,9 +70,7 @@ def table(folder: Path, given: list[Any], **options: Any) -> Task:
     with open(folder / "data.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(keys)
-        writer.writerows(
-            [row.get(key, "") for key in keys] if isinstance(row, dict) else ["one cell"] for row in given
-        )
+        writer.writerows([row.get(key, "") for key in keys] if isinstance(row, dict) else ["one cell"] for row in given)
     return TableTask(path=str(folder / "data.csv"), **{**COMMON, **options})
 
 
@@ -152,9 +150,7 @@ def test_a_fault_is_refused_with_its_number_or_left_out(fault: str, reader: str,
     ) as caught:
         task.validate_split("test")
     said = str(caught.value)
-    assert (
-        said.endswith("; data.on_bad_sample=skip leaves them out") and "; then " in said and "\n" not in said
-    )
+    assert said.endswith("; data.on_bad_sample=skip leaves them out") and "; then " in said and "\n" not in said
     left = task.validate_split("test", "skip")
     assert [sample.answers[0] for sample in left] == ["a0", "a1", "a3", "a5"]
     exam = EvalSet.from_task(task, "test", None, "skip")
@@ -173,9 +169,7 @@ def test_data_check_shows_what_a_run_refuses(fault: str, reader: str, tmp_path: 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_part_of_a_split_follows_the_policy(reader: str, tmp_path: Path) -> None:
-    part = SubsetTask(
-        spoilt("blank answer" if reader != "table" else "empty cell", reader, tmp_path), samples=3
-    )
+    part = SubsetTask(spoilt("blank answer" if reader != "table" else "empty cell", reader, tmp_path), samples=3)
     with pytest.raises(DataError, match=r"2 of \d (test )?samples cannot be used"):
         part.validate_split("test")
     with pytest.raises(DataError, match=r"2 of \d (test )?samples cannot be used"):
@@ -190,9 +184,7 @@ def test_the_first_of_equal_ids_is_kept_and_the_others_say_where_it_is(tmp_path:
     for reader, make in READERS.items():
         task = make(tmp_path, [{**row, "id": "same"} for row in rows()])
         assert [sample.answers[0] for sample in task.validate_split("test", "skip")] == ["a0"]
-        with pytest.raises(
-            DataError, match=r"5 of 6 .*(used already, at .*(:1|:2|item 0)|id of row 0 again)"
-        ):
+        with pytest.raises(DataError, match=r"5 of 6 .*(used already, at .*(:1|:2|item 0)|id of row 0 again)"):
             task.validate_split("test")
         assert reader in READERS
 
@@ -258,8 +250,7 @@ def test_a_null_image_id_is_a_bad_sample_and_no_cluster_of_its_own(tmp_path: Pat
         "photo": Value("float32"),
     }
     given = [
-        {"image": stored(i), "question": "?", "answers": ["x"], "photo": None if i in ODD else i / 2}
-        for i in range(20)
+        {"image": stored(i), "question": "?", "answers": ["x"], "photo": None if i in ODD else i / 2} for i in range(20)
     ]
     Dataset.from_list(given, features=Features(kinds)).to_parquet(str(tmp_path / "rows.parquet"))
     fields = {"image": "image", "question": "question", "answers": "answers", "image_id": "photo"}

@@ -37,10 +37,7 @@ def shown(made: LlavaTask) -> list[tuple[str, list[str], str | None]]:
     """Question, names of the pictures and system prompt of every sample, all of which can be opened."""
     part = made.validate_split("test")
     assert [len(sample.images) for sample in part] == [len(row.images) for row in part.rows]
-    return [
-        (s.question, [path.stem for path in row.images], s.system)
-        for s, row in zip(part, part.rows, strict=True)
-    ]
+    return [(s.question, [path.stem for path in row.images], s.system) for s, row in zip(part, part.rows, strict=True)]
 
 
 TALKS: list[tuple[str, Any, list[dict[str, Any]], list[tuple[str, list[str], str | None]]]] = [
@@ -127,9 +124,7 @@ TALKS: list[tuple[str, Any, list[dict[str, Any]], list[tuple[str, list[str], str
 
 
 @pytest.mark.parametrize("key", ["conversations", "messages"])
-@pytest.mark.parametrize(
-    ("images", "turns", "expected"), [talk[1:] for talk in TALKS], ids=[talk[0] for talk in TALKS]
-)
+@pytest.mark.parametrize(("images", "turns", "expected"), [talk[1:] for talk in TALKS], ids=[talk[0] for talk in TALKS])
 def test_a_question_has_the_pictures_and_the_system_turns_up_to_it(
     key: str, images: Any, turns: Any, expected: Any, tmp_path: Path
 ) -> None:
@@ -204,14 +199,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("item", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_what_cannot_be_used_is_refused_by_id_or_left_out(
-    item: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_used_is_refused_by_id_or_left_out(item: dict[str, Any], message: str, tmp_path: Path) -> None:
     good = {"id": "good", "image": "a.png", "conversations": [human("<image>?"), gpt("x")]}
     made = task(tmp_path, good, {"id": "odd", **item})
-    with pytest.raises(
-        DataError, match=r"1 of 2 samples cannot be used \(first: .*item 1 \(id odd\): .*"
-    ) as caught:
+    with pytest.raises(DataError, match=r"1 of 2 samples cannot be used \(first: .*item 1 \(id odd\): .*") as caught:
         made.validate_split("test")
     assert message in str(caught.value) and "\n" not in str(caught.value)
     left = made.validate_split("test", "skip")

@@ -61,10 +61,7 @@ def test_problems_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     scene = Image.linear_gradient("L").rotate(30).resize((60, 48)).convert("RGB")
     scene.save(tmp_path / "scene.png")
     scene.resize((200, 160)).save(tmp_path / "large.jpg", quality=90)
-    lines = [
-        {"id": f"{i}", "image": f"{i}.png", "question": "?", "answer": "3", "split": "train"}
-        for i in range(6)
-    ]
+    lines = [{"id": f"{i}", "image": f"{i}.png", "question": "?", "answer": "3", "split": "train"} for i in range(6)]
     lines += [
         {"id": "s", "image": "scene.png", "question": "?", "answer": "3", "split": "train"},
         {"id": "same", "image": "copy.png", "question": "?", "answer": "B.", "split": "test"},
@@ -95,9 +92,7 @@ def test_problems_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert "train, unusable: 4: image" in shown and "pictures in both train/test: 1 the same" in shown
 
 
-def test_samples_longer_than_the_context_are_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_samples_longer_than_the_context_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = ["id,image,question,answer"]
     for i, words in enumerate((3, 900)):
         (tmp_path / f"{i}.png").write_bytes(png(i))
@@ -113,15 +108,13 @@ def test_samples_longer_than_the_context_are_counted(
     code, report = checked(capsys, *arguments)
     test = report["splits"]["test"]
     assert code == 1 and test["too_long"]["count"] == 1 and test["too_long"]["first"][0].startswith("q1: ")
-    assert (
-        report["context"]["model"] == "tiny_onevision" and test["tokens"]["min"] < report["context"]["tokens"]
-    )
+    assert report["context"]["model"] == "tiny_onevision" and test["tokens"]["min"] < report["context"]["tokens"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["task=cub"], "there is no task 'cub' in the real world; choose one of: ai2d, "),
+        (["task=cub"], "there is no task 'cub' where data.source=real; choose one of: ai2d, "),
         (["task=ai2d", "task.hubb=x"], "task ai2d: cannot be built from its YAML: "),
         (["task=blip_captions"], "task blip_captions: path is not set; give task.path=…"),
         (["task=ai2d", "samples=0"], "samples=0 must be a whole number of at least 1"),
@@ -186,8 +179,7 @@ def test_where_pictures_go_is_checked_before_anything_is_fetched(
 
 def test_answer_formats_and_looks() -> None:
     found = {
-        text: detect_answer_format(text)
-        for text in ("B", "b", "Yes", "12", "3:45", "$1,200.5", "a cat", "A cat.")
+        text: detect_answer_format(text) for text in ("B", "b", "Yes", "12", "3:45", "$1,200.5", "a cat", "A cat.")
     }
     assert found == {
         "B": "letter",

@@ -17,11 +17,11 @@ def test_the_papers_experiment_runs_on_a_tiny_model(tmp_path: Path) -> None:
     overrides = [
         "experiment=smoke",
         "model=tiny_onevision",
-        "data.world=real",
+        "data.source=real",
         "sequence=paper",
         "suite=extras",
     ]
-    overrides += ["training.max_steps=1", "training.global_batch=4", "hardware.micro_batch=4"]
+    overrides += ["training.max_steps=1", "training.global_batch_size=4", "hardware.micro_batch_size=4"]
     overrides += [
         "data.train_samples=8",
         "data.eval_samples=3",

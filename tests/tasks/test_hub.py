@@ -16,20 +16,20 @@ ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT = """
 import json, sys
 from omegaconf import OmegaConf
-from lmm_forget.config import conf_dir
+from lmm_forget.config import find_conf_dir
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.task_loading import build_task
 
 def node(name, **changes):
-    return {**OmegaConf.to_container(OmegaConf.load(conf_dir() / "task" / f"{name}.yaml")), **changes}
+    return {**OmegaConf.to_container(OmegaConf.load(find_conf_dir() / "task" / f"{name}.yaml")), **changes}
 
 def tried(name, **changes):
     task = build_task(node(name, **changes))
     try:
-        part = task.check("test")
+        part = task.validate_split("test")
         first = part[0]
         return {"n": len(part), "question": first.question, "pixels": list(first.images[0].getpixel((0, 0))),
-                "streamed": part.table.streamed, "from": task.provenance(), "print": task.fingerprint("test")}
+                "streamed": part.table.is_streamed, "from": task.get_provenance(), "print": task.fingerprint_split("test")}
     except DataError as error:
         return str(error)
 

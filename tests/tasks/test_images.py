@@ -187,9 +187,7 @@ def png_header(width: int, height: int, kind: int = 2) -> bytes:
     """A PNG that says it is so large."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
     data = b"IDAT" + zlib.compress(b"\0" * 64)
-    chunks = [
-        struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in (body, data)
-    ]
+    chunks = [struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in (body, data)]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -209,9 +207,7 @@ def test_sizes_that_no_picture_has(content: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("reader", [read_image, read_image_size])
-@pytest.mark.parametrize(
-    "kind", [struct.error, KeyError, OverflowError, MemoryError, RecursionError, TypeError]
-)
+@pytest.mark.parametrize("kind", [struct.error, KeyError, OverflowError, MemoryError, RecursionError, TypeError])
 def test_what_a_decoder_raises_is_one_line(
     kind: type[Exception], reader: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -222,9 +218,7 @@ def test_what_a_decoder_raises_is_one_line(
 
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     monkeypatch.setattr("PIL.Image.Image.getexif", fail)
-    with pytest.raises(
-        DataError, match=r"x\.png cannot be read \(\w+: .?first line.*second line.?\)$"
-    ) as caught:
+    with pytest.raises(DataError, match=r"x\.png cannot be read \(\w+: .?first line.*second line.?\)$") as caught:
         reader(tmp_path / "x.png")
     assert "\n" not in str(caught.value)
 
@@ -250,8 +244,8 @@ def test_pillow_says_nothing_beside(tmp_path: Path) -> None:
     """A warning of Pillow's (a large picture) and its log (a TIFF with too many samples) reach no screen."""
     Image.new("1", (10_000, 9_000)).save(tmp_path / "large.bmp")
     code = (
-        "import sys, logging; from pathlib import Path; from lmm_forget.tasks.images import picture_size;"
-        "print(picture_size(Path(sys.argv[1]))); logging.getLogger('PIL.TiffImagePlugin').error('More samples')"
+        "import sys, logging; from pathlib import Path; from lmm_forget.tasks.images import read_image_size;"
+        "print(read_image_size(Path(sys.argv[1]))); logging.getLogger('PIL.TiffImagePlugin').error('More samples')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "large.bmp")], capture_output=True, text=True, check=False
@@ -275,9 +269,7 @@ def test_libtiff_says_nothing_beside(tmp_path: Path) -> None:
         " except OSError as error: print(error)"
     )
     for first, silent in (("", False), ("from lmm_forget.tasks import images\n", True)):
-        done = subprocess.run(
-            [sys.executable, "-c", first + code, *names], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", first + code, *names], capture_output=True, text=True, check=False)
         assert done.stdout == "decoder error -2\n" * 2 and (done.stderr == "") is silent
 
 
@@ -293,9 +285,7 @@ def test_data_urls_are_pictures(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.new("RGB", (3, 2), RED).save(file, "PNG")
     content = file.getvalue()
-    content += (
-        b"x" * (-len(content) % 3) + b"\xfb\xef\xbe\xff\xff\xff" + b"x"
-    )  # ++++////: it may stand behind
+    content += b"x" * (-len(content) % 3) + b"\xfb\xef\xbe\xff\xff\xff" + b"x"  # ++++////: it may stand behind
     plain = base64.b64encode(content).decode()
     of_urls = base64.urlsafe_b64encode(content).decode()
     assert plain.endswith("==") and {"-", "_"} <= set(of_urls)

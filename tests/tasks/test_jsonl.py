@@ -62,11 +62,11 @@ def test_a_few_lines_of_yaml_make_the_task(tmp_path: Path) -> None:
         "scorer": {"_target_": "lmm_forget.tasks.scoring.exact.ExactMatch"},
     }
     made = instantiate(node)
-    train = made.samples("train")
+    train = made.load_samples("train")
     sample = train[0]
     assert sample.answers == ("red",) and sample.question == "What color?"
     assert sample.images[0].mode == "RGB" and sample.images[0].size == (4, 4)
-    assert made.score("Red", sample)["value"] == 1.0
+    assert made.score_answer("Red", sample)["value"] == 1.0
     assert [s.id for s in train[:3]] == [train[i].id for i in range(3)]
 
 
@@ -168,9 +168,7 @@ def test_split_field_and_separate_files(tmp_path: Path) -> None:
 def test_images_root(tmp_path: Path) -> None:
     write(tmp_path / "pictures", [GOOD])
     path = write(tmp_path / "text", [GOOD], images=False)
-    assert (
-        len(task(path, role="held_out", images_root=str(tmp_path / "pictures")).validate_split("test")) == 1
-    )
+    assert len(task(path, role="held_out", images_root=str(tmp_path / "pictures")).validate_split("test")) == 1
 
 
 def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
@@ -262,9 +260,7 @@ def test_wrong_choices_in_the_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="on_bad_sample=ignore"):
         task(path).validate_split("test", "ignore")
     rows = [{**row, "split": "train" if i % 2 else "test"} for i, row in enumerate(many(4))]
-    with pytest.raises(
-        DataError, match=r"data.jsonl:2: image images/0.png is in split train here and in test at"
-    ):
+    with pytest.raises(DataError, match=r"data.jsonl:2: image images/0.png is in split train here and in test at"):
         task(write(tmp_path, rows)).load_samples("train")
 
 
@@ -300,9 +296,7 @@ def test_a_reference_that_the_scorer_cannot_use_is_a_bad_sample(tmp_path: Path) 
         {**GOOD, "id": 2, "choices": ["red", "blue"], "answer": "blue"},
     ]
     made = task(write(tmp_path, rows), role="held_out", scorer=OptionLetter())
-    with pytest.raises(
-        DataError, match="1 of 2 samples cannot be used .first: 2: answer 'blue' is not an option's"
-    ):
+    with pytest.raises(DataError, match="1 of 2 samples cannot be used .first: 2: answer 'blue' is not an option's"):
         made.validate_split("test")
     assert [sample.id for sample in made.validate_split("test", "skip")] == ["1"]
 
@@ -314,8 +308,6 @@ def test_nothing_left_is_an_error_even_when_skipping(tmp_path: Path) -> None:
 
 
 def test_annotators_may_disagree(tmp_path: Path) -> None:
-    rows = [
-        {k: v for k, v in GOOD.items() if k != "answer"} | {"answers": ["red", "crimson"] + ["dark red"] * 8}
-    ]
+    rows = [{k: v for k, v in GOOD.items() if k != "answer"} | {"answers": ["red", "crimson"] + ["dark red"] * 8}]
     made = task(write(tmp_path, rows), scorer=VQAAccuracy(), test_fraction=0.0, validation_fraction=0.0)
     assert [sample.answers[:2] for sample in made.validate_split("train")] == [("red", "crimson")]

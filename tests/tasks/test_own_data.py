@@ -49,9 +49,7 @@ def test_llava_json_is_read(tmp_path: Path) -> None:
         "image": ["pics/1.png", "pics/2.png"],
         "conversations": [{"from": "system", "value": "Be kind."}, *turn("Compare.\n<image>\n<image>", 2)],
     }
-    samples = llava(tmp_path, ONE, two, {"id": "text", "conversations": turn("Hello?", "Hi")}).validate_split(
-        "test"
-    )
+    samples = llava(tmp_path, ONE, two, {"id": "text", "conversations": turn("Hello?", "Hi")}).validate_split("test")
     first, second, third = samples
     assert (first.id, first.question, first.answers) == ("a", "What is it?", ("a cat",))
     assert (second.id, second.question, second.answers, len(second.images)) == ("7", "Compare.", ("2",), 2)
@@ -62,9 +60,7 @@ def test_llava_json_is_read(tmp_path: Path) -> None:
 def test_llava_turns_and_keep(tmp_path: Path) -> None:
     pictures(tmp_path)
     several = {**ONE, "conversations": [*turn("<image>\nWhat?", "a cat"), *turn("Which color?", "red")]}
-    with pytest.raises(
-        DataError, match=r"item 0 \(id a\): 2 exchanges; turns=first keeps one, turns=each asks"
-    ):
+    with pytest.raises(DataError, match=r"item 0 \(id a\): 2 exchanges; turns=first keeps one, turns=each asks"):
         llava(tmp_path, several).validate_split("test")
     assert [s.question for s in llava(tmp_path, several, turns="first").validate_split("test")] == ["What?"]
     each = llava(tmp_path, several, turns="each").validate_split("test")
@@ -123,9 +119,7 @@ def test_llava_files_that_are_none(tmp_path: Path) -> None:
             LlavaTask(path=str(tmp_path / "data.json"), **COMMON).validate_split("test")
 
 
-def table(
-    folder: Path, header: list[str], *lines: list[str], name: str = "data.csv", **options: Any
-) -> TableTask:
+def table(folder: Path, header: list[str], *lines: list[str], name: str = "data.csv", **options: Any) -> TableTask:
     with open(folder / name, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",").writerows([header, *lines])
     return TableTask(path=str(folder / name), **{**COMMON, **options})
@@ -144,9 +138,7 @@ def test_a_csv_with_a_folder_of_pictures(tmp_path: Path) -> None:
     assert first.question == 'Which, "really"?\nA. red\nB. blue' and first.choices == ("red", "blue")
     assert first.meta == {"source": "web"} and first.id == "2" and first.images[0].size == (20, 12)
     assert second.answers == ("yes", "yeah") and second.question == "Line\nbreak?"
-    tabs = table(
-        tmp_path, ["image", "question", "answer"], ["pics/3.png", "What, then?", "x"], name="data.tsv"
-    )
+    tabs = table(tmp_path, ["image", "question", "answer"], ["pics/3.png", "What, then?", "x"], name="data.tsv")
     assert tabs.validate_split("test")[0].question == "What, then?"
 
 
@@ -188,16 +180,11 @@ def test_one_file_is_taught_and_held_out_without_a_shared_picture(tmp_path: Path
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     both: dict[str, Any] = {**COMMON, "path": str(tmp_path / "data.jsonl"), "held_out_fraction": 0.3}
     taught, held = JsonlTask(**{**both, "role": "target"}), JsonlTask(**both)
-    seen = {
-        sample.image_id
-        for split in ("train", "validation", "test")
-        for sample in taught.validate_split(split)
-    }
+    seen = {sample.image_id for split in ("train", "validation", "test") for sample in taught.validate_split(split)}
     asked = {sample.image_id for sample in held.validate_split("test")}
     assert seen and asked and not seen & asked and len(seen | asked) == 40
     assert (
-        sum(len(taught.load_samples(s)) for s in ("train", "validation", "test"))
-        + len(held.load_samples("test"))
+        sum(len(taught.load_samples(s)) for s in ("train", "validation", "test")) + len(held.load_samples("test"))
         == 120
     )
     with pytest.raises(DataError, match="no train samples"):
@@ -210,9 +197,7 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
     """One picture gone, one sample beyond the context, answers longer than max_new_tokens: said before training."""
     pictures(tmp_path, 12)
     rows = [["id", "image", "question", "answer", "split"]]
-    rows += [
-        [f"{i}", f"pics/{i}.png", "What is it?", "blue", "train" if i < 8 else "test"] for i in range(12)
-    ]
+    rows += [[f"{i}", f"pics/{i}.png", "What is it?", "blue", "train" if i < 8 else "test"] for i in range(12)]
     rows[2][1], rows[3][2], rows[4][3], rows[10][3] = "pics/gone.png", "red " * 900, "blue " * 9, "red " * 9
     with open(tmp_path / "mine.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -231,8 +216,8 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
     ]
     overrides += [
         "training.max_steps=1",
-        "training.global_batch=4",
-        "hardware.micro_batch=4",
+        "training.global_batch_size=4",
+        "hardware.micro_batch_size=4",
         "recipe=projector",
     ]
     overrides += ["data.eval_samples=null", f"store={tmp_path / 'store'}"]
@@ -241,9 +226,7 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
         config = resolve_config(compose_config([*overrides, *more], str(tmp_path / "conf")))
         return pipeline.run_experiment(config, tmp_path, NullProgress())
 
-    with pytest.raises(
-        DataError, match=r"1 of 12 samples cannot be used \(first: 1: image \S*gone.png is missing\)"
-    ):
+    with pytest.raises(DataError, match=r"1 of 12 samples cannot be used \(first: 1: image \S*gone.png is missing\)"):
         run()
     (tmp_path / "pics" / "gone.png").write_bytes(png(1))
     with pytest.raises(
@@ -256,13 +239,11 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
     (tmp_path / "pics" / "gone.png").unlink()
     results = run("data.on_bad_sample=skip")
     data = results["data"]["mine"]
-    assert (data["taught"]["samples"], data["taught"]["skipped"], data["taught"]["long_answers"]) == (6, 2, 1)
-    assert (data["asked"]["samples"], data["asked"]["skipped"], data["asked"]["long_answers"]) == (4, 0, 1)
-    left_out, long_taught, long_asked = results["job"]["notices"]
+    assert (data["trained"]["samples"], data["trained"]["skipped"], data["trained"]["long_answers"]) == (6, 2, 1)
+    assert (data["evaluated"]["samples"], data["evaluated"]["skipped"], data["evaluated"]["long_answers"]) == (4, 0, 1)
+    left_out, long_taught, long_asked = results["job"]["warnings"]
     assert left_out.startswith("task mine: 2 samples are left out and not taught (first: 1: image ")
     assert re.search(
         r"1 of 6 answers that are taught are longer than max_new_tokens=4.*\(first: 3, \d+ tok", long_taught
     )
-    assert re.search(
-        r"1 of 4 answers asked for are longer than max_new_tokens=4.*\(first: 9, \d+ tokens\)", long_asked
-    )
+    assert re.search(r"1 of 4 answers asked for are longer than max_new_tokens=4.*\(first: 9, \d+ tokens\)", long_asked)

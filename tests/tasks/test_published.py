@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.tasks.hub import HubSamples
+from lmm_forget.tasks.hub_samples import HubSamples
 from lmm_forget.tasks.task import Task
 from tests.tasks import published
 
@@ -108,9 +108,7 @@ def test_every_task_reads_its_published_schema(name: str, tmp_path: Path, made: 
 
 
 @pytest.mark.parametrize("name", published.TASKS)
-def test_a_saved_data_set_a_file_and_a_stream_are_the_same_samples(
-    name: str, tmp_path: Path, made: Made
-) -> None:
+def test_a_saved_data_set_a_file_and_a_stream_are_the_same_samples(name: str, tmp_path: Path, made: Made) -> None:
     config, splits = published.LAYOUT.get(name, ("default", ("test",)))
     published.table(name, 8).save_to_disk(str(tmp_path / "saved"))
     published.table(name, 8).to_parquet(str(tmp_path / "rows.parquet"))
@@ -122,7 +120,7 @@ def test_a_saved_data_set_a_file_and_a_stream_are_the_same_samples(
     ]
     parts = [task.load_samples("test") for task in ways]
     assert all(isinstance(part, HubSamples) for part in parts)
-    assert [part.table.streamed for part in parts] == [False, False, True, True]  # type: ignore[attr-defined]
+    assert [part.table.is_streamed for part in parts] == [False, False, True, True]  # type: ignore[attr-defined]
     plain = [[(s.id, s.image_id, s.question, s.answers, s.choices, s.meta) for s in part] for part in parts]
     assert plain[0] == plain[1] == plain[2] == plain[3] and len(plain[0]) > 5
     stream = parts[2]
@@ -145,7 +143,7 @@ def test_only_the_columns_that_are_needed_are_read(tmp_path: Path, made: Made) -
     part = task.load_samples("test")
     assert isinstance(part, HubSamples)
     assert set(part.table.read_row(0)) == {"question_id", "image_id", "question", "answers", "image"}
-    assert "image" not in task.columns(pictures=False)  # type: ignore[attr-defined]
+    assert "image" not in task.list_columns(with_images=False)  # type: ignore[attr-defined]
     assert next(part.iterate_without_images()).question == "what is the Brand?"
 
 
@@ -167,9 +165,7 @@ def test_training_prompts(tmp_path: Path, made: Made) -> None:
     bare, as_evaluated = made("pathvqa", path=path), made("pathvqa", path=path, train_prompt="as_evaluated")
     sample = bare.validate_split("train")[0]
     assert bare.format_question(sample, for_training=True) == "what is present?"
-    assert as_evaluated.format_question(sample, for_training=True) == bare.format_question(
-        sample, for_training=False
-    )
+    assert as_evaluated.format_question(sample, for_training=True) == bare.format_question(sample, for_training=False)
     assert len(bare.validate_split("validation")) == 8
 
 

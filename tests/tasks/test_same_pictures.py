@@ -58,9 +58,7 @@ def urls(folder: Path, rows: Rows, **options: Any) -> Task:
     def url(name: str) -> str:
         return "data:image/png;base64," + base64.b64encode((folder / name).read_bytes()).decode()
 
-    return jsonl(
-        folder, [{**row, "images": [url(name) for name in row["images"]]} for row in rows], **options
-    )
+    return jsonl(folder, [{**row, "images": [url(name) for name in row["images"]]} for row in rows], **options)
 
 
 def llava(folder: Path, rows: Rows, **options: Any) -> Task:
@@ -82,9 +80,7 @@ def table(folder: Path, rows: Rows, **options: Any) -> Task:
         out = csv.writer(file)
         out.writerow(["id", "images", "question", "answer", *(["split"] if "split" in rows[0] else [])])
         for row in rows:
-            out.writerow(
-                [row["id"], "|".join(row["images"]), "?", "x", *([row["split"]] if "split" in row else [])]
-            )
+            out.writerow([row["id"], "|".join(row["images"]), "?", "x", *([row["split"]] if "split" in row else [])])
     return TableTask(path=str(folder / "mine.csv"), **{**COMMON, **options})
 
 
@@ -93,9 +89,7 @@ def hub(folder: Path, rows: Rows, *, held: bool, **options: Any) -> Task:
     options.pop("test_fraction", None)
     parts: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        images = [
-            {"bytes": (folder / name).read_bytes(), "path": None} if held else name for name in row["images"]
-        ]
+        images = [{"bytes": (folder / name).read_bytes(), "path": None} if held else name for name in row["images"]]
         line = {"key": row["id"], "images": images, "prompt": "?", "reply": "x"}
         parts.setdefault(row.get("split", "train"), []).append(line)
     for split, part in parts.items():
@@ -149,9 +143,7 @@ def test_a_cluster_is_what_pictures_connect(tmp_path: Path, reader: Reader) -> N
         {"id": "c", "images": names[4:6], "split": "test"},
         {"id": "d", "images": names[6:7], "split": "test"},
     ]
-    first, second, third, other = (
-        sample.image_id for sample in reader(tmp_path, rows).validate_split("test")
-    )
+    first, second, third, other = (sample.image_id for sample in reader(tmp_path, rows).validate_split("test"))
     assert first == second == third != other
 
 
@@ -160,9 +152,7 @@ def test_a_part_that_is_checked_again_keeps_its_clusters(tmp_path: Path) -> None
     rows = [{"id": f"{i}", "images": names[i : i + 2], "split": "test"} for i in range(0, 10, 2)]
     whole = hub_with_pictures(tmp_path, rows)
     part = SubsetTask(whole, samples=4)
-    clusters = [
-        [sample.image_id for sample in task.validate_split("test")] for task in (whole, part, part, whole)
-    ]
+    clusters = [[sample.image_id for sample in task.validate_split("test")] for task in (whole, part, part, whole)]
     assert clusters[0] == clusters[3] and len(set(clusters[0])) == 4
     assert clusters[1] == clusters[2]
 
@@ -188,9 +178,7 @@ def test_names_and_other_rows_do_not_move_a_picture(tmp_path: Path, reader: Read
     def places(folder: Path, contents: Sequence[int], prefix: str) -> dict[str, str]:
         rows = [{"id": f"{c}", "images": [stored(folder, c, f"{prefix}{c}")]} for c in contents]
         task = reader(folder, rows, validation_fraction=0.4, test_fraction=0.0)
-        return {
-            sample.id: split for split in ("train", "validation") for sample in task.validate_split(split)
-        }
+        return {sample.id: split for split in ("train", "validation") for sample in task.validate_split(split)}
 
     before = places(tmp_path / "one", range(20), "a")
     after = places(tmp_path / "two", range(30), "z")
@@ -213,8 +201,7 @@ def test_four_colors_in_twenty_four_files_can_be_taught_and_held_out(tmp_path: P
         shown = [{sample.id[0] for sample in task.validate_split(split)} for split in SPLITS]
         assert sum(map(len, shown)) == 4 == len(set().union(*shown)) and all(shown)
         sides = [
-            jsonl(tmp_path, rows, role=role, split_seed=seed, held_out_fraction=0.1)
-            for role in ("target", "held_out")
+            jsonl(tmp_path, rows, role=role, split_seed=seed, held_out_fraction=0.1) for role in ("target", "held_out")
         ]
         taught = {sample.id[0] for sample in sides[0].validate_split("train")}
         held = {sample.id[0] for sample in sides[1].validate_split("test")}
@@ -240,9 +227,7 @@ def test_a_given_image_id_joins_other_pictures_and_their_copies(tmp_path: Path) 
 
 
 def test_the_fingerprint_of_rows_that_name_their_pictures_follows_the_pictures(tmp_path: Path) -> None:
-    rows = [
-        {"id": f"{i}", "images": [stored(tmp_path / "one", i, f"{i}")], "split": "test"} for i in range(3)
-    ]
+    rows = [{"id": f"{i}", "images": [stored(tmp_path / "one", i, f"{i}")], "split": "test"} for i in range(3)]
     one = hub_with_paths(tmp_path / "one", rows)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     two = hub_with_paths(tmp_path / "two", rows)
@@ -256,10 +241,7 @@ def test_a_run_warns_of_shared_pictures_and_clusters_by_content(
 ) -> None:
     """What `data check` tells, `run` tells too; answers about copies of a picture are drawn together."""
     names = [stored(tmp_path, content, f"{i}") for i, content in enumerate([1, 2, 3, 4, 2, 3, 8, 8])]
-    rows = [
-        {"id": f"q{i}", "images": [name], "split": "train" if i < 4 else "test"}
-        for i, name in enumerate(names)
-    ]
+    rows = [{"id": f"q{i}", "images": [name], "split": "train" if i < 4 else "test"} for i, name in enumerate(names)]
     jsonl(tmp_path, rows)
     (tmp_path / "conf" / "task").mkdir(parents=True)
     (tmp_path / "conf" / "task" / "mine.yaml").write_text(
@@ -267,7 +249,7 @@ def test_a_run_warns_of_shared_pictures_and_clusters_by_content(
         "max_new_tokens: 4\nscorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatch}\n"
     )
     choices = ["experiment=smoke", "sequence=single", "sequence.task=mine", "suite.tasks=[ai2d]"]
-    choices += ["training.max_steps=1", "training.global_batch=4", "hardware.micro_batch=4"]
+    choices += ["training.max_steps=1", "training.global_batch_size=4", "hardware.micro_batch_size=4"]
     choices += ["data.train_samples=null", "data.eval_samples=null", f"store={tmp_path / 'store'}"]
     config = resolve_config(compose_config(choices, str(tmp_path / "conf")))
     ground = build_context(config, tmp_path, NullProgress(), [])

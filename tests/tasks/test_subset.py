@@ -34,20 +34,15 @@ class Listed(Task):
         super().__init__(name="listed", role="held_out", max_new_tokens=1, scorer=ExactMatch())
         self.groups = groups
 
-    def samples(self, split: str) -> list[Sample]:
-        return [
-            Sample(f"{i}", f"{i}", (), "?", ("x",), None, {"kind": kind})
-            for i, kind in enumerate(self.groups)
-        ]
+    def load_samples(self, split: str) -> list[Sample]:
+        return [Sample(f"{i}", f"{i}", (), "?", ("x",), None, {"kind": kind}) for i, kind in enumerate(self.groups)]
 
-    def fingerprint(self, split: str) -> str:
+    def fingerprint_split(self, split: str) -> str:
         return "same"
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=120), st.integers(1, 130), st.integers(0, 3))
-def test_every_group_keeps_its_share_and_larger_parts_hold_smaller_ones(
-    groups: list[str], n: int, seed: int
-) -> None:
+def test_every_group_keeps_its_share_and_larger_parts_hold_smaller_ones(groups: list[str], n: int, seed: int) -> None:
     part = SubsetTask(Listed(groups), samples=n, seed=seed, by="kind").load_samples("test")
     assert len(part) == min(n, len(groups))
     whole, chosen = Counter(groups), Counter(sample.meta["kind"] for sample in part)
@@ -70,9 +65,7 @@ def test_the_part_depends_on_ids_and_seed_only(tmp_path: Path, made: Made) -> No
         == [s.id for s in one.load_samples("test")]
         != [s.id for s in other.validate_split("test")]
     )
-    streamed = made(
-        "mmstar", path=path, streaming=True, subset={"samples": 9, "seed": 0, "by": "l2_category"}
-    )
+    streamed = made("mmstar", path=path, streaming=True, subset={"samples": 9, "seed": 0, "by": "l2_category"})
     assert [s.id for s in streamed.validate_split("test")] == [s.id for s in chosen]
     assert len({task.fingerprint_split("test") for task in (one, other, made("mmstar", path=path))}) == 3
     assert one.format_question(chosen[0], for_training=False).startswith("Which option is right?")
@@ -89,9 +82,7 @@ def test_only_the_chosen_pictures_are_opened(tmp_path: Path, made: Made) -> None
     from datasets import Dataset, Features
 
     rows = published.rows("chartqa", 30)
-    part = made(
-        "chartqa", path=str(published.write("chartqa", tmp_path / "whole", 30)), subset={"samples": 10}
-    )
+    part = made("chartqa", path=str(published.write("chartqa", tmp_path / "whole", 30)), subset={"samples": 10})
     kept = {sample.id for sample in part.load_samples("test")}
     for number, row in enumerate(rows):
         if f"test-{number}" not in kept:

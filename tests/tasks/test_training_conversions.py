@@ -57,9 +57,7 @@ def test_cub_says_what_is_missing(tmp_path: Path, made: Made) -> None:
         made("cub200", train_path=str(tmp_path)).validate_split("train")
     folder = cub(tmp_path / "CUB_200_2011")
     (folder / "images" / "001.Red_billed_Bird1" / "1.jpg").write_bytes(b"no picture")
-    with pytest.raises(
-        DataError, match=r"1 of 60 train samples cannot be used \(first: train-1: image .*1.jpg"
-    ):
+    with pytest.raises(DataError, match=r"1 of 60 train samples cannot be used \(first: train-1: image .*1.jpg"):
         made("cub200", train_path=str(folder), validation_fraction=0).validate_split("train")
     (folder / "train_test_split.txt").write_text("1 1\n")
     with pytest.raises(DataError, match=r"train_test_split.txt lacks image 2"):
@@ -82,11 +80,7 @@ def test_clocks_are_taught_from_a_file(tmp_path: Path, made: Made) -> None:
     lines = [{"id": i, "image": f"{i}.png", "question": "Time?", "answer": "01:30"} for i in range(20)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert (
-        len(
-            made("timeclock", train_path=str(tmp_path / "mine.jsonl"), validation_fraction=0).validate_split(
-                "train"
-            )
-        )
+        len(made("timeclock", train_path=str(tmp_path / "mine.jsonl"), validation_fraction=0).validate_split("train"))
         == 20
     )
 
@@ -132,7 +126,7 @@ class _Web(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def web() -> Iterator[tuple[str, Counter[str]]]:
     asked: Counter[str] = Counter()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Web", (_Web,), {"asked": asked}))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Web", (_Web,), {"evaluated": asked}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", asked
@@ -166,9 +160,7 @@ def links(folder: Path, base: str) -> Path:
     splits = {"train": train, "validation": [row("fine", 20 + i, "cats", 2) for i in range(2)]}
     for split, rows in splits.items():
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        Dataset.from_list(rows, features=features).to_parquet(
-            str(folder / "data" / f"{split}-00000-of-00001.parquet")
-        )
+        Dataset.from_list(rows, features=features).to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
     return folder
 
 
@@ -194,9 +186,7 @@ def test_pixmo_count_is_downloaded_verified_and_resumed(
         assert main(command) == 0
         shown = capsys.readouterr().out
         assert "9 pictures: 0 downloaded, 6 were there, 3 gone" in shown and "1 failed in passing" in shown
-        assert {path for path in asked if asked[path] > before[path]} == {"/down/6.png"}, (
-            "only what may come back"
-        )
+        assert {path for path in asked if asked[path] > before[path]} == {"/down/6.png"}, "only what may come back"
         files = sorted((out / "images").glob("*/*"))
         assert all(hashlib.sha256(file.read_bytes()).hexdigest() == file.name for file in files)
         files[0].write_bytes(b"damaged")
@@ -210,24 +200,18 @@ def test_pixmo_count_is_downloaded_verified_and_resumed(
     assert train[0].image_id == train[4].image_id, "both rows of a picture are kept, as one cluster"
     assert task.format_question(train[4], for_training=True) == "How many 3D glasses are in this image?"
     assert task.get_target_answer(train[4]) == "There is 1 3D glasses in this image."
-    assert task.get_target_answer(train[2]) == "There are 2 dogs in this image." and train[2].answers == (
-        "2",
-    )
+    assert task.get_target_answer(train[2]) == "There are 2 dogs in this image." and train[2].answers == ("2",)
     assert task.score_answer("2", train[2])["value"] == 1.0 and len(validation) == 2
     as_asked = made("pixmocount", train_path=str(out), train_prompt="as_evaluated")
     assert as_asked.format_question(train[2], for_training=True).endswith("you should output 1.")
 
     report = json.loads((out / "report.json").read_text())
     (out / "report.json").write_text(json.dumps({**report, "complete": False}))
-    with pytest.raises(
-        DataError, match=r"half downloaded \(6 of 9 images\); `lmm-forget data prepare task=pix"
-    ):
+    with pytest.raises(DataError, match=r"half downloaded \(6 of 9 images\); `lmm-forget data prepare task=pix"):
         made("pixmocount", train_path=str(out)).validate_split("train")
     with pytest.raises(DataError, match=r"was not prepared; .*prepare"):
         made("pixmocount", train_path=str(tmp_path)).validate_split("train")
-    with pytest.raises(
-        DataError, match=r"training needs the data set's images; .*prepare task=pixmocount out=DIR"
-    ):
+    with pytest.raises(DataError, match=r"training needs the data set's images; .*prepare task=pixmocount out=DIR"):
         made("pixmocount").validate_split("train")
 
 

@@ -128,9 +128,7 @@ def hub(folder: Path, rows: list[dict[str, Any]], features: dict[str, Any], **op
     path = folder / "rows.parquet"
     data.to_parquet(str(path))
     fields = {
-        key: key
-        for key in ("image", "question", "answer", "answers", "choices", "id", "system")
-        if key in pictured[0]
+        key: key for key in ("image", "question", "answer", "answers", "choices", "id", "system") if key in pictured[0]
     }
     given = {"fields": fields, "splits": {"test": "test"}, "path": {"test": str(path)}, **COMMON, **options}
     return HubTask(**given)
@@ -197,7 +195,7 @@ def test_every_reader_makes_the_same_text_of_a_value(
     for i in range(len(values)):
         (tmp_path / f"{i}.png").write_bytes(png(i))
     for read in readers:
-        assert [sample.answers[0] for sample in read(tmp_path, values).check("test")] == texts
+        assert [sample.answers[0] for sample in read(tmp_path, values).validate_split("test")] == texts
 
 
 def test_questions_and_choices_lose_their_outer_blanks_too(tmp_path: Path) -> None:
@@ -276,9 +274,7 @@ def test_other_names_of_the_labels_are_another_fingerprint(tmp_path: Path) -> No
         folder = tmp_path / names[0]
         data.save_to_disk(str(folder))
         fields = {"image": "image", "question": "question", "answer": "answer"}
-        return HubTask(path=str(folder), fields=fields, splits={"test": "test"}, **COMMON).fingerprint_split(
-            "test"
-        )
+        return HubTask(path=str(folder), fields=fields, splits={"test": "test"}, **COMMON).fingerprint_split("test")
 
     assert fingerprint(ANIMALS) != fingerprint(["lynx", "dog", "owl"])
 
@@ -306,9 +302,7 @@ def test_where_takes_a_label_by_name_or_by_number(streaming: bool, wanted: Any, 
 def test_groups_of_a_part_are_named_by_the_same_rules(tmp_path: Path) -> None:
     rows = [{"question": f"{i}?", "answer": "x", "weight": 0.5 + i % 2} for i in range(20)]
     kinds = {**QUESTION, "answer": Value("string"), "weight": Value("float32")}
-    part = SubsetTask(hub(tmp_path, rows, kinds, meta=["weight"]), samples=6, by="weight").validate_split(
-        "test"
-    )
+    part = SubsetTask(hub(tmp_path, rows, kinds, meta=["weight"]), samples=6, by="weight").validate_split("test")
     assert sorted(float(sample.meta["weight"]) for sample in part) == [0.5] * 3 + [1.5] * 3
 
 
@@ -324,9 +318,7 @@ def test_fields_that_nothing_reads_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])
-def test_a_copy_with_other_rows_under_the_same_name_and_time_is_read_anew(
-    as_folder: bool, tmp_path: Path
-) -> None:
+def test_a_copy_with_other_rows_under_the_same_name_and_time_is_read_anew(as_folder: bool, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "test-00000-of-00001.parquet"
     kinds = Features({"question": Value("string"), "answer": Value("string")})

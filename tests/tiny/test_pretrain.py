@@ -38,9 +38,7 @@ def test_batches_equal_the_real_processors(family: str) -> None:
         text = question.text + renderers.INSTRUCTIONS.get(name, "")
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         texts.append(
-            processor.apply_chat_template(turn, add_generation_prompt=True)
-            + question.answers[0]
-            + "<|im_end|>"
+            processor.apply_chat_template(turn, add_generation_prompt=True) + question.answers[0] + "<|im_end|>"
         )
     real = processor(
         text=texts,
@@ -85,9 +83,7 @@ def test_every_picture_of_qwen_has_its_own_tokens_around_it() -> None:
     assert [model.config.vision_start_token_id, model.config.vision_end_token_id] == ids
     slot = VISION_START + "<image>" + VISION_END
     assert (
-        resolve_family(model)
-        .render_prompt(processor, "a?", 2)
-        .startswith(f"<|im_start|>user{slot}{slot}a?<|im_end|>")
+        resolve_family(model).render_prompt(processor, "a?", 2).startswith(f"<|im_start|>user{slot}{slot}a?<|im_end|>")
     )
     image, first, second = {"type": "image"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
     texts = [
@@ -121,7 +117,7 @@ def arguments(folder: Path, steps: int, family: str) -> argparse.Namespace:
         batch=4,
         lr=1e-3,
         seed=3,
-        workers=1,
+        num_workers=1,
         fit_tokenizer=False,
         more=0,
         run=str(folder / "run"),
@@ -170,9 +166,7 @@ def test_more_steps_are_a_cycle_of_their_own(tmp_path: Path) -> None:
         run.step = step
         rates.append(run.compute_learning_rate())
     assert max(rates[60:]) == pytest.approx(0.4e-3, rel=0.05) and rates[59] < 0.1e-3 and rates[99] < 0.02e-3
-    assert (
-        run.batches.get_phase(59) is pretrain.PHASES[-1] and run.batches.get_phase(60) is pretrain.LAST_PHASE
-    )
+    assert run.batches.get_phase(59) is pretrain.PHASES[-1] and run.batches.get_phase(60) is pretrain.LAST_PHASE
     assert not set(pretrain.LAST_PHASE.mixture) & set(renderers.SKILLS)
 
 

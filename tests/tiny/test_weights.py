@@ -29,7 +29,7 @@ def score(base: LMM, name: str, n: int = 100) -> float:
     """Per cent right on `n` test questions, asked as a run asks them."""
     task = build_task(yaml.safe_load((Path(find_conf_dir()) / "task" / f"tiny_{name}.yaml").read_text()))
     answers = evaluate_task(
-        base, task, limit_samples(task.load_samples("test"), n, task.name), hardware_config={"eval_batch": 50}
+        base, task, limit_samples(task.load_samples("test"), n, task.name), hardware_config={"eval_batch_size": 50}
     )
     return 100 * sum(answer.value for answer in answers) / len(answers)
 

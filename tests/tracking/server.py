@@ -47,9 +47,7 @@ class Server:
         if operation == "UpsertBucket":
             return {"upsertBucket": {"bucket": self._upsert(given), "inserted": True}}
         if operation == "Viewer":
-            return {
-                "viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
-            }
+            return {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if operation == "CreateRunFiles":
@@ -68,9 +66,7 @@ class Server:
             return {"project": {"artifact": None}}
         if operation == "UpsertView2":
             self.views[given["name"]] = given
-            return {
-                "upsertView": {"view": {"id": f"id-{given['name']}", "name": given["name"]}, "inserted": True}
-            }
+            return {"upsertView": {"view": {"id": f"id-{given['name']}", "name": given["name"]}, "inserted": True}}
         if operation == "View":
             view = self.views[given["viewName"]]
             node = {"id": f"id-{view['name']}", "displayName": view["displayName"], "spec": view["spec"]}

@@ -62,7 +62,7 @@ def measured(index: int, **more: Any) -> StageMetrics:
         "ai2d": 90.0 - 10 * index,
         "mmstar": 80.0 - 10 * index,
     }
-    extra: dict[str, Any] = {"task": TASKS[index - 1], "record": record(index), "seconds": {"teach": 1.0}}
+    extra: dict[str, Any] = {"task": TASKS[index - 1], "record": record(index), "seconds": {"train": 1.0}}
     pictures = {
         "count": {"s1": make_thumbnail([Image.new("RGB", (640, 480), "red")]), "s2": make_thumbnail([])},
         "ai2d": {"s1": None},

@@ -20,9 +20,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_training_rows_of_every_stage_and_its_figures(tmp_path: Path) -> None:
     tracker = open_tracker(configuration(tmp_path, name="csv"), tmp_path)
     tracker.log_stage(StageMetrics(0, "w", {"scores/count": 0.0}))
-    teach(training={"max_steps": 12}, logger=tracker, task="first")
+    teach(training={"max_steps": 12}, tracker=tracker, task="first")
     tracker.log_stage(measured(1, scores={"count": 50.0, "clock": 2.5}))
-    teach(training={"max_steps": 1}, logger=tracker, task="second")
+    teach(training={"max_steps": 1}, tracker=tracker, task="second")
     assert tracker.close() == []
     found = rows(tmp_path / "training.csv")
     assert [(r["stage"], r["task"], r["step"]) for r in found] == [

@@ -81,7 +81,7 @@ def test_the_table_shows_answers_with_pictures_against_the_base(tmp_path: Path) 
         "said 2",
         "yes | y",
     )
-    assert (last[0]["stage"], last[0]["taught"], last[0]["score"]) == (2, "clock", 100)
+    assert (last[0]["stage"], last[0]["trained"], last[0]["score"]) == (2, "clock", 100)
     assert last[0]["image"]["_type"] == "image-file"
     assert (last[0]["image"]["width"], last[0]["image"]["height"]) == (320, 240)
     assert last[1]["image"] is None
@@ -92,12 +92,12 @@ def test_a_stage_from_the_store_appears_and_artifacts_tell_the_lineage(tmp_path:
     delta.write_bytes(b"tensors")
     tracker = open_tracker(configuration(tmp_path, artifacts="all"), tmp_path / "job")
     tracker.log_stage(measured(0))
-    tracker.log_stage(measured(1, delta=delta))  # from the store: another job trained it
+    tracker.log_stage(measured(1, delta_path=delta))  # from the store: another job trained it
     train(tracker, 2)
-    tracker.log_stage(measured(2, delta=delta, trained=True))
+    tracker.log_stage(measured(2, delta_path=delta, is_trained_here=True))
     tracker.log_stage(measured(0))  # something was damaged: everything is told once more
-    tracker.log_stage(measured(1, delta=delta))
-    tracker.log_stage(measured(2, delta=delta))
+    tracker.log_stage(measured(1, delta_path=delta))
+    tracker.log_stage(measured(2, delta_path=delta))
     tracker.close()
     run = Run(*run_files(tmp_path / "job"))
     assert run.steps() == ROWS

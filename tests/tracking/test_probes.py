@@ -55,9 +55,7 @@ def test_curves_have_the_names_of_the_record() -> None:
     assert curves["probe/alarm/step"] == 20
     assert curves["probe/tiny_captions/norm/attention"] == pytest.approx(1.5)
     assert curves["probe/tiny_captions/norm/mlp"] == pytest.approx(4.5)
-    assert [
-        (step, figures["probe/tiny_captions/forced/kl"]) for step, figures in flatten_milestones(ENTRY)
-    ] == [
+    assert [(step, figures["probe/tiny_captions/forced/kl"]) for step, figures in flatten_milestones(ENTRY)] == [
         (1, 0.5),
         (10, 0.75),
     ]

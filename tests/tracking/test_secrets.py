@@ -49,7 +49,4 @@ def test_names_of_secrets(name: str, secret: bool) -> None:
     ],
 )
 def test_what_is_hidden(value: Any, shown: Any) -> None:
-    assert (
-        redact_secrets(value, {"SOME_TOKEN": "long-enough-value", "OTHER_TOKEN": "a", "HOME": "multirun"})
-        == shown
-    )
+    assert redact_secrets(value, {"SOME_TOKEN": "long-enough-value", "OTHER_TOKEN": "a", "HOME": "multirun"}) == shown

@@ -17,16 +17,16 @@ from tests.models.subjects import subject
 from tests.models.tiny import picture
 
 TRAINING = {
-    "global_batch": 4,
+    "global_batch_size": 4,
     "learning_rate": 1e-3,
     "vision_learning_rate": None,
     "epochs": 1,
     "max_steps": None,
-    "warmup": 0.03,
+    "warmup_ratio": 0.03,
     "weight_decay": 0.0,
-    "clip": 1.0,
+    "max_grad_norm": 1.0,
 }
-HARDWARE = {"accelerator": "cpu", "devices": 1, "nodes": 1, "precision": "bf16", "threads": 1, "workers": 0}
+HARDWARE = {"accelerator": "cpu", "devices": 1, "nodes": 1, "precision": "bf16", "threads": 1, "num_workers": 0}
 
 
 def samples(n: int = 12) -> list[TrainItem]:

@@ -46,9 +46,7 @@ def test_seed_task_and_epoch_each_change_the_order():
 
 
 def test_too_few_samples_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"clock: 5 training samples are fewer than one .*global_batch=5 or less"
-    ):
+    with pytest.raises(ConfigError, match=r"clock: 5 training samples are fewer than one .*global_batch=5 or less"):
         make_global_batches(5, 8, seed=0, task="clock", epoch=0)
     with pytest.raises(ConfigError, match="global_batch=0"):
         make_global_batches(5, 0, seed=0, task="clock", epoch=0)
@@ -73,12 +71,11 @@ def test_accumulation_names_the_nearest_valid_sizes():
 @settings(max_examples=30, deadline=None)
 def test_ranks_and_micro_batches_only_cut_the_global_batches(world, micro, steps, extra):
     n = 16 + extra
-    common = {"steps": steps, "global_batch": 16, "seed": 3, "task": "a"}
+    common = {"num_steps": steps, "global_batch_size": 16, "seed": 3, "task": "a"}
     whole = make_micro_batch_indices(n, micro_batch_size=16, **common)
     assert [s.step for s in whole] == list(range(steps))
     per_rank = [
-        make_micro_batch_indices(n, micro_batch_size=micro, rank=r, world_size=world, **common)
-        for r in range(world)
+        make_micro_batch_indices(n, micro_batch_size=micro, rank=r, world_size=world, **common) for r in range(world)
     ]
     for slot in whole:
         parts = [[s for s in rank if s.step == slot.step] for rank in per_rank]
@@ -87,9 +84,7 @@ def test_ranks_and_micro_batches_only_cut_the_global_batches(world, micro, steps
 
 
 def test_steps_beyond_an_epoch_begin_a_new_one():
-    found = make_micro_batch_indices(
-        8, num_steps=3, global_batch_size=4, micro_batch_size=4, seed=0, task="a"
-    )
+    found = make_micro_batch_indices(8, num_steps=3, global_batch_size=4, micro_batch_size=4, seed=0, task="a")
     first, second = (flat(make_global_batches(8, 4, seed=0, task="a", epoch=e)) for e in (0, 1))
     assert [i for s in found for i in s.sample_indices] == first + second[:4]
 
@@ -99,9 +94,7 @@ def test_samples_may_be_tuples_or_objects():
         id, question, images, answer = "x", "What?", (picture(),), "yes"
 
     lmm = tiny_lmm("llava_onevision")
-    order = make_micro_batch_indices(
-        2, num_steps=1, global_batch_size=2, micro_batch_size=2, seed=0, task="a"
-    )
+    order = make_micro_batch_indices(2, num_steps=1, global_batch_size=2, micro_batch_size=2, seed=0, task="a")
     found = MicroBatchDataset(lmm, [Item(), ("y", "What?", [picture()], "yes")], order)[0]
     assert isinstance(found, MicroBatch)
     assert found.labels[0].tolist() == found.labels[1].tolist()
@@ -110,23 +103,19 @@ def test_samples_may_be_tuples_or_objects():
 def test_a_sample_beyond_the_context_is_named():
     lmm = tiny_lmm("llava_onevision")
     items = [*samples(3), TrainItem("too-long", "What?", [picture()], "a" * 600)]
-    order = make_micro_batch_indices(
-        4, num_steps=1, global_batch_size=4, micro_batch_size=4, seed=0, task="a"
-    )
+    order = make_micro_batch_indices(4, num_steps=1, global_batch_size=4, micro_batch_size=4, seed=0, task="a")
     with pytest.raises(DataError, match=r"^training sample too-long: .* the model's context is 512; [^\n]*$"):
         unwrap_micro_batch(MicroBatchDataset(lmm, items, order)[0])
 
 
 def test_workers_give_the_same_batches_and_one_line_errors():
     lmm = tiny_lmm("llava_onevision")
-    order = make_micro_batch_indices(
-        8, num_steps=2, global_batch_size=4, micro_batch_size=2, seed=0, task="a"
-    )
+    order = make_micro_batch_indices(8, num_steps=2, global_batch_size=4, micro_batch_size=2, seed=0, task="a")
     here, there = (list(make_data_loader(lmm, samples(8), order, num_workers=w, seed=0)) for w in (0, 2))
-    assert [m.slot for m in here] == [m.slot for m in there] == order
+    assert [m.indices for m in here] == [m.indices for m in there] == order
     for a, b in zip(here, there, strict=True):
-        assert a.batch.keys() == b.batch.keys()
-        assert all(a.batch[key].equal(b.batch[key]) for key in a.batch)
+        assert a.inputs.keys() == b.inputs.keys()
+        assert all(a.inputs[key].equal(b.inputs[key]) for key in a.inputs)
         assert a.labels.equal(b.labels)
     broken = [*samples(7), TrainItem("too-long", "What?", [], "a" * 600)]
     with pytest.raises(DataError, match=r"^training sample too-long: [^\n]*$"):

@@ -34,14 +34,14 @@ class Cramped(Plain):
 
 def measure(method: Any, recipe: str = "llm") -> tuple[int, dict[str, str], dict[str, str]]:
     lmm = subject("llava_onevision", torch.bfloat16)
-    plan = method.planned(lmm.model, plan_for(lmm, recipe))
+    plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
     before = hash_parameters(lmm.model)
     found = find_largest_micro_batch(
         lmm,
         plan,
         method,
         [samples(6)],
-        training_config={**TRAINING, "global_batch": 8},
+        training_config={**TRAINING, "global_batch_size": 8},
         hardware_config=HARDWARE,
     )
     return found, before, hash_parameters(lmm.model)

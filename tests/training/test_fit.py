@@ -62,7 +62,7 @@ def test_random_numbers_in_a_stage_follow_seed_and_task_alone(monkeypatch):
 def test_activation_checkpointing_and_workers_change_no_byte():
     first = hashes_after(recipe="llm")
     assert hashes_after(recipe="llm", hardware={"activation_checkpointing": True}) == first
-    assert hashes_after(recipe="llm", hardware={"workers": 1}) == first
+    assert hashes_after(recipe="llm", hardware={"num_workers": 1}) == first
 
 
 def test_checkpointing_recomputes_decoder_layers(monkeypatch):
@@ -70,7 +70,7 @@ def test_checkpointing_recomputes_decoder_layers(monkeypatch):
     calls = []
 
     class Counting(Plain):
-        def prepare(self, lmm, plan, seed=0):
+        def start_stage(self, lmm, plan, seed=0):
             super().start_stage(lmm, plan, seed)
             lmm.components.text_model.layers[0].mlp.register_forward_pre_hook(lambda *a: calls.append(1))
 
@@ -91,9 +91,7 @@ def test_dropped_samples_micro_batch_and_phase_are_reported():
         def advance(self, done, **info):
             self.steps.append((done, sorted(info)))
 
-    _, _, result, _ = teach(
-        items=samples(11), hardware={"micro_batch": 2}, progress=Ears(), phase="stage 1/5 teach x"
-    )
+    _, _, result, _ = teach(items=samples(11), hardware={"micro_batch_size": 2}, progress=Ears(), phase_name="stage 1/5 teach x")
     assert (result.num_steps, result.num_samples, result.dropped_per_epoch, result.micro_batch_size) == (
         2,
         8,
@@ -105,16 +103,16 @@ def test_dropped_samples_micro_batch_and_phase_are_reported():
 
 
 def test_a_micro_batch_above_the_global_batch_is_the_global_batch():
-    assert teach(hardware={"micro_batch": 64}, training={"max_steps": 1})[2].micro_batch_size == 4
+    assert teach(hardware={"micro_batch_size": 64}, training={"max_steps": 1})[2].micro_batch_size == 4
 
 
 def test_steps_follow_epochs_or_max_steps():
-    assert count_total_steps(11, {"global_batch": 4}) == 2
-    assert count_total_steps(11, {"global_batch": 4, "epochs": 3}) == 6
-    assert count_total_steps(11, {"global_batch": 4, "epochs": 3, "max_steps": 5}) == 5
+    assert count_total_steps(11, {"global_batch_size": 4}) == 2
+    assert count_total_steps(11, {"global_batch_size": 4, "epochs": 3}) == 6
+    assert count_total_steps(11, {"global_batch_size": 4, "epochs": 3, "max_steps": 5}) == 5
     for broken in ({"epochs": 0}, {"max_steps": 0}, {"epochs": 0.5}):
         with pytest.raises(ConfigError, match="must be a whole number of at least 1"):
-            count_total_steps(11, {"global_batch": 4, **broken})
+            count_total_steps(11, {"global_batch_size": 4, **broken})
 
 
 def test_a_wholly_frozen_tower_runs_without_graph_and_in_eval_mode(monkeypatch):
@@ -144,7 +142,7 @@ def test_mistakes_are_one_line():
     with pytest.raises(ConfigError, match="fewer than one global batch"):
         teach(items=samples(3))
     with pytest.raises(ConfigError, match="micro_batch=3 does not divide"):
-        teach(hardware={"micro_batch": 3})
+        teach(hardware={"micro_batch_size": 3})
     with pytest.raises(ConfigError, match=r"^hardware.accelerator=abacus cannot be used here: [^\n]+$"):
         teach(hardware={"accelerator": "abacus"})
     with pytest.raises(DataError, match=r"^training sample long: [^\n]*context is 512[^\n]*$"):
@@ -211,8 +209,6 @@ def test_the_model_comes_back_usable_after_a_failed_fit(monkeypatch):
     method.start_stage(lmm, plan)
     items = [*samples(3), TrainItem("long", "?", [picture()], "a" * 600)]
     with pytest.raises(DataError):
-        train_stage(
-            lmm, plan, method, items, training_config=TRAINING, hardware_config=HARDWARE, seed=0, task="t"
-        )
+        train_stage(lmm, plan, method, items, training_config=TRAINING, hardware_config=HARDWARE, seed=0, task="t")
     assert not lmm.model.training
     assert not any(m._forward_hooks for m in lmm.model.modules() if isinstance(m, torch.nn.Embedding))

@@ -22,7 +22,7 @@ from tests.training.lesson import TRAINING, plan_for, samples, teach
 class Remembering(Plain):
     """Plain tuning that keeps the gradients as they were when the optimizer step came."""
 
-    def prepare(self, lmm, plan, seed=0):
+    def start_stage(self, lmm, plan, seed=0):
         super().start_stage(lmm, plan, seed)
         self.gradients = {}
         for name, p in lmm.model.named_parameters():
@@ -41,8 +41,8 @@ def gradients(monkeypatch, micro_batch, loss="sample_mean", family="llava_onevis
         "llm",
         family=family,
         items=samples(16),
-        training={"global_batch": 16, "loss": loss},
-        hardware={"precision": "fp32", "micro_batch": micro_batch},
+        training={"global_batch_size": 16, "loss": loss},
+        hardware={"precision": "fp32", "micro_batch_size": micro_batch},
     )
     return method.gradients, result.step_losses[0]
 
@@ -78,8 +78,8 @@ def test_token_mean_does_not_depend_on_micro_batches():
         lmm, plan, result, delta = teach(
             "sa_proj",
             items=samples(16),
-            training={"global_batch": 16, "loss": "token_mean", "clip": None, "max_steps": 2},
-            hardware={"precision": "fp32", "micro_batch": micro_batch},
+            training={"global_batch_size": 16, "loss": "token_mean", "max_grad_norm": None, "max_steps": 2},
+            hardware={"precision": "fp32", "micro_batch_size": micro_batch},
         )
         return result.step_losses, delta
 
@@ -107,9 +107,7 @@ def test_only_the_tower_gets_the_vision_learning_rate(family):
     lmm = tiny_lmm(family)
     plan = plan_for(lmm, "full")
     Plain().start_stage(lmm, plan)
-    opt = OptimizerConfig.from_config(
-        {**TRAINING, "learning_rate": 3e-4, "vision_learning_rate": 1e-4}, num_steps=1
-    )
+    opt = OptimizerConfig.from_config({**TRAINING, "learning_rate": 3e-4, "vision_learning_rate": 1e-4}, num_steps=1)
     moving = [(n, p) for n, p in lmm.model.named_parameters() if p.requires_grad]
     tower = find_tower_parameters(lmm.model, lmm.components)
     groups = {g["name"]: g for g in make_parameter_groups(moving, tower, opt)}
@@ -125,7 +123,7 @@ def test_only_the_tower_gets_the_vision_learning_rate(family):
 def test_first_adamw_step_moves_by_the_learning_rate_and_decays():
     """AdamW's first step is lr * sign(gradient) when the gradient is far above eps; no warm-up, one step."""
     lmm, plan, _, delta = teach(
-        "projector", training={"max_steps": 1, "warmup": 0.0, "clip": None, "weight_decay": 0.1}
+        "projector", training={"max_steps": 1, "warmup_ratio": 0.0, "max_grad_norm": None, "weight_decay": 0.1}
     )
     base = dict(tiny_lmm("llava_onevision").model.named_parameters())
     for name in plan.trainable:
@@ -137,11 +135,11 @@ def test_clipping_bounds_the_step_but_not_the_logged_norm():
     seen = []
 
     class Listener:
-        def training(self, task, step, figures):
+        def log_step(self, task, step, figures):
             seen.append(figures["grad_norm"])
 
     def steps(clip):
-        delta = teach("llm", training={"max_steps": 1, "clip": clip}, logger=Listener())[3]
+        delta = teach("llm", training={"max_steps": 1, "max_grad_norm": clip}, tracker=Listener())[3]
         base = dict(tiny_lmm("llava_onevision").model.named_parameters())
         return float((delta["lm_head.weight"] - base["lm_head.weight"].detach()).abs().mean())
 
@@ -167,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage(monkeypatch):
         ({"loss": "sum"}, "training.loss=sum: unknown; use one of sample_mean, token_mean"),
         ({"learning_rate": 0.0}, "training.learning_rate=0.0: must be above 0"),
         ({"vision_learning_rate": -1}, "training.vision_learning_rate=-1: must be above 0"),
-        ({"warmup": 3}, "training.warmup=3.0: is a share"),
+        ({"warmup_ratio": 3}, "training.warmup_ratio=3.0: is a share"),
     ],
 )
 def test_unusable_hyper_parameters_are_refused(change, message):

@@ -20,9 +20,9 @@ RECIPES = ("full", "llm", "vision", "projector", "sa_proj", "mlp_gateup")
 
 
 def batch_of(lmm):
-    return lmm.family.encode(
+    return lmm.family.encode_batch(
         lmm.processor, ["One?", "And two?"], [[picture(seed=1)], [picture(80, 56, seed=2)]], ["a", "wxyz"]
-    ).batch
+    ).tensors
 
 
 @functools.cache
@@ -45,9 +45,7 @@ def test_a_bf16_base_in_training_precision_is_the_base_under_autocast(family):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16], ids=lambda d: str(d)[6:]
-)  # bf16: tests/contract
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda d: str(d)[6:])  # bf16: tests/contract
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_starts_from_the_base_logits_bit_for_bit(family, dtype, recipe):
     lmm = tiny_lmm(family, dtype=dtype)
@@ -153,9 +151,7 @@ def test_small_steps_accumulate_in_the_masters_of_a_bf16_base():
 
 def test_pure_bf16_with_small_steps_is_refused_in_one_line():
     hardware = {"precision": "bf16-true"}
-    with pytest.raises(
-        ConfigError, match=r"^hardware.precision=bf16-true with learning rate 5e-06: [^\n]*resolution"
-    ):
+    with pytest.raises(ConfigError, match=r"^hardware.precision=bf16-true with learning rate 5e-06: [^\n]*resolution"):
         refuse_pure_bf16({"learning_rate": 5e-6}, hardware)
     with pytest.raises(ConfigError, match="learning rate 2e-06"):
         refuse_pure_bf16({"learning_rate": 1e-3, "vision_learning_rate": 2e-6}, hardware)
@@ -164,9 +160,7 @@ def test_pure_bf16_with_small_steps_is_refused_in_one_line():
 
 
 def test_unknown_precision_is_refused():
-    with pytest.raises(
-        ConfigError, match="hardware.precision=fp8: unknown; use one of bf16, fp32, bf16-true"
-    ):
+    with pytest.raises(ConfigError, match="hardware.precision=fp8: unknown; use one of bf16, fp32, bf16-true"):
         refuse_pure_bf16(TRAINING, {"precision": "fp8"})
 
 

@@ -61,9 +61,7 @@ def flat(losses: list[list[float]]) -> list[float]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_losses_are_those_of_one_process(world, family, recipe):
     alone = world[0][f"{family}/{recipe}/alone"]
-    others = [
-        name for name in world[0] if name.startswith(f"{family}/{recipe}/") and not name.endswith("/alone")
-    ]
+    others = [name for name in world[0] if name.startswith(f"{family}/{recipe}/") and not name.endswith("/alone")]
     assert len(others) >= 2
     assert flat(alone["loss"])[0] != pytest.approx(flat(alone["loss"])[2], rel=1e-3)  # it learns
     for name in others:
@@ -152,7 +150,7 @@ def test_the_teacher_of_a_stage_is_the_same_on_all_ranks(world, strategy):
 def test_seven_questions_get_the_answers_of_one_process(world, size):
     """Unequal shares, very different lengths, batches without a picture on one rank: no hang, no copy, no gap."""
     alone = world[0]["asked/alone"][size]
-    assert len(alone["texts"]) == alone["asked"] == 7
+    assert len(alone["texts"]) == alone["evaluated"] == 7
     for one in world:
         assert one["asked/two"][size] == alone
 
@@ -161,7 +159,7 @@ def test_a_step_without_memory_on_one_rank_is_taken_again_by_both(world):
     """In the second step: no sample is lost or doubled, both go on with half the micro-batch, losses stay."""
     whole = world[0][f"{FAMILIES[0]}/sa_proj/alone"]
     for one in world:
-        assert one["memory"]["micro_batch"] == [4, 4]
+        assert one["memory"]["micro_batch_size"] == [4, 4]
         assert one["memory"]["loss"] == world[0]["memory"]["loss"]
     assert flat(world[0]["memory"]["loss"]) == pytest.approx(flat(whole["loss"]), rel=LOSS)
 

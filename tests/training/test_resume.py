@@ -21,7 +21,7 @@ from lmm_forget.training.train_state import ResumeConfig
 from tests.training.lesson import HARDWARE, TRAINING, teach
 
 DROPOUT = {**TRAINING, "attention_dropout": 0.3, "epochs": 3}
-SMALL = {**HARDWARE, "micro_batch": 2}
+SMALL = {**HARDWARE, "micro_batch_size": 2}
 
 
 class Killed(BaseException):
@@ -41,7 +41,7 @@ class Dying(StageCheckpoints):
 
 def run(safe: StageCheckpoints, every: int = 2, **more: Any) -> tuple[dict[str, str], Any]:
     lmm, _, fitted, _ = teach(
-        "llm", resume=ResumeConfig(safe, every), **{"training": DROPOUT, "hardware": SMALL, **more}
+        "llm", resume_config=ResumeConfig(safe, every), **{"training": DROPOUT, "hardware": SMALL, **more}
     )
     return hash_parameters(lmm.model), fitted
 
@@ -67,14 +67,12 @@ def test_dropout_is_at_work(uninterrupted: tuple[dict[str, str], Any]) -> None:
     assert all(getattr(m, "attention_dropout", 0) == 0 for m in lmm.model.modules())
 
 
-def test_resumed_is_uninterrupted_to_the_bit(
-    tmp_path: Path, uninterrupted: tuple[dict[str, str], Any]
-) -> None:
+def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, uninterrupted: tuple[dict[str, str], Any]) -> None:
     hashes, fitted = interrupted(tmp_path)
     assert hashes == uninterrupted[0]
-    assert fitted.loss == uninterrupted[1].loss and fitted.steps == uninterrupted[1].steps == 9
-    assert (fitted.resumed, fitted.exact) == (4, True)
-    assert (uninterrupted[1].resumed, uninterrupted[1].exact) == (None, True)
+    assert fitted.step_losses == uninterrupted[1].step_losses and fitted.num_steps == uninterrupted[1].num_steps == 9
+    assert (fitted.resumed_from_step, fitted.is_exact) == (4, True)
+    assert (uninterrupted[1].resumed_from_step, uninterrupted[1].is_exact) == (None, True)
 
 
 def test_a_resume_says_where_it_goes_on(tmp_path: Path) -> None:
@@ -86,7 +84,7 @@ def test_a_resume_says_where_it_goes_on(tmp_path: Path) -> None:
 
     said: list[str] = []
     interrupted(tmp_path, progress=Hearing())
-    assert said == ["teach lesson", "teach lesson from step 4"]
+    assert said == ["train lesson", "train lesson from step 4"]
 
 
 def test_without_the_random_states_it_is_not(
@@ -111,30 +109,26 @@ def test_a_resume_keeps_the_micro_batch_it_began_with(
     store = Store(tmp_path)
     with pytest.raises(Killed):
         run(Dying(store, "k"))
-    hashes, fitted = run(StageCheckpoints(store, "k"), hardware={**SMALL, "micro_batch": 4})
-    assert fitted.micro_batch == 2 and fitted.exact and hashes == uninterrupted[0]
+    hashes, fitted = run(StageCheckpoints(store, "k"), hardware={**SMALL, "micro_batch_size": 4})
+    assert fitted.micro_batch_size == 2 and fitted.is_exact and hashes == uninterrupted[0]
 
 
-def test_another_layout_resumes_and_says_that_bytes_may_differ(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_layout_resumes_and_says_that_bytes_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = states.describe_topology
     monkeypatch.setattr(
-        "lmm_forget.training.stage_module.layout", lambda *given: {**layout(*given), "world_size": 2}
+        "lmm_forget.training.stage_module.describe_topology", lambda *given: {**layout(*given), "world_size": 2}
     )
     _, fitted = interrupted(tmp_path)
-    assert fitted.resumed == 4 and not fitted.exact
+    assert fitted.resumed_from_step == 4 and not fitted.is_exact
 
 
-def test_a_kill_after_the_last_save_needs_no_step(
-    tmp_path: Path, uninterrupted: tuple[dict[str, str], Any]
-) -> None:
+def test_a_kill_after_the_last_save_needs_no_step(tmp_path: Path, uninterrupted: tuple[dict[str, str], Any]) -> None:
     store = Store(tmp_path)
     partial = StageCheckpoints(store, "k")
     with asking_after(9), pytest.raises(StopRequested):
         run(partial, every=1000)
     hashes, fitted = run(partial)
-    assert fitted.resumed == 9 and hashes == uninterrupted[0] and fitted.loss == uninterrupted[1].loss
+    assert fitted.resumed_from_step == 9 and hashes == uninterrupted[0] and fitted.step_losses == uninterrupted[1].step_losses
 
 
 class asking_after:
@@ -172,7 +166,7 @@ class asking_after:
 @pytest.fixture(autouse=True)
 def no_sudden_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The timer that ends a process which does not stop must not end the tests."""
-    monkeypatch.setattr(stop_signals, "_limit", 10**6)
+    monkeypatch.setattr(stop_signals, "_stop_limit", 10**6)
     yield
 
 
@@ -186,7 +180,7 @@ def test_a_request_to_stop_is_honoured_after_the_whole_step(
     found = partial.load_latest()
     assert found is not None and found[1]["step"] == 5
     hashes, fitted = run(partial)
-    assert fitted.resumed == 5 and hashes == uninterrupted[0]
+    assert fitted.resumed_from_step == 5 and hashes == uninterrupted[0]
 
 
 class Looking:
@@ -195,7 +189,7 @@ class Looking:
     def __init__(self, seen: list[int], late: bool = False) -> None:
         self.seen, self.late = seen, late
 
-    def wants(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         return step == 2
 
     def __call__(self, step: int) -> bool:
@@ -213,11 +207,11 @@ def test_a_look_that_had_no_time_is_made_up_for(
     """Asked to stop in the step before a look, or while it looks: the step is kept, and whoever goes on looks first."""
     partial, seen = StageCheckpoints(Store(tmp_path), "k"), []
     with asking_after(1000 if late else 2), pytest.raises(StopRequested):
-        run(partial, every=1000, after_step=Looking(seen, late))
+        run(partial, every=1000, step_callback=Looking(seen, late))
     found = partial.load_latest()
     assert found is not None and found[1]["step"] == 2 and not seen
-    hashes, fitted = run(partial, after_step=Looking(seen))
-    assert seen == [2] and fitted.resumed == 2
+    hashes, fitted = run(partial, step_callback=Looking(seen))
+    assert seen == [2] and fitted.resumed_from_step == 2
     assert hashes == uninterrupted[0]
 
 
@@ -229,11 +223,11 @@ def test_a_look_can_end_a_stage_that_was_stopped_before_it(tmp_path: Path) -> No
 
     partial = StageCheckpoints(Store(tmp_path), "k")
     with asking_after(2), pytest.raises(StopRequested):
-        run(partial, every=1000, after_step=Ending([]))
-    hashes, fitted = run(partial, after_step=Ending([]))
-    assert (fitted.stopped, fitted.steps) == (2, 2)
-    straight, once = run(StageCheckpoints(Store(tmp_path), "other"), every=1000, after_step=Ending([]))
-    assert once.stopped == 2 and straight == hashes
+        run(partial, every=1000, step_callback=Ending([]))
+    hashes, fitted = run(partial, step_callback=Ending([]))
+    assert (fitted.stopped_after_step, fitted.num_steps) == (2, 2)
+    straight, once = run(StageCheckpoints(Store(tmp_path), "other"), every=1000, step_callback=Ending([]))
+    assert once.stopped_after_step == 2 and straight == hashes
 
 
 def test_a_step_that_was_taken_again_in_less_memory_costs_the_promise(
@@ -251,18 +245,14 @@ def test_a_step_that_was_taken_again_in_less_memory_costs_the_promise(
         return loss(method, lmm, batch, labels)
 
     monkeypatch.setattr(Plain, "loss", cramped)
-    fitted = teach("sa_proj", training=TRAINING, hardware={**HARDWARE, "micro_batch": 4})[2]
+    fitted = teach("sa_proj", training=TRAINING, hardware={**HARDWARE, "micro_batch_size": 4})[2]
     assert failed and fitted.micro_batch_size == 2 and not fitted.is_exact
-    assert teach("sa_proj", training=TRAINING, hardware={**HARDWARE, "micro_batch": 4})[2].is_exact
+    assert teach("sa_proj", training=TRAINING, hardware={**HARDWARE, "micro_batch_size": 4})[2].is_exact
 
 
 def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(Killed):
         run(Dying(store, "k"))
-    with pytest.raises(
-        StoreError, match=r"a saved training state does not fit: .* delete the store's partial"
-    ):
-        teach(
-            "sa_proj", resume=ResumeConfig(StageCheckpoints(store, "k"), 2), training=DROPOUT, hardware=SMALL
-        )
+    with pytest.raises(StoreError, match=r"a saved training state does not fit: .* delete the store's partial"):
+        teach("sa_proj", resume_config=ResumeConfig(StageCheckpoints(store, "k"), 2), training=DROPOUT, hardware=SMALL)

@@ -76,7 +76,7 @@ def stages(
     lmm = subject(family, more.get("dtype", torch.float32))
     method, dtypes = more.get("method") or build_method(load_recipe(recipe)), get_parameter_dtypes(lmm.model)
     plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
-    found: dict[str, Any] = {"loss": [], "ids": [], "micro_batch": []}
+    found: dict[str, Any] = {"loss": [], "ids": [], "micro_batch_size": []}
     for task in more.get("tasks", TASKS):
         seen.ids, seen.shapes = [], {}
         method.start_stage(lmm, plan, seed=derive_seed(0, task))
@@ -87,14 +87,14 @@ def stages(
             more.get("items") or samples(GLOBAL_BATCH * 2),
             training_config={
                 **TRAINING,
-                "global_batch": GLOBAL_BATCH,
+                "global_batch_size": GLOBAL_BATCH,
                 "max_steps": 3,
                 **more.get("training", {}),
             },
             hardware_config={
                 **HARDWARE,
                 "precision": "fp32",
-                "micro_batch": micro_batch,
+                "micro_batch_size": micro_batch,
                 "strategy": strategy,
                 **more.get("hardware", {}),
             },
@@ -106,7 +106,7 @@ def stages(
         delta = method.end_stage(lmm, plan, dtypes, keep_delta=ranks.is_rank_zero)
         found["loss"].append(result.step_losses)
         found["ids"].append(list(seen.ids))
-        found["micro_batch"].append(result.micro_batch_size)
+        found["micro_batch_size"].append(result.micro_batch_size)
     found["shapes"] = seen.shapes
     found["delta"] = {name: tensor.float().flatten()[:64].tolist() for name, tensor in delta.items()}
     found["hashes"] = hash_parameters(lmm.model)
@@ -117,25 +117,23 @@ def stages(
 def asked(lmm: Any, ranks: ProcessGroup, folder: Path, size: int) -> dict[str, Any]:
     """Seven questions of very different length, two without a picture, asked anew."""
     task = Questions(7)
-    task.made = [
-        sample(i, "What is shown " * words + "here?") for i, words in enumerate((1, 10, 3, 20, 2, 5, 15))
-    ]
+    task.made = [sample(i, "What is shown " * words + "here?") for i, words in enumerate((1, 10, 3, 20, 2, 5, 15))]
     for i in (2, 5):
         task.made[i] = replace(task.made[i], images=())
-    exams = [EvalSet(task, task.samples("test"))]
+    exams = [EvalSet(task, task.load_samples("test"))]
     store = Store(folder / f"{ranks.size}-{size}")
     answers, number = evaluate(
         lmm,
         "model",
         exams,
         store,
-        hardware_config={"eval_batch": size},
+        hardware_config={"eval_batch_size": size},
         progress=NullProgress(),
         phase_name="",
         process_group=ranks,
     )
     [said] = answers.values()
-    return {"texts": [one.text for one in said], "asked": number, "gaps": [one.gap for one in said]}
+    return {"texts": [one.text for one in said], "asked": number, "gaps": [one.logit_margin for one in said]}
 
 
 class Short(Plain):
@@ -169,9 +167,7 @@ def resumed(seen: Seen, ranks: ProcessGroup, strategy: str, folder: Path) -> dic
 
     def stage(**more: Any) -> dict[str, Any]:
         training = {"attention_dropout": 0.3}
-        return stages(
-            seen, ranks, FAMILIES[0], "llm", strategy, 4, tasks=TASKS[:1], training=training, **more
-        )
+        return stages(seen, ranks, FAMILIES[0], "llm", strategy, 4, tasks=TASKS[:1], training=training, **more)
 
     resume = ResumeConfig(StageCheckpoints(Store(folder / f"resume-{strategy}"), "k"), 100)
     stopped = False
@@ -226,8 +222,8 @@ def cases(ranks: ProcessGroup, seen: Seen, folder: Path) -> dict[str, Callable[[
                     ("alone-4", SINGLE_PROCESS, "auto", 4),
                 ]
             for name, who, strategy, micro in layouts:
-                found[f"{family}/{recipe}/{name}"] = lambda f=family, r=recipe, w=who, s=strategy, m=micro: (
-                    stages(seen, w, f, r, s, m)
+                found[f"{family}/{recipe}/{name}"] = lambda f=family, r=recipe, w=who, s=strategy, m=micro: stages(
+                    seen, w, f, r, s, m
                 )
     first = FAMILIES[0]
     for name, who, strategy in (
@@ -241,9 +237,7 @@ def cases(ranks: ProcessGroup, seen: Seen, folder: Path) -> dict[str, Callable[[
         found[f"tokens/{name}"] = lambda w=who, s=strategy: stages(
             seen, w, first, "sa_proj", s, 4, training={"loss": "token_mean"}
         )
-        found[f"lora/{name}"] = lambda w=who, s=strategy: stages(
-            seen, w, first, "lora", s, 4, dtype=torch.bfloat16
-        )
+        found[f"lora/{name}"] = lambda w=who, s=strategy: stages(seen, w, first, "lora", s, 4, dtype=torch.bfloat16)
         found[f"lwf/{name}"] = lambda w=who, s=strategy: stages(
             seen, w, first, "lwf", s, 4, training={"learning_rate": 1e-2}
         )

@@ -37,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):  # a notice that comes now finds the job at its end anyway
         signal.signal(number, signal.SIG_IGN)
     if argv[0] == "begin":
-        print(
-            f"export MASTER_ADDR={find_master_address(os.environ)} MASTER_PORT={find_master_port(os.environ)}"
-        )
+        print(f"export MASTER_ADDR={find_master_address(os.environ)} MASTER_PORT={find_master_port(os.environ)}")
         return 0
     try:
         submission = SlurmSubmission.read(Path(argv[1]))
@@ -91,13 +89,9 @@ def finish_batch_job(submission: SlurmSubmission, exit_code: int, environment: M
         overwrite_status(job_dir, "failed", failure or describe_srun_exit_code(exit_code))
         return exit_code
     close_running_status(job_dir, "interrupted")
-    slurm_id = get_slurm_job_id(
-        environment
-    )  # not SLURM_JOB_ID: one job of an array has the number of the whole array
+    slurm_id = get_slurm_job_id(environment)  # not SLURM_JOB_ID: one job of an array has the number of the whole array
     job_fields = squeue.read_job_fields(slurm_id)
-    if job_fields.get("JobState") != "RUNNING" or (
-        exit_code == STOPPED_EXIT_CODE and not _is_preempted(job_fields)
-    ):
+    if job_fields.get("JobState") != "RUNNING" or (exit_code == STOPPED_EXIT_CODE and not _is_preempted(job_fields)):
         return STOPPED_EXIT_CODE
     restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
     if restarts >= submission.max_requeues:

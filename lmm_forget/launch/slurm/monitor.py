@@ -56,9 +56,7 @@ def run_jobs_in_slurm(
         print("\n".join([plan.format_plan_line(), *plan.format_recipe_lines()]))
         raise DryRunFinished
     if not squeue.is_slurm_available():
-        raise LaunchError(
-            "hydra/launcher=slurm: there is no squeue here; start it on a machine of the cluster"
-        )
+        raise LaunchError("hydra/launcher=slurm: there is no squeue here; start it on a machine of the cluster")
     slurm_ids = find_queued_jobs(plan.jobs)
     with JobLocks() as job_locks:
         unqueued_jobs = [job for job in plan.jobs if job.name not in slurm_ids]
@@ -98,9 +96,7 @@ def run_jobs_in_slurm(
 def check_submit_only_allowed(needs_results: bool, config: Mapping[str, object]) -> None:
     """Raise ConfigError where a sweeper needs results that `sweep.submit_only` does not wait for."""
     if needs_results and is_submit_only(config):
-        raise ConfigError(
-            "sweep.submit_only=true cannot be used with a sweeper that chooses the next jobs by results"
-        )
+        raise ConfigError("sweep.submit_only=true cannot be used with a sweeper that chooses the next jobs by results")
 
 
 class SlurmMonitor:
@@ -176,11 +172,7 @@ def determine_outcome(job: Job, slurm_job: squeue.SlurmJobInfo | None) -> JobOut
 
     Results are results, whatever Slurm says; then the job's own word, then Slurm's.
     """
-    state = (
-        slurm_job.state
-        if slurm_job
-        else (ticket.ended if (ticket := SlurmJobRecord.read(job.folder)) else None)
-    )
+    state = slurm_job.state if slurm_job else (ticket.ended if (ticket := SlurmJobRecord.read(job.folder)) else None)
     if slurm_job:
         record_slurm_state(job.folder, slurm_job.state)
     if (job.folder / "results.json").exists():

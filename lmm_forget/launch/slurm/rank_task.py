@@ -79,9 +79,7 @@ def build_rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
             "MASTER_PORT": environment["MASTER_PORT"],
         }
     except (KeyError, ValueError, IndexError) as error:
-        raise LaunchError(
-            f"Slurm started {num_tasks} tasks but their place cannot be read: {error!r}"
-        ) from error
+        raise LaunchError(f"Slurm started {num_tasks} tasks but their place cannot be read: {error!r}") from error
 
 
 def _parse_tasks_per_node(text: str) -> list[int]:
@@ -105,9 +103,7 @@ def replace_distributed_variables(rank_variables: Mapping[str, str]) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # or it looks the host's name up
 
 
-def _find_skip_reason(
-    job_dir: Path, submission: SlurmSubmission, slurm_id: str, *, is_rank_zero: bool
-) -> str | None:
+def _find_skip_reason(job_dir: Path, submission: SlurmSubmission, slurm_id: str, *, is_rank_zero: bool) -> str | None:
     """Why there is nothing to do for this job: it is finished, or was submitted again. Else note its Slurm id."""
     if (job_dir / "results.json").exists():
         return f"{job_dir} is finished already"
@@ -136,9 +132,7 @@ def _run_job_on_rank(job_file: Path, rank: int, submission: SlurmSubmission) -> 
 
     stop_signals.set_stop_limit(max(1.0, submission.signal - STOP_MARGIN_SECONDS))
     code = work([str(job_file)])
-    for (
-        number
-    ) in stop_signals.STOP_SIGNALS:  # whatever comes now is too late, and would make a failure of the end
+    for number in stop_signals.STOP_SIGNALS:  # whatever comes now is too late, and would make a failure of the end
         signal.signal(number, signal.SIG_IGN)
     if code == 1 and stop_signals.is_stop_requested():
         # Another rank stopped, or failed, while this one waited for it inside a collective call: what that one has

@@ -60,7 +60,7 @@ class SlurmSettings:
         """submitit's parameters for jobs called `name` with this `hardware`: one task per device."""
         cpus, gpus = self.cpus_per_task, self.gpus_per_node
         if cpus == "auto":
-            cpus = max(1, int(hardware["threads"]) + int(hardware["workers"]))
+            cpus = max(1, int(hardware["threads"]) + int(hardware["num_workers"]))
         if gpus == "auto":
             gpus = hardware["devices"] if hardware["accelerator"] == "gpu" and self.gres is None else None
         memory = {"mem": self.mem} if self.mem is not None else {}
@@ -94,9 +94,7 @@ class SlurmSettings:
 def _describe_expected_value(key: str, value: Any) -> str | None:
     """What `key` must hold, if `value` is not it."""
     if key == "time":
-        is_valid = _is_whole_number(value, 1) or (
-            isinstance(value, str) and TIME_PATTERN.fullmatch(value) is not None
-        )
+        is_valid = _is_whole_number(value, 1) or (isinstance(value, str) and TIME_PATTERN.fullmatch(value) is not None)
         return None if is_valid else "minutes, or a time as Slurm writes it, e.g. 12:00:00 or 1-06"
     if key in ("cpus_per_task", "gpus_per_node"):
         is_valid = value == "auto" or _is_whole_number(value, 1) or (value is None and key == "gpus_per_node")
@@ -109,16 +107,10 @@ def _describe_expected_value(key: str, value: Any) -> str | None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return None if number and value > 0 else "a number of seconds above 0"
     if key == "setup":
-        is_valid = value is None or (
-            isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
-        )
+        is_valid = value is None or (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value))
         return None if is_valid else "a list of shell lines"
     if key == "extra":
-        return (
-            None
-            if value is None or isinstance(value, Mapping)
-            else "sbatch options, e.g. {reservation: night}"
-        )
+        return None if value is None or isinstance(value, Mapping) else "sbatch options, e.g. {reservation: night}"
     return None if value is None or (isinstance(value, (str, int)) and str(value)) else "a text, or null"
 
 

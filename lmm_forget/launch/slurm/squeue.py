@@ -95,9 +95,7 @@ def requeue_job(job_id: str) -> str | None:
 
 def _run_slurm_command(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_SECONDS, check=False
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_SECONDS, check=False)
     except FileNotFoundError as error:
         raise SlurmUnreachable(f"{command[0]} was not found; is this a machine of the cluster?") from error
     except subprocess.TimeoutExpired as error:

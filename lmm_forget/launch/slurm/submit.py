@@ -29,7 +29,7 @@ from lmm_forget.launch.slurm.settings import SlurmSettings
 
 SUBMISSION_DIR = ".slurm"
 """Below a sweep's folder: lists, batch scripts and what the batch scripts printed."""
-ARRAY_KEYS = ("devices", "nodes", "accelerator", "threads", "workers")
+ARRAY_KEYS = ("devices", "nodes", "accelerator", "threads", "num_workers")
 """Fields of `hardware` that decide what is asked of Slurm; jobs that agree in them become one array."""
 MAX_ARRAY_SIZE = 1000
 """Jobs of one array; Slurm's own default limit (MaxArraySize) is 1001."""
@@ -41,9 +41,7 @@ def find_queued_jobs(jobs: Sequence[Job]) -> dict[str, str]:
     Raises ConfigError where such a job was submitted with another configuration, Unreachable if Slurm is silent.
     """
     slurm_records = {
-        job.name: slurm_record
-        for job in jobs
-        if (slurm_record := SlurmJobRecord.read(job.folder)) and slurm_record.id
+        job.name: slurm_record for job in jobs if (slurm_record := SlurmJobRecord.read(job.folder)) and slurm_record.id
     }
     slurm_jobs = squeue.query_jobs(ticket.id for ticket in slurm_records.values() if ticket.id)
     slurm_ids: dict[str, str] = {}
@@ -54,15 +52,11 @@ def find_queued_jobs(jobs: Sequence[Job]) -> dict[str, str]:
         if slurm_record.id not in slurm_jobs or slurm_jobs[slurm_record.id].has_ended:
             record_slurm_state(
                 job.folder,
-                slurm_jobs[slurm_record.id].state
-                if slurm_record.id in slurm_jobs
-                else slurm_record.ended or "GONE",
+                slurm_jobs[slurm_record.id].state if slurm_record.id in slurm_jobs else slurm_record.ended or "GONE",
             )
             continue
         changed = (
-            list_config_differences(read_job_config(job.config_path), job.config)
-            if job.config_path.exists()
-            else []
+            list_config_differences(read_job_config(job.config_path), job.config) if job.config_path.exists() else []
         )
         if changed:
             raise ConfigError(
@@ -110,9 +104,7 @@ def _submit_array(jobs: Sequence[Job], settings: SlurmSettings) -> dict[str, str
     quoted_path = shlex.quote(str(path))
     try:
         executor = SlurmExecutor(folder)
-        executor.update_parameters(
-            **settings.build_submitit_parameters(config["hardware"], str(config["name"]))
-        )
+        executor.update_parameters(**settings.build_submitit_parameters(config["hardware"], str(config["name"])))
         if len(jobs) > 1:
             executor.parameters["map_count"] = len(jobs)
         executor.parameters["setup"] = [
@@ -127,9 +119,7 @@ def _submit_array(jobs: Sequence[Job], settings: SlurmSettings) -> dict[str, str
             f'{python} -m lmm_forget.launch.slurm.batch_hooks end {quoted_path} "$?"',
         ]
         with redirect_stderr(StringIO()), _clean_environment():  # what sbatch complains of is raised, too
-            submitted_job = executor._submit_command(
-                f"{python} -u -m lmm_forget.launch.slurm.rank_task {quoted_path}"
-            )
+            submitted_job = executor._submit_command(f"{python} -u -m lmm_forget.launch.slurm.rank_task {quoted_path}")
     except (FailedJobError, FailedSubmissionError, RuntimeError, OSError) as error:
         raise LaunchError(f"Slurm did not take the jobs: {' '.join(str(error).split())}") from error
     base_id = str(submitted_job.job_id)
@@ -148,9 +138,7 @@ def _clean_environment() -> Iterator[None]:
     """Without the traces of a Slurm job or a distributed launch that this command itself may be part of."""
     saved_environment = dict(os.environ)
     for key in saved_environment:
-        if key in DISTRIBUTED_VARIABLES or (
-            key.startswith(("SLURM_", "TORCHELASTIC_")) and key != "SLURM_CONF"
-        ):
+        if key in DISTRIBUTED_VARIABLES or (key.startswith(("SLURM_", "TORCHELASTIC_")) and key != "SLURM_CONF"):
             del os.environ[key]
     try:
         yield

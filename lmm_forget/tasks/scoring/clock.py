@@ -99,7 +99,5 @@ class ClockTime(AnswerScorer):
             reference = parse_time(text)
             if reference is None:
                 raise DataError(f"sample {sample.id}: answer {text!r} is not a time such as 03:45")
-            is_near |= (
-                answer_minutes is not None and compute_dial_distance(answer_minutes, reference) <= tolerance
-            )
+            is_near |= answer_minutes is not None and compute_dial_distance(answer_minutes, reference) <= tolerance
         return float(is_near)

@@ -74,11 +74,7 @@ def extract_yes_no(answer: str) -> str | None:
         lines = [line for line in map(normalize_text, part.splitlines()) if line]
         for i, line in enumerate(lines):
             declared, leading = list(DECLARED_YES_NO.finditer(line)), LEADING_YES_NO.match(line)
-            if (
-                leading is not None
-                and BARE_YES_NO.fullmatch(line) is None
-                and (i > 0 or NO_ANSWER.match(line))
-            ):
+            if leading is not None and BARE_YES_NO.fullmatch(line) is None and (i > 0 or NO_ANSWER.match(line)):
                 leading = None
             for match in (*declared, *([leading] if leading else ())):
                 word = next(filter(None, match.groups()))

@@ -32,9 +32,7 @@ _KIND = (
     r"(?:(?:final|correct|right|best|most\s+likely|most\s+appropriate)\s+)*"
     r"(?:answer|option|choice|letter|response|solution|ans)\b\.?(?:\s+to\s+(?:the|this|your)\s+question)?"
 )
-_IS = (
-    r"(?:\s+(?:is|would\s+be|should\s+be|must\s+be)\b(?!\s+not\b)(?:\s+(?:therefore|thus|likely|probably))?)"
-)
+_IS = r"(?:\s+(?:is|would\s+be|should\s+be|must\s+be)\b(?!\s+not\b)(?:\s+(?:therefore|thus|likely|probably))?)"
 LEAD_IN = re.compile(
     rf"{_SO}(?:i\s+(?:think|believe)\s+(?:that\s+)?)?(?:(?:the|my|your)\s+)?{_KIND}(?:{_IS}\s*:?|\s*[:=]|\s+-\s)\s*(?P<rest>\S.*)",
     re.IGNORECASE,
@@ -55,9 +53,7 @@ CORRECT_LETTER = re.compile(
     rf"(?:^|,\s+|(?i:\b(?:so|thus|hence|therefore)\s+))(?i:(?:option|choice)\s+)?{_OPEN}([A-Z]){_SHUT}\s*[.]?\s+"
     r"(?i:is\s+(?:the\s+)?(?:correct|right|best|answer)\b)"
 )
-WRONG_STATEMENT = re.compile(
-    r"(?:is|are|looks?|seems?)?\s*(?:not\b|n't\b|incorrect|wrong|false)", re.IGNORECASE
-)
+WRONG_STATEMENT = re.compile(r"(?:is|are|looks?|seems?)?\s*(?:not\b|n't\b|incorrect|wrong|false)", re.IGNORECASE)
 DENIAL = re.compile(
     r"(?:\bnot|n't|\bneither|\bnor|\bnever|\bexcept|\bthan|\binstead\s+of|\bcannot\s+be|\bexclud(?:e|ing)"
     r"|\brul(?:e|ed|es|ing)\s+out|\beliminat(?:e|ed|es|ing))(?:\s+(?:think|believe|say|that|the|be|a|an|correct|right|best|is))*\s*$",
@@ -76,9 +72,7 @@ def find_choice_letter(text: str, choices: Sequence[str]) -> str | None:
     A leading article does not count, and figures are read as `normalize_numbers` has them.
     """
     normalized = _normalize_choice(text)
-    matches = [
-        i for i, choice in enumerate(choices) if normalized and _normalize_choice(choice) == normalized
-    ]
+    matches = [i for i, choice in enumerate(choices) if normalized and _normalize_choice(choice) == normalized]
     return string.ascii_uppercase[matches[0]] if len(matches) == 1 else None
 
 
@@ -115,9 +109,7 @@ def _find_letters_in_lines(lines: list[str], choices: Sequence[str]) -> set[str]
     """All letters that the lines of an answer name."""
     if len(lines) == 1:
         return _find_letters_in_line(lines[0], choices)
-    letter_by_line = {
-        line: _get_matched_letter(match) for line in lines if (match := LEADING_LETTER.fullmatch(line))
-    }
+    letter_by_line = {line: _get_matched_letter(match) for line in lines if (match := LEADING_LETTER.fullmatch(line))}
     if len(set(letter_by_line.values())) > 1 and len(lines) > len(letter_by_line):
         lines = [line for line in lines if line not in letter_by_line]
     letters: set[str] = set()
@@ -134,9 +126,7 @@ def _find_letters_in_line(text: str, choices: Sequence[str], depth: int = 0) -> 
     if lone := LONE_LETTER.fullmatch(text):
         return {lone[1].upper()}
     lower = text.lower()
-    announced = "ans" in lower or any(
-        word in lower for word in ("option", "choice", "letter", "response", "solution")
-    )
+    announced = "ans" in lower or any(word in lower for word in ("option", "choice", "letter", "response", "solution"))
     found_letters: set[str] = set()
     if CAPITAL_LETTER.search(text):  # no letter is named without one
         found_letters = (
@@ -146,9 +136,7 @@ def _find_letters_in_line(text: str, choices: Sequence[str], depth: int = 0) -> 
         if leading := LEADING_LETTER.fullmatch(text):
             found_letters |= _find_letters_with_text(_get_matched_letter(leading), leading["rest"], choices)
             announced = False
-        elif (beside := LETTER_THEN_TEXT.fullmatch(text)) and find_choice_letter(
-            beside[2], choices
-        ) == beside[1]:
+        elif (beside := LETTER_THEN_TEXT.fullmatch(text)) and find_choice_letter(beside[2], choices) == beside[1]:
             found_letters.add(beside[1])  # "B blue bird"
             announced = False
     if announced and depth < MAX_LEAD_IN_DEPTH and (lead_in := LEAD_IN.fullmatch(text)):

@@ -21,12 +21,8 @@ _TAGGED = re.compile(
     r"<(?:final_?)?answer>(.*?)</(?:final_?)?answer>|<\|begin_of_box\|>(.*?)<\|end_of_box\|>",
     re.DOTALL | re.IGNORECASE,
 )
-_JSON = re.compile(
-    r"""["'](?:final_?)?answer["']\s*:\s*(?:"([^"]*)"|'([^']*)'|([^\s,{}"']+))""", re.IGNORECASE
-)
-_BOX = re.compile(
-    r"(?:\\f?box(?:ed)?|\x08oxed|(?<!\w)boxed)\s*\{"
-)  # "\b" may have become a control character
+_JSON = re.compile(r"""["'](?:final_?)?answer["']\s*:\s*(?:"([^"]*)"|'([^']*)'|([^\s,{}"']+))""", re.IGNORECASE)
+_BOX = re.compile(r"(?:\\f?box(?:ed)?|\x08oxed|(?<!\w)boxed)\s*\{")  # "\b" may have become a control character
 _BLANKS = re.compile(r"\s+")
 _BREAK = re.compile(r"</?(?:br|p|div|li|ul|ol|h[1-6])\b[^<>]*>", re.IGNORECASE)
 _TAG = re.compile(
@@ -131,9 +127,7 @@ def extract_final_answers(text: str) -> tuple[str, ...]:
 def extract_stated_answers(text: str) -> tuple[str, ...]:
     """What a text states as its answer: behind "the answer is" or "Answer:", else its `extract_final_answers`."""
     parts = extract_final_answers(text)
-    announced_answers = [
-        match[1] for part in parts if _ANNOUNCED.search(part) for match in _DECLARED.finditer(part)
-    ]
+    announced_answers = [match[1] for part in parts if _ANNOUNCED.search(part) for match in _DECLARED.finditer(part)]
     return tuple(announced_answers) or parts
 
 

@@ -22,9 +22,7 @@ SMALL_NUMBERS = {
 }
 TENS = {
     word: 10 * i
-    for i, word in enumerate(
-        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], start=2
-    )
+    for i, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], start=2)
 }
 SMALL_NUMBERS |= TENS
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -68,9 +66,7 @@ _UNITS = (
     "mm cm dm km kg mg lb lbs oz ml cl hz khz mhz ghz kb mb gb tb kcal cal kwh kw mph kmh km/h ft in yd px pt "
     "usd eur gbp inr cny min sec hrs hr yrs yr years days"
 )
-_SCALED = re.compile(
-    rf"(?<![\w.,])({_FIGURE})\s+(hundred|thousand|million|billion|trillion)\b", re.IGNORECASE
-)
+_SCALED = re.compile(rf"(?<![\w.,])({_FIGURE})\s+(hundred|thousand|million|billion|trillion)\b", re.IGNORECASE)
 _ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _UNIT = re.compile(rf"(?<![\w.,])([-+]?\d+(?:[.,]\d+)*)(?=(?:{'|'.join(_UNITS.split())})\b)", re.IGNORECASE)
 
@@ -150,9 +146,7 @@ def _find_numbers_in_normalized(normalized: str) -> tuple[Decimal | None, ...]:
             start, pending_link, end = start if parser.has_begun else match.start(), "", match.end()
             parser.has_begun = True
         elif (
-            parser.last_word
-            and not pending_link
-            and (token == "-" or (token == "and" and parser.last_word in SCALES))
+            parser.last_word and not pending_link and (token == "-" or (token == "and" and parser.last_word in SCALES))
         ):
             pending_link = token
         else:
@@ -229,9 +223,7 @@ class WholeNumber(AnswerScorer):
 
     def score_strict(self, answer: str, sample: Sample) -> float:
         """1 for the reference's number, in digits or words, in a sentence or alone."""
-        return float(
-            extract_single_number(answer) in [self._parse_reference(text, sample) for text in sample.answers]
-        )
+        return float(extract_single_number(answer) in [self._parse_reference(text, sample) for text in sample.answers])
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
         """1 also for a number that is announced or written in another way, and for nothing where that is counted."""
@@ -239,9 +231,7 @@ class WholeNumber(AnswerScorer):
         plain = normalize_text(answer).replace("no one", "nobody")
         if not REFUSAL.search(plain) and not find_numbers(plain) and ZERO_WORDS.search(plain):
             number = Decimal(0)
-        return float(
-            number is not None and number in [self._parse_reference(text, sample) for text in sample.answers]
-        )
+        return float(number is not None and number in [self._parse_reference(text, sample) for text in sample.answers])
 
     def _parse_reference(self, text: str, sample: Sample) -> Decimal:
         number = extract_single_number(text)

@@ -34,9 +34,7 @@ class AnswerScorer(ABC):
         """Score one answer."""
         folded_answer, folded = fold_unicode(answer), fold_sample(sample)
         value = self.score_strict(folded_answer, folded)
-        tolerant = (
-            value if value >= 1 else max(value, self.score_tolerant(truncate_middle(folded_answer), folded))
-        )
+        tolerant = value if value >= 1 else max(value, self.score_tolerant(truncate_middle(folded_answer), folded))
         compat_rule = get_compat_rule(self.compat)
         return {
             "value": value,

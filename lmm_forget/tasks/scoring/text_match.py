@@ -63,13 +63,9 @@ class ContainsText(AnswerScorer):
         if sample.meta.get(self.key) in self.formulas:
             compact_answer = "".join(answer.split())
             return float(
-                any(
-                    _contains_text("".join(reference.split()), compact_answer) for reference in sample.answers
-                )
+                any(_contains_text("".join(reference.split()), compact_answer) for reference in sample.answers)
             )
-        return float(
-            contains_any_reference(answer, sample.answers) or equals_any_reference(answer, sample.answers)
-        )
+        return float(contains_any_reference(answer, sample.answers) or equals_any_reference(answer, sample.answers))
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
         """1 where the answer holds a reference's letters in a row."""

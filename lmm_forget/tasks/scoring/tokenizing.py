@@ -71,8 +71,7 @@ def contains_words(answer_words: Sequence[str], reference_words: Sequence[str]) 
 def contains_words_unnegated(answer_words: Sequence[str], reference_words: Sequence[str]) -> bool:
     """Whether `answer` contains `reference` in a place that has no "not" before it."""
     return any(
-        not _ends_in_negation(answer_words[:place])
-        for place in _find_occurrences(answer_words, reference_words)
+        not _ends_in_negation(answer_words[:place]) for place in _find_occurrences(answer_words, reference_words)
     )
 
 
@@ -91,6 +90,4 @@ def _ends_in_negation(preceding_words: Sequence[str]) -> bool:
     is_split_contraction = (
         len(remaining) > 1 and remaining[-1] == "t" and remaining[-2].endswith("n")
     )  # "isn't" in two words
-    return bool(remaining) and (
-        is_split_contraction or remaining[-1] in NEGATIONS or remaining[-1].endswith("n't")
-    )
+    return bool(remaining) and (is_split_contraction or remaining[-1] in NEGATIONS or remaining[-1].endswith("n't"))

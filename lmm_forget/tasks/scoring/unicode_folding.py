@@ -39,9 +39,7 @@ _LOOKALIKES: dict[str, str] = {
 _SEPARATORS = {"\u060c": ",", "\u3001": ",", "\ufe51": ",", "\u3002": ".", "\u06d4": "."}
 """Signs between items and behind sentences, which are in no number."""
 _SIGNS = {ord(sign): to for to, signs in reversed(_LOOKALIKES.items()) for sign in signs}
-_VISIBLE_FORMATS = frozenset(
-    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\u2062\u2063\u2064"
-)
+_VISIBLE_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\u2062\u2063\u2064")
 _SOFT_HYPHEN = "\u00ad"
 _SOFT_MINUS = re.compile(r"(?<!\w)\u00ad(?=[.,\u066b]?\d)")
 _ENCLOSED = re.compile(r"([A-Za-z\d#*])[\u20dd-\u20e0\u20e2-\u20e4]")  # "1" and a keycap

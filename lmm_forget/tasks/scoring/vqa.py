@@ -106,6 +106,4 @@ def _has_whole_numbers(answer: str, reference: str) -> bool:
 
 
 def _tokenize_for_vqa(text: str) -> list[str]:
-    return [
-        DIGIT_OF_WORD.get(token, token) for token in tokenize_text(join_ranges(text)) if token not in ARTICLES
-    ]
+    return [DIGIT_OF_WORD.get(token, token) for token in tokenize_text(join_ranges(text)) if token not in ARTICLES]

@@ -60,9 +60,7 @@ def normalize_vqa_answer(text: str) -> str:
         if mark in stripped:
             beside_blank = mark + " " in stripped or " " + mark in stripped
             cleaned = cleaned.replace(mark, "" if beside_blank else " ")
-    words = [
-        DIGIT_OF_WORD.get(word, word) for word in PERIOD.sub("", cleaned, count=MAX_REMOVED_PERIODS).split()
-    ]
+    words = [DIGIT_OF_WORD.get(word, word) for word in PERIOD.sub("", cleaned, count=MAX_REMOVED_PERIODS).split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 

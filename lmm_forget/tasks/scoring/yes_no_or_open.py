@@ -29,9 +29,7 @@ class ClosedOpen(AnswerScorer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.open not in OPEN_METRICS:
-            raise ConfigError(
-                f"scorer: open={self.open} is not known; choose one of: {', '.join(OPEN_METRICS)}"
-            )
+            raise ConfigError(f"scorer: open={self.open} is not known; choose one of: {', '.join(OPEN_METRICS)}")
 
     def score_strict(self, answer: str, sample: Sample) -> float:
         """Equality, or the overlap that `open` names."""
@@ -44,9 +42,7 @@ class ClosedOpen(AnswerScorer):
     def score_tolerant(self, answer: str, sample: Sample) -> float:
         """The yes or no, or the reference, inside a longer answer."""
         if is_yes_no_question(sample):
-            return float(
-                extract_yes_no(answer) in {normalize_text(reference) for reference in sample.answers}
-            )
+            return float(extract_yes_no(answer) in {normalize_text(reference) for reference in sample.answers})
         return float(states_any_reference(answer, sample.answers))
 
 

@@ -24,15 +24,15 @@ def run(config, job_dir, progress, ranks):
     if ranks.size > 1:
         (Path(job_dir) / f"rank{ranks.rank}.pid").write_text(str(os.getpid()))
     if seed in RANK_1:
-        progress.phase("stage 1/1 teach", 4, "step")
+        progress.start_phase("stage 1/1 teach", 4, "step")
         for step in range(4):
             if ranks.rank == 1 and step == 2:
                 time.sleep(2.5)  # so that rank 0's last heartbeat is seen
                 end(RANK_1[seed])
-            ranks.any(False)
+            ranks.is_true_on_any_rank(False)
             progress.advance(1)
-    if not ranks.first:
-        ranks.any(False)  # until rank 0 is done, which alone has results
+    if not ranks.is_rank_zero:
+        ranks.is_true_on_any_rank(False)  # until rank 0 is done, which alone has results
         return None
     begin(job_dir, progress)
     if seed == CRASH:  # here and not in end(): a log's last lines have room for few callers
@@ -56,13 +56,11 @@ def end(seed):
 
 
 def begin(job_dir, progress):
-    progress.phase("stage 1/1 teach", 4, "step")
+    progress.start_phase("stage 1/1 teach", 4, "step")
     with open(Path(job_dir) / "starts.txt", "a") as file:
         print(os.getpid(), file=file)
     (Path(job_dir) / "torch.txt").write_text("\n".join(ASKED))
-    (Path(job_dir) / "environment.txt").write_text(
-        "\n".join(f"{key}={value}" for key, value in os.environ.items())
-    )
+    (Path(job_dir) / "environment.txt").write_text("\n".join(f"{key}={value}" for key, value in os.environ.items()))
 
 
 def work(config, job_dir, progress, ranks):
@@ -72,7 +70,7 @@ def work(config, job_dir, progress, ranks):
         time.sleep(300)
     for step in range(4):
         progress.advance(1, loss=1.0 / (step + 1))
-    ranks.any(False)
+    ranks.is_true_on_any_rank(False)
     estimate = {"value": -float(config["seed"]), "low": -1.0, "high": 0.0}
     figures = {name: dict(estimate) for name in ("target_learning", "target_forgetting", "target_overall")}
     parts = {"per_stage": [dict(estimate)], "worst": {**estimate, "stage": 1}}
@@ -119,7 +117,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.set_num_threads = lambda n: ASKED.append(f"set_num_threads({n})")
             module.use_deterministic_algorithms = lambda on, warn_only: ASKED.append(f"deterministic({on})")
         else:
-            module.run = run
+            module.run_experiment = run
 
 
 # A job's process, or the front door as one of several ranks; elsewhere everything stays what it is.

@@ -32,19 +32,19 @@ def run(config, job_dir, progress, ranks):
     with open(folder / f"starts{ranks.rank}.txt", "a") as file:
         print(os.getpid(), file=file)
     again = len((folder / f"starts{ranks.rank}.txt").read_text().split()) > 1
-    done = int(state.read_text()) if state.exists() and ranks.first else 0
-    progress.phase("stage 1 of 1: teach", STEPS, "step")
+    done = int(state.read_text()) if state.exists() and ranks.is_rank_zero else 0
+    progress.start_phase("stage 1 of 1: teach", STEPS, "step")
     with stop_signals.defer_stop_requests():
         while done < STEPS:
             # The first start of a long job never ends by itself, and one that waits for a rank that failed neither.
             slow = seed == CRASH or (seed in (LONG, LONGER) and not again)
             time.sleep(0.2 if slow else 0)
             done = min(done + 1, STEPS - 1 if slow else STEPS)
-            if ranks.first:
+            if ranks.is_rank_zero:
                 state.write_text(str(done))
             progress.advance(1)
             stop_signals.raise_if_stop_requested()
-    if not ranks.first:
+    if not ranks.is_rank_zero:
         return None
     meet(folder, ranks)
     estimate = {"value": -float(seed), "low": -20.0, "high": 0.0}
@@ -97,9 +97,7 @@ def nothing(*arguments, **more):
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         known = ("lmm_forget.experiment.pipeline", "torch", "torch.distributed")
-        return (
-            importlib.machinery.ModuleSpec(name, self, is_package=name == "torch") if name in known else None
-        )
+        return importlib.machinery.ModuleSpec(name, self, is_package=name == "torch") if name in known else None
 
     def exec_module(self, module: types.ModuleType):
         if module.__name__ == "torch":
@@ -108,10 +106,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.init_process_group = module.new_group = module.destroy_process_group = nothing
             module.all_gather_object = gather
         else:
-            module.run = run
+            module.run_experiment = run
 
 
-if {"lmm_forget.experiment.job", "lmm_forget.launch.slurm.rank_task"} & set(
-    sys.orig_argv
-):  # a job's own process
+if {"lmm_forget.experiment.job", "lmm_forget.launch.slurm.rank_task"} & set(sys.orig_argv):  # a job's own process
     sys.meta_path.insert(0, Finder())

@@ -170,9 +170,7 @@ TABLE: list[tuple[str, tuple[str, ...], str, float, float]] = [
 
 
 @pytest.mark.parametrize(("name", "references", "answer", "strict", "compat"), TABLE)
-def test_strict_and_compat(
-    name: str, references: tuple[str, ...], answer: str, strict: float, compat: float
-) -> None:
+def test_strict_and_compat(name: str, references: tuple[str, ...], answer: str, strict: float, compat: float) -> None:
     scores = scorer(name)(answer, sample(*references))
     assert (scores["value"], scores["compat"]) == (pytest.approx(strict), pytest.approx(compat))
 
@@ -211,9 +209,7 @@ def test_options_are_read_from_the_question(
         ("lmms_eval.realworldqa", "Yes", "yes.", 0, 1),
     ],
 )
-def test_open_questions_of_realworldqa(
-    name: str, reference: str, answer: str, strict: float, compat: float
-) -> None:
+def test_open_questions_of_realworldqa(name: str, reference: str, answer: str, strict: float, compat: float) -> None:
     scores = scorer(name)(answer, sample(reference, question="How many cars are there?"))
     assert (scores["value"], scores["compat"]) == (strict, compat)
 
@@ -247,9 +243,7 @@ def test_formulas(name: str, answer: str, strict: float, compat: float) -> None:
         ("Issue seen?", "no", "no", None),
     ],
 )
-def test_binary_accuracy_goes_by_the_question(
-    question: str, reference: str, answer: str, compat: float | None
-) -> None:
+def test_binary_accuracy_goes_by_the_question(question: str, reference: str, answer: str, compat: float | None) -> None:
     asked = sample(reference, question=question)
     assert ClosedOpen(compat="paper.pathvqa_binary_accuracy")(answer, asked)["compat"] == compat
 

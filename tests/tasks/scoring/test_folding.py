@@ -122,9 +122,7 @@ def numbers(draw: st.DrawFn) -> str:
 
     sign = draw(st.sampled_from(["", "", *MINUS, *PLUS]))
     whole = digits(1, 99)
-    kind = draw(
-        st.sampled_from(["whole", "decimal", "grouped", "fraction", "mixed", "power", "ratio", "circled"])
-    )
+    kind = draw(st.sampled_from(["whole", "decimal", "grouped", "fraction", "mixed", "power", "ratio", "circled"]))
     match kind:
         case "decimal":
             body = whole + draw(st.sampled_from(POINTS)) + digits(0, 99)
@@ -158,16 +156,12 @@ def test_what_is_read_of_a_number_is_its_value_or_nothing(text: str) -> None:
 
 @settings(max_examples=100)
 @given(
-    groups=st.lists(
-        st.integers(0, 999).map(str) | st.integers(0, 999).map("{:03}".format), min_size=2, max_size=4
-    ),
+    groups=st.lists(st.integers(0, 999).map(str) | st.integers(0, 999).map("{:03}".format), min_size=2, max_size=4),
     zero=st.sampled_from(ZEROS),
     sign=st.sampled_from(STOPS + SEPARATORS),
     hidden=st.sampled_from(["", "\u200b", "\ufe0f"]),
 )
-def test_a_sign_between_items_joins_no_two_numbers(
-    groups: list[str], zero: str, sign: str, hidden: str
-) -> None:
+def test_a_sign_between_items_joins_no_two_numbers(groups: list[str], zero: str, sign: str, hidden: str) -> None:
     written = ["".join(chr(ord(zero) + int(digit)) for digit in group) for group in groups]
     text = (hidden + sign + hidden).join(written)
     plain = "." if sign in STOPS else ","

@@ -266,9 +266,7 @@ PIECES = st.sampled_from(
     ]
     + ["3:45", "1e9", "nan", "blue", "house", "wren"]
 )
-ANSWERS = st.one_of(
-    st.text(max_size=60), st.lists(PIECES, max_size=12).map(" ".join), st.lists(PIECES).map("".join)
-)
+ANSWERS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=12).map(" ".join), st.lists(PIECES).map("".join))
 
 
 @settings(max_examples=120)

@@ -79,9 +79,7 @@ def score_mmstar_openings(answer: str, sample: Sample) -> float:
     """
     text = answer.lower().strip().replace("\n", " ")
     letters = {
-        text[len(opening) :][:1]
-        for opening in ("", "(", "option ", "the answer is ")
-        if text.startswith(opening)
+        text[len(opening) :][:1] for opening in ("", "(", "option ", "the answer is ") if text.startswith(opening)
     }
     return float(any(r.lower().strip().replace("\n", " ") in letters - {""} for r in sample.answers))
 

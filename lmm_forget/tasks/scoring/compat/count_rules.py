@@ -33,9 +33,7 @@ def score_replaced_words(answer: str, sample: Sample) -> float:
     "twenty-one" 20 and "2.5" 25. The reference is read in the same way.
     """
     count = _parse_replaced_count(answer)
-    return float(
-        count is not None and any(count == _parse_replaced_count(reference) for reference in sample.answers)
-    )
+    return float(count is not None and any(count == _parse_replaced_count(reference) for reference in sample.answers))
 
 
 def score_digits_then_words(answer: str, sample: Sample) -> float:
@@ -45,9 +43,7 @@ def score_digits_then_words(answer: str, sample: Sample) -> float:
     """
     plain = _normalize_answer(answer)
     match = DIGITS.search(plain)
-    count = (
-        int(match[0]) if match else next((n for n, word in enumerate(NUMBER_WORDS) if word in plain), None)
-    )
+    count = int(match[0]) if match else next((n for n, word in enumerate(NUMBER_WORDS) if word in plain), None)
     return float(count is not None and any(str(count) == reference.strip() for reference in sample.answers))
 
 

@@ -31,10 +31,7 @@ def score_word_precision(answer: str, sample: Sample) -> float:
     answer_counts = _count_ngrams(answer)
     if not answer_counts:
         return 0.0
-    return (
-        max(len(answer_counts.keys() & _count_ngrams(r).keys()) for r in sample.answers)
-        / answer_counts.total()
-    )
+    return max(len(answer_counts.keys() & _count_ngrams(r).keys()) for r in sample.answers) / answer_counts.total()
 
 
 def score_f1(answer: str, sample: Sample) -> float:
