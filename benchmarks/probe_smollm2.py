@@ -134,7 +134,9 @@ def teach(lmm: Any, moving: list[nn.Parameter], steps: int, rate: float) -> list
     for _ in range(steps):
         questions, answers = zip(*(counting(rng) for _ in range(8)), strict=True)
         encoded = lmm.family.encode_batch(lmm.processor, questions, [()] * 8, answers)
-        loss = average_per_sample(compute_token_losses(lmm.model, encoded.tensors, encoded.labels), encoded.labels).mean()
+        loss = average_per_sample(
+            compute_token_losses(lmm.model, encoded.tensors, encoded.labels), encoded.labels
+        ).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -148,5 +148,6 @@ def trained(results: Iterable[dict[str, Any]]) -> int:
 def asked(results: Iterable[dict[str, Any]]) -> int:
     """How many questions these jobs asked themselves."""
     return sum(
-        each["timings"]["base_evaluated"] + sum(stage["evaluated"] for stage in each["timings"]["stages"]) for each in results
+        each["timings"]["base_evaluated"] + sum(stage["evaluated"] for stage in each["timings"]["stages"])
+        for each in results
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from lmm_forget.config import (
     resolve_config,
     resolving,
 )
+from lmm_forget.config.instantiation import instantiate_config
+from lmm_forget.config.overrides import check_overrides
+from lmm_forget.config.renamed import RENAMED_KEYS, RENAMED_TARGETS
 from lmm_forget.config.task_order import build_permutation
 from lmm_forget.errors import ConfigError
 
@@ -58,7 +63,9 @@ def test_the_default_run_is_concrete() -> None:
     assert len(run["suite"]["tasks"]) == 8
     assert Path(run["store"]).is_absolute()
     assert not {"training", "micro_batch_size", "eval_batch_size"} & set(run["model"])
-    assert isinstance(run["hardware"]["micro_batch_size"], int) and isinstance(run["training"]["global_batch_size"], int)
+    assert isinstance(run["hardware"]["micro_batch_size"], int) and isinstance(
+        run["training"]["global_batch_size"], int
+    )
     assert config() == run
 
 
@@ -142,7 +149,10 @@ def test_hardware() -> None:
         0,
     )
     assert sharded["micro_batch_size"] == config()["hardware"]["micro_batch_size"]  # on a CPU the model's own
-    assert config("hardware=fsdp", "hardware.micro_batch_size=auto")["hardware"]["micro_batch_size"] == sharded["micro_batch_size"]
+    assert (
+        config("hardware=fsdp", "hardware.micro_batch_size=auto")["hardware"]["micro_batch_size"]
+        == sharded["micro_batch_size"]
+    )
     several = config("hardware=ddp", "hardware.devices=8", "hardware.micro_batch_size=auto")["hardware"]
     assert (several["devices"], several["threads"], several["micro_batch_size"]) == (8, 4, "auto")
     assert config("hardware.devices=2")["hardware"]["strategy"] == "auto"
@@ -161,7 +171,7 @@ def test_default_names(mine: Path) -> None:
         (["recipe=sa_pro"], r"there is no recipe 'sa_pro'; choose one of: full, .*did you mean sa_proj\?"),
         (["model=gpt"], r"there is no model 'gpt'; choose one of: .*tiny_onevision"),
         (["experiment=nope"], r"there is no experiment 'nope'; choose one of: demo, .*smoke"),
-        (["training.batch=3"], r"there is no 'training.batch'; training has: global_batch, "),
+        (["training.batch=3"], r"there is no 'training.batch'; training has: global_batch_size, "),
         (["recip=llm"], r"there is no 'recip'; .*did you mean recipe\?"),
         (["+training.max_stps=3"], r"there is no training.max_stps; .*did you mean max_steps\?"),
         (["+sed=3"], r"there is no sed; the configuration has: .*did you mean seed\?"),
@@ -370,3 +380,24 @@ def test_automatic_precision_is_bf16_where_the_processor_multiplies_it(
     assert found == ("bf16" if fast else "fp32")
     assert resolve_config(compose_config(["hardware.precision=bf16"]))["hardware"]["precision"] == "bf16"
     assert resolve_config(compose_config(["hardware=gpu"]))["hardware"]["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("old, new", RENAMED_KEYS.items())
+def test_an_old_name_of_a_key_is_refused_with_the_new_one(old: str, new: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{old} is now called {new}"):
+        check_overrides([f"{old}=1"])
+    (tmp_path / "experiment").mkdir()
+    nested = {}
+    for part in reversed(old.split(".")):
+        nested = {part: nested or 1}
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n" + json.dumps(nested))
+    with pytest.raises(ConfigError, match=f"{old} is now called {new}"):
+        resolve_config(compose_config(["experiment=mine", "probe=output_shift"], tmp_path))
+
+
+@pytest.mark.parametrize("old, new", RENAMED_TARGETS.items())
+def test_an_old_name_of_a_class_is_refused_with_the_new_one(old: str, new: str) -> None:
+    module, _, name = new.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+    with pytest.raises(ConfigError, match=f"there is no _target_ {old}; it is now {new}"):
+        instantiate_config({"_target_": old}, object, "x", ConfigError)

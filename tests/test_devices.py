@@ -100,7 +100,7 @@ def test_a_job_that_fails_and_a_rank_that_is_killed_change_no_other_result(tmp_p
     assert text.splitlines()[-1].startswith(
         "lmm-forget: error: none-single=tiny_cub200-seed0: rank 1 of 2 was killed (SIGKILL)"
     )
-    assert "during stage 1 of 1: teach tiny_cub200" in status["error"] and not (job / "results.json").exists()
+    assert "during stage 1 of 1: train tiny_cub200" in status["error"] and not (job / "results.json").exists()
     assert len(list((alone / "multirun/.store/partial").glob("*"))) == 1  # something to go on from
 
     code, text = command(alone, *SMALL, "recipe=none")

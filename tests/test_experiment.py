@@ -301,7 +301,9 @@ def test_a_disk_without_room_is_said_before_training(tmp_path: Path, monkeypatch
 
 def test_what_cannot_work_is_said_before_the_first_question(tmp_path: Path) -> None:
     heard = Listening()
-    config = configure(tmp_path / "store", "recipe=sa_proj", "training.global_batch_size=64", "hardware.micro_batch_size=8")
+    config = configure(
+        tmp_path / "store", "recipe=sa_proj", "training.global_batch_size=64", "hardware.micro_batch_size=8"
+    )
     with pytest.raises(ConfigError, match=r"global_batch|global batch"):
         pipeline.run_experiment(config, tmp_path, heard)
     config = configure(tmp_path / "store", "hardware.precision=bf16-true", "training.learning_rate=5e-6")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from lmm_forget.config.renamed import RENAMED_TARGETS
 from lmm_forget.errors import LmmForgetError
 
 T = TypeVar("T")
@@ -42,7 +43,8 @@ def instantiate_config(
             deepest, cause = cause, cause.__cause__
         target = config.get("_target_")
         if "Error locating target" in str(problem):
-            raise error_class(f"{label}: there is no _target_ {target}") from problem
+            hint = f"; it is now {RENAMED_TARGETS[target]}" if target in RENAMED_TARGETS else ""
+            raise error_class(f"{label}: there is no _target_ {target}{hint}") from problem
         reason = " ".join(str(deepest).split())
         raise error_class(f"{label}: cannot be built from its YAML: {reason}") from problem
     if not isinstance(instance, expected_type):

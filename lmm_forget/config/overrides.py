@@ -12,6 +12,7 @@ from lmm_forget.config.error_messages import join_names
 from lmm_forget.config.field_checks import REQUIRED_GROUPS
 from lmm_forget.config.hydra_settings import check_hydra_override
 from lmm_forget.config.job_names import check_sweep_name
+from lmm_forget.config.renamed import refuse_renamed_key
 from lmm_forget.errors import ConfigError
 
 MAX_OVERRIDE_LENGTH, MAX_SHOWN_LENGTH = 10_000, 60
@@ -34,6 +35,7 @@ def check_overrides(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) 
         key, equals, value = override.lstrip("+~").partition("=")
         _check_override_text(override, key)
         check_hydra_override(key, override)
+        refuse_renamed_key(key)
         if override.startswith("~") and key in REQUIRED_GROUPS:
             raise ConfigError(
                 f"{override}: a run needs a {key}; choose one of: {_format_known_choices(key, config_dirs)}"

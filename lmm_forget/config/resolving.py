@@ -17,6 +17,7 @@ from lmm_forget.config.field_checks import REQUIRED_GROUPS, check_config_fields
 from lmm_forget.config.hydra_settings import check_hydra_settings
 from lmm_forget.config.job_names import check_sweep_name
 from lmm_forget.config.probe_settings import check_probe_config, resolve_probe_tasks
+from lmm_forget.config.renamed import refuse_renamed_keys
 from lmm_forget.config.task_files import TaskFile, TaskFileFinder, check_task_roles
 from lmm_forget.config.task_order import order_tasks, parse_name_list
 from lmm_forget.errors import ConfigError
@@ -53,6 +54,7 @@ def _resolve_composed(cfg: DictConfig, config_dirs: list[Path], sweep_name: str 
     run_config.name = check_sweep_name(cfg.name if sweep_name is None else sweep_name)
 
     _check_group_nodes(run_config)
+    refuse_renamed_keys(run_config)
     sequence, suite = run_config.sequence, run_config.suite
     data_source = str(run_config.data.source)
     task_files = TaskFileFinder(config_dirs, data_source)

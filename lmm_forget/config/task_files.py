@@ -110,7 +110,8 @@ class TaskFileFinder:
             or "; a task of your own goes to task/NAME.yaml in the folder given by --config-dir"
         )
         raise ConfigError(
-            f"there is no task {name!r} where data.source={self.data_source}; choose one of: {join_names(task_names)}{hint}"
+            f"there is no task {name!r} where data.source={self.data_source}; choose one of: "
+            f"{join_names(task_names)}{hint}"
         )
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from lmm_forget.evaluation.scored_answers import Answer
 
-ANSWER_SCHEMA_VERSION = b"1"
+ANSWER_SCHEMA_VERSION = b"2"
 """Of the columns below; raised when one changes its meaning."""
 
 ANSWER_SCHEMA = pa.schema(

@@ -67,7 +67,7 @@ def _run_stages(
         lambda: build_context(config, job_dir, progress, repairs, tracker, process_group)
     )
     resolve_micro_batch(context)
-    base_answers, num_generated = evaluate_all(context, "base: ask everything")
+    base_answers, num_generated = evaluate_all(context, "base: evaluate")
     base_hash, base_seconds = context.weights_hash, time.monotonic() - start_time
     base_probes = probe_current_model(context, "base: probe")
     tracker.log_stage(build_base_metrics(context, base_answers, base_seconds, base_probes))
@@ -79,7 +79,7 @@ def _run_stages(
 
     if not process_group.is_rank_zero:
         return None
-    progress.start_phase("figures of merit", 1, "job")
+    progress.start_phase("compute metrics", 1, "job")
     results = build_results(context, base_hash, base_answers, stage_results, base_probes)
     results["job"].update(repairs=repairs, warnings=context.warnings)
     results["timings"].update(base=base_seconds, base_evaluated=num_generated, total=time.monotonic() - start_time)

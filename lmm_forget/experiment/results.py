@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lmm_forget.experiment.stage import JobContext, StageResult
     from lmm_forget.probes.prober import ProbeResult
 
-RESULTS_SCHEMA_VERSION = 1
+RESULTS_SCHEMA_VERSION = 2
 VERSIONED_LIBRARIES = (
     "torch",
     "torchvision",

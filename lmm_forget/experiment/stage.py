@@ -1,4 +1,4 @@
-"""One stage: teach one skill, then ask every question; what it gave is one record in the store."""
+"""One stage: train one skill, then evaluate every task; what it gave is one record in the store."""
 
 from __future__ import annotations
 
@@ -165,10 +165,10 @@ def run_stage(context: JobContext, index: int, task: str) -> StageResult:
     """Bring the model from stage `index - 1` to stage `index` (from the store if it was done before) and ask it."""
     start_time = time.monotonic()
     label = f"stage {index} of {len(context.config['sequence']['tasks'])}"
-    record, run_stats, probe_callback = _train_or_load_stage(context, task, f"{label}: teach {task}")
+    record, run_stats, probe_callback = _train_or_load_stage(context, task, f"{label}: train {task}")
     context.process_group.broadcast_from_rank_zero(lambda: _record_stage_path(context, index, record["key"]))
     trained_time = time.monotonic()
-    answers, num_generated = evaluate_all(context, f"{label}: ask everything")
+    answers, num_generated = evaluate_all(context, f"{label}: evaluate")
     evaluation_seconds = time.monotonic() - trained_time
     run_stats |= {"train": trained_time - start_time, "evaluate": evaluation_seconds, "evaluated": num_generated}
     if context.prober is None or probe_callback is None:

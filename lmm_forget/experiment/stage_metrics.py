@@ -60,7 +60,9 @@ def build_stage_metrics(context: JobContext, stage_result: StageResult, base_ans
         record=stage_result.record,
         delta_path=context.store.get_stage_folder(stage_result.record["key"]) / DELTA_FILE,
         seconds={
-            name: stage_result.run_stats[name] for name in ("train", "evaluate", "probe") if name in stage_result.run_stats
+            name: stage_result.run_stats[name]
+            for name in ("train", "evaluate", "probe")
+            if name in stage_result.run_stats
         },
         is_trained_here=bool(stage_result.run_stats["trained"]),
         probes=make_stage_probe_entry(base_answers, stage_result),

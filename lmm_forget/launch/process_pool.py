@@ -88,7 +88,9 @@ def compute_parallel_capacity(configs: Sequence[Mapping[str, Any]]) -> tuple[int
             len(os.sched_getaffinity(0))
             // max(job_hardware["threads"] * job_hardware["devices"] for job_hardware in hardware),
         )
-    requested_limits = [job_hardware["max_parallel_jobs"] for job_hardware in hardware if job_hardware["max_parallel_jobs"] != "auto"]
+    requested_limits = [
+        job_hardware["max_parallel_jobs"] for job_hardware in hardware if job_hardware["max_parallel_jobs"] != "auto"
+    ]
     max_jobs = min(requested_limits) if requested_limits else capacity
     return (min(max_jobs, capacity) if gpus else max_jobs), gpus
 

@@ -95,7 +95,7 @@ class SweepPlan:
     def format_plan_line(self) -> str:
         """The plan in one line."""
         counts = self.count_work()
-        evaluation_text = f"{_format_count(counts['ask'], 'model')} to ask"
+        evaluation_text = f"{_format_count(counts['evaluate'], 'model')} to evaluate"
         if counts["evaluate"]:
             evaluation_text += f" ({_format_count(counts['bases'], 'base')} among them), every question once"
         finished = f"; {_format_count(counts['finished'], 'job')} finished already" if counts["finished"] else ""

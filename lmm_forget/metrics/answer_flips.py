@@ -79,7 +79,8 @@ def count_answer_flips(
         "wrong_to_right": sum(new["value"] >= CORRECT_THRESHOLD > old["value"] for old, new in pairs),
         "answer_format": {kind: sum(row["answer_format"] == kind for row in rows) for kind in ANSWER_FORMATS},
         "changed_formats": {
-            kind: sum(row["answer_format"] == kind and row["format_before"] != kind for row in rows) for kind in ANSWER_FORMATS
+            kind: sum(row["answer_format"] == kind and row["format_before"] != kind for row in rows)
+            for kind in ANSWER_FORMATS
         },
     }
 

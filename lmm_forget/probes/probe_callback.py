@@ -57,7 +57,7 @@ class ProbeCallback:
             task,
             compute_scores,
         )
-        self._eval_identity = eval_identity if prober.spec.ask_at_steps else None
+        self._eval_identity = eval_identity if prober.spec.evaluate_at_steps else None
         self.retrain = prober.spec.retrain
         self._milestone_steps = prober.spec.get_milestone_steps(task)
         self.alarm: dict[str, Any] | None = None
@@ -75,7 +75,7 @@ class ProbeCallback:
         spec = self._prober.spec
         if step in self._milestone_steps and self._prober.load_result(self._make_milestone_key(step)) is None:
             self._prober.probe_during_training(
-                self._make_milestone_key(step), self._compute_scores if spec.ask_at_steps else None
+                self._make_milestone_key(step), self._compute_scores if spec.evaluate_at_steps else None
             )
         if spec.alarm is None or self.alarm is not None or step % spec.alarm.every_n_steps:
             return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 """Raised on purpose when probing changes what the same model and prompts give."""
 
 
@@ -53,7 +53,7 @@ class ProbeConfig:
             token_sets=tuple(probe_config["token_sets"]),
             at_steps=tuple(sorted(set(probe_config["at_steps"]))),
             at_tasks=None if probe_config["at_tasks"] is None else tuple(probe_config["at_tasks"]),
-            ask_at_steps=probe_config["evaluate_at_steps"],
+            evaluate_at_steps=probe_config["evaluate_at_steps"],
             retrain=probe_config["retrain"],
             alarm=DriftAlarm(bounds, probe_config["on_alarm"], probe_config["alarm_every"], probe_config["alarm_n"])
             if bounds

@@ -14,7 +14,7 @@ from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import DataError
 from lmm_forget.report.job_identity import hash_job
 
-RESULTS_SCHEMA = 1
+RESULTS_SCHEMA = 2
 _REQUIRED_KEYS = ("job", "config", "plan", "base", "stages", "figures")
 
 

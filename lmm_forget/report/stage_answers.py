@@ -8,7 +8,7 @@ from typing import Any
 
 from lmm_forget.errors import DataError
 
-ANSWERS_VERSION = b"1"
+ANSWERS_VERSION = b"2"
 """Of answers.parquet that this reader understands."""
 ColumnValues = dict[str, list[Any]]
 

@@ -36,7 +36,7 @@ from lmm_forget.store.leases import LeaseManager
 if TYPE_CHECKING:
     from torch import Tensor
 
-RECORD_SCHEMA = 2
+RECORD_SCHEMA = 3
 RECORD_FILE, DELTA_FILE = "record.json", "delta.safetensors"
 STAGES_FOLDER, PATHS_FOLDER, QUARANTINE_FOLDER, LEASES_FOLDER = "stages", "paths", "damaged", "claims"
 RESERVED_BYTES = 64 * 2**20

@@ -34,7 +34,18 @@ FIELDS_WITHOUT_WEIGHT_EFFECT: Mapping[str, frozenset[str]] = {
             "probe",
         }
     ),
-    "hardware": frozenset({"devices", "nodes", "strategy", "micro_batch_size", "num_workers", "threads", "max_parallel_jobs", "eval_batch_size"}),
+    "hardware": frozenset(
+        {
+            "devices",
+            "nodes",
+            "strategy",
+            "micro_batch_size",
+            "num_workers",
+            "threads",
+            "max_parallel_jobs",
+            "eval_batch_size",
+        }
+    ),
     "data": frozenset({"eval_samples", "validation", "scoring"}),
     "training": frozenset({"learning_rate_source"}),
     "model": frozenset({"path"}),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS_FOLDER = "partial"
 TENSORS_FILE, STATE_FILE = "tensors.safetensors", "state.json"
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2
 
 
 class StageCheckpoints:

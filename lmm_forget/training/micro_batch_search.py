@@ -1,4 +1,6 @@
-"""`hardware.micro_batch_size=auto`: the largest micro-batch that fits, found by trying the longest samples there are."""
+"""`hardware.micro_batch_size=auto`: the largest micro-batch that fits, found by trying the longest samples
+there are.
+"""
 
 from __future__ import annotations
 

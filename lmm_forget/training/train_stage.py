@@ -91,8 +91,8 @@ def train_stage(
 
     `training.max_steps` optimizer steps over as many epochs as they take, else `training.epochs` epochs.
     Everything random is seeded from (`seed`, `task`), so nothing depends on what ran before. A
-    `hardware.micro_batch_size` above a rank's share of the global batch counts as that share. `phase` is the name shown to
-    people (default: "teach <task>"). With `resume` a saved state is taken up where there is one (with its
+    `hardware.micro_batch_size` above a rank's share of the global batch counts as that share. `phase` is the name
+    shown to people (default: "train <task>"). With `resume` a saved state is taken up where there is one (with its
     micro-batch if that is the smaller one), and states are saved on the way. The model stays on its device, in eval
     mode and with its masters:
     `method.finish` comes next.
@@ -161,7 +161,7 @@ def train_stage(
         return data_loader if remaining_indices else None
 
     progress.start_phase(
-        (phase_name or f"teach {task}") + (f" from step {steps_done}" if steps_done else ""), steps, "step"
+        (phase_name or f"train {task}") + (f" from step {steps_done}" if steps_done else ""), steps, "step"
     )
     if steps_done:
         progress.advance(steps_done)

@@ -156,7 +156,10 @@ def test_a_window_does_not_change_answers(onevision: LMM, monkeypatch: pytest.Mo
     task = Questions(9)
     whole = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 2})
     monkeypatch.setattr("lmm_forget.evaluation.task_evaluation.SORT_WINDOW_BATCHES", 1)
-    assert flips(whole, evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 2})).unexplained == ()
+    assert (
+        flips(whole, evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 2})).unexplained
+        == ()
+    )
 
 
 def test_limits_nest_and_keep_order() -> None:

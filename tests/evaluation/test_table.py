@@ -28,7 +28,7 @@ ANSWERS = st.builds(
     compat=st.none() | SCORE,
     group=st.none() | TEXT,
     tokens=st.integers(0, 2**31 - 1),
-    gap=st.floats(0, 100),
+    logit_margin=st.floats(0, 100),
 )
 ONE = Answer("t", "s", "i", "?", ("a",), "a", 1.0, None, None, None, 2, 0.5)
 
@@ -42,11 +42,11 @@ def test_a_table_holds_the_same_answers(answers: list[Answer]) -> None:
 
 
 def test_flips_excuse_near_ties_only() -> None:
-    first = [replace(ONE, sample_id=str(i), gap=gap) for i, gap in enumerate([0.5, 1e-4, 0.5, 0.5])]
+    first = [replace(ONE, sample_id=str(i), logit_margin=gap) for i, gap in enumerate([0.5, 1e-4, 0.5, 0.5])]
     second = [
         first[0],
         replace(first[1], text="b"),
-        replace(first[2], text="b", gap=1e-4),
+        replace(first[2], text="b", logit_margin=1e-4),
         replace(first[3], text="b"),
     ]
     found = flips(first, second)

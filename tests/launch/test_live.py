@@ -62,7 +62,7 @@ def test_the_table_can_be_read_at_80_columns(tmp_path: Path, monkeypatch: pytest
     stream = Terminal()
     job = running(
         tmp_path / "mlp_gateup-learning_rate=0.0003-order=17-seed3",
-        phase="stage 3 of 5: ask everything",
+        phase="stage 3 of 5: evaluate",
         done=1200,
         total=2600,
         unit="question",

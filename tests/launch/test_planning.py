@@ -51,7 +51,7 @@ def test_all_orders_of_four_skills_are_sixty_four_stages_per_recipe(tmp_path: Pa
     assert plan.format_plan_line().startswith(
         "plan: 48 jobs, 128 stages (192 if nothing were shared): 0 in the store, 128 to"
     )
-    assert "129 models to ask (1 base among them)" in plan.format_plan_line()
+    assert "129 models to evaluate (1 base among them)" in plan.format_plan_line()
     assert plan.format_recipe_lines() == [
         "  llm: 64 stages, 0 in the store, 64 to train",
         "  sa_proj: 64 stages, 0 in the store, 64 to train",

@@ -24,7 +24,7 @@ class Mishap(Plain):
     def __init__(self, how: str = "none") -> None:
         self.how, self.calls = how, 0
 
-    def prepare(self, *args: Any, **named: Any) -> None:
+    def start_stage(self, *args: Any, **named: Any) -> None:
         """As Plain's, or the mishap."""
         if self.how == "before" and os.environ["RANK"] == "0":
             raise RuntimeError("it failed before the first step")

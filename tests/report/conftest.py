@@ -72,7 +72,7 @@ def make_results(
         },
     }
     return {
-        "schema": 1,
+        "schema": 2,
         "job": {"name": "demo", "job": name, "hash": hash_json(config)},
         "config": config,
         "plan": {
@@ -119,7 +119,7 @@ def make_results(
     }
 
 
-def write_answers(rows: list[dict[str, Any]], folder: Path, version: bytes = b"1") -> None:
+def write_answers(rows: list[dict[str, Any]], folder: Path, version: bytes = b"2") -> None:
     """answers.parquet as a job leaves it."""
     schema = pa.schema(
         [

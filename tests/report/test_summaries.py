@@ -123,11 +123,11 @@ def test_one_job_folder_can_be_summarized(make: Make, put: Put) -> None:
         ("{", "cannot be read as JSON"),
         (
             '{"schema": 2, "versions": {"lmm_forget": "9.1"}}',
-            "written by lmm-forget 9.1), this version reads schema 1; a",
+            "written by lmm-forget 9.1), this version reads schema 2; a",
         ),
-        ('{"schema": 0}', "schema 0, this version reads schema 1; delete it and run the job again"),
+        ('{"schema": 0}', "schema 0, this version reads schema 2; delete it and run the job again"),
         ("[]", "schema None"),
-        ('{"schema": 1, "job": {}, "config": {}, "plan": {}, "base": {}}', "has no stages, figures"),
+        ('{"schema": 2, "job": {}, "config": {}, "plan": {}, "base": {}}', "has no stages, figures"),
     ],
 )
 def test_unusable_results_are_named_and_the_rest_goes_on(make: Make, put: Put, text: str, words: str) -> None:
@@ -170,7 +170,9 @@ def test_one_configuration_in_two_folders_counts_once(make: Make, put: Put) -> N
 def test_jobs_that_were_asked_different_questions_are_said(make: Make, put: Put) -> None:
     for recipe, fingerprint in (("llm", "f00d"), ("sa_proj", "beef")):
         asked = {"evaluated": {"split": "test", "samples": 40, "fingerprint": fingerprint}}
-        results = make(recipe) | {"data": {"tiny_ai2d": asked, "tiny_docvqa": asked | {"evaluated": {"fingerprint": "x"}}}}
+        results = make(recipe) | {
+            "data": {"tiny_ai2d": asked, "tiny_docvqa": asked | {"evaluated": {"fingerprint": "x"}}}
+        }
         for row in results["answers"]:
             row["sample_id"] = f"{recipe}-{row['sample_id']}"
         root = put(results=results)

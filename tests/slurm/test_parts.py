@@ -218,13 +218,13 @@ def test_status_of_a_sweep_that_never_saw_slurm(
     assert "1 waiting, 1 done, 1 failed, 1 lost" in shown and "multirun/x/bad/job.log" in shown
 
     now = datetime.now(UTC).isoformat()
-    busy = {"phase": "stage 2 of 5: teach x", "done": 7, "total": 150, "unit": "step", "rate": 3.6}
+    busy = {"phase": "stage 2 of 5: train x", "done": 7, "total": 150, "unit": "step", "rate": 3.6}
     make(sweep, "tiny_qwen2_5_vl-mlp_gateup", state="running", updated=now, **busy)
     monkeypatch.setenv("COLUMNS", "80")
     status.main(["multirun/x"])
     shown = capsys.readouterr().out
     assert "tiny_qwen2_5_vl-mlp_gateup" in shown  # a name that people look for is not broken
-    assert "7/150 steps, 3.6/s" in " ".join(shown.replace("stage 2 of 5: teach x,", "").split())
+    assert "7/150 steps, 3.6/s" in " ".join(shown.replace("stage 2 of 5: train x,", "").split())
 
     make(sweep, "queued", SlurmJobRecord("s", "9_1"))
     monkeypatch.setattr(squeue, "query_jobs", lambda ids: {"9_1": squeue.SlurmJobInfo("9_1", "PENDING", "Priority")})

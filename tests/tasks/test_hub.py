@@ -29,7 +29,8 @@ def tried(name, **changes):
         part = task.validate_split("test")
         first = part[0]
         return {"n": len(part), "question": first.question, "pixels": list(first.images[0].getpixel((0, 0))),
-                "streamed": part.table.is_streamed, "from": task.get_provenance(), "print": task.fingerprint_split("test")}
+                "streamed": part.table.is_streamed, "from": task.get_provenance(), "print":
+                task.fingerprint_split("test")}
     except DataError as error:
         return str(error)
 

@@ -91,14 +91,16 @@ def test_dropped_samples_micro_batch_and_phase_are_reported():
         def advance(self, done, **info):
             self.steps.append((done, sorted(info)))
 
-    _, _, result, _ = teach(items=samples(11), hardware={"micro_batch_size": 2}, progress=Ears(), phase_name="stage 1/5 teach x")
+    _, _, result, _ = teach(
+        items=samples(11), hardware={"micro_batch_size": 2}, progress=Ears(), phase_name="stage 1/5 train x"
+    )
     assert (result.num_steps, result.num_samples, result.dropped_per_epoch, result.micro_batch_size) == (
         2,
         8,
         3,
         2,
     )
-    assert Ears.phases == [("stage 1/5 teach x", 2, "step")]
+    assert Ears.phases == [("stage 1/5 train x", 2, "step")]
     assert Ears.steps == [(1, ["loss", "samples_per_s"])] * 2
 
 

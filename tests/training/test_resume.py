@@ -128,7 +128,11 @@ def test_a_kill_after_the_last_save_needs_no_step(tmp_path: Path, uninterrupted:
     with asking_after(9), pytest.raises(StopRequested):
         run(partial, every=1000)
     hashes, fitted = run(partial)
-    assert fitted.resumed_from_step == 9 and hashes == uninterrupted[0] and fitted.step_losses == uninterrupted[1].step_losses
+    assert (
+        fitted.resumed_from_step == 9
+        and hashes == uninterrupted[0]
+        and fitted.step_losses == uninterrupted[1].step_losses
+    )
 
 
 class asking_after:

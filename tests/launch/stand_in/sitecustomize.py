@@ -85,7 +85,7 @@ def work(config, job_dir, progress, ranks):
         "loss": 1.0,
     }
     return {
-        "schema": 1,
+        "schema": 2,
         "job": {"name": Path(job_dir).name},
         "config": config,
         "plan": {

@@ -63,7 +63,7 @@ def run(config, job_dir, progress, ranks):
     }
     counts = {"trainable": 1, "frozen": 2, "unused": 0}
     return {
-        "schema": 1,
+        "schema": 2,
         "job": {"name": folder.name},
         "config": config,
         "plan": {"recipe": config["recipe"]["name"], "counts": counts, "trainable": 1},
