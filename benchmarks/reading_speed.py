@@ -60,7 +60,7 @@ def measure(path: Path, streaming: bool, workers: int) -> None:
     from lmm_forget.models.loading import load_model
     from lmm_forget.store import CachedResponse
     from lmm_forget.tasks.hub import HubTask
-    from lmm_forget.tasks.scoring.exact import ExactMatch
+    from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 
     torch.set_num_threads(1)
     lmm = load_model(resolve_config(compose_config(["experiment=smoke"]))["model"])
@@ -71,7 +71,7 @@ def measure(path: Path, streaming: bool, workers: int) -> None:
         splits={"test": "test"},
         fields={"question": "question", "answer": "answer", "image": "image"},
         streaming=streaming,
-        scorer=ExactMatch(),
+        scorer=ExactMatchScorer(),
         max_new_tokens=4,
     )
     samples = task.load_samples("test")

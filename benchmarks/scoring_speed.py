@@ -13,14 +13,14 @@ import random
 import time
 from collections.abc import Callable
 
-from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrText
-from lmm_forget.tasks.scoring.clock import ClockTime
-from lmm_forget.tasks.scoring.letters import OptionLetter
-from lmm_forget.tasks.scoring.numbers import WholeNumber
+from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrTextScorer
+from lmm_forget.tasks.scoring.clock import ClockTimeScorer
+from lmm_forget.tasks.scoring.letters import OptionLetterScorer
+from lmm_forget.tasks.scoring.numbers import WholeNumberScorer
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.text_match import ANLS, ContainsText, RelaxedAccuracy
-from lmm_forget.tasks.scoring.vqa import VQAAccuracy
-from lmm_forget.tasks.scoring.yes_no_or_open import ClosedOpen
+from lmm_forget.tasks.scoring.text_match import ANLSScorer, ContainsTextScorer, RelaxedAccuracyScorer
+from lmm_forget.tasks.scoring.vqa import VQAAccuracyScorer
+from lmm_forget.tasks.scoring.yes_no_or_open import YesNoOrOpenScorer
 from lmm_forget.tasks.task import Sample
 
 SYLLABLES = ("ba", "ren", "to", "mi", "lus", "cor", "vax", "ple", "sen", "dy")
@@ -73,23 +73,23 @@ def number(chance: random.Random) -> Made:
     return (str(chance.randrange(20)),), None
 
 
-CLOCK = ClockTime(tolerance_minutes=1, compat="paper.clock")
+CLOCK = ClockTimeScorer(tolerance_minutes=1, compat="paper.clock")
 TASKS: dict[str, tuple[AnswerScorer, Callable[[random.Random], Made]]] = {
-    "cub200": (OptionLetter(compat="paper.cub200"), letter(26)),
-    "pixmocount": (WholeNumber(compat="paper.pixmocount"), count),
-    "pathvqa": (ClosedOpen(compat="paper.pathvqa_exact_match"), texts),
-    "textvqa": (VQAAccuracy(compat="paper.textvqa"), annotators),
+    "cub200": (OptionLetterScorer(compat="paper.cub200"), letter(26)),
+    "pixmocount": (WholeNumberScorer(compat="paper.pixmocount"), count),
+    "pathvqa": (YesNoOrOpenScorer(compat="paper.pathvqa_exact_match"), texts),
+    "textvqa": (VQAAccuracyScorer(compat="paper.textvqa"), annotators),
     "timeclock": (CLOCK, dial),
-    "ai2d": (OptionLetter(compat="paper.ai2d"), letter(4)),
-    "chartqa": (RelaxedAccuracy(compat="paper.chartqa"), figure),
-    "docvqa": (ANLS(compat="paper.docvqa"), texts),
-    "infovqa": (ANLS(compat="paper.infovqa"), texts),
-    "realworldqa": (ChoiceOrText(compat="paper.realworldqa"), letter(4)),
-    "seedbench": (OptionLetter(compat="paper.seedbench"), letter(4)),
-    "scienceqa": (OptionLetter(compat="paper.scienceqa"), letter(4)),
-    "mmstar": (OptionLetter(compat="paper.mmstar"), letter(4)),
-    "ocrbench": (ContainsText(compat="paper.ocrbench"), texts),
-    "countbench": (WholeNumber(compat="paper.countbench"), number),
+    "ai2d": (OptionLetterScorer(compat="paper.ai2d"), letter(4)),
+    "chartqa": (RelaxedAccuracyScorer(compat="paper.chartqa"), figure),
+    "docvqa": (ANLSScorer(compat="paper.docvqa"), texts),
+    "infovqa": (ANLSScorer(compat="paper.infovqa"), texts),
+    "realworldqa": (ChoiceOrTextScorer(compat="paper.realworldqa"), letter(4)),
+    "seedbench": (OptionLetterScorer(compat="paper.seedbench"), letter(4)),
+    "scienceqa": (OptionLetterScorer(compat="paper.scienceqa"), letter(4)),
+    "mmstar": (OptionLetterScorer(compat="paper.mmstar"), letter(4)),
+    "ocrbench": (ContainsTextScorer(compat="paper.ocrbench"), texts),
+    "countbench": (WholeNumberScorer(compat="paper.countbench"), number),
     "cococlock": (CLOCK, dial),
     "openimgclock": (CLOCK, dial),
 }

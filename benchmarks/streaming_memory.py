@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lmm_forget.tasks.hub import HubTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 
 SIDE, ROWS_PER_GROUP, DIFFERENT = 96, 500, 250
 
@@ -78,7 +78,7 @@ def one_pass(path: Path, streaming: bool) -> tuple[list[float], float]:
         splits={"test": "test"},
         fields={"question": "question", "answer": "answer", "image": "image"},
         streaming=streaming,
-        scorer=ExactMatch(),
+        scorer=ExactMatchScorer(),
         max_new_tokens=4,
     )
     samples = task.load_samples("test")

@@ -25,7 +25,7 @@ _target_: lmm_forget.tasks.jsonl.JsonlTask
 role: target
 path: data.jsonl
 max_new_tokens: 8
-scorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatch}
+scorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatchScorer}
 """
 
 

@@ -28,7 +28,7 @@ name: easy_vqa
 role: target
 path: {{train: {train}, test: {test}}}
 max_new_tokens: 8
-scorer: {{_target_: lmm_forget.tasks.scoring.exact.ExactMatch}}
+scorer: {{_target_: lmm_forget.tasks.scoring.exact.ExactMatchScorer}}
 """
 
 

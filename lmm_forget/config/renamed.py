@@ -28,14 +28,25 @@ RENAMED_KEYS = {
 """Configuration keys: old -> new."""
 RENAMED_TARGETS = {
     "lmm_forget.tasks.clocks.ClockTask": "lmm_forget.tasks.clock_task.ClockTask",
+    "lmm_forget.tasks.cub200.CUB200": "lmm_forget.tasks.cub200.CUB200Task",
+    "lmm_forget.tasks.multiple_choice.ListedChoices": "lmm_forget.tasks.multiple_choice.ListedChoicesTask",
+    "lmm_forget.tasks.multiple_choice.MultipleChoice": "lmm_forget.tasks.multiple_choice.MultipleChoiceTask",
+    "lmm_forget.tasks.pixmocount.PixmoCount": "lmm_forget.tasks.pixmocount.PixmoCountTask",
     "lmm_forget.tasks.published.HubTask": "lmm_forget.tasks.hub.HubTask",
-    "lmm_forget.tasks.table.TableTask": "lmm_forget.tasks.csv_table.TableTask",
+    "lmm_forget.tasks.table.TableTask": "lmm_forget.tasks.csv_table.CsvTask",
+    "lmm_forget.tasks.textvqa.TextVQA": "lmm_forget.tasks.textvqa.TextVQATask",
     "lmm_forget.tasks.tiny.TinyTask": "lmm_forget.tasks.tiny_task.TinyTask",
-    "lmm_forget.tasks.scoring.closed_open.ClosedOpen": "lmm_forget.tasks.scoring.yes_no_or_open.ClosedOpen",
-    "lmm_forget.tasks.scoring.mixed.ChoiceOrText": "lmm_forget.tasks.scoring.choice_or_text.ChoiceOrText",
-    "lmm_forget.tasks.scoring.text.ANLS": "lmm_forget.tasks.scoring.text_match.ANLS",
-    "lmm_forget.tasks.scoring.text.ContainsText": "lmm_forget.tasks.scoring.text_match.ContainsText",
-    "lmm_forget.tasks.scoring.text.RelaxedAccuracy": "lmm_forget.tasks.scoring.text_match.RelaxedAccuracy",
+    "lmm_forget.tasks.scoring.clock.ClockTime": "lmm_forget.tasks.scoring.clock.ClockTimeScorer",
+    "lmm_forget.tasks.scoring.closed_open.ClosedOpen": "lmm_forget.tasks.scoring.yes_no_or_open.YesNoOrOpenScorer",
+    "lmm_forget.tasks.scoring.exact.ExactMatch": "lmm_forget.tasks.scoring.exact.ExactMatchScorer",
+    "lmm_forget.tasks.scoring.exact.YesNo": "lmm_forget.tasks.scoring.exact.YesNoScorer",
+    "lmm_forget.tasks.scoring.letters.OptionLetter": "lmm_forget.tasks.scoring.letters.OptionLetterScorer",
+    "lmm_forget.tasks.scoring.mixed.ChoiceOrText": "lmm_forget.tasks.scoring.choice_or_text.ChoiceOrTextScorer",
+    "lmm_forget.tasks.scoring.numbers.WholeNumber": "lmm_forget.tasks.scoring.numbers.WholeNumberScorer",
+    "lmm_forget.tasks.scoring.text.ANLS": "lmm_forget.tasks.scoring.text_match.ANLSScorer",
+    "lmm_forget.tasks.scoring.text.ContainsText": "lmm_forget.tasks.scoring.text_match.ContainsTextScorer",
+    "lmm_forget.tasks.scoring.text.RelaxedAccuracy": "lmm_forget.tasks.scoring.text_match.RelaxedAccuracyScorer",
+    "lmm_forget.tasks.scoring.vqa.VQAAccuracy": "lmm_forget.tasks.scoring.vqa.VQAAccuracyScorer",
 }
 """Classes that YAMLs name: old -> new."""
 

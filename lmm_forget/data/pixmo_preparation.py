@@ -13,7 +13,7 @@ from typing import Any
 from lmm_forget.data.downloads import DownloadRequest, DownloadResult, download_images
 from lmm_forget.errors import ConfigError, DataError, shorten_value
 from lmm_forget.tasks.pixmo_folder import REPORT_FILE, write_prepared_rows
-from lmm_forget.tasks.pixmocount import PixmoCount
+from lmm_forget.tasks.pixmocount import PixmoCountTask
 from lmm_forget.tasks.task import Task
 
 SPLITS = ("train", "validation")
@@ -43,7 +43,7 @@ def prepare_task_images(
     of each split. Raises ConfigError for a task that needs no preparing and for an `out` that cannot be a folder
     (before the network is asked), DataError for rows that cannot be used.
     """
-    if not isinstance(task, PixmoCount):
+    if not isinstance(task, PixmoCountTask):
         raise ConfigError(f"task {task.name} needs no preparing; pixmocount does")
     _check_output_dir(output_dir)
     rows = _load_rows(task, source, max_rows_per_split)
@@ -119,7 +119,7 @@ def _check_output_dir(output_dir: Path) -> None:
         raise ConfigError(f"out={shorten_value(output_dir, 200)} cannot be used: {problem}; name another folder")
 
 
-def _load_rows(task: PixmoCount, source: str | None, max_rows_per_split: int | None) -> list[dict[str, Any]]:
+def _load_rows(task: PixmoCountTask, source: str | None, max_rows_per_split: int | None) -> list[dict[str, Any]]:
     """The published rows with their split and number. DataError for one that cannot be used."""
     rows = []
     for split in SPLITS:

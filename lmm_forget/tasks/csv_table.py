@@ -17,7 +17,7 @@ CELL_SEPARATOR = "|"
 """Between several answers, images or choices in one cell."""
 
 
-class TableTask(JsonlTask):
+class CsvTask(JsonlTask):
     """Questions from a CSV or TSV whose columns are {image | images, question, answer | answers} and more.
 
     `fields` maps these names (`rows.KEYS`) to the columns that hold them (`{question: prompt}`); a column that is not

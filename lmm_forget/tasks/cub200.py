@@ -39,7 +39,7 @@ class BirdPhoto:
     is_train: bool
 
 
-class CUB200(HubTask):
+class CUB200Task(HubTask):
     """Test from the published 26-option questions; training from the archive's official train split.
 
     `train_path` is the extracted folder `CUB_200_2011`. Each training photo gets one of ten prompts, 25 other

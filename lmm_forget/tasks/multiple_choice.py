@@ -7,7 +7,7 @@ from lmm_forget.tasks.lettered_choices import append_choices, parse_choice_lette
 from lmm_forget.tasks.row_reader import RowReader
 
 
-class MultipleChoice(HubTask):
+class MultipleChoiceTask(HubTask):
     """Options listed under the question; the reference is a letter, published as a letter or a position from 0.
 
     A `hint` that is not blank stands before the question as `Context: …` (ScienceQA).
@@ -25,7 +25,7 @@ class MultipleChoice(HubTask):
         return ParsedRow(append_choices(question, choices), (answer,), choices, self.read_meta(reader))
 
 
-class ListedChoices(HubTask):
+class ListedChoicesTask(HubTask):
     """Questions that are published with their options listed in them (RealWorldQA); answers may be text too."""
 
     def parse_row(self, reader: RowReader, split: str) -> ParsedRow:

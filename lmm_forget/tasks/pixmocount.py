@@ -26,7 +26,7 @@ def format_count_sentence(label: str, count: int) -> str:
     return f"There {'is' if count == 1 else 'are'} {count} {label} in this image."
 
 
-class PixmoCount(HubTask):
+class PixmoCountTask(HubTask):
     """Test from the published test set; training from `train_path`, a folder that `data prepare` filled.
 
     The reference is the count; what is taught is the sentence `There are 7 dogs in this image.` `train_hub` and

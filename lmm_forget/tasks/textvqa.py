@@ -8,7 +8,7 @@ from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.task import Sample
 
 
-class TextVQA(HubTask):
+class TextVQATask(HubTask):
     """All ten answers are references (duplicates count in VQA accuracy); training teaches the most common one."""
 
     required_fields = ("question", "answers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.task import Sample, Task, hash_json_parts
 from tests.models.tiny import picture
 
@@ -31,7 +31,7 @@ class Questions(Task):
             name=name,
             role="held_out",
             max_new_tokens=max_new_tokens,
-            scorer=ExactMatch(),
+            scorer=ExactMatchScorer(),
             eval_suffix="\nAnswer!",
             macro=macro,
         )

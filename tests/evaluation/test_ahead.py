@@ -21,7 +21,7 @@ from lmm_forget.models.loading import LMM
 from lmm_forget.progress import NullProgress
 from lmm_forget.store import CachedResponse, Store
 from lmm_forget.tasks.hub import HubTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.task import Sample, Task
 from tests.evaluation.questions import Questions, sample
 from tests.models.tiny import tiny_lmm
@@ -47,7 +47,7 @@ def published(folder: Path, *, streaming: bool, n: int = 23, bad: int | None = N
         splits={"test": "test"},
         fields={"question": "q", "answer": "a", "image": "pic"},
         streaming=streaming,
-        scorer=ExactMatch(),
+        scorer=ExactMatchScorer(),
         max_new_tokens=2,
     )
 

@@ -20,7 +20,7 @@ from lmm_forget.experiment.job import main as job_main
 from lmm_forget.models.loading import LMM, load_model
 from lmm_forget.models.model_source import find_packaged_model
 from lmm_forget.tasks.jsonl import JsonlTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
@@ -69,7 +69,7 @@ def task_yaml(folder: Path, data: Path | str, name: str = "mine", **more: Any) -
         "role": "target",
         "path": str(data),
         "max_new_tokens": 8,
-        "scorer": {"_target_": "lmm_forget.tasks.scoring.exact.ExactMatch"},
+        "scorer": {"_target_": "lmm_forget.tasks.scoring.exact.ExactMatchScorer"},
         **more,
     }
     path = folder / "conf" / "task" / f"{name}.yaml"
@@ -141,7 +141,7 @@ def tiny(path: Path | str = "package:tiny_onevision", **spec: Any) -> LMM:
 
 def benchmark(data: Path, **more: Any) -> JsonlTask:
     """The questions of a JSONL file as a held-out benchmark."""
-    options = {"name": "mine", "role": "held_out", "max_new_tokens": 8, "scorer": ExactMatch(), **more}
+    options = {"name": "mine", "role": "held_out", "max_new_tokens": 8, "scorer": ExactMatchScorer(), **more}
     return JsonlTask(path=str(data), **options)
 
 

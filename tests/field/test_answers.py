@@ -14,7 +14,7 @@ from lmm_forget.errors import DataError, LmmForgetError
 from lmm_forget.evaluation.task_evaluation import evaluate_task, limit_samples
 from lmm_forget.models.loading import LMM
 from lmm_forget.tasks.jsonl import JsonlTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from tests.field.inputs import benchmark, job, read_rows, results, said, tiny, write_rows
 
 
@@ -110,7 +110,7 @@ def test_nothing_is_cut_to_fit(own_home: Path) -> None:
     Right: a sample that does not fit the model's context ends the run by its id, or is left out and counted.
     """
     taught = JsonlTask(
-        name="mine", role="target", path=str(own_home / "data.jsonl"), scorer=ExactMatch(), max_new_tokens=8
+        name="mine", role="target", path=str(own_home / "data.jsonl"), scorer=ExactMatchScorer(), max_new_tokens=8
     )
     odd = taught.load_samples("train")[0].id
     rows = read_rows(own_home / "data.jsonl")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.tasks.hub import HubTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from tests.field.inputs import (
     QUICK,
     answers,
@@ -194,7 +194,7 @@ def hub(path: Path) -> HubTask:
         splits={"test": "test"},
         fields=fields,
         max_new_tokens=4,
-        scorer=ExactMatch(),
+        scorer=ExactMatchScorer(),
     )
 
 

@@ -15,16 +15,16 @@ import pytest
 from PIL import Image
 
 from lmm_forget.errors import DataError
-from lmm_forget.tasks.csv_table import TableTask
+from lmm_forget.tasks.csv_table import CsvTask
 from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.images import read_image
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.task import Task
 from tests.field.inputs import COLOURS, squares, write_rows
 
-COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatch(), "max_new_tokens": 4}
+COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatchScorer(), "max_new_tokens": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_words_that_spreadsheets_take_for_nothing(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
         writer.writerows([["a.png", "How many?", word, "|".join(words)] for word in words])
     for sample, word in zip(
-        TableTask(path=str(tmp_path / "data.csv"), **COMMON).load_samples("test"), words, strict=True
+        CsvTask(path=str(tmp_path / "data.csv"), **COMMON).load_samples("test"), words, strict=True
     ):
         assert sample.answers == (word,) and sample.choices == tuple(words)
         assert "A. None" in sample.question and "H. 1.50" in sample.question
@@ -191,7 +191,7 @@ def readers(folder: Path, ids: list[str], answers: list[str]) -> dict[str, Task]
     return {
         "jsonl": JsonlTask(path=str(folder / "data.jsonl"), **COMMON),
         "llava": LlavaTask(path=str(folder / "data.json"), **COMMON),
-        "csv": TableTask(path=str(folder / "data.csv"), **COMMON),
+        "csv": CsvTask(path=str(folder / "data.csv"), **COMMON),
         "hub": hub(folder / "data.parquet", fields={"id": "id"}),
     }
 

@@ -17,7 +17,7 @@ from lmm_forget.evaluation.task_evaluation import encode_question_batch, evaluat
 from lmm_forget.evaluation.token_lengths import TokenCounter, check_lengths
 from lmm_forget.models.loading import LMM
 from lmm_forget.probes.forward_passes import PromptSet, run_forced_pass
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.task import Sample, Task, hash_json_parts
 from lmm_forget.training.micro_batch_search import select_longest_items
 from lmm_forget.training.micro_batches import MicroBatchDataset, MicroBatchIndices
@@ -58,7 +58,9 @@ class Questions(Task):
     """A few questions about one picture each."""
 
     def __init__(self, *samples: Sample) -> None:
-        super().__init__(name="mine", role="target", max_new_tokens=2, scorer=ExactMatch(), eval_suffix=" Say it.")
+        super().__init__(
+            name="mine", role="target", max_new_tokens=2, scorer=ExactMatchScorer(), eval_suffix=" Say it."
+        )
         self.given = list(samples)
 
     def load_samples(self, split: str) -> Sequence[Sample]:

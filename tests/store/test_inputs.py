@@ -25,10 +25,10 @@ from lmm_forget.store.keys import compute_response_cache_key, compute_stage_key
 from tests.store.test_keys import CONFIG, REST
 
 SCORER = """
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from my_words import LIMIT  # a number does not tell where it came from
 
-class MyScorer(ExactMatch):
+class MyScorer(ExactMatchScorer):
     def tolerant(self, answer, sample):
         from my_late import FACTOR
         return super().tolerant(answer, sample) * FACTOR
@@ -133,7 +133,7 @@ def test_one_change_of_what_is_read_is_seen_and_named(what: str, folder: Path, m
 
 
 def test_the_same_files_elsewhere_are_the_same(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    scorer = "lmm_forget.tasks.scoring.exact.ExactMatch"
+    scorer = "lmm_forget.tasks.scoring.exact.ExactMatchScorer"
     before, _ = InputFingerprinter().compute_fingerprints(config(folder, scorer))
     there = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(folder, there)
@@ -142,7 +142,7 @@ def test_the_same_files_elsewhere_are_the_same(folder: Path, tmp_path_factory: p
 
 
 def test_what_cannot_be_read_any_more_is_told_and_is_no_change(folder: Path) -> None:
-    here = config(folder, "lmm_forget.tasks.scoring.exact.ExactMatch")
+    here = config(folder, "lmm_forget.tasks.scoring.exact.ExactMatchScorer")
     before, _ = InputFingerprinter().compute_fingerprints(here)
     (folder / "train.jsonl").unlink()
     now, unreadable = InputFingerprinter().compute_fingerprints(here)

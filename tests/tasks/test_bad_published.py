@@ -13,7 +13,7 @@ from datasets import Dataset, Features
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.hub import HubTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.task import Task
 from tests.tasks import published
 
@@ -160,7 +160,7 @@ def test_a_hub_data_set_of_ones_own_needs_only_its_columns(tmp_path: Path) -> No
         fields={"question": "q", "answer": "a", "image": "pic"},
         meta=["kind"],
         validation_fraction=0.3,
-        scorer=ExactMatch(),
+        scorer=ExactMatchScorer(),
         max_new_tokens=4,
     )
     sample = task.validate_split("test")[7]

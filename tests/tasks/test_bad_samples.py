@@ -15,17 +15,17 @@ from lmm_forget.data.inspection import inspect_splits
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.evaluation.evaluate import EvalSet
 from lmm_forget.tasks.clock_task import ClockTask
-from lmm_forget.tasks.csv_table import TableTask
+from lmm_forget.tasks.csv_table import CsvTask
 from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.subset import SubsetTask
 from lmm_forget.tasks.task import Task
 from tests.tasks.published import clocks, png, stored
 from tests.tasks.published import write as published
 
-COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatch(), "max_new_tokens": 4}
+COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatchScorer(), "max_new_tokens": 4}
 N, ODD = 6, (2, 4)
 """Rows of every file, and those that are spoilt."""
 Spoil = Callable[[dict[str, Any]], Any]
@@ -71,7 +71,7 @@ def table(folder: Path, given: list[Any], **options: Any) -> Task:
         writer = csv.writer(file)
         writer.writerow(keys)
         writer.writerows([row.get(key, "") for key in keys] if isinstance(row, dict) else ["one cell"] for row in given)
-    return TableTask(path=str(folder / "data.csv"), **{**COMMON, **options})
+    return CsvTask(path=str(folder / "data.csv"), **{**COMMON, **options})
 
 
 def hub(folder: Path, given: list[Any], **options: Any) -> Task:
@@ -229,7 +229,7 @@ def test_a_training_file_of_a_published_task_follows_the_policy(tmp_path: Path) 
         splits={"test": "train"},
         fields={"question": "question", "answer": "answer", "image": "image"},
         train_path=str(file),
-        scorer=ExactMatch(),
+        scorer=ExactMatchScorer(),
         max_new_tokens=8,
     )
     with pytest.raises(

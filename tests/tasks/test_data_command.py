@@ -74,7 +74,7 @@ def test_problems_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
         "role": "target",
         "path": str(tmp_path / "mine.jsonl"),
         "max_new_tokens": 4,
-        "scorer": {"_target_": "lmm_forget.tasks.scoring.numbers.WholeNumber"},
+        "scorer": {"_target_": "lmm_forget.tasks.scoring.numbers.WholeNumberScorer"},
     }
     (folder / "mine.yaml").write_text("# Mine.\n" + yaml.safe_dump(node))
     code, report = checked(capsys, "task=mine", "--config-dir", str(tmp_path / "conf"), "sheet=none")
@@ -84,7 +84,7 @@ def test_problems_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["duplicates"]["train/test"]["same_pixels"] == 1
     assert ["0", "same"] in report["duplicates"]["train/test"]["first"]
     assert ["s", "near"] in report["duplicates"]["train/test"]["first"], "resized and re-encoded"
-    assert report["splits"]["test"]["unscored"]["count"] == 2, "WholeNumber reads neither 'B.' nor '03:45'"
+    assert report["splits"]["test"]["unscored"]["count"] == 2, "WholeNumberScorer reads neither 'B.' nor '03:45'"
     assert report["splits"]["test"]["answers"]["formats"] == {"letter": 1, "time": 1}
     assert report["problems"] == 4 and "no validation samples" in report["absent"]["validation"]
     assert main(["check", "task=mine", "--config-dir", str(tmp_path / "conf"), "sheet=none"]) == 1
@@ -101,8 +101,8 @@ def test_samples_longer_than_the_context_are_counted(tmp_path: Path, capsys: pyt
     folder = tmp_path / "conf" / "task"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(
-        f"# Mine.\n_target_: lmm_forget.tasks.csv_table.TableTask\nrole: held_out\npath: {tmp_path / 'data.csv'}\n"
-        "max_new_tokens: 4\nscorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatch}\n"
+        f"# Mine.\n_target_: lmm_forget.tasks.csv_table.CsvTask\nrole: held_out\npath: {tmp_path / 'data.csv'}\n"
+        "max_new_tokens: 4\nscorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatchScorer}\n"
     )
     arguments = ["task=mine", "--config-dir", str(tmp_path / "conf"), "sheet=none", "model=tiny_onevision"]
     code, report = checked(capsys, *arguments)

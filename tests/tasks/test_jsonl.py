@@ -20,9 +20,9 @@ from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.file_rows import FileRow
 from lmm_forget.tasks.image_clusters import cluster_rows, divide_rows
 from lmm_forget.tasks.jsonl import JsonlTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
-from lmm_forget.tasks.scoring.letters import OptionLetter
-from lmm_forget.tasks.scoring.vqa import VQAAccuracy
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
+from lmm_forget.tasks.scoring.letters import OptionLetterScorer
+from lmm_forget.tasks.scoring.vqa import VQAAccuracyScorer
 from lmm_forget.tasks.task import SPLITS
 
 GOOD = {"id": "a", "image": "a.png", "question": "What color?", "answer": "red"}
@@ -43,7 +43,7 @@ def write(folder: Path, rows: Sequence[Any], name: str = "data.jsonl", images: b
 
 
 def task(path: Any, **options: Any) -> JsonlTask:
-    given = {"name": "mine", "role": "target", "scorer": ExactMatch(), "max_new_tokens": 4, **options}
+    given = {"name": "mine", "role": "target", "scorer": ExactMatchScorer(), "max_new_tokens": 4, **options}
     return JsonlTask(path=path if isinstance(path, dict) else str(path), **given)
 
 
@@ -59,7 +59,7 @@ def test_a_few_lines_of_yaml_make_the_task(tmp_path: Path) -> None:
         "role": "target",
         "path": str(path),
         "max_new_tokens": 8,
-        "scorer": {"_target_": "lmm_forget.tasks.scoring.exact.ExactMatch"},
+        "scorer": {"_target_": "lmm_forget.tasks.scoring.exact.ExactMatchScorer"},
     }
     made = instantiate(node)
     train = made.load_samples("train")
@@ -81,12 +81,12 @@ def test_all_fields(tmp_path: Path) -> None:
         "category": "color",
     }
     path = write(tmp_path, [row])
-    sample = task(path, role="held_out", scorer=OptionLetter(), macro="category").load_samples("test")[0]
+    sample = task(path, role="held_out", scorer=OptionLetterScorer(), macro="category").load_samples("test")[0]
     assert (sample.id, sample.image_id, sample.answers) == ("7", "scene 1", ("B", "A"))
     assert sample.question == "Which?\nA. red\nB. blue"
     assert sample.choices == ("red", "blue") and sample.meta == {"category": "color"}
     assert len(sample.images) == 2
-    plain = task(path, role="held_out", scorer=OptionLetter(), list_choices=False)
+    plain = task(path, role="held_out", scorer=OptionLetterScorer(), list_choices=False)
     assert plain.load_samples("test")[0].question == "Which?"
 
 
@@ -295,7 +295,7 @@ def test_a_reference_that_the_scorer_cannot_use_is_a_bad_sample(tmp_path: Path) 
         {**GOOD, "id": 1, "choices": ["red", "blue"], "answer": "A"},
         {**GOOD, "id": 2, "choices": ["red", "blue"], "answer": "blue"},
     ]
-    made = task(write(tmp_path, rows), role="held_out", scorer=OptionLetter())
+    made = task(write(tmp_path, rows), role="held_out", scorer=OptionLetterScorer())
     with pytest.raises(DataError, match="1 of 2 samples cannot be used .first: 2: answer 'blue' is not an option's"):
         made.validate_split("test")
     assert [sample.id for sample in made.validate_split("test", "skip")] == ["1"]
@@ -309,5 +309,5 @@ def test_nothing_left_is_an_error_even_when_skipping(tmp_path: Path) -> None:
 
 def test_annotators_may_disagree(tmp_path: Path) -> None:
     rows = [{k: v for k, v in GOOD.items() if k != "answer"} | {"answers": ["red", "crimson"] + ["dark red"] * 8}]
-    made = task(write(tmp_path, rows), scorer=VQAAccuracy(), test_fraction=0.0, validation_fraction=0.0)
+    made = task(write(tmp_path, rows), scorer=VQAAccuracyScorer(), test_fraction=0.0, validation_fraction=0.0)
     assert [sample.answers[:2] for sample in made.validate_split("train")] == [("red", "crimson")]

@@ -14,13 +14,13 @@ from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.experiment import pipeline
 from lmm_forget.progress import NullProgress
-from lmm_forget.tasks.csv_table import TableTask
+from lmm_forget.tasks.csv_table import CsvTask
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from tests.tasks.published import png
 
-COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatch(), "max_new_tokens": 4}
+COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatchScorer(), "max_new_tokens": 4}
 
 
 def pictures(folder: Path, n: int = 40) -> Path:
@@ -119,10 +119,10 @@ def test_llava_files_that_are_none(tmp_path: Path) -> None:
             LlavaTask(path=str(tmp_path / "data.json"), **COMMON).validate_split("test")
 
 
-def table(folder: Path, header: list[str], *lines: list[str], name: str = "data.csv", **options: Any) -> TableTask:
+def table(folder: Path, header: list[str], *lines: list[str], name: str = "data.csv", **options: Any) -> CsvTask:
     with open(folder / name, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter="\t" if name.endswith("tsv") else ",").writerows([header, *lines])
-    return TableTask(path=str(folder / name), **{**COMMON, **options})
+    return CsvTask(path=str(folder / name), **{**COMMON, **options})
 
 
 def test_a_csv_with_a_folder_of_pictures(tmp_path: Path) -> None:
@@ -166,10 +166,10 @@ def test_csv_mistakes(tmp_path: Path) -> None:
             table(tmp_path, head, line, **options).validate_split("test")
     (tmp_path / "data.csv").write_bytes(b"image,question,answer\npics/1.png,caf\xe9?,x\n")
     with pytest.raises(DataError, match=r"data.csv:2: not UTF-8 text"):
-        TableTask(path=str(tmp_path / "data.csv"), **COMMON).validate_split("test")
+        CsvTask(path=str(tmp_path / "data.csv"), **COMMON).validate_split("test")
     (tmp_path / "data.csv").write_text("image,question,answer\n")
     with pytest.raises(DataError, match=r"data.csv has no rows below its header"):
-        TableTask(path=str(tmp_path / "data.csv"), **COMMON).validate_split("test")
+        CsvTask(path=str(tmp_path / "data.csv"), **COMMON).validate_split("test")
 
 
 def test_one_file_is_taught_and_held_out_without_a_shared_picture(tmp_path: Path) -> None:
@@ -203,9 +203,9 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
         csv.writer(file).writerows(rows)
     (tmp_path / "conf" / "task").mkdir(parents=True)
     (tmp_path / "conf" / "task" / "mine.yaml").write_text(
-        f"# Mine.\n_target_: lmm_forget.tasks.csv_table.TableTask\nname: mine\nrole: target\n"
+        f"# Mine.\n_target_: lmm_forget.tasks.csv_table.CsvTask\nname: mine\nrole: target\n"
         f"path: {tmp_path / 'mine.csv'}\nmax_new_tokens: 4\n"
-        "scorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatch}\n"
+        "scorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatchScorer}\n"
     )
     overrides = [
         "experiment=smoke",
@@ -231,7 +231,7 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
     (tmp_path / "pics" / "gone.png").write_bytes(png(1))
     with pytest.raises(
         DataError,
-        match=r"task mine: 1 of 8 samples cannot be taught \(first: 2: prompt and answer have \d+ tokens, the model's "
+        match=r"task mine: 1 of 8 samples cannot be trained \(first: 2: prompt and answer have \d+ tokens, the model's "
         r"context is \d+; [^\n]*; data.on_bad_sample=skip leaves them out",
     ):
         run()

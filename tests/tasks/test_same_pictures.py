@@ -18,17 +18,17 @@ from PIL import Image, PngImagePlugin
 from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.experiment.context import build_context
 from lmm_forget.progress import NullProgress
-from lmm_forget.tasks.csv_table import TableTask
+from lmm_forget.tasks.csv_table import CsvTask
 from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.image_clusters import assign_splits
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.subset import SubsetTask
 from lmm_forget.tasks.task import SPLITS, Task
 from tests.tasks.test_own_data import turn
 
-COMMON: dict[str, Any] = {"name": "mine", "role": "target", "max_new_tokens": 4, "scorer": ExactMatch()}
+COMMON: dict[str, Any] = {"name": "mine", "role": "target", "max_new_tokens": 4, "scorer": ExactMatchScorer()}
 Rows = Sequence[dict[str, Any]]
 
 
@@ -81,7 +81,7 @@ def table(folder: Path, rows: Rows, **options: Any) -> Task:
         out.writerow(["id", "images", "question", "answer", *(["split"] if "split" in rows[0] else [])])
         for row in rows:
             out.writerow([row["id"], "|".join(row["images"]), "?", "x", *([row["split"]] if "split" in row else [])])
-    return TableTask(path=str(folder / "mine.csv"), **{**COMMON, **options})
+    return CsvTask(path=str(folder / "mine.csv"), **{**COMMON, **options})
 
 
 def hub(folder: Path, rows: Rows, *, held: bool, **options: Any) -> Task:
@@ -246,7 +246,7 @@ def test_a_run_warns_of_shared_pictures_and_clusters_by_content(
     (tmp_path / "conf" / "task").mkdir(parents=True)
     (tmp_path / "conf" / "task" / "mine.yaml").write_text(
         f"# Mine.\n_target_: lmm_forget.tasks.jsonl.JsonlTask\nrole: target\npath: {tmp_path / 'mine.jsonl'}\n"
-        "max_new_tokens: 4\nscorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatch}\n"
+        "max_new_tokens: 4\nscorer: {_target_: lmm_forget.tasks.scoring.exact.ExactMatchScorer}\n"
     )
     choices = ["experiment=smoke", "sequence=single", "sequence.task=mine", "suite.tasks=[ai2d]"]
     choices += ["training.max_steps=1", "training.global_batch_size=4", "hardware.micro_batch_size=4"]

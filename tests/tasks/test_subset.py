@@ -18,7 +18,7 @@ from lmm_forget.metrics.interval_width import (
     compute_mean_half_width,
     describe_interval_widths,
 )
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.subset import SubsetTask
 from lmm_forget.tasks.task import Sample, Task
 from lmm_forget.tasks.task_loading import build_task
@@ -31,7 +31,7 @@ class Listed(Task):
     """A task of given groups."""
 
     def __init__(self, groups: list[str]) -> None:
-        super().__init__(name="listed", role="held_out", max_new_tokens=1, scorer=ExactMatch())
+        super().__init__(name="listed", role="held_out", max_new_tokens=1, scorer=ExactMatchScorer())
         self.groups = groups
 
     def load_samples(self, split: str) -> list[Sample]:

@@ -18,16 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.tasks.csv_table import TableTask
+from lmm_forget.tasks.csv_table import CsvTask
 from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.jsonl import JsonlTask
 from lmm_forget.tasks.llava import LlavaTask
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.subset import SubsetTask
 from lmm_forget.tasks.text_values import convert_to_text
 from tests.tasks.published import png, stored
 
-COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatch(), "max_new_tokens": 4}
+COMMON: dict[str, Any] = {"name": "mine", "role": "held_out", "scorer": ExactMatchScorer(), "max_new_tokens": 4}
 
 TEXTS: list[tuple[Any, str]] = [
     ("red", "red"),
@@ -153,12 +153,12 @@ def llava(folder: Path, values: list[Any]) -> LlavaTask:
     return LlavaTask(path=str(folder / "data.json"), **COMMON)
 
 
-def table(folder: Path, values: list[str]) -> TableTask:
+def table(folder: Path, values: list[str]) -> CsvTask:
     with open(folder / "data.csv", "w", newline="") as file:
         csv.writer(file).writerows(
             [["image", "question", "answer"], *([f"{i}.png", "?", v] for i, v in enumerate(values))]
         )
-    return TableTask(path=str(folder / "data.csv"), **COMMON)
+    return CsvTask(path=str(folder / "data.csv"), **COMMON)
 
 
 def of_type(kind: str) -> Callable[[Path, list[Any]], HubTask]:
@@ -314,7 +314,7 @@ def test_fields_that_nothing_reads_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             HubTask(fields=fields, splits={"test": "test"}, **COMMON)
     with pytest.raises(ConfigError, match="fields has 'questoin'; it maps id, image"):
-        TableTask(path="x.csv", fields={"questoin": "prompt"}, **COMMON)
+        CsvTask(path="x.csv", fields={"questoin": "prompt"}, **COMMON)
 
 
 @pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])

@@ -6,14 +6,14 @@ import re
 from dataclasses import dataclass, replace
 
 from lmm_forget.tasks.scoring.exact import equals_any_reference, states_any_reference
-from lmm_forget.tasks.scoring.letters import OptionLetter
+from lmm_forget.tasks.scoring.letters import OptionLetterScorer
 from lmm_forget.tasks.scoring.numbers import extract_single_number
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.task import Sample
 
 OPTION_LINE = re.compile(r"^\s*([A-Z])[.)]\s+(.*\S)\s*$", re.MULTILINE)
 DIGITS_PATTERN = re.compile(r"\s*[-+]?\d+\s*")
-LETTER_SCORER = OptionLetter()
+LETTER_SCORER = OptionLetterScorer()
 
 
 def parse_option_lines(question: str) -> tuple[str, ...] | None:
@@ -24,11 +24,11 @@ def parse_option_lines(question: str) -> tuple[str, ...] | None:
 
 
 @dataclass(frozen=True)
-class ChoiceOrText(AnswerScorer):
+class ChoiceOrTextScorer(AnswerScorer):
     """What the reference is decides: an option's letter (where there are options), a whole number, or a text.
 
     `value`: exactly the letter; the one number that the answer states ("three" is 3); equality up to case and
-    white space. `tolerant`: see `OptionLetter`; a reference that occurs in the answer as whole words. Options
+    white space. `tolerant`: see `OptionLetterScorer`; a reference that occurs in the answer as whole words. Options
     are the sample's `choices`, or else the "A. …" lines of its question.
     """
 

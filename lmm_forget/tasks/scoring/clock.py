@@ -74,7 +74,7 @@ def extract_stated_time(answer: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class ClockTime(AnswerScorer):
+class ClockTimeScorer(AnswerScorer):
     """`value`: the answer's HH:MM lies within `tolerance_minutes` of a reference on the dial.
 
     `tolerant`: within `tolerant_minutes`; "3.45", "3h45", "3:5", "3 o'clock" and "quarter to four" are read as

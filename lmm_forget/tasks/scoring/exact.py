@@ -87,7 +87,7 @@ def extract_yes_no(answer: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class ExactMatch(AnswerScorer):
+class ExactMatchScorer(AnswerScorer):
     """`value`: the answer equals a reference up to case and white space.
 
     `tolerant`: a reference occurs in the answer as whole words, or equals it up to punctuation; see
@@ -104,7 +104,7 @@ class ExactMatch(AnswerScorer):
 
 
 @dataclass(frozen=True)
-class YesNo(AnswerScorer):
+class YesNoScorer(AnswerScorer):
     """`value`: the answer is the reference yes or no, up to case and white space; `tolerant`: `extract_yes_no`.
 
     Raises DataError for a sample with a reference that is neither yes nor no.

@@ -176,7 +176,7 @@ def _get_matched_letter(match: re.Match[str]) -> str:
 
 
 @dataclass(frozen=True)
-class OptionLetter(AnswerScorer):
+class OptionLetterScorer(AnswerScorer):
     """`value`: the stripped answer is exactly the upper-case reference letter; `tolerant`: see `extract_choice_letter`.
 
     Raises DataError for a sample whose reference is not one upper-case letter of its choices.

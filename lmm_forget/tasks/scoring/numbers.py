@@ -212,7 +212,7 @@ REFUSAL = re.compile(
 
 
 @dataclass(frozen=True)
-class WholeNumber(AnswerScorer):
+class WholeNumberScorer(AnswerScorer):
     """`value`: the one number in the answer equals a reference's.
 
     `tolerant`: also the number that the answer says is its answer (see `extract_stated_number`); "no", "none" are

@@ -33,7 +33,7 @@ def compute_anls(answer: str, references: Sequence[str], threshold: float = 0.5)
 
 
 @dataclass(frozen=True)
-class ANLS(AnswerScorer):
+class ANLSScorer(AnswerScorer):
     """`value`: see `anls`. `tolerant` is 1 where a reference occurs in the answer as whole words."""
 
     threshold: float = 0.5
@@ -48,7 +48,7 @@ class ANLS(AnswerScorer):
 
 
 @dataclass(frozen=True)
-class ContainsText(AnswerScorer):
+class ContainsTextScorer(AnswerScorer):
     """For questions that ask to read, and do not say how to answer (OCRBench; Liu et al. 2024).
 
     `value`: a reference occurs in the answer as whole words, up to case; for a formula (`meta[key]` is one of
@@ -117,7 +117,7 @@ def is_relaxed_match(answer: str, reference: str, tolerance: float = 0.05) -> bo
 
 
 @dataclass(frozen=True)
-class RelaxedAccuracy(AnswerScorer):
+class RelaxedAccuracyScorer(AnswerScorer):
     """`value`: see `relaxed`. `tolerant`: the one number in a sentence counts too; percent signs are ignored."""
 
     tolerance: float = 0.05

@@ -71,7 +71,7 @@ def _compute_accuracy(num_matches: int, num_annotators: int) -> float:
 
 
 @dataclass(frozen=True)
-class VQAAccuracy(AnswerScorer):
+class VQAAccuracyScorer(AnswerScorer):
     """`value`: see `compute_vqa_accuracy`; a sample's `answers` are those of all annotators, repetitions kept.
 
     `tolerant`: an annotator agrees where the words of the normalised reference stand in the answer.

@@ -15,7 +15,7 @@ OPEN_METRICS = ("exact", "f1", "bleu1", "bleu2", "bleu3")
 
 
 @dataclass(frozen=True)
-class ClosedOpen(AnswerScorer):
+class YesNoOrOpenScorer(AnswerScorer):
     """A question is closed if its reference is yes or no, else open.
 
     `value` of a closed question: the answer is that word, up to case and white space; of an open one what

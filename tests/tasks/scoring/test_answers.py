@@ -7,22 +7,31 @@ from pathlib import Path
 
 import pytest
 
-from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrText
-from lmm_forget.tasks.scoring.clock import ClockTime
-from lmm_forget.tasks.scoring.exact import ExactMatch, YesNo
-from lmm_forget.tasks.scoring.letters import OptionLetter
-from lmm_forget.tasks.scoring.numbers import WholeNumber
+from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrTextScorer
+from lmm_forget.tasks.scoring.clock import ClockTimeScorer
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer, YesNoScorer
+from lmm_forget.tasks.scoring.letters import OptionLetterScorer
+from lmm_forget.tasks.scoring.numbers import WholeNumberScorer
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.text_match import ANLS, ContainsText, RelaxedAccuracy
-from lmm_forget.tasks.scoring.vqa import VQAAccuracy
-from lmm_forget.tasks.scoring.yes_no_or_open import ClosedOpen
+from lmm_forget.tasks.scoring.text_match import ANLSScorer, ContainsTextScorer, RelaxedAccuracyScorer
+from lmm_forget.tasks.scoring.vqa import VQAAccuracyScorer
+from lmm_forget.tasks.scoring.yes_no_or_open import YesNoOrOpenScorer
 from lmm_forget.tasks.task import Sample
 
 SCORERS = {
     kind.__name__: kind
     for kind in (
-        *(OptionLetter, YesNo, ExactMatch, WholeNumber, RelaxedAccuracy, ANLS, VQAAccuracy, ClockTime),
-        *(ClosedOpen, ContainsText, ChoiceOrText),
+        *(
+            OptionLetterScorer,
+            YesNoScorer,
+            ExactMatchScorer,
+            WholeNumberScorer,
+            RelaxedAccuracyScorer,
+            ANLSScorer,
+            VQAAccuracyScorer,
+            ClockTimeScorer,
+        ),
+        *(YesNoOrOpenScorer, ContainsTextScorer, ChoiceOrTextScorer),
     )
 }
 Case = tuple[AnswerScorer, Sample, str, float, float]

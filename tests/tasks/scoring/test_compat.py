@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmm_forget.errors import ConfigError, LmmForgetError
-from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrText
-from lmm_forget.tasks.scoring.clock import ClockTime
+from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrTextScorer
+from lmm_forget.tasks.scoring.clock import ClockTimeScorer
 from lmm_forget.tasks.scoring.compat import COMPAT_RULES
 from lmm_forget.tasks.scoring.compat.choice_rules import extract_mcq_letter
-from lmm_forget.tasks.scoring.letters import OptionLetter
-from lmm_forget.tasks.scoring.numbers import WholeNumber
+from lmm_forget.tasks.scoring.letters import OptionLetterScorer
+from lmm_forget.tasks.scoring.numbers import WholeNumberScorer
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.text_match import ANLS, ContainsText, RelaxedAccuracy
-from lmm_forget.tasks.scoring.vqa import VQAAccuracy
-from lmm_forget.tasks.scoring.yes_no_or_open import ClosedOpen
+from lmm_forget.tasks.scoring.text_match import ANLSScorer, ContainsTextScorer, RelaxedAccuracyScorer
+from lmm_forget.tasks.scoring.vqa import VQAAccuracyScorer
+from lmm_forget.tasks.scoring.yes_no_or_open import YesNoOrOpenScorer
 from lmm_forget.tasks.task import Sample
 from lmm_forget.tasks.task_loading import build_task
 
@@ -31,19 +31,19 @@ def scorer(name: str) -> AnswerScorer:
     """The scorer that the task of this rule has."""
     task = name.split(".")[1].split("_")[0]
     known: dict[str, AnswerScorer] = {
-        "pixmocount": WholeNumber(compat=name),
-        "countbench": WholeNumber(compat=name),
-        "countbenchqa": WholeNumber(compat=name),
-        "clock": ClockTime(tolerance_minutes=1, compat=name),
-        "pathvqa": ClosedOpen(compat=name),
-        "textvqa": VQAAccuracy(compat=name),
-        "chartqa": RelaxedAccuracy(compat=name),
-        "docvqa": ANLS(compat=name),
-        "infovqa": ANLS(compat=name),
-        "realworldqa": ChoiceOrText(compat=name),
-        "ocrbench": ContainsText(compat=name),
+        "pixmocount": WholeNumberScorer(compat=name),
+        "countbench": WholeNumberScorer(compat=name),
+        "countbenchqa": WholeNumberScorer(compat=name),
+        "clock": ClockTimeScorer(tolerance_minutes=1, compat=name),
+        "pathvqa": YesNoOrOpenScorer(compat=name),
+        "textvqa": VQAAccuracyScorer(compat=name),
+        "chartqa": RelaxedAccuracyScorer(compat=name),
+        "docvqa": ANLSScorer(compat=name),
+        "infovqa": ANLSScorer(compat=name),
+        "realworldqa": ChoiceOrTextScorer(compat=name),
+        "ocrbench": ContainsTextScorer(compat=name),
     }
-    return known.get(task) or OptionLetter(compat=name)
+    return known.get(task) or OptionLetterScorer(compat=name)
 
 
 WAY = "Which way?\nA. Left\nB. Right, now\nC. Yes\nAnswer with the letter only."
@@ -245,7 +245,7 @@ def test_formulas(name: str, answer: str, strict: float, compat: float) -> None:
 )
 def test_binary_accuracy_goes_by_the_question(question: str, reference: str, answer: str, compat: float | None) -> None:
     asked = sample(reference, question=question)
-    assert ClosedOpen(compat="paper.pathvqa_binary_accuracy")(answer, asked)["compat"] == compat
+    assert YesNoOrOpenScorer(compat="paper.pathvqa_binary_accuracy")(answer, asked)["compat"] == compat
 
 
 @pytest.mark.parametrize(
@@ -254,14 +254,14 @@ def test_binary_accuracy_goes_by_the_question(question: str, reference: str, ans
 )
 def test_ten_annotators(answer: str, score: float) -> None:
     for family in ("paper", "lmms_eval"):
-        scores = VQAAccuracy(compat=f"{family}.textvqa")(answer, sample(*TEN))
+        scores = VQAAccuracyScorer(compat=f"{family}.textvqa")(answer, sample(*TEN))
         assert scores["value"] == scores["compat"] == pytest.approx(score)
 
 
 def test_few_annotators_can_be_matched_only_strictly() -> None:
-    scores = VQAAccuracy(compat="paper.textvqa")("stop", sample("stop"))
+    scores = VQAAccuracyScorer(compat="paper.textvqa")("stop", sample("stop"))
     assert (scores["value"], scores["compat"]) == (1, 0)
-    scores = VQAAccuracy(compat="paper.textvqa")("stop", sample("stop", "stop"))
+    scores = VQAAccuracyScorer(compat="paper.textvqa")("stop", sample("stop", "stop"))
     assert (scores["value"], scores["compat"]) == (1, pytest.approx(1 / 3))
 
 
@@ -290,7 +290,7 @@ def test_the_letter_that_lmms_eval_extracts(answer: str, letter: str) -> None:
 
 def test_a_wrong_rule_is_named_with_those_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"no rule compat=paper.nothing .*choose one of: .*paper.mmstar"):
-        OptionLetter(compat="paper.nothing")
+        OptionLetterScorer(compat="paper.nothing")
     node = {
         "_target_": "lmm_forget.tasks.tiny_task.TinyTask",
         "name": "t",
@@ -298,7 +298,7 @@ def test_a_wrong_rule_is_named_with_those_that_exist() -> None:
         "renderer": "ai2d",
         "n_test": 1,
         "max_new_tokens": 4,
-        "scorer": {"_target_": "lmm_forget.tasks.scoring.letters.OptionLetter", "compat": "mmstar"},
+        "scorer": {"_target_": "lmm_forget.tasks.scoring.letters.OptionLetterScorer", "compat": "mmstar"},
     }
     with pytest.raises(LmmForgetError, match=r"no rule compat=mmstar \(did you mean paper.mmstar"):
         build_task(node)

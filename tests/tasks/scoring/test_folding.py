@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrText
-from lmm_forget.tasks.scoring.clock import ClockTime
-from lmm_forget.tasks.scoring.exact import ExactMatch, YesNo
-from lmm_forget.tasks.scoring.letters import OptionLetter
-from lmm_forget.tasks.scoring.numbers import WholeNumber, extract_single_number
-from lmm_forget.tasks.scoring.text_match import ANLS, ContainsText, RelaxedAccuracy, parse_number
+from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrTextScorer
+from lmm_forget.tasks.scoring.clock import ClockTimeScorer
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer, YesNoScorer
+from lmm_forget.tasks.scoring.letters import OptionLetterScorer
+from lmm_forget.tasks.scoring.numbers import WholeNumberScorer, extract_single_number
+from lmm_forget.tasks.scoring.text_match import ANLSScorer, ContainsTextScorer, RelaxedAccuracyScorer, parse_number
 from lmm_forget.tasks.scoring.unicode_folding import fold_unicode
-from lmm_forget.tasks.scoring.vqa import VQAAccuracy
-from lmm_forget.tasks.scoring.yes_no_or_open import ClosedOpen
+from lmm_forget.tasks.scoring.vqa import VQAAccuracyScorer
+from lmm_forget.tasks.scoring.yes_no_or_open import YesNoOrOpenScorer
 from lmm_forget.tasks.task import Sample, Scorer
 
 MINUS = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u02d7\u2796\ufe63\uff0d\u207b"
@@ -167,7 +167,7 @@ def test_a_sign_between_items_joins_no_two_numbers(groups: list[str], zero: str,
     plain = "." if sign in STOPS else ","
     assert fold_unicode(text) == f"{plain} ".join(groups)
     joined = Sample("s", "i", (), "?", (plain.join(groups), "".join(groups)))
-    for scorer in (ExactMatch(), RelaxedAccuracy(tolerance=0.0), ClosedOpen()):
+    for scorer in (ExactMatchScorer(), RelaxedAccuracyScorer(tolerance=0.0), YesNoOrOpenScorer()):
         assert scorer(text, joined)["value"] == 0.0, scorer
     assert parse_number(text) is None
     assert extract_single_number(text) in (None, *map(Decimal, groups))
@@ -177,12 +177,17 @@ def test_a_sign_between_items_joins_no_two_numbers(groups: list[str], zero: str,
 @given(a=numbers(), b=numbers())
 def test_different_numbers_never_score(a: str, b: str) -> None:
     asked = Sample("s", "i", (), "?", (a,))
-    scorers: list[Scorer] = [ExactMatch(), RelaxedAccuracy(tolerance=0.0), VQAAccuracy(), ClosedOpen()]
+    scorers: list[Scorer] = [
+        ExactMatchScorer(),
+        RelaxedAccuracyScorer(tolerance=0.0),
+        VQAAccuracyScorer(),
+        YesNoOrOpenScorer(),
+    ]
     if (
         extract_single_number(a) is not None
         and extract_single_number(a) == extract_single_number(a).to_integral_value()
     ):  # type: ignore[union-attr]
-        scorers += [WholeNumber(), ChoiceOrText()]
+        scorers += [WholeNumberScorer(), ChoiceOrTextScorer()]
     if value_of(a) != value_of(b):
         assert fold_unicode(a) != fold_unicode(b)
         for scorer in scorers:
@@ -265,17 +270,17 @@ def test_texts_that_look_the_same_become_the_same(pair: tuple[str, str]) -> None
 
 BIRDS = ("red bird", "blue bird", "it's 3.5 x 2", "wren")
 ASKED: list[tuple[Scorer, Sample]] = [
-    (OptionLetter(), Sample("s", "i", (), "?", ("B",), BIRDS)),
-    (ExactMatch(), Sample("s", "i", (), "?", ("it's red", "-3.5"))),
-    (YesNo(), Sample("s", "i", (), "?", ("no",))),
-    (WholeNumber(), Sample("s", "i", (), "?", ("-21",))),
-    (ClockTime(), Sample("s", "i", (), "?", ("03:45",))),
-    (ANLS(), Sample("s", "i", (), "?", ("blue bird", "7 %"))),
-    (RelaxedAccuracy(), Sample("s", "i", (), "?", ("7 %", "-3.5"))),
-    (ClosedOpen(open="f1"), Sample("s", "i", (), "?", ("red wren, 3.5",))),
-    (ContainsText(), Sample("s", "i", (), "?", ("3.5 x 2", "21"))),
-    (ChoiceOrText(), Sample("s", "i", (), "Which?\nA. red bird\nB. it's 2", ("B",))),
-    (VQAAccuracy(), Sample("s", "i", (), "?", ("it's red", "-3.5"))),
+    (OptionLetterScorer(), Sample("s", "i", (), "?", ("B",), BIRDS)),
+    (ExactMatchScorer(), Sample("s", "i", (), "?", ("it's red", "-3.5"))),
+    (YesNoScorer(), Sample("s", "i", (), "?", ("no",))),
+    (WholeNumberScorer(), Sample("s", "i", (), "?", ("-21",))),
+    (ClockTimeScorer(), Sample("s", "i", (), "?", ("03:45",))),
+    (ANLSScorer(), Sample("s", "i", (), "?", ("blue bird", "7 %"))),
+    (RelaxedAccuracyScorer(), Sample("s", "i", (), "?", ("7 %", "-3.5"))),
+    (YesNoOrOpenScorer(open="f1"), Sample("s", "i", (), "?", ("red wren, 3.5",))),
+    (ContainsTextScorer(), Sample("s", "i", (), "?", ("3.5 x 2", "21"))),
+    (ChoiceOrTextScorer(), Sample("s", "i", (), "Which?\nA. red bird\nB. it's 2", ("B",))),
+    (VQAAccuracyScorer(), Sample("s", "i", (), "?", ("it's red", "-3.5"))),
 ]
 SAID = st.lists(
     st.sampled_from(
@@ -323,19 +328,19 @@ def test_no_score_depends_on_the_look_alike_in_a_reference(data: st.DataObject, 
 def test_strict_is_equality_up_to_case_blanks_and_look_alikes(pair: tuple[str, str], reference: str) -> None:
     text, other = pair
     same = " ".join(text.casefold().split()) == " ".join(reference.casefold().split())
-    assert ExactMatch()(other, Sample("s", "i", (), "?", (reference,)))["value"] == same
+    assert ExactMatchScorer()(other, Sample("s", "i", (), "?", (reference,)))["value"] == same
     letter = Sample("s", "i", (), "?", ("B",), BIRDS)
-    assert OptionLetter()(other, letter)["value"] == (text.strip() == "B")
+    assert OptionLetterScorer()(other, letter)["value"] == (text.strip() == "B")
     no = Sample("s", "i", (), "?", ("no",))
-    for scorer in (YesNo(), ClosedOpen()):
+    for scorer in (YesNoScorer(), YesNoOrOpenScorer()):
         assert scorer(other, no)["value"] == (text.casefold().strip() == "no")
 
 
 def test_public_rules_get_what_was_printed() -> None:
     asked = Sample("s", "i", (), "?", ("-5",))
-    scores = RelaxedAccuracy(compat="paper.chartqa")("\u22125", asked)
+    scores = RelaxedAccuracyScorer(compat="paper.chartqa")("\u22125", asked)
     assert scores == {"value": 1.0, "tolerant": 1.0, "compat": 0.0}
-    scores = VQAAccuracy(compat="paper.textvqa")("3.5", Sample("s", "i", (), "?", ("-3.5",) * 10))
+    scores = VQAAccuracyScorer(compat="paper.textvqa")("3.5", Sample("s", "i", (), "?", ("-3.5",) * 10))
     assert scores == {"value": 0.0, "tolerant": 0.0, "compat": 1.0}
 
 
