@@ -1,4 +1,4 @@
-"""Columns of an Arrow table as Python values that keep what the column says of them: label names, short floats."""
+"""Convert rows of Arrow tables to Python values: class labels to names, short floats to numpy floats."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ValueConverter = Callable[[Any], Any]
 
 
 class ArrowRowDecoder:
-    """Reads the rows of Arrow tables with these `features` (of `datasets`).
+    """Decodes the rows of Arrow tables whose columns have these `features` (of the library `datasets`).
 
-    A class label becomes its name (-1, which stands for no label, null), a float of 16 or 32 bits one of numpy's, so
-    that its shortest text is known; in lists and structs too. Everything else is what `to_pylist` makes of it. A
-    text that is not UTF-8, and a label without a name, stand as `UnreadableCell`.
+    Also inside lists and structs, a class label becomes its name (-1, which means "no label", becomes None) and a float
+    of 16 or 32 bits becomes a numpy float of that size, so that its shortest text is known. Everything else is the
+    result of `to_pylist`. A text that is not UTF-8 and a label without a name become `UnreadableCell`.
     """
 
     def __init__(self, features: Mapping[str, Any] | None) -> None:
@@ -26,13 +26,15 @@ class ArrowRowDecoder:
 
     @property
     def class_labels(self) -> dict[str, list[str]]:
-        """The names of every column of class labels, by number."""
+        """Column name -> names of its class labels, in the order of their numbers."""
         return {
-            name: list(found) for name, one in self.features.items() if (found := _get_label_names(one)) is not None
+            name: list(labels)
+            for name, feature in self.features.items()
+            if (labels := _get_label_names(feature)) is not None
         }
 
     def decode_rows(self, table: Any) -> list[dict[str, Any]]:
-        """The rows of an Arrow table."""
+        """The rows of an Arrow table as dictionaries, column name -> value."""
         try:
             rows = list(table.to_pylist())
         except UnicodeDecodeError:
@@ -53,7 +55,7 @@ class ArrowRowDecoder:
 
 
 def _make_converter(arrow_type: Any, feature: Any) -> ValueConverter | None:
-    """What to do to a value of an Arrow type and its feature; None where it can stay as it is."""
+    """A function that converts a value of this Arrow type and feature; None if values need no conversion."""
     import pyarrow as pa
 
     names = _get_label_names(feature)
@@ -64,7 +66,7 @@ def _make_converter(arrow_type: Any, feature: Any) -> ValueConverter | None:
         return lambda value: None if value is None else numpy_type(value)
     if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type):
         convert_element = _make_converter(arrow_type.value_type, _get_element_feature(feature))
-        return convert_element and (lambda value: None if value is None else [convert_element(one) for one in value])
+        return convert_element and (lambda value: None if value is None else [convert_element(part) for part in value])
     if pa.types.is_struct(arrow_type):
         fields = feature if isinstance(feature, Mapping) else {}
         field_converters = {part.name: _make_converter(part.type, fields.get(part.name)) for part in arrow_type}
@@ -72,7 +74,7 @@ def _make_converter(arrow_type: Any, feature: Any) -> ValueConverter | None:
             return lambda value: (
                 None
                 if value is None
-                else {name: (field_converters.get(name) or _return_unchanged)(one) for name, one in value.items()}
+                else {name: (field_converters.get(name) or _return_unchanged)(part) for name, part in value.items()}
             )
     return None
 
@@ -85,7 +87,7 @@ def _get_element_feature(feature: Any) -> Any:
 
 
 def _get_label_names(feature: Any) -> list[str] | None:
-    """The names of a class label; None for every other feature."""
+    """The names of a class label feature; None for every other feature."""
     return list(feature.names) if type(feature).__name__ == "ClassLabel" else None
 
 

@@ -1,4 +1,4 @@
-"""What happens to samples that cannot be used: one policy (`data.on_bad_sample`) for every reader and every fault."""
+"""The policy for samples that cannot be used (`data.on_bad_sample`): fail, or leave them out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lmm_forget.errors import ConfigError, DataError
 
 POLICIES = ("fail", "skip")
 MAX_NAMED_SAMPLES = 3
-"""Samples beside the first that a refusal names."""
+"""How many samples after the first an error message names."""
 
 
 def validate_policy(on_bad_sample: str) -> None:
-    """Raise ConfigError for a value that `data.on_bad_sample` does not have."""
+    """Raise ConfigError if `on_bad_sample` is not one of `POLICIES`."""
     if on_bad_sample not in POLICIES:
         raise ConfigError(f"data.on_bad_sample={on_bad_sample} is unknown; there are {', '.join(POLICIES)}")
 
@@ -26,10 +26,11 @@ def apply_bad_sample_policy(
     noun: str = "samples",
     participle: str = "used",
 ) -> None:
-    """Apply the policy to what cannot be used: raise, or return, and the caller leaves the bad samples out.
+    """Raise DataError if the policy does not allow these bad samples; else the caller leaves them out.
 
-    `bad` maps a sample's place (file and line, row number) to "id: reason", `total` counts `bad` and good samples.
-    Raises DataError with their number and the first of them under "fail", and under "skip" when nothing else is left.
+    `bad_samples` maps a sample's location (file and line, row number) to "id: reason", `total` counts bad and good
+    samples, `noun` and `participle` name them in the message ("samples cannot be used"). "fail" raises for any bad
+    sample; "skip" raises only if no good sample is left. The message has their number and the first of them.
     """
     validate_policy(on_bad_sample)
     if not bad_samples:

@@ -1,4 +1,4 @@
-"""Reading the time from a clock: TimeClock, and the COCO and OpenImages clocks of "It's About Time"."""
+"""Read the time from an image of a clock: TimeClock, and the COCO and OpenImages clocks of "It's About Time"."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lmm_forget.tasks.llava import read_llava_rows
 
 
 class ClockTask(HubTask):
-    """A picture of a clock; the reference is its time as HH:MM.
+    """An image of a clock; the reference is its time as HH:MM.
 
-    The paper's training set is not published. `train_path` is a file of your own: LLaVA-style JSON (the public
-    code's `time_train.json`) or JSONL, with images below `images_root` or the file's folder.
+    The paper's training set is not published. `train_path` is a file of your own: LLaVA-style JSON (such as
+    `time_train.json` of the public code) or JSONL, with images below `images_root` or the file's folder.
     """
 
     required_fields = ("question", "answer")
 
     def load_training_rows(self) -> FileRows | None:
-        """Rows of the training file."""
+        """The rows of the training file. Raises DataError without `train_path`."""
         if self.train_path is None:
             raise DataError(
                 f"task {self.name}: its training set is not published; give your own as "

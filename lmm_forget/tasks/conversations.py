@@ -1,4 +1,4 @@
-"""Conversations as ShareGPT, LLaVA and OpenAI write them: who says what, and which pictures a question is about."""
+"""Parse conversations in the formats of ShareGPT, LLaVA and OpenAI into questions with answers and images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPEAKER_ROLES = {
     "assistant": "gpt",
     "system": "system",
 }
-"""Names of speakers, and whom they stand for."""
+"""Name of a speaker in a file -> its role here."""
 _TOOL_CALL_KEYS = ("tool_calls", "function_call")
 _TURN_FORMATS = {"conversations": ("from", "value"), "messages": ("role", "content")}
 
@@ -26,7 +26,7 @@ _UNSUPPORTED_MARK = re.compile(r"<(?:video|audio|speech|point_cloud)>")
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question with its answer, the names of all pictures shown so far, and what the system said so far."""
+    """A question with its answer, the names of all images shown up to it, and the system prompt up to it."""
 
     question: str
     answer: str
@@ -36,7 +36,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class _Turn:
-    """One turn; its pictures stand as marks in `text`, `own` are the names that it gives itself, by mark."""
+    """One turn. `text` has a mark for every image, `image_names` the name that the turn gives to each mark, or None."""
 
     role: str
     text: str
@@ -44,15 +44,15 @@ class _Turn:
 
 
 def parse_exchanges(item: Mapping[str, Any], image_names: Sequence[str], location: str) -> list[Exchange]:
-    """The exchanges of an item with `conversations` or `messages`, whose pictures are the files `images`.
+    """The exchanges of an item with the key `conversations` or `messages`, whose image files are `image_names`.
 
-    A turn is `{from, value}` or `{role, content}` in either list; the speakers are those of `ROLES`. Content is a text,
-    or a list of texts and of pictures (`{type: image}`, with a name of its own or without). Every `<image>` mark, and
-    every picture without a name, shows the next of `images`: a question is shown all pictures up to its own turn. What
-    a system turn says, wherever it stands, holds from there on: the system prompt of an exchange is all of it so far,
-    one per line. Nothing is left out: raises DataError, beginning with `where`, for a turn of anybody else, an empty
-    one, questions and answers that do not alternate, pictures in anything but a question, a system turn behind the
-    last answer, and as many marks as there are not images.
+    A turn is `{from, value}` or `{role, content}` in either list; its speaker is a key of `SPEAKER_ROLES`. Its content
+    is a text, or a list of texts and images (`{type: image}`, with a name of its own or without). Every `<image>` mark,
+    and every image without a name, stands for the next of `image_names`; a question is shown all images up to its own
+    turn. A system turn holds from where it stands: the system prompt of an exchange is all system turns before it, one
+    per line. Raises DataError, beginning with `location`, for an unknown speaker, an empty turn, questions and answers
+    that do not alternate, images outside questions, a system turn after the last answer, and a number of marks that
+    is not the number of images.
     """
     turns = [_parse_turn(turn, location, number) for number, turn in enumerate(_get_turn_list(item, location))]
     spoken = [turn for turn in turns if turn.role != "system"]
@@ -82,7 +82,7 @@ def parse_exchanges(item: Mapping[str, Any], image_names: Sequence[str], locatio
 def _pair_turns(
     turns: Sequence[_Turn], image_names: Sequence[str], system: str | None, location: str
 ) -> list[Exchange]:
-    """The exchanges of turns that alternate, every mark with its image."""
+    """The exchanges of alternating turns; every mark gets its image."""
     remaining_images = iter(image_names)
     shown_images: list[str] = []
     system_texts = [] if system is None else [system]
@@ -146,7 +146,7 @@ def _parse_turn(turn: Any, location: str, turn_number: int) -> _Turn:
 
 
 def _parse_content(content: Any, location: str) -> tuple[str, tuple[str | None, ...]]:
-    """The text of a turn, a mark for every picture, and the names that it gives to its pictures itself."""
+    """The text of a turn with a mark for every image, and for every mark the name that the turn gives, or None."""
     if not isinstance(content, list):
         text = convert_to_text(content, location)
         return text, (None,) * text.count(IMAGE_MARK)
@@ -169,7 +169,7 @@ def _parse_content(content: Any, location: str) -> tuple[str, tuple[str | None, 
 
 
 def _get_part_image_name(part: Mapping[str, Any], location: str) -> str | None:
-    """The name that a picture in a list of contents gives itself; None for the next of the item's images."""
+    """The name in an image part of a content list; None if the part stands for the next of the item's images."""
     for key in ("image", "image_url", "url", "path"):
         value = part.get(key)
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""CUB-200-2011 as the paper asks it: which of 26 lettered species a photo shows."""
+"""CUB-200-2011 in the paper's form: which of 26 lettered species a photo shows."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ QUESTION_TEMPLATES = (
     "From the options below, what species is this bird?",
     "Looking at this bird, what species would you say it is?",
 )
-"""The ten prompts of the public converter: facts of the experiment, which training and test have to share."""
+"""The ten prompts of the paper's public converter; training and test must use the same ones."""
 
 
 @dataclass(frozen=True)
 class BirdPhoto:
-    """One line of the archive's lists; `train` is its official split."""
+    """One photo of the archive; `is_train` is its official split."""
 
     photo_id: int
     file: str
@@ -42,9 +42,9 @@ class BirdPhoto:
 class CUB200Task(HubTask):
     """Test from the published 26-option questions; training from the archive's official train split.
 
-    `train_path` is the extracted folder `CUB_200_2011`. Each training photo gets one of ten prompts, 25 other
-    species and a place for the right one, all drawn from `options_seed` and the photo's number: the same at every
-    run, whatever else is read.
+    `train_path` is the extracted folder CUB_200_2011. Each training photo gets one of ten prompts, 25 other species and
+    a position for the right one. All three are drawn from `options_seed` and the photo's number, so every run gets the
+    same, whatever other photos are read.
     """
 
     required_fields = ("question", "answer")
@@ -54,7 +54,7 @@ class CUB200Task(HubTask):
         self.options_seed = options_seed
 
     def parse_row(self, reader: RowReader, split: str) -> ParsedRow:
-        """See `HubTask.read`; the published question lists its options."""
+        """See `HubTask.parse_row`; the published question lists its options."""
         question = reader.read_question()
         choices = parse_listed_choices(question)
         if INSTRUCTION not in question:
@@ -75,11 +75,11 @@ class CUB200Task(HubTask):
 
     def _build_row(self, folder: Path, photo: BirdPhoto, species_names: dict[int, str]) -> FileRow:
         rng = random.Random(f"{self.options_seed}/{photo.photo_id}")
-        others = rng.sample(
+        wrong_species = rng.sample(
             [number for number in sorted(species_names) if number != photo.species_number], len(LETTERS) - 1
         )
         answer_index = rng.randrange(len(LETTERS))
-        order = [*others[:answer_index], photo.species_number, *others[answer_index:]]
+        order = [*wrong_species[:answer_index], photo.species_number, *wrong_species[answer_index:]]
         return FileRow(
             id=f"train-{photo.photo_id}",
             location=f"images.txt:{photo.photo_id}",
@@ -95,18 +95,18 @@ class CUB200Task(HubTask):
 
 
 def read_species_names(folder: Path) -> dict[int, str]:
-    """Names of the species by their number, as people write them: `001.Black_footed_Albatross` without the number."""
+    """Number -> name of every species, such as 1 -> "Black footed Albatross" for `001.Black_footed_Albatross`."""
     names = {}
     for number, name in _read_list_file(folder, "classes.txt"):
-        _, dot, plain = name.partition(".")
-        names[int(number)] = (plain if dot else name).replace("_", " ").strip()
+        _, dot, bare_name = name.partition(".")
+        names[int(number)] = (bare_name if dot else name).replace("_", " ").strip()
     if len(names) < len(LETTERS):
         raise DataError(f"{folder / 'classes.txt'} names {len(names)} species; 26 options need as many")
     return names
 
 
 def read_photos(folder: Path) -> list[BirdPhoto]:
-    """All photos of the archive. Raises DataError for a list that lacks a photo."""
+    """All photos of the archive. Raises DataError if one of its lists lacks a photo."""
     files = dict(_read_list_file(folder, "images.txt"))
     labels = dict(_read_list_file(folder, "image_class_labels.txt"))
     split = dict(_read_list_file(folder, "train_test_split.txt"))
@@ -118,7 +118,7 @@ def read_photos(folder: Path) -> list[BirdPhoto]:
 
 
 def _find_archive_folder(path: Path, task_name: str) -> Path:
-    """The folder with the lists: the given one, or CUB_200_2011 in it."""
+    """The folder that holds images.txt: `path` or the folder CUB_200_2011 in it."""
     for folder in (path, path / "CUB_200_2011"):
         if (folder / "images.txt").is_file():
             return folder

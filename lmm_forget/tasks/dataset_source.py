@@ -1,4 +1,4 @@
-"""A published split, opened with `datasets`: from the hub, or from a local copy in the same schema."""
+"""Open one split of a published data set with `datasets`: from the hub, or from a local copy in the same schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmm_forget.errors import DataError
 from lmm_forget.tasks.arrow_rows import ArrowRowDecoder
 
 STREAM_BATCH_SIZE = 32
-"""Rows that a stream holds at a time."""
+"""Rows that are decoded at a time."""
 _NETWORK_ERRORS = {
     "ConnectionError",
     "OfflineModeIsEnabled",
@@ -30,11 +30,11 @@ FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Where one split of a task lies: `hub` id, `config` and `revision`, or a local `path`; `split` as published.
+    """Where one split of a task is stored: `hub` id, `config` and `revision`, or a local `path`; `split` as published.
 
-    `columns` are the ones that are read. `only` says that this is the task's only split, so that a copy whose
-    single split has another name is taken for it. `where` (column, value) is what a stream may leave out at its source.
-    `task` stands in messages.
+    Only `columns` are read. With `is_only_split` the task has no other split, so the single split of a local copy is
+    used even if it has another name. `filters` are (column, value) pairs: a stream may skip rows that do not match
+    them. `task_name` is for messages.
     """
 
     task_name: str
@@ -50,26 +50,26 @@ class DatasetSource:
 
     @property
     def display_name(self) -> str:
-        """The source as messages call it."""
+        """The name of the source in messages."""
         return str(self.path or self.hub)
 
     def open_split(self) -> DatasetSplit:
-        """Open the split: download or find it, check its schema and that it has rows. Raises DataError."""
-        table = DatasetSplit(self)
-        features = table.column_names
+        """Open the split, downloading it if necessary. Raises DataError if it lacks a column or has no rows."""
+        opened = DatasetSplit(self)
+        features = opened.column_names
         missing = [column for column in self.columns if column not in features]
         if missing:
             raise DataError(
                 f"task {self.task_name}: {self.display_name} ({self.split}) has no column {missing[0]!r}; it has "
                 f"{', '.join(features)} (a renamed one goes to the task's fields)"
             )
-        if not self.streaming and not len(table):
+        if not self.streaming and not len(opened):
             raise DataError(f"task {self.task_name}: {self.display_name} ({self.split}) is empty")
-        return table
+        return opened
 
 
 class DatasetSplit:
-    """The rows of an open split, undecoded: an image is the `{bytes, path}` it is stored as."""
+    """The rows of an open split. Images are not decoded: a cell holds `{bytes, path}` as it is stored."""
 
     def __init__(self, source: DatasetSource) -> None:
         self.source = source
@@ -81,7 +81,7 @@ class DatasetSplit:
             self._open_dataset()
         except DataError:
             raise
-        except Exception as error:  # whatever a reader underneath raises becomes one line
+        except Exception as error:  # readers raise many types; each becomes one line
             raise explain_load_error(error, source) from error
 
     def _open_dataset(self) -> None:
@@ -100,7 +100,7 @@ class DatasetSplit:
         self._builder = self._make_builder(None)
         self._check_cached_revision()
         files = self._builder.config.data_files
-        # Without a network `datasets` reads its own cache, which knows splits but no files.
+        # Offline, `datasets` reads its own cache, which knows splits but no files.
         self.split = self._resolve_split_name(list(files or self._builder.info.splits or []))
         self._files = [str(file) for file in files[self.split]] if files else []
         if not source.streaming:
@@ -108,7 +108,7 @@ class DatasetSplit:
             self._dataset = self._builder.as_dataset(split=self.split)
 
     def _check_cached_revision(self) -> None:
-        """Without a network `datasets` takes the newest copy in its cache, whatever revision was asked for."""
+        """Raise DataError if the cache lacks the requested revision: offline, `datasets` takes the newest instead."""
         requested = self.source.revision
         if (
             self.source.path is None
@@ -141,13 +141,13 @@ class DatasetSplit:
             builder = load_dataset_builder(source.hub, source.config, revision=source.revision)
         else:
             builder = self._make_local_builder(Path(source.path).expanduser())
-        if hasattr(builder.config, "columns"):  # parquet: read only what is needed, a few rows at a time
+        if hasattr(builder.config, "columns"):  # parquet: read only these columns, a few rows at a time
             if columns is not None:
                 builder.config.columns = list(columns)
             if source.streaming:
                 from pyarrow.dataset import ParquetFragmentScanOptions
 
-                # Otherwise a whole file's columns are fetched ahead and held until its end.
+                # By default the columns of a whole file are fetched ahead and held until its end.
                 builder.config.fragment_scan_options = ParquetFragmentScanOptions(
                     pre_buffer=False, use_buffered_stream=True
                 )
@@ -157,10 +157,10 @@ class DatasetSplit:
         return builder
 
     def _make_local_builder(self, path: Path) -> Any:
-        """The builder of a local copy, whose converted rows are kept by its files' content.
+        """The builder of a local copy; its cache folder is named by the content of the files.
 
-        Left to itself `datasets` knows a file by its name and time stamp: a copy with other rows in the place of an
-        earlier one would be read as that one.
+        By default `datasets` identifies a file by its name and time stamp, so it would return the cached rows of an
+        earlier file for a different one with the same name and time.
         """
         from datasets import load_dataset_builder
 
@@ -180,7 +180,7 @@ class DatasetSplit:
             }
         builder = load_dataset_builder(**builder_arguments)
         if source.streaming:
-            return builder  # nothing is kept
+            return builder  # a stream is not cached
         files = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
         card = path / "README.md"
         return load_dataset_builder(
@@ -189,7 +189,7 @@ class DatasetSplit:
         )
 
     def _convert_label_filters(self, builder: Any) -> None:
-        """Files hold a class label's number, so that is what they are filtered by."""
+        """Replace label names in the filters by their numbers, because files hold the numbers of class labels."""
         filters = getattr(builder.config, "filters", None)
         if filters:
             labels = self._row_decoder.class_labels
@@ -216,7 +216,7 @@ class DatasetSplit:
 
     @property
     def is_filtered(self) -> bool:
-        """Whether only rows that match `where` come out: row groups without any are then not even fetched."""
+        """Whether the stream itself skips rows that do not match `filters` (it may then skip whole row groups)."""
         return self.is_streamed and getattr(self._builder.config, "filters", None) is not None
 
     @cached_property
@@ -236,23 +236,23 @@ class DatasetSplit:
 
     @property
     def class_labels(self) -> dict[str, list[str]]:
-        """The names of the class labels, of every column that is read and holds some."""
+        """Column -> names of its class labels, for every column that is read and holds class labels."""
         return {name: names for name, names in self._row_decoder.class_labels.items() if name in self.source.columns}
 
     def resolve_label(self, column: str, value: Any) -> Any:
-        """A value as `rows` shows it: of a class label the name, also where its number is given."""
+        """A value as `iterate_rows` returns it: the number of a class label becomes its name."""
         names = self.class_labels.get(column)
-        number = names is not None and isinstance(value, int) and not isinstance(value, bool)
-        return names[value] if names is not None and number and 0 <= value < len(names) else value
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        return names[value] if names is not None and is_number and 0 <= value < len(names) else value
 
     @property
     def revision(self) -> str:
-        """The hub revision that is read; "local copy" for a path."""
+        """The revision of the hub that is read; "local copy" for a path."""
         return "local copy" if self.source.path is not None else str(self._builder.hash)
 
     @cached_property
     def content_id(self) -> str:
-        """What decides the content: the hub's revision, or a digest of a local copy's files."""
+        """Identifies the content: hub id and revision, or a digest of the local copy's files."""
         source = self.source
         if source.path is None:
             return f"{source.hub}@{self.revision}/{source.config}/{self.split}"
@@ -272,7 +272,7 @@ class DatasetSplit:
         return self._dataset.select_columns(list(self.source.columns)).with_format("arrow")
 
     def list_image_files(self, column: str) -> list[str]:
-        """Names of the pictures, each once, that the rows name but do not hold; none for a stream."""
+        """Names of image files, each once, that the rows refer to but do not contain; empty for a stream."""
         if self._dataset is None:
             return []
         if column not in self._image_files:
@@ -284,11 +284,11 @@ class DatasetSplit:
         return self._image_files[column]
 
     def read_row(self, index: int) -> dict[str, Any]:
-        """One row; a cell that cannot be read stands as `UnreadableCell`. Raises DataError."""
+        """One row, column name -> value; a cell that cannot be read becomes `UnreadableCell`. Raises DataError."""
         return self._row_decoder.decode_rows(self._arrow_dataset[index])[0]
 
     def iterate_rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """All rows, or some columns of them, in order; a cell that cannot be read stands as `UnreadableCell`."""
+        """All rows in order, with all or only these columns; a cell that cannot be read becomes `UnreadableCell`."""
         selected = list(columns or self.source.columns)
         try:
             if self._dataset is not None:
@@ -307,14 +307,14 @@ class DatasetSplit:
 
 
 def _get_cache_dir(files: Sequence[str]) -> Path:
-    """The folder of `datasets`' cache for what it makes of local files with this content."""
+    """The cache folder of `datasets` for local files with this content."""
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "by-content" / _hash_files(files)[:32]
 
 
 def _iterate_image_paths(column: Any) -> Iterator[str]:
-    """The paths in a column (or a column of lists) of pictures; of stored ones (`{bytes, path}`) without bytes."""
+    """The paths in a column of images or of lists of images; cells `{bytes, path}` count only without bytes."""
     import pyarrow as pa
 
     arrow_type = column.type
@@ -327,25 +327,25 @@ def _iterate_image_paths(column: Any) -> Iterator[str]:
 
 
 def _hash_files(files: Sequence[str]) -> str:
-    """Digest of the content of files, in their order."""
+    """Digest of the content of files in this order."""
     return hashlib.sha256(b"".join(_hash_file(file, _read_file_stat(file)) for file in files)).hexdigest()
 
 
 @lru_cache(maxsize=4096)
 def _hash_file(file: str, _stat: tuple[int, ...]) -> bytes:
-    """Digest of a file's content, remembered by this process as long as the file stays as it is."""
+    """Digest of a file's content. This process caches it as long as `_stat` of the file stays the same."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").digest()
 
 
 def _read_file_stat(file: str) -> tuple[int, ...]:
-    """What of a file changes with its content; unlike the time of the last change, that of its inode cannot be set."""
+    """File metadata that changes with the content. Unlike the modification time, the inode's time cannot be set."""
     stat = Path(file).stat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder."""
+    """Whether `Dataset.save_to_disk` wrote this folder."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
@@ -357,21 +357,20 @@ def _list_dataset_configs(folder: Path) -> list[str]:
 
 
 def explain_load_error(error: Exception, source: DatasetSource) -> DataError:
-    """One line for what `datasets`, the hub client or a file reader raised."""
-    chain, texts = _list_exception_chain(error), []
-    for one in chain:
-        texts += [f"{type(one).__name__}: {one}"]
-    text, kinds = " | ".join(texts), {cls.__name__ for one in chain for cls in type(one).__mro__}
+    """Turn an exception of `datasets`, the hub client or a file reader into a DataError of one line."""
+    chain = _list_exception_chain(error)
+    text = " | ".join(f"{type(exception).__name__}: {exception}" for exception in chain)
+    class_names = {cls.__name__ for exception in chain for cls in type(exception).__mro__}
     prefix = f"task {source.task_name}: {source.display_name}"
-    if "RevisionNotFoundError" in kinds or re.search(
+    if "RevisionNotFoundError" in class_names or re.search(
         r"[Ii]nvalid rev id|Revision Not Found|doesn't exist on the Hub.*revision", text
     ):
         return DataError(f"{prefix} has no revision {source.revision!r}; revision=null takes the newest")
-    if kinds & {"GatedRepoError"}:
+    if "GatedRepoError" in class_names:
         return DataError(f"{prefix} needs access: accept its terms on the hub, then `hf auth login`")
-    if source.path is None and kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
+    if source.path is None and class_names & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
         return DataError(f"{prefix} is not on the hub (or not for you to read); check the id, or `hf auth login`")
-    if source.path is None and kinds & _NETWORK_ERRORS:
+    if source.path is None and class_names & _NETWORK_ERRORS:
         return DataError(
             f"{prefix} cannot be reached (no network, and it is not in the cache); "
             f"a local copy in the same schema goes to +tasks.{source.task_name}.path"
@@ -381,7 +380,7 @@ def explain_load_error(error: Exception, source: DatasetSource) -> DataError:
         return DataError(f"{prefix} has no config {source.config!r}; it has {config.group(1)}")
     if "corresponds to no data" in text:
         return DataError(f"{prefix} ({source.split}) is empty")
-    if kinds & {"EmptyDatasetError", "DataFilesNotFoundError"} or "any data file" in text:
+    if class_names & {"EmptyDatasetError", "DataFilesNotFoundError"} or "any data file" in text:
         return DataError(f"{prefix} holds no parquet or arrow files")
     deepest = chain[-1]
     reason = " ".join(str(deepest).split()) or type(deepest).__name__

@@ -1,4 +1,4 @@
-"""Rows of a user's JSONL file: read, and checked line by line."""
+"""Read a user's JSONL file and validate it line by line."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ ROW_KEYS = (
 
 @dataclass(frozen=True)
 class FileRow:
-    """One line of a file. `images` are absolute paths or URLs, `names` short names of the same (paths: relative to
-    the images' folder)."""
+    """One question of a file, at `location` (`file:line`).
+
+    `images` are absolute paths or URLs, `image_names` their short names (of a path: relative to the images' folder);
+    see `Sample` for the other fields.
+    """
 
     id: str
     location: str
@@ -48,11 +51,10 @@ class FileRow:
 
 
 class FileRows:
-    """The rows of a file, and of those that cannot be used the place and the reason.
+    """The rows of a file, and which rows cannot be used and why.
 
-    `bad` maps a place (`file:line`) to "place or id: reason", `bad_row_splits` the same place to the split that the
-    file
-    gives it, where it gives one. A row whose id is taken is bad: the first one keeps it. `close` ends the reading.
+    `bad_rows` maps the location of a row (`file:line`) to "location or id: reason", `bad_row_splits` maps it to the
+    row's split if the file gives one. Of several rows with the same id only the first can be used.
     """
 
     def __init__(self, rows: Iterable[FileRow] = ()) -> None:
@@ -62,19 +64,19 @@ class FileRows:
         self._id_locations: dict[str, str] = {}
 
     def add_row(self, row: FileRow) -> None:
-        """Take a row, unless its id is taken."""
-        first = self._id_locations.setdefault(row.id, row.location)
-        if first == row.location:
+        """Add a row; it counts as bad if an earlier row has the same id."""
+        first_location = self._id_locations.setdefault(row.id, row.location)
+        if first_location == row.location:
             self.rows.append(row)
         else:
             self.reject_row(
                 row.location,
-                f"{row.location}: id {shorten_value(row.id)!r} is used already, at {first}",
+                f"{row.location}: id {shorten_value(row.id)!r} is used already, at {first_location}",
                 row.split,
             )
 
     def reject_row(self, location: str, reason: str, split: Any = None, row_id: Any = None) -> None:
-        """Note that the row at `where` cannot be used; `name` is its id as far as that can be told."""
+        """Record that the row at `location` cannot be used; `row_id` is its id as far as it could be read."""
         self.bad_rows[location] = shorten_value(reason, 500)
         if split in SPLITS:
             self.bad_row_splits[location] = split
@@ -82,7 +84,7 @@ class FileRows:
             self._id_locations.setdefault(convert_to_text(row_id, location), location)
 
     def hash_content(self) -> str:
-        """Digest of the rows, of what cannot be used, and of the pictures' bytes (which are not decoded)."""
+        """Digest of the rows, of the reasons of bad rows, and of the bytes of the image files (not decoded)."""
         image_hashes = {image: hash_image_file(image) for row in self.rows for image in row.images}
         rows = [
             [
@@ -103,7 +105,7 @@ class FileRows:
         return hash_json_parts(rows, [reason.rpartition("/")[2] for reason in self.bad_rows.values()])
 
     def reject_rows_without_split(self) -> FileRows:
-        """Look at all rows together: where one names a split, those that name none are bad."""
+        """Reject rows without a split if any row has one."""
         first_with_split = next((row for row in self.rows if row.split is not None), None)
         if first_with_split is not None:
             message = f"no 'split', but {first_with_split.location} has one; give it to all or none"
@@ -111,7 +113,7 @@ class FileRows:
         return self
 
     def reject_rows(self, find_reason: Callable[[FileRow], str | None]) -> None:
-        """Take every row out again for which there is a `reason`."""
+        """Reject every row for which `find_reason` returns a reason."""
         for row in self.rows:
             if (message := find_reason(row)) is not None:
                 self.reject_row(row.location, f"{row.location}: {message}")
@@ -119,9 +121,9 @@ class FileRows:
 
 
 def read_jsonl_rows(path: Path, images_root: Path | None) -> FileRows:
-    """The rows of a JSONL file, and which of its lines cannot be used. DataError if the file itself cannot be read.
+    """Read a JSONL file. Lines that cannot be used are bad rows; raises DataError if the file itself cannot be read.
 
-    Relative image paths are taken from `images_root`, or from the file's own folder.
+    Relative image paths start from `images_root`, or else from the file's folder.
     """
     file_rows, lines = FileRows(), 0
     for location, line in _iterate_lines(path):
@@ -139,7 +141,7 @@ def read_jsonl_rows(path: Path, images_root: Path | None) -> FileRows:
 
 
 def _iterate_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file that are not blank, each with its place."""
+    """(location `file:line`, line) for every line of a file that is not blank."""
     if not path.is_file():
         raise DataError(f"{path} is a folder, not a JSONL file" if path.exists() else f"{path} is missing")
     with open(path, "rb") as file:
@@ -162,7 +164,7 @@ def _parse_json_object(line: bytes, location: str) -> dict[str, Any]:
 
 
 def _build_unique_key_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError where a key stands twice, of which Python would keep the last."""
+    """Build the dict of a JSON object. Raises ValueError for a repeated key, of which Python would keep the last."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -171,7 +173,7 @@ def _build_unique_key_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def build_file_row(values: dict[str, Any], location: str, images_root: Path) -> FileRow:
-    """A row from an object's `values` (see `KEYS`), its images below `root`. DataError with `where` for a bad one."""
+    """Build a row from a JSON object (keys: `ROW_KEYS`). Raises DataError beginning with `location`."""
     row_location, location = location, _describe_row_location(values, location)
     images = [
         parse_image_source(name, images_root)
@@ -206,7 +208,7 @@ def build_file_row(values: dict[str, Any], location: str, images_root: Path) -> 
 
 
 def _describe_row_location(values: Mapping[str, Any], location: str) -> str:
-    """The place of a row as messages call it: with its id, if it has one."""
+    """The location of a row for messages, with its id if it has one."""
     row_id = values.get("id")
     has_text_id = isinstance(row_id, str | int) and not isinstance(row_id, bool) and str(row_id).strip()
     return f"{location} (id {str(row_id)[:60]})" if has_text_id else location
@@ -227,7 +229,7 @@ def _read_texts(
     allow_empty: bool = False,
     strip: bool = True,
 ) -> tuple[str, ...]:
-    """The texts under `one` (a single one) or `many` (a list)."""
+    """The texts under `single_key` (one text) or `list_key` (a list of texts)."""
     if single_key in values and list_key in values:
         raise DataError(f"{location}: both {single_key!r} and {list_key!r}; give one of them")
     if single_key in values:

@@ -1,4 +1,4 @@
-"""A published data set as a task: opened with `datasets`, read row by row, checked before work starts."""
+"""A published data set as a task: opened with `datasets`, read row by row, validated before work starts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lmm_forget.tasks.image_clusters import (
     divide_rows,
     find_shared_images,
 )
-from lmm_forget.tasks.images import IMAGE_FORMAT_VERSION as IMAGES_VERSION
-from lmm_forget.tasks.images import ImageSource as Picture
 from lmm_forget.tasks.images import (
+    IMAGE_FORMAT_VERSION,
+    ImageSource,
     get_image_name,
     hash_image_file,
     inspect_images,
@@ -36,14 +36,14 @@ from lmm_forget.tasks.task import SPLITS, Sample, SplitOverlap, Task, hash_json_
 from lmm_forget.tasks.text_values import UnreadableCell, convert_to_text
 
 ROW_FORMAT_VERSION = 2
-"""Of the way rows become samples; raised when the same rows give other samples."""
+"""Version of the code that turns rows into samples; raised when the same rows give other samples."""
 FIELDS = ("question", "answer", "answers", "image", "choices", "system", "id", "image_id")
-"""What `fields` can map to columns."""
+"""Fields of a sample that `fields` can map to columns."""
 
 
 @dataclass(frozen=True)
 class ParsedRow:
-    """What a row says beside its pictures; see `Sample`."""
+    """The content of a row except its images; see `Sample`."""
 
     question: str
     answers: tuple[str, ...]
@@ -54,30 +54,29 @@ class ParsedRow:
 class HubTask(Task):
     """Questions from a data set on the Hugging Face hub, or from a local copy in the same schema.
 
-    `hub`, `config` and `revision` name it there (`revision` null: the newest; the one that was read is recorded);
-    `path` is a copy instead (a `save_to_disk` folder, a parquet or arrow file, or a folder of them such as a
-    downloaded repository), or a mapping from splits to copies. `splits` maps train, validation and test to the
-    published splits' names. `fields` maps what is read to columns: `question`, `answer` or `answers`, `image`
-    (one picture or a list), optionally `choices` (a list column, or several columns), `system` (the system prompt),
-    `id`, `image_id`; without an `id` a sample is called by its row. Pictures are the same when their pixels are; an
-    `image_id` joins more of them. Pictures that a row only names lie below `images_root`. Values become text by the
-    rules of `values.convert_to_text`, class labels their names. `meta` lists columns that go to `Sample.meta`.
-    `where` keeps
-    only rows with these values (column -> value). `streaming` reads evaluation splits one row after the other and
-    stores nothing.
+    `hub`, `config` and `revision` identify it on the hub (`revision` null: the newest; records name the one that was
+    read). `path` is a local copy instead (a folder of `Dataset.save_to_disk`, a parquet or arrow file, or a folder of
+    them such as a downloaded repository), or a mapping from splits to copies. `splits` maps train, validation and test
+    to the published names of the splits. `fields` maps fields of a sample to columns: `question`, `answer` or
+    `answers`, `image` (one image or a list), optionally `choices` (a list column, or several columns), `system` (the
+    system prompt), `id`, `image_id`. Without `id`, the id of a sample is made from its row number. Samples whose images
+    have equal pixels or equal `image_id` form one cluster. Image files that a row only names are below `images_root`.
+    Values become text by the rules of `convert_to_text`, class labels become their names. `meta` lists columns that go
+    to `Sample.meta`. `where` keeps only rows with these values (column -> value). `streaming` reads evaluation splits
+    row by row and stores nothing on disk.
 
-    A target without a validation split sets `validation_fraction` of its training images apart, by the hash of their
-    image id, or else of their content, with `split_seed`. Rows, images and scores are checked by `check`. `asked` are
-    the prefixes, suffixes and `macro` of every `Task`.
+    A target without a validation split takes `validation_fraction` of its training images for validation, chosen by a
+    hash of `split_seed` and their image id or else their content. `validate_split` checks rows, images and references.
+    `prompt_options` are the prefixes, suffixes and `macro` of every `Task`.
 
-    Subclasses override `read` (row -> question, answers) where a data set needs more than its columns, and
-    `load_training_rows` where training comes from files.
+    Subclasses override `parse_row` (row -> question, answers) if a data set needs more than a mapping of columns, and
+    `load_training_rows` if training data come from files.
     """
 
     required_fields: tuple[str, ...] = ("question",)
-    """Fields that a subclass's `read` cannot do without."""
+    """Fields that `parse_row` of a subclass requires."""
     optional_fields: tuple[str, ...] = ()
-    """Fields of a subclass beside those that `FIELDS` lists."""
+    """Fields that `parse_row` of a subclass reads in addition to `FIELDS`."""
 
     def __init__(
         self,
@@ -105,13 +104,13 @@ class HubTask(Task):
             raise ConfigError(
                 f"task {name}: splits has {', '.join(unknown_splits) or 'nothing'}; it maps {', '.join(SPLITS)}"
             )
-        missing_fields = [one for one in self.required_fields if fields.get(one) is None]
+        missing_fields = [name for name in self.required_fields if fields.get(name) is None]
         if missing_fields:
             raise ConfigError(
                 f"task {name}: fields gives no column for {missing_fields[0]!r}; it has {', '.join(fields)}"
             )
         known_fields = (*FIELDS, *self.optional_fields)
-        unknown_fields = [one for one in fields if one not in known_fields]
+        unknown_fields = [name for name in fields if name not in known_fields]
         if unknown_fields:
             raise ConfigError(
                 f"task {name}: fields has {unknown_fields[0]!r}; it maps {', '.join(known_fields)} to columns"
@@ -138,10 +137,10 @@ class HubTask(Task):
         self._pixel_index: dict[str, dict[str, str]] = {}
         self._train_division: dict[str, list[int]] | None = None
 
-    # --- what a subclass may say -----------------------------------------------------------------------------
+    # --- for subclasses to override ----------------------------------------------------------------------------
 
     def parse_row(self, reader: RowReader, split: str) -> ParsedRow:
-        """Question, references, options and meta of one row of a split. Raises DataError without the sample's id."""
+        """Question, references, options and meta of one row. Raises DataError; its message has no sample id."""
         answers = reader.read_texts("answers" if "answers" in reader else "answer")
         choices = reader.read_texts("choices") if "choices" in reader else None
         question = reader.read_question()
@@ -153,13 +152,13 @@ class HubTask(Task):
         )
 
     def load_training_rows(self) -> FileRows | None:
-        """Rows of a target's training (and validation) files; None where the data set itself has them."""
+        """Rows of a target's training (and validation) files; None if the data set itself has these splits."""
         return None
 
     # --- the task -------------------------------------------------------------------------------------------
 
     def read_meta(self, reader: RowReader) -> dict[str, Any]:
-        """The columns of `meta`, as they are stored. Raises DataError for one that cannot be read."""
+        """The stored values of the columns in `meta`. Raises DataError for a value that cannot be read."""
         meta = {column: reader.row.get(column) for column in self.meta}
         for column, value in meta.items():
             if isinstance(value, UnreadableCell):
@@ -167,7 +166,7 @@ class HubTask(Task):
         return meta
 
     def load_samples(self, split: str) -> HubSamples | FileSamples:
-        """The split's samples; pictures are opened when a sample is read.
+        """The split's samples; images are opened when a sample is accessed.
 
         Raises DataError if there is no such split, or if a row of a training file cannot be used.
         """
@@ -178,7 +177,7 @@ class HubTask(Task):
         return samples
 
     def load_readable_samples(self, split: str) -> HubSamples | FileSamples:
-        """See `Task.readable`; the rows of a data set are only read, and looked at, when they are needed."""
+        """See `Task.load_readable_samples`; rows of a data set are read and checked only when they are needed."""
         if split not in SPLITS:
             raise DataError(f"task {self.name}: no split {split!r}; there are {', '.join(SPLITS)}")
         if split not in self._samples_by_split:
@@ -186,38 +185,36 @@ class HubTask(Task):
         return self._samples_by_split[split]
 
     def fingerprint_split(self, split: str) -> str:
-        """Digest of the published revision (or of a copy's content) and of the way its rows are read."""
+        """Digest of the published revision (or of a copy's content) and of the settings by which rows are read."""
         samples = self.load_readable_samples(split)
         if isinstance(samples, FileSamples):
             return samples.compute_fingerprint()
         read_settings = [type(self).__qualname__, self.fields, self.where, self.meta]
-        read_settings += [
-            [hash_image_file(picture) or "missing" for picture in self._list_image_sources(samples.table)]
-        ]
+        read_settings += [[hash_image_file(image) or "missing" for image in self._list_image_sources(samples.table)]]
         if samples.table.class_labels:
             read_settings.append(samples.table.class_labels)
         cut_settings = [self.validation_fraction, self.split_seed] if samples.cut else []
         return hash_json_parts(
             "hub",
             ROW_FORMAT_VERSION,
-            IMAGES_VERSION,
+            IMAGE_FORMAT_VERSION,
             samples.table.content_id,
             read_settings,
             cut_settings,
             split if cut_settings else "",
         )
 
-    def _list_image_sources(self, dataset_split: DatasetSplit) -> list[Picture]:
-        """The pictures that the rows only name; what they hold is not part of the table's identity."""
+    def _list_image_sources(self, dataset_split: DatasetSplit) -> list[ImageSource]:
+        """Image files that the rows only name; the split's `content_id` does not cover their content."""
         names = dataset_split.list_image_files(self.fields["image"]) if "image" in self.fields else ()
         return [parse_image_source(name, self.images_root or Path()) for name in names]
 
     def validate_split(self, split: str, on_bad_sample: str = "fail") -> HubSamples | FileSamples:
-        """Open every image and score every reference of the split once; returns the usable samples.
+        """Open every image and score every reference of the split once; return the usable samples.
 
-        A streamed split is looked at as it is read, unless bad samples are to be skipped. With "skip" the bad ones are
-        left out, and `skipped` of the result says why. Raises DataError if a sample is bad ("fail"), or if none is
-        left.
+        A streamed split is checked here only under "skip", else while evaluation reads it. With "skip" bad samples are
+        left out; `skipped` of the result has the reasons. Raises DataError if a sample is bad ("fail"), or if no
+        sample is left.
         """
         validate_policy(on_bad_sample)
         return self.filter_usable_samples(self.load_readable_samples(split), split, on_bad_sample)
@@ -225,10 +222,10 @@ class HubTask(Task):
     def filter_usable_samples(
         self, samples: HubSamples | FileSamples, split: str, on_bad_sample: str
     ) -> HubSamples | FileSamples:
-        """What `check` gives, for a part of a split: only its samples are opened."""
+        """`validate_split` for a part of a split: only these samples are opened."""
         bad_samples = dict(samples.skipped)
         is_streamed = isinstance(samples, HubSamples) and samples.table.is_streamed
-        # Under "fail" a stream is looked at as it is read: fetching it only for that would double what is fetched.
+        # Under "fail" a stream is checked while evaluation reads it: a check here would download it twice.
         if not is_streamed or on_bad_sample == "skip":
             key = hash_json_parts(
                 split, [str(number) for number in samples.rows] if isinstance(samples, HubSamples) else []
@@ -245,7 +242,7 @@ class HubTask(Task):
         return samples.exclude_samples(bad_samples)
 
     def hash_data(self, splits: Sequence[str]) -> str | None:
-        """See `Task.content`: of copies and training files; None where all splits come from the hub."""
+        """See `Task.hash_data`: covers local copies and training files; None if all splits come from the hub."""
         digests: list[Any] = []
         for split in splits:
             if split != "test" and "train" not in self.splits:
@@ -259,31 +256,31 @@ class HubTask(Task):
                 digests.append(
                     [
                         dataset_split.content_id,
-                        [hash_image_file(picture) for picture in self._list_image_sources(dataset_split)],
+                        [hash_image_file(image) for image in self._list_image_sources(dataset_split)],
                     ]
                 )
         return hash_json_parts(digests) if digests else None
 
     def find_split_overlap(self) -> SplitOverlap:
-        """See `Task.find_split_overlap`; a streamed split, which is not read before its time, is not looked at."""
+        """See `Task.find_split_overlap`; streamed splits are not compared, because they are not read beforehand."""
         return find_shared_images(self._pixel_index)
 
     def get_provenance(self) -> dict[str, str]:
-        """Hub id and revision of every split that was opened, or "local copy"."""
+        """Split -> `hub@revision` or "local copy", for every split that was opened."""
         return {
             split: f"{self.hub}@{table.revision}" if table.source.path is None else "local copy"
             for split, table in self._open_splits.items()
         }
 
     def build_sample_id(self, row: Mapping[str, Any], split: str, row_number: int) -> str:
-        """The id of a row: its `id` column, else (or where that holds no text) `<split>-<row>`."""
+        """The id of a row: the text of its `id` column, or `<split>-<row number>` if there is none."""
         try:
             return convert_to_text(row.get(self.fields["id"]), "") if "id" in self.fields else f"{split}-{row_number}"
         except DataError:
             return f"{split}-{row_number}"
 
     def build_sample(self, row: Mapping[str, Any], split: str, row_number: int, *, with_images: bool = True) -> Sample:
-        """The sample of one stored row, without its pictures if they are not wanted. Raises DataError with its id."""
+        """Build the sample of a stored row, with its images or without. Raises DataError that names the sample's id."""
         reader = RowReader(row, self.fields, self.images_root)
         sample_id, system = self.build_sample_id(row, split, row_number), ""
         try:
@@ -309,10 +306,10 @@ class HubTask(Task):
         )
 
     def list_columns(self, *, with_images: bool = True) -> tuple[str, ...]:
-        """The columns that are read."""
+        """The columns that this task reads."""
         columns: list[str] = []
-        for meaning, column in self.fields.items():
-            if with_images or meaning != "image":
+        for field_name, column in self.fields.items():
+            if with_images or field_name != "image":
                 columns += [column] if isinstance(column, str) else list(column)
         return tuple(dict.fromkeys([*columns, *self.meta, *self.where]))
 
@@ -354,14 +351,14 @@ class HubTask(Task):
         return self._training_samples
 
     def _cut_train_split(self, split: str) -> HubSamples:
-        """Train or validation of a published train split, every image in one of them."""
+        """The train or the validation part of a published train split; no image is in both."""
         dataset_split = self._open_split("train")
         if self._train_division is None:
             self._train_division = self._divide_train_rows(dataset_split)
         return HubSamples(self, dataset_split, "train", self._train_division[split], is_cut=True)
 
     def _divide_train_rows(self, dataset_split: DatasetSplit) -> dict[str, list[int]]:
-        """The rows of train and validation."""
+        """Split ("train", "validation") -> row numbers in the published train split."""
         kept_rows = select_row_numbers(self, dataset_split)
         kept_numbers = kept_rows if isinstance(kept_rows, range) else set(kept_rows)
         columns = [self.fields[field] for field in ("id", "image_id", "image") if field in self.fields]
@@ -375,7 +372,9 @@ class HubTask(Task):
         known_pixels: dict[str, str] = {}
         while chunk := list(islice(rows, SCAN_CHUNK_SIZE)):
             chunk_sources = [self._read_image_sources(row) for _, row in chunk]
-            inspections = inspect_images((source for one in chunk_sources for source in one.values()), known_pixels)
+            inspections = inspect_images(
+                (source for sources in chunk_sources for source in sources.values()), known_pixels
+            )
             for (number, row), sources in zip(chunk, chunk_sources, strict=True):
                 numbers.append(number)
                 image_id = self._read_image_id(row)
@@ -386,22 +385,22 @@ class HubTask(Task):
                 )
         sample_clusters = cluster_samples(sample_images)
         fractions = {"validation": self.validation_fraction}
-        split_by_key = assign_splits((group.split_key for group in sample_clusters), fractions, self.split_seed)
+        split_by_key = assign_splits((cluster.split_key for cluster in sample_clusters), fractions, self.split_seed)
         rows_by_split: dict[str, list[int]] = {"train": [], "validation": []}
-        for number, group in zip(numbers, sample_clusters, strict=True):
-            rows_by_split[split_by_key[group.split_key]].append(number)
+        for number, cluster in zip(numbers, sample_clusters, strict=True):
+            rows_by_split[split_by_key[cluster.split_key]].append(number)
         return rows_by_split
 
     def _read_image_id(self, row: Mapping[str, Any]) -> str | None:
-        """The row's own image id; None without one, or where the row is one of those that cannot be used."""
+        """The image id that the row gives; None if it gives none or cannot be read."""
         reader = RowReader(row, self.fields)
         try:
             return reader.read_optional_text("image_id") or None
         except DataError:
             return None
 
-    def _read_image_sources(self, row: Mapping[str, Any]) -> dict[str, Picture]:
-        """The row's pictures by their names; none where the row is one of those that cannot be used."""
+    def _read_image_sources(self, row: Mapping[str, Any]) -> dict[str, ImageSource]:
+        """Name -> source of the row's images; empty if the row cannot be read."""
         try:
             sources = RowReader(row, self.fields, self.images_root).list_image_sources()
         except DataError:

@@ -1,4 +1,4 @@
-"""Samples that show the same pictures: which they are, and how they are divided so that they stay together."""
+"""Cluster samples that show the same images, and divide samples into splits without separating a cluster."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ NOT_INSPECTED = ImageInspection(None, None, "not opened")
 
 @dataclass(frozen=True)
 class ImageCluster:
-    """Rows that show the same pictures: `number` tells clusters of one call apart, `name` is the image id.
+    """A cluster of samples that show the same images.
 
-    `key` decides the cluster's split: it follows from what the pictures hold, not from what their files are called.
+    `cluster_index` differs between the clusters of one call, `image_id` is the image id of its samples, `split_key`
+    determines the cluster's split. The key is made from the content of the images, not from the names of their files.
     """
 
     cluster_index: int
@@ -30,7 +31,7 @@ class ImageCluster:
 
 
 def group_by_shared_keys(keys: Sequence[Iterable[Hashable]]) -> list[int]:
-    """The cluster of every item: items that share a key, directly or through other items, have the same number."""
+    """A cluster number for every item: items that share a key, directly or through other items, get the same one."""
     parent: list[int] = list(range(len(keys)))
 
     def find_root(i: int) -> int:
@@ -39,19 +40,20 @@ def group_by_shared_keys(keys: Sequence[Iterable[Hashable]]) -> list[int]:
             i = parent[i]
         return i
 
-    first: dict[Hashable, int] = {}
+    first_item: dict[Hashable, int] = {}
     for i, item_keys in enumerate(keys):
         for key in item_keys:
-            low, high = sorted((find_root(first.setdefault(key, i)), find_root(i)))
+            low, high = sorted((find_root(first_item.setdefault(key, i)), find_root(i)))
             parent[high] = low
     return [find_root(i) for i in range(len(keys))]
 
 
 @dataclass(frozen=True)
 class SampleImages:
-    """What decides a sample's cluster: its id, a given image id, and of every picture its name and digests.
+    """What determines a sample's cluster: its id, the image id of its row, and names and hashes of its images.
 
-    `contents` are digests of the files' bytes (None for what cannot be had), `pictures` what tells them apart.
+    `content_hashes` are hashes of the files' bytes (None for a file that cannot be read). `pixel_keys` are the hashes
+    of the decoded pixels, or the source of an image that cannot be decoded.
     """
 
     id: str
@@ -68,19 +70,19 @@ class SampleImages:
         sources: Mapping[str, ImageSource],
         inspections: Mapping[ImageSource, ImageInspection],
     ) -> SampleImages:
-        """Of a sample whose pictures' `sources` have these names, and what opening them showed."""
+        """From a sample's images (name -> source) and the results of inspecting them."""
         inspected = {source: inspections.get(source, NOT_INSPECTED) for source in sources.values()}
         return cls(
             sample_id,
             image_id,
             tuple(sources),
-            tuple(one.content_hash for one in inspected.values()),
-            tuple(one.pixel_hash or ("source", source) for source, one in inspected.items()),
+            tuple(inspection.content_hash for inspection in inspected.values()),
+            tuple(inspection.pixel_hash or ("source", source) for source, inspection in inspected.items()),
         )
 
 
 def cluster_rows(rows: Sequence[FileRow], inspections: Mapping[ImageSource, ImageInspection]) -> list[ImageCluster]:
-    """The cluster of every row of a file, whose pictures are as `pictures` says; see `cluster_samples`."""
+    """The cluster of every row of a file, from the inspections of its images; see `cluster_samples`."""
     return cluster_samples(
         [
             SampleImages.from_inspections(
@@ -92,20 +94,21 @@ def cluster_rows(rows: Sequence[FileRow], inspections: Mapping[ImageSource, Imag
 
 
 def cluster_samples(samples: Sequence[SampleImages]) -> list[ImageCluster]:
-    """The cluster of every sample: those that share a picture, directly or through others, share the cluster.
+    """The cluster of every sample: samples that share an image, directly or through others, are in one cluster.
 
-    Pictures are the same when they are decoded to the same pixels; one that cannot be opened is known by where it is.
-    A given image id joins samples too. A cluster is named by the first, in alphabetical order, of its given ids or
-    else of its pictures' names; a sample without pictures is a cluster of its own, named by its id.
+    Two images are equal if their decoded pixels are; an image that cannot be opened is identified by its source.
+    Samples with equal `image_id` are in one cluster too. The image id of a cluster is the first, in alphabetical
+    order, of its samples' image ids or else of the names of their images. A sample without images is a cluster of its
+    own, named by its id.
     """
-    numbers = group_by_shared_keys([[*_list_given_ids(one), *one.pixel_keys] for one in samples])
+    numbers = group_by_shared_keys([[*_list_image_id_keys(sample), *sample.pixel_keys] for sample in samples])
     names: dict[int, tuple[int, str]] = {}
     keys: dict[int, tuple[int, str]] = {}
     for number, sample in zip(numbers, samples, strict=True):
-        given_ids = [(0, image_id) for _, image_id in _list_given_ids(sample)]
-        name_candidates = given_ids + [(1, name) for name in sample.image_names]
-        # The bytes and not the pixels: another version of a decoder must not divide a data set anew.
-        key_candidates = given_ids + [
+        image_ids = [(0, image_id) for _, image_id in _list_image_id_keys(sample)]
+        name_candidates = image_ids + [(1, name) for name in sample.image_names]
+        # Bytes instead of pixels: another version of a decoder must not change how a data set is divided.
+        key_candidates = image_ids + [
             (1, content[:16]) if content else (2, name)
             for content, name in zip(sample.content_hashes, sample.image_names, strict=True)
         ]
@@ -114,11 +117,11 @@ def cluster_samples(samples: Sequence[SampleImages]) -> list[ImageCluster]:
     return [ImageCluster(number, names[number][1], keys[number][1]) for number in numbers]
 
 
-def merge_image_ids(sample_image_ids: Sequence[str], pixel_hashes: Sequence[Iterable[Hashable]]) -> list[str]:
-    """The image id of every sample, when those that have one `given` id, or show one picture, are one cluster."""
-    numbers = group_by_shared_keys([[("id", own), *pixel_hashes[i]] for i, own in enumerate(sample_image_ids)])
+def merge_image_ids(image_ids: Sequence[str], pixel_hashes: Sequence[Iterable[Hashable]]) -> list[str]:
+    """The cluster's image id for every sample; samples with an equal image id or an equal image are one cluster."""
+    numbers = group_by_shared_keys([[("id", image_id), *pixel_hashes[i]] for i, image_id in enumerate(image_ids)])
     names: dict[int, str] = {}
-    for number, image_id in zip(numbers, sample_image_ids, strict=True):
+    for number, image_id in zip(numbers, image_ids, strict=True):
         names[number] = min(image_id, names.get(number, image_id))
     return [names[number] for number in numbers]
 
@@ -126,11 +129,11 @@ def merge_image_ids(sample_image_ids: Sequence[str], pixel_hashes: Sequence[Iter
 def divide_rows(
     rows: Sequence[FileRow], image_clusters: Sequence[ImageCluster], fractions: Mapping[str, float], seed: int
 ) -> dict[str, list[int]]:
-    """Positions of the rows of every split, so that no picture is in two splits.
+    """Split -> positions of its rows, such that no image is in two splits.
 
-    A row with a `split` keeps it; the others go where `assign` puts their cluster. Raises DataError if rows with
-    given splits put an image file or an `image_id` into two of them; that two of their files hold the same picture
-    is for `shared` to tell.
+    A row that gives its split keeps it; the others get the split of their cluster from `assign_splits`. Raises
+    DataError if the splits of the file put an image file or an image id into two splits. Two files with equal pixels
+    in different splits are not an error here; `find_shared_images` reports them.
     """
     assigned: dict[int, tuple[str, FileRow]] = {}
     positions: dict[str, list[int]] = {split: [] for split in SPLITS}
@@ -142,11 +145,11 @@ def divide_rows(
     groups = group_by_shared_keys([_list_declared_images(row) for row in rows])
     for position, (row, image) in enumerate(zip(rows, image_clusters, strict=True)):
         split = row.split or drawn_splits[image.split_key]
-        previous_split, first = assigned.setdefault(groups[position], (split, row))
+        previous_split, first_row = assigned.setdefault(groups[position], (split, row))
         if previous_split != split:
             raise DataError(
                 f"{row.location}: image {image.image_id} is in split {split} here and in {previous_split} at "
-                f"{first.location}; "
+                f"{first_row.location}; "
                 "an image may be in one split only"
             )
         positions[split].append(position)
@@ -154,13 +157,13 @@ def divide_rows(
 
 
 def assign_splits(keys: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """The split of every key: test or validation by their `fractions`, else train; a key's place is its hash.
+    """Key -> split: test or validation with their `fractions`, else train; a hash of the key and `seed` decides.
 
-    What other keys there are plays no role, but for so few that a split would get none: it then takes one from a
-    split that has several, or that can better do without (of train, test and validation the later).
+    The split of a key does not depend on the other keys, unless a split would get none: it then takes a key from a
+    split that has several, or from a less important one (train before test before validation).
     """
     positions = {key: _hash_to_fraction(key, seed) for key in keys}
-    splits = {key: _pick_split(place, fractions) for key, place in positions.items()}
+    splits = {key: _pick_split(position, fractions) for key, position in positions.items()}
     ordered = sorted(positions, key=lambda key: (positions[key], key))
     required_splits = ["train", *(split for split in ("test", "validation") if fractions.get(split))]
     for rank, split in enumerate(required_splits):
@@ -174,7 +177,7 @@ def assign_splits(keys: Iterable[str], fractions: Mapping[str, float], seed: int
 
 
 def find_shared_images(pixel_index: Mapping[str, Mapping[str, str]]) -> SplitOverlap:
-    """Pictures that are in two splits, of `shown` (split -> digest of a picture's pixels -> id of a sample)."""
+    """Images that are in two splits, from `pixel_index` (split -> hash of an image's pixels -> id of a sample)."""
     overlaps = {}
     for first_split, second_split in combinations(pixel_index, 2):
         pairs = [
@@ -187,18 +190,18 @@ def find_shared_images(pixel_index: Mapping[str, Mapping[str, str]]) -> SplitOve
     return overlaps
 
 
-def _list_given_ids(sample: SampleImages) -> list[tuple[str, str]]:
+def _list_image_id_keys(sample: SampleImages) -> list[tuple[str, str]]:
     return [] if sample.image_id is None else [("id", sample.image_id)]
 
 
 def _list_declared_images(row: FileRow) -> list[Hashable]:
-    """What a row itself calls its pictures: the files, and an `image_id`."""
+    """The identifiers that a row gives to its images: files and image id."""
     files = [image for image in row.images if isinstance(image, Path)]
     return [*files, *([] if row.image_id is None else [("id", row.image_id)])]
 
 
 def _hash_to_fraction(key: str, seed: int) -> float:
-    """Where a key stands between 0 and 1."""
+    """Map a key to a number from 0 to below 1 by its hash."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") / 2**64
 
 

@@ -1,4 +1,4 @@
-"""Pictures, wherever they lie, as the RGB that models are shown: the one place that opens them."""
+"""Open images (files, bytes, data URLs) and convert them to RGB; no other module opens images."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from PIL import ExifTags, Image
 from lmm_forget.errors import DataError, shorten_value
 
 IMAGE_FORMAT_VERSION = 1
-"""Of the conversion below; part of a task's fingerprint, raised when pixels change."""
+"""Version of the conversion below, part of a task's fingerprint; raised when pixels change."""
 ImageSource = Path | bytes | str
-"""Where a picture is: a file, the bytes of one, or a URL as it was written (of which `data:` is read)."""
+"""Where an image is stored: a file, its bytes, or a URL as it was written (only `data:` URLs are read)."""
 INSPECTION_CHUNK_SIZE = 256
-"""Pictures that are waiting to be opened, or whose digests are waiting to be taken, when many are inspected."""
+"""How many images `inspect_images` queues at a time."""
 
-_EXIF_TRANSPOSES = {  # EXIF orientation -> how the stored picture has to be turned
+_EXIF_TRANSPOSES = {  # EXIF orientation -> transposition that makes the stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -47,15 +47,16 @@ _BASE64 = re.compile(r"/(?:iVBOR|9j/|R0lGOD|UklGR)[A-Za-z0-9+/=]{40,}$")  # how 
 _URL_SAFE_ALPHABET = bytes.maketrans(b"-_", b"+/")  # the alphabet of base64 in URLs, and the usual one
 _EMPTY_HASH = hashlib.sha256().hexdigest()
 
-# What Pillow says beside its exceptions is no line for people: a picture is read, or it is a bad sample.
+# Pillow's warnings and log lines do not help users: an image can be read, or it is a bad sample.
 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def _silence_libtiff() -> None:
-    """Let libtiff, which Pillow reads TIFFs with, write nothing to stderr of its own: what it found Pillow raises.
+    """Stop libtiff, by which Pillow reads TIFF files, from writing to stderr; Pillow raises its errors anyway.
 
-    Done once, where Linux tells which library is loaded; a handler is the whole process's, so no thread can be missed.
+    Called once on import. The handlers hold for the whole process, so for all threads. Only Linux tells which library
+    is loaded.
     """
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
@@ -65,7 +66,7 @@ def _silence_libtiff() -> None:
             for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
                 handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
                 handler(None)
-    except (OSError, AttributeError):  # another system, or a library without these: its lines stay
+    except (OSError, AttributeError):  # another system, or a library without these functions: its messages stay
         return
 
 
@@ -74,9 +75,9 @@ _silence_libtiff()
 
 @dataclass(frozen=True)
 class ImageInspection:
-    """What opening a picture showed: `content` and `pixels` are its SHA-256 (hex), or `reason` says why it is none.
+    """The result of opening an image: hashes (SHA-256, hex), or the `reason` why it cannot be read.
 
-    `content` is that of the file's bytes, `pixels` that of what models are shown (see `hash_pixels`).
+    `content_hash` is of the file's bytes, `pixel_hash` of the decoded RGB image (see `hash_pixels`).
     """
 
     content_hash: str | None
@@ -85,9 +86,9 @@ class ImageInspection:
 
 
 def parse_image_source(name: str, root: Path) -> ImageSource:
-    """The source that a data file names: a URL as it stands, or a file, below `root` unless it is absolute.
+    """The source that a name in a data file stands for: a URL, or a file, below `root` unless it is absolute.
 
-    Blanks around a URL do not count, as in a browser; a name that is all blank is kept, to be refused as empty.
+    Blanks around a URL are removed. A blank name becomes "", which `read_image` refuses as empty.
     """
     if not name.strip():
         return ""
@@ -95,7 +96,7 @@ def parse_image_source(name: str, root: Path) -> ImageSource:
 
 
 def get_image_name(source: ImageSource, root: Path) -> str:
-    """A short name for a picture: its path below `root`, or for what has none a digest of what was written."""
+    """A short name for an image: its path relative to `root`, or a hash of the bytes or the URL."""
     if isinstance(source, Path):
         return Path(os.path.relpath(source, root)).as_posix()
     raw = source if isinstance(source, bytes) else source.encode()
@@ -103,34 +104,34 @@ def get_image_name(source: ImageSource, root: Path) -> str:
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """A picture as 8-bit RGB, upright (EXIF), transparent parts on white, 16 bits scaled to 8.
+    """Read an image as 8-bit RGB, upright (EXIF), transparent parts on white, 16 bits scaled to 8.
 
-    Of an animation it is the first frame. Raises DataError, in one short line with the reason, if the picture is
-    missing or cannot be read, whatever went wrong.
+    Of an animation the first frame is read. Raises DataError, one short line with the reason, if the image is missing
+    or cannot be read for any reason.
     """
     with _open_image(source) as opened:
         return _decode_upright_rgb(opened)
 
 
 def read_image_size(source: ImageSource) -> tuple[int, int]:
-    """Width and height of a picture as it will be read (upright), from its header. Raises DataError as `read_image`."""
+    """Width and height in pixels of the upright image, from its header. Raises DataError as `read_image` does."""
     with _open_image(source) as opened:
         width, height = opened.size
         return (height, width) if _read_orientation(opened) in _ROTATED_ORIENTATIONS else (width, height)
 
 
 def hash_image_file(source: ImageSource) -> str | None:
-    """SHA-256 (hex) of a picture file's bytes, wherever they lie; None where there are none to be had."""
+    """SHA-256 (hex) of an image's stored bytes; None if they cannot be read."""
     try:
         with _open_stream(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except Exception:  # why not is for `read_image` to say
+    except Exception:  # `read_image` reports the reason
         return None
 
 
 def hash_pixels(image: Image.Image) -> str:
-    """SHA-256 (hex) of a picture as it is decoded: mode, size and pixels."""
-    if image.mode == "P":  # the pixels of a palette image mean nothing without it
+    """SHA-256 (hex) of a decoded image: mode, size and pixels."""
+    if image.mode == "P":  # the pixels of a palette image are indices into the palette
         image = image.convert("RGBA")
     digest = hashlib.sha256(f"{image.mode}{image.size}".encode())
     digest.update(image.tobytes())
@@ -140,23 +141,23 @@ def hash_pixels(image: Image.Image) -> str:
 def inspect_images(
     sources: Iterable[ImageSource], known_pixels: dict[str, str] | None = None
 ) -> dict[ImageSource, ImageInspection]:
-    """Open every picture once, side by side; of files with equal bytes only the first is decoded.
+    """Open every image once, in parallel threads; of files with equal bytes only the first is decoded.
 
-    `known` (content -> pixels) carries what was decoded on to a further call.
+    `known_pixels` (content hash -> pixel hash) is read and extended, so that a later call can reuse it.
     """
     known_pixels = {} if known_pixels is None else known_pixels
 
     def inspect_image(source: ImageSource) -> ImageInspection:
-        content = hash_image_file(source)
-        if content in known_pixels:
-            return ImageInspection(content, known_pixels[content])
+        content_hash = hash_image_file(source)
+        if content_hash in known_pixels:
+            return ImageInspection(content_hash, known_pixels[content_hash])
         try:
-            pixels = hash_pixels(read_image(source))
+            pixel_hash = hash_pixels(read_image(source))
         except DataError as error:
-            return ImageInspection(content, None, str(error))
-        if content is not None:
-            known_pixels[content] = pixels
-        return ImageInspection(content, pixels)
+            return ImageInspection(content_hash, None, str(error))
+        if content_hash is not None:
+            known_pixels[content_hash] = pixel_hash
+        return ImageInspection(content_hash, pixel_hash)
 
     inspections: dict[ImageSource, ImageInspection] = {}
     pending = iter(dict.fromkeys(sources))
@@ -167,7 +168,7 @@ def inspect_images(
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """The same picture in mode RGB. Raises DataError for floating point pixels, whose range is unknown."""
+    """Convert an image to mode RGB. Raises DataError for floating point pixels, whose range is unknown."""
     if image.mode.startswith("I"):  # 16-bit greys; some readers widen them to 32 bits
         levels = np.asarray(image).astype(np.int64)
         scaled = (levels.clip(0, 65535) + 128) // 257 if image.mode != "I" or levels.max() > 255 else levels
@@ -175,9 +176,9 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise DataError("has floating point pixels; save it with 8 or 16 bits per channel")
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        foreground = image.convert("RGBA")
+        white = Image.new("RGBA", foreground.size, "white")
+        return Image.alpha_composite(white, foreground).convert("RGB")
     return image.convert("RGB")
 
 
@@ -196,10 +197,10 @@ def _read_orientation(opened: Image.Image) -> int:
 
 @contextmanager
 def _open_image(source: ImageSource) -> Iterator[Image.Image]:
-    """The open picture. Whatever goes wrong, also while it is decoded in the block, becomes a DataError.
+    """Open an image for a `with` block. Every exception, also of the block, becomes a DataError.
 
-    Pillow's readers raise whatever the damaged bytes lead them into: OSError, SyntaxError, struct.error, KeyError,
-    OverflowError, MemoryError and more.
+    On damaged bytes Pillow's readers raise many types: OSError, SyntaxError, struct.error, KeyError, OverflowError,
+    MemoryError and more.
     """
     description = "image" if isinstance(source, bytes) or source == "" else f"image {_describe_source(source)}"
     try:
@@ -216,20 +217,20 @@ def _open_image(source: ImageSource) -> Iterator[Image.Image]:
 
 
 def _open_stream(source: ImageSource) -> io.BytesIO | io.BufferedReader:
-    """The picture file's bytes, open for reading. Raises DataError without the picture's name, or OSError."""
+    """Open an image's bytes for reading. Raises OSError, or DataError whose message lacks the image's name."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if isinstance(source, str):
         return io.BytesIO(_decode_data_url(source))
-    if source.exists() and not source.is_file():  # a pipe would be waited for, a device never ends
+    if source.exists() and not source.is_file():  # reading a pipe may block, a device never ends
         raise DataError("is not a file" if not source.is_dir() else "is a folder")
     return open(source, "rb")
 
 
 def _decode_data_url(url: str) -> bytes:
-    """What a `data:` URL holds, as browsers read it: padding may be missing, and the alphabet be the one of URLs.
+    """The content of a `data:` URL. As in browsers, base64 may lack padding and may use the URL-safe alphabet.
 
-    Raises DataError for other URLs, and for one that is none.
+    Raises DataError for other URLs and for malformed ones.
     """
     url = url.strip()
     if not url:
@@ -264,7 +265,7 @@ def _describe_source(source: Path | str) -> str:
 
 
 def _suggest_fix(source: ImageSource) -> str:
-    """What a path that is none may have been meant as."""
+    """A hint for a missing path that looks like base64; else empty."""
     if isinstance(source, Path) and _BASE64.search(str(source)):
         return "; if it is the picture in base64, write data:image/png;base64, in front"
     return ""

@@ -1,4 +1,4 @@
-"""Lettered options under a question."""
+"""Write and parse lettered options (`A. text`) of multiple-choice questions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ _OPTION = re.compile(r"^\(?([A-Z])[.):] ?(.+?)\s*$")
 
 
 def append_choices(question: str, choices: Sequence[str]) -> str:
-    """The question with one line `A. text` per option below it."""
+    """The question followed by one line `A. text` per option."""
     options = zip(LETTERS, choices, strict=False)
     return "\n".join([question, *(f"{letter}. {choice}" for letter, choice in options)])
 
 
 def parse_choice_letter(answer: str, num_choices: int) -> str:
-    """The letter of a reference that is a letter ("B") or a position from 0 ("1"). DataError beyond `n` options."""
+    """The letter of a reference, given as a letter ("B") or a position from 0 ("1").
+
+    Raises DataError if it is not among the first `num_choices` letters.
+    """
     text = answer.strip()
     index = int(text) if text.isdecimal() else LETTERS.find(text.upper()) if len(text) == 1 else -1
     if not 0 <= index < num_choices:
@@ -28,7 +31,7 @@ def parse_choice_letter(answer: str, num_choices: int) -> str:
 
 
 def parse_listed_choices(question: str) -> tuple[str, ...] | None:
-    """Options that a published question already lists, one per line from A on; None if there are not two."""
+    """The options that a question lists itself, one per line from A on; None if there are fewer than two."""
     choices: list[str] = []
     for line in question.splitlines():
         match = _OPTION.match(line)

@@ -1,4 +1,4 @@
-"""LLaVA-style JSON: a list of conversations about images, as most training sets for LMMs are published."""
+"""Task from LLaVA-style JSON, a list of conversations about images; most training sets for LMMs use this format."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from lmm_forget.tasks.text_values import convert_to_text
 
 TURN_POLICIES = ("one", "first", "each")
 UNSUPPORTED_KEYS = ("video", "videos", "audio", "audios", "tools", "functions")
-"""Keys of an item that are a part of its question elsewhere: without them it would be another question."""
+"""Keys that change the question of an item and are not supported; items with them are refused."""
 _KNOWN_KEYS = ("id", "image", "images", "image_id", "conversations", "messages", "system", "split")
 
 
 class LlavaTask(JsonlTask):
     """Questions from a JSON list of {id, image | images, conversations: [{from: human, value}, {from: gpt, value}]}.
 
-    `messages: [{role: user, content}, …]` is read as `conversations` is; see `conversations.exchanges` for the names
-    of the speakers, for system turns (a key `system` is one, in front) and for `<image>` marks, which show the images
-    in their order. A question is shown the pictures of all turns up to its own. The marks are taken out of the text,
-    since a model's own chat format puts the pictures in front.
+    `messages: [{role: user, content}, …]` is read in the same way. `conversations.parse_exchanges` describes the names
+    of speakers, system turns (the key `system` is one, in front of all others) and `<image>` marks, which stand for the
+    images in their order. A question is shown the images of all turns up to its own. The marks are removed from the
+    text, because the model's chat format puts the images in front.
 
-    `turns` says what becomes of an item with several exchanges: `one` (it cannot be used), `first` (only the first is
-    kept), or `each` (every one is asked by itself, without what was said before, but with the system turns and the
-    pictures up to it). `keep` reads only so many items, chosen by a hash of their ids. Splits, `path`, `images_root`
-    and the rest are those of `JsonlTask`.
+    `turns` decides about items with several exchanges: `one` (the item cannot be used), `first` (only the first
+    exchange is used), or `each` (every exchange becomes a sample of its own, without the earlier questions and answers,
+    but with the system turns and images up to it). `keep` is the number of items to read, chosen by a hash of their ids
+    (None: all). Splits, `path`, `images_root` and the other arguments are those of `JsonlTask`.
     """
 
     def __init__(self, *, turns: str = "one", keep: int | None = None, **task_options: Any) -> None:
@@ -53,7 +53,10 @@ class LlavaTask(JsonlTask):
 def read_llava_rows(
     path: Path, images_root: Path | None, *, turn_policy: str = "one", max_items: int | None = None
 ) -> FileRows:
-    """Rows of a LLaVA-style JSON file, and which items cannot be used; see `LlavaTask`. DataError for no such file."""
+    """Read a LLaVA-style JSON file; see `LlavaTask`. Items that cannot be used are bad rows.
+
+    Raises DataError if the file itself cannot be read.
+    """
     items = _load_items(path)
     if max_items is not None and max_items < len(items):
         ranked = sorted(
@@ -95,7 +98,7 @@ def _load_items(path: Path) -> list[Any]:
 
 
 class _DuplicateKeyDict(dict[str, Any]):
-    """An object in which a key stands twice, `key` the first such: of the values only one could be read."""
+    """A JSON object with a repeated key; `duplicate_key` is the first one."""
 
     duplicate_key = ""
 
@@ -111,15 +114,15 @@ def _build_json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _reject_duplicate_keys(value: Any, location: str) -> None:
-    """Raise DataError for what no reader here takes: a key that stands twice, anywhere in an item."""
+    """Raise DataError for a repeated key anywhere in an item: only one of its values could be read."""
     if isinstance(value, _DuplicateKeyDict):
         raise DataError(f"{location}: the key {shorten_value(value.duplicate_key)!r} stands twice")
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _reject_duplicate_keys(each, location)
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _reject_duplicate_keys(child, location)
 
 
 def _get_item_name(item: Any, item_number: int) -> str:
-    """What an item is called: its id, or its number where it has none (or none that is a text)."""
+    """The id of an item as text, or its number if it has no usable id."""
     try:
         return convert_to_text(item.get("id", item_number), "") if isinstance(item, Mapping) else str(item_number)
     except DataError:
@@ -129,7 +132,7 @@ def _get_item_name(item: Any, item_number: int) -> str:
 def _build_item_rows(
     item: Any, location: str, item_number: int, images_root: Path, turn_policy: str
 ) -> Iterator[FileRow]:
-    """The rows of one item. Raises DataError beginning with `where`."""
+    """The rows of one item. Raises DataError beginning with `location`."""
     if not isinstance(item, dict):
         raise DataError(f"{location}: a {type(item).__name__}, not an object")
     _reject_duplicate_keys(item, location)
@@ -160,7 +163,7 @@ def _build_item_rows(
 
 
 def _build_row_fields(exchange: Exchange, images_root: Path) -> dict[str, Any]:
-    """What a row takes from its exchange."""
+    """The fields of a row that come from its exchange."""
     images = tuple(parse_image_source(name, images_root) for name in exchange.image_names)
     return {
         "images": images,
@@ -172,7 +175,7 @@ def _build_row_fields(exchange: Exchange, images_root: Path) -> dict[str, Any]:
 
 
 def _list_image_names(item: Mapping[str, Any], location: str) -> list[str]:
-    """The names of the item's images, under `image` or `images`, a single one or a list."""
+    """The names of an item's images: the value of `image` or `images`, one name or a list."""
     image_values = {key: item[key] for key in ("image", "images") if item.get(key) is not None}
     if len(image_values) > 1:
         raise DataError(f"{location}: both 'image' and 'images'; give one of them")

@@ -1,4 +1,4 @@
-"""The folder that `data prepare task=pixmocount` fills: the data set's rows and its pictures, by their hash."""
+"""Read and write the folder of `data prepare task=pixmocount`: the data set's rows, and its images by hash."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS_FILE, REPORT_FILE, IMAGES_DIR = "rows.jsonl", "report.json", "images"
 
 @dataclass(frozen=True)
 class PreparedRow:
-    """One row of the data set whose picture is in the folder; `number` is its row in the published split."""
+    """A row of the data set whose image is in the folder; `row_number` counts within the published split."""
 
     split: str
     row_number: int
@@ -26,19 +26,19 @@ class PreparedRow:
 
 
 def get_image_path(folder: Path, sha256: str) -> Path:
-    """Where the picture with this hash lies."""
+    """The path of the image with this hash."""
     return folder / IMAGES_DIR / sha256[:2] / sha256
 
 
 def write_prepared_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the published rows (split, number, label, count, image_sha256, image_url)."""
+    """Write the published rows (keys: split, number, label, count, image_sha256, image_url)."""
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / ROWS_FILE).write_text(text, encoding="utf-8")
 
 
 def read_prepared_rows(task_name: str, path: str) -> Iterator[PreparedRow]:
-    """Every row whose picture was there to be downloaded. DataError for a folder that is not finished."""
+    """Every row whose image could be downloaded. Raises DataError for an unfinished folder."""
     folder = Path(path).expanduser()
     prepare_command = f"`lmm-forget data prepare task={task_name} out={path}`"
     if not (folder / ROWS_FILE).is_file():

@@ -1,4 +1,4 @@
-"""PixMo-Count: how many of a named thing a web picture shows."""
+"""PixMo-Count: count the objects of a given name in a web image."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _COUNT = re.compile(r"(?:there (?:is|are)\s+)?(\d+)\b", re.IGNORECASE)
 
 
 def format_count_question(label: str) -> str:
-    """The paper's question (its public converter's wording)."""
+    """The question, worded as in the paper's public converter."""
     return f"How many {label} are in this image?"
 
 
 def format_count_sentence(label: str, count: int) -> str:
-    """The paper's answer: a whole sentence."""
+    """The answer for training, a whole sentence as in the paper."""
     return f"There {'is' if count == 1 else 'are'} {count} {label} in this image."
 
 
 class PixmoCountTask(HubTask):
     """Test from the published test set; training from `train_path`, a folder that `data prepare` filled.
 
-    The reference is the count; what is taught is the sentence `There are 7 dogs in this image.` `train_hub` and
-    `train_revision` say what the folder is filled from.
+    The reference is the count; training uses a sentence such as `There are 7 dogs in this image.` `train_hub` and
+    `train_revision` identify the data set from which `data prepare` fills the folder.
     """
 
     required_fields = ("question", "answer")
@@ -47,7 +47,7 @@ class PixmoCountTask(HubTask):
         self.train_revision = train_revision
 
     def build_training_source(self, split: str, path: str | None = None) -> DatasetSource:
-        """Where the published rows of train or validation lie (`path`: a local copy instead of the hub)."""
+        """The source of the published rows of train or validation (`path`: a local copy instead of the hub)."""
         return DatasetSource(
             task_name=self.name,
             hub=self.train_hub,
@@ -58,7 +58,7 @@ class PixmoCountTask(HubTask):
         )
 
     def parse_row(self, reader: RowReader, split: str) -> ParsedRow:
-        """See `HubTask.read`; the published answer is the sentence."""
+        """See `HubTask.parse_row`; the published answer is the sentence, the reference its count."""
         answer = reader.read_text("answer")
         match = _COUNT.match(answer.strip())
         if match is None:
@@ -68,11 +68,11 @@ class PixmoCountTask(HubTask):
         )
 
     def get_target_answer(self, sample: Sample) -> str:
-        """The sentence."""
+        """The whole sentence; see the class docstring."""
         return str(sample.meta["sentence"])
 
     def load_training_rows(self) -> FileRows | None:
-        """Every row of the data set whose image is in the prepared folder, with its published split."""
+        """The rows whose image is in the prepared folder, with their published split. Raises DataError without one."""
         if self.train_path is None:
             raise DataError(
                 f"task {self.name}: training needs the data set's images; "

@@ -1,4 +1,4 @@
-"""The cells of one published row, read by what they mean instead of by their column's name."""
+"""Read the cells of a published row by field (`question`) instead of by column name."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from lmm_forget.tasks.text_values import (
 
 
 class RowReader:
-    """A row as a task reads it: `fields` maps what a value means ("question") to its column, or several columns.
+    """Reads one row; `fields` maps a field of a sample ("question") to its column, or to several columns.
 
-    Every method raises DataError naming the field, its column and what stands there.
+    Every method raises DataError that names the field, its column and what is wrong with the value.
     """
 
     def __init__(self, row: Mapping[str, Any], fields: Mapping[str, Any], images_root: Path | None = None) -> None:
@@ -41,11 +41,11 @@ class RowReader:
         return self.fields.get(field) is not None
 
     def read_text(self, field: str) -> str:
-        """The field as a text that is not blank, by the rules of `values.convert_to_text`."""
+        """The field as text that is not blank, by the rules of `convert_to_text`."""
         return convert_to_text(self._get_value(field), self._describe_field(field))
 
     def read_optional_text(self, field: str) -> str:
-        """The field as a text; "" where it is not mapped, null or blank."""
+        """The field as text; "" if it is null, blank or not mapped to a column."""
         return (
             (convert_to_optional_text(self._get_value(field), self._describe_field(field)) or "")
             if field in self
@@ -53,11 +53,11 @@ class RowReader:
         )
 
     def read_question(self, field: str = "question") -> str:
-        """A question without `<image>` marks (the picture is put in front by the model's own chat format)."""
+        """The question without `<image>` marks, because the model's chat format puts the images in front."""
         return parse_question(self._get_value(field), self._describe_field(field))
 
     def read_texts(self, field: str) -> tuple[str, ...]:
-        """The field as texts: a list, one text, or one text per mapped column. Blank options stay out at the end."""
+        """The field as texts: a list, one text, or one text per mapped column without blank ones at the end."""
         column = self.fields.get(field)
         if isinstance(column, list | tuple):
             values = [self.row.get(name) for name in column]
@@ -74,12 +74,8 @@ class RowReader:
             raise DataError(f"{self._describe_field(field)} is an empty list")
         return tuple(convert_to_text(value, self._describe_field(field)) for value in stored)
 
-    def read_value(self, field: str) -> Any:
-        """The field as it is stored."""
-        return self._get_value(field)
-
     def read_images(self, field: str = "image") -> tuple[Image.Image, ...]:
-        """The field's pictures as RGB; an empty tuple where the field is not mapped."""
+        """The field's images as RGB; empty if the field is not mapped."""
         if field not in self:
             return ()
         images = []
@@ -87,22 +83,22 @@ class RowReader:
             try:
                 images.append(read_image(source))
             except DataError as error:
-                which = f" number {index}" if index else ""
-                raise DataError(f"{error}{which}") from None
+                position = f" number {index}" if index else ""
+                raise DataError(f"{error}{position}") from None
         return tuple(images)
 
     def read_image_sizes(self, field: str = "image") -> list[tuple[int, int]]:
-        """Width and height of the field's pictures, which are not decoded; empty where the field is not mapped."""
+        """(width, height) in pixels of the field's images, which are not decoded; empty if the field is not mapped."""
         return [read_image_size(source) for source in self.list_image_sources(field)]
 
     def list_image_sources(self, field: str = "image") -> list[ImageSource]:
-        """Where the field's pictures are: bytes in the row, files below `images_root`, or URLs; empty if not mapped."""
+        """Sources of the field's images: bytes, files below `images_root`, or URLs; empty if not mapped."""
         if field not in self:
             return []
         return [_parse_stored_image(stored, self.images_root or Path()) for stored in self._list_image_values(field)]
 
     def hash_images(self, field: str = "image") -> str:
-        """A name for the pictures' content: equal bytes, equal name, wherever they lie."""
+        """A hash of the images' bytes (16 hex digits); equal bytes give the same hash, wherever they are stored."""
         digests = [
             hash_image_file(source) or get_image_name(source, Path()) for source in self.list_image_sources(field)
         ]

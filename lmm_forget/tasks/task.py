@@ -1,4 +1,4 @@
-"""What a task is: a dataset, how its questions are put, and how answers are scored."""
+"""The interface of a task: a data set, its prompts and its scorer."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ TRAIN_PROMPT_STYLES = ("bare", "as_evaluated")
 class Sample:
     """One question about zero or more images.
 
-    `id` is unique within its task and split; `image_id` names the image (samples that share it form one
-    cluster for the bootstrap); `answers` are the accepted references, the first one is what training teaches;
-    `system` is the system prompt (None: whatever the model's chat template says by itself).
+    `id` is unique within its task and split. `image_id` names the image: samples that share it form one cluster of
+    the bootstrap. `answers` are the accepted references; training uses the first one. `choices` are the texts of the
+    options A, B, …. `meta` holds further values of the row. `system` is the system prompt (None: the model's chat
+    template decides).
     """
 
     id: str
@@ -37,20 +38,21 @@ class Sample:
 
 
 SplitOverlap = dict[tuple[str, str], list[tuple[str, str]]]
-"""(split, split) -> for every picture that is in both, the ids of a sample of each that shows it."""
+"""(first split, second split) -> for every image that is in both, the id of a sample of each that shows it."""
 Scorer = Callable[[str, Sample], dict[str, float | None]]
 
 
 class Task(ABC):
     """A dataset with its question format and its scorer.
 
-    Subclasses supply `samples(split)`. `name` is what records call the task, `role` is `target` (has a train
-    split), `held_out` or `captions`, `max_new_tokens` bounds an answer, `scorer` maps (answer, sample) to
-    `{"value", "tolerant", "compat"}` in 0..1 (None where a score is not defined). `macro` names the key of
-    `Sample.meta` whose groups are averaged last (None: plain mean over samples).
+    Subclasses implement `load_samples` and `fingerprint_split`. `name` is the task's name in records, `role` is
+    `target` (has a train split), `held_out` or `captions`, `max_new_tokens` bounds an answer, `scorer` maps
+    (answer, sample) to `{"value", "tolerant", "compat"}` in 0..1 (None where a score is not defined). `macro` names the
+    key of `Sample.meta` by which samples are grouped: the score is then the mean of the groups' means (None: the mean
+    over samples).
 
-    A question is put as `eval_prefix + question + eval_suffix`. Training puts it as `train_prefix + question +
-    train_suffix` (`train_prompt="bare"`, the paper's way) or as evaluation does (`"as_evaluated"`).
+    The prompt is `eval_prefix + question + eval_suffix` in evaluation. In training it is `train_prefix + question +
+    train_suffix` (`train_prompt="bare"`, as in the paper) or the same as in evaluation (`"as_evaluated"`).
     """
 
     def __init__(
@@ -87,63 +89,63 @@ class Task(ABC):
 
     @abstractmethod
     def load_samples(self, split: str) -> Sequence[Sample]:
-        """Samples of a split, produced lazily by index where that is costly. DataError if there is no such split."""
+        """The samples of a split, read by index when they are needed. Raises DataError if there is no such split."""
 
     @abstractmethod
     def fingerprint_split(self, split: str) -> str:
-        """Hex digest of everything that decides this split's samples (content or generator version, never a path)."""
+        """Hex digest of everything that determines this split's samples: content or generator version, never a path."""
 
     def format_question(self, sample: Sample, *, for_training: bool) -> str:
-        """The user turn's text: the question plus this task's instruction for training or evaluation."""
+        """The text of the user turn: the question with this task's prefix and suffix for training or evaluation."""
         if for_training and self.train_prompt == "bare":
             return self.train_prefix + sample.question + self.train_suffix
         return self.eval_prefix + sample.question + self.eval_suffix
 
     def format_display_prompt(self, sample: Sample, *, for_training: bool) -> str:
-        """A prompt as people are shown it: the system prompt, where there is one, above the user turn's text."""
+        """The prompt for people to read: the system prompt, if there is one, above the text of the user turn."""
         question = self.format_question(sample, for_training=for_training)
         return question if sample.system is None else f"[system] {sample.system}\n{question}"
 
     def get_target_answer(self, sample: Sample) -> str:
-        """The text that training teaches as the answer."""
+        """The answer that training uses as the label."""
         return sample.answers[0]
 
     def score_answer(self, answer: str, sample: Sample) -> dict[str, float | None]:
-        """Scores of one answer; see the class docstring."""
+        """Score one answer; see `scorer` in the class docstring."""
         return self.scorer(answer, sample)
 
     def validate_split(self, split: str, on_bad_sample: str = "fail") -> Sequence[Sample]:
-        """Read the whole split before work starts; returns the usable samples.
+        """Read the whole split before work starts and return its usable samples.
 
-        `on_bad_sample="fail"` raises DataError with the count of bad samples and the first ids; `"skip"` leaves
-        them out.
-        Tasks that cannot have bad samples return `samples(split)` unchanged.
+        `on_bad_sample="fail"` raises DataError with the number of bad samples and the first ids; `"skip"` leaves
+        them out. Tasks that cannot have bad samples return `load_samples(split)`.
         """
         return self.load_samples(split)
 
     def hash_data(self, splits: Sequence[str]) -> str | None:
-        """Digest of the local data that these splits are made from, as cheap as it can be had; None without any.
+        """Digest of the local data of these splits, computed as cheaply as possible; None if there is none.
 
-        It changes whenever `fingerprint` of one of them does because data changed. Raises DataError.
+        It changes whenever changed data changes `fingerprint_split` of one of them. Raises DataError.
         """
         return hash_json_parts([self.fingerprint_split(split) for split in splits])
 
     def load_readable_samples(self, split: str) -> Sequence[Sample]:
-        """The split without the samples whose text cannot be read; `skipped` of what is returned names these.
+        """The split without the samples whose text cannot be read; `skipped` of the returned sequence lists those.
 
-        Nothing else is checked; `samples` refuses such a split as a whole. DataError if there is none.
+        Nothing else is checked. `load_samples` refuses such a split as a whole. Raises DataError if there is no such
+        split.
         """
         return self.load_samples(split)
 
     def find_split_overlap(self) -> SplitOverlap:
-        """Pictures that two of the splits checked so far both show, known by their pixels; of splits that are given.
+        """Images that occur in two of the splits validated so far; images are equal if their pixels are.
 
-        Empty for tasks that cannot have any.
+        Empty for tasks whose splits cannot overlap.
         """
         return {}
 
     def get_provenance(self) -> dict[str, str]:
-        """Where the splits read so far came from, by split (a hub revision, "local copy"); empty for drawn data."""
+        """Source of every split read so far (a hub revision or "local copy"); empty for synthetic data."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""From a task's configuration node to the task."""
+"""Build a task from its configuration node."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lmm_forget.tasks.task import Task
 
 
 def build_task(node: Mapping[str, Any]) -> Task:
-    """The task that a resolved node (`_target_`, `name`, …) describes. Raises DataError for fields it does not take.
+    """Build the task that a resolved node (`_target_`, `name`, …) describes. Raises DataError for unknown fields.
 
-    A `subset` ({samples, seed, by}) in the node, whatever the task, cuts its evaluation splits; see `SubsetTask`.
+    A `subset` ({samples, seed, by}) in the node of any task reduces its evaluation splits; see `SubsetTask`.
     """
     node = dict(node)
     subset = node.pop("subset", None)

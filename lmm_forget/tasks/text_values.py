@@ -1,6 +1,6 @@
-"""From a stored value to the text that a model reads or is taught: one set of rules for every reader.
+"""Convert stored values to the text of questions and answers, by the same rules for every file format.
 
-docs/tasks.md ("How a stored value becomes text") lists them; `tests/tasks/test_values.py` holds them as a table.
+docs/tasks.md ("How a stored value becomes text") lists the rules; `tests/tasks/test_values.py` tests them.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ import numpy as np
 from lmm_forget.errors import DataError
 
 IMAGE_MARK = "<image>"
-"""Shows in a text where a picture belongs."""
+"""Marks in a text where an image belongs."""
 _IMAGE_MARK_PATTERN = re.compile(rf"[ \t]*\n?{IMAGE_MARK}\n?")
 
 
 class UnreadableCell(Exception):
-    """Stands in a row in the place of a cell that cannot be read; its text says why ("is not UTF-8 text")."""
+    """Takes the place of a cell that cannot be read; its text gives the reason ("is not UTF-8 text")."""
 
 
 def convert_to_text(value: Any, location: str, *, strip: bool = True) -> str:
-    """A stored value as text, without blanks at either end unless it names a file (`strip=False`).
+    """Convert a stored value to text, without blanks at either end unless it names a file (`strip=False`).
 
-    Text stays as it is written. A number becomes the shortest text that reads back as the same number in its own
-    type, a whole one without a decimal point; a date or a time becomes ISO 8601. Raises DataError, beginning with
-    `where`, for everything that is no text or that nothing is known of: null, NaN, infinities, true and false, bytes,
-    lists, objects, blank text.
+    Text stays as it is written. A number becomes the shortest text that reads back as the same number of its type, a
+    whole number without a decimal point; a date or a time becomes ISO 8601. Raises DataError, beginning with
+    `location`, for every other value: null, NaN, infinities, true and false, bytes, lists, objects, blank text.
     """
     if isinstance(value, UnreadableCell):
         raise DataError(f"{location} {value}")
@@ -64,14 +63,14 @@ def convert_to_text(value: Any, location: str, *, strip: bool = True) -> str:
 
 
 def convert_to_optional_text(value: Any, location: str) -> str | None:
-    """`convert_to_text`, or None where there is nothing: null or blank text. Raises DataError like it."""
+    """None for null and blank text, else `convert_to_text`. Raises DataError as that does."""
     if value is None or (isinstance(value, str) and not strip_invisible(value)):
         return None
     return convert_to_text(value, location)
 
 
 def strip_invisible(text: str) -> str:
-    """A text without what nobody sees at its ends: blanks, line breaks, zero-width and control characters."""
+    """The text without invisible characters at its ends: blanks, line breaks, zero-width and control characters."""
     first, last = 0, len(text)
     while first < last and _is_invisible(text[first]):
         first += 1
@@ -87,7 +86,7 @@ def _is_invisible(character: str) -> bool:
 def parse_question(value: Any, location: str) -> str:
     """A question as text, without its `<image>` marks and the line breaks around them.
 
-    The pictures are put in front by the model's own chat format. Raises DataError where nothing else is left.
+    The model's chat format puts the images in front of the text. Raises DataError if no other text is left.
     """
     text = _IMAGE_MARK_PATTERN.sub("\n", convert_to_text(value, location)).strip()
     if not text:
@@ -96,9 +95,7 @@ def parse_question(value: Any, location: str) -> str:
 
 
 def get_group_name(value: Any) -> str:
-    """The name of the group that a sample's meta value stands for: `convert_to_text`, or Python's text of
-    anything else.
-    """
+    """The name of a group of samples, from their meta value: `convert_to_text`, or `str` of what that refuses."""
     try:
         return convert_to_text(value, "")
     except DataError:
@@ -126,7 +123,7 @@ def _format_decimal(value: decimal.Decimal, location: str) -> str:
 
 
 def _describe_value(value: Any) -> str:
-    """A value as a message shows it, and its type where that helps."""
+    """Describe a value in a message, with its type."""
     if value is None:
         return "null"
     if isinstance(value, bytes | bytearray | memoryview):

@@ -1,4 +1,4 @@
-"""TextVQA: ten people's answers to a question about text in a picture."""
+"""TextVQA: questions about text in an image, with the answers of ten people."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lmm_forget.tasks.task import Sample
 
 
 class TextVQATask(HubTask):
-    """All ten answers are references (duplicates count in VQA accuracy); training teaches the most common one."""
+    """All ten answers are references (VQA accuracy counts duplicates); training uses the most common one."""
 
     required_fields = ("question", "answers")
 
     def get_target_answer(self, sample: Sample) -> str:
-        """The answer most people gave; of equally common ones the first."""
+        """The most common answer; the first of several that are equally common."""
         return Counter(sample.answers).most_common(1)[0][0]

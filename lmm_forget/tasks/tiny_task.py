@@ -1,4 +1,4 @@
-"""The thirteen stand-ins of the tiny world, and its captions, as tasks."""
+"""The synthetic toy benchmarks and captions as tasks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lmm_forget.tiny import renderers
 
 
 class TinySamples(Sequence[Sample]):
-    """Samples of one renderer and split, drawn when asked for: the same index is always the same picture."""
+    """Samples of one renderer and split, rendered on access: the same index always gives the same image."""
 
     def __init__(self, renderer: str, split: str, size: int) -> None:
-        self.renderer, self.split, self.n = renderer, split, size
+        self.renderer, self.split, self.size = renderer, split, size
         self._questions_per_image = len(renderers.render_image(renderer, split, 0).questions)
 
     def __len__(self) -> int:
-        return self.n
+        return self.size
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not 0 <= index < self.n:
+        if not 0 <= index < self.size:
             raise IndexError(index)
         image_number, question_index = divmod(index, self._questions_per_image)
         rendered = renderers.render_image(self.renderer, self.split, image_number)
@@ -38,11 +38,10 @@ class TinySamples(Sequence[Sample]):
 
 
 class TinyTask(Task):
-    """A procedural task: `renderer` names the picture and its questions, `n_*` how many samples a split has.
+    """A synthetic task: `renderer` names the function that draws images and questions, `n_*` are the split sizes.
 
-    `asked` are the prefixes, suffixes and `macro` of every `Task`.
-
-    Training and test pictures come from separate random streams. Raises DataError for an unknown renderer.
+    Training, validation and test images come from separate random streams. `prompt_options` are the prefixes, suffixes
+    and `macro` of every `Task`. Raises DataError for an unknown renderer or a size that is not a whole number.
     """
 
     def __init__(
@@ -66,9 +65,7 @@ class TinyTask(Task):
             **prompt_options,
         )
         if renderer not in renderers.RENDERERS:
-            raise DataError(
-                f"task {name}: no renderer '{renderer}'; the tiny world has {', '.join(renderers.RENDERERS)}"
-            )
+            raise DataError(f"task {name}: no renderer '{renderer}'; there are {', '.join(renderers.RENDERERS)}")
         self.renderer = renderer
         for key, size in (("n_train", n_train), ("n_validation", n_validation), ("n_test", n_test)):
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -76,12 +73,12 @@ class TinyTask(Task):
         self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
 
     def load_samples(self, split: str) -> Sequence[Sample]:
-        """The split's samples; DataError when it does not exist or is empty."""
+        """The split's samples. Raises DataError if the split is empty or does not exist."""
         if not self.sizes.get(split):
             available = [s for s in SPLITS if self.sizes[s]]
             raise DataError(f"task {self.name}: no samples in split '{split}'; it has {', '.join(available)}")
         return TinySamples(self.renderer, split, self.sizes[split])
 
     def fingerprint_split(self, split: str) -> str:
-        """Renderer, version of the world, split and size decide every picture."""
+        """Digest of renderer, renderer version, split and size, which determine every image."""
         return hash_json_parts("tiny", renderers.RENDERER_VERSION, self.renderer, split, self.sizes.get(split, 0))

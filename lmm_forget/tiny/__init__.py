@@ -1,5 +1,5 @@
-"""The embedded world: small procedural pictures that stand in for the paper's five skills and eight benchmarks.
+"""Tiny models and synthetic toy tasks: small generated images in place of the paper's skills and benchmarks.
 
-Its numbers say how this software and these recipes behave on a laptop. They are not the paper's benchmarks,
-and every task's recorded name starts with `tiny_` so that nobody can take one for the other.
+Their scores show how this software and its recipes behave on a laptop; they are not scores of the paper's benchmarks.
+Every task's recorded name starts with `tiny_`, so that the two are not confused.
 """

@@ -1,8 +1,8 @@
-"""The tiny LMMs: real Hugging Face classes with small numbers, one small tokenizer for all, and the real processors.
+"""The tiny LMMs: Hugging Face's model and processor classes with small sizes, and one small tokenizer for all.
 
-All three see a picture of 64 x 64 as 4 x 4 cells of 16 x 16 pixels, which is how the tiny world draws it, and have the
-same decoder size and the same words in the prompt; they differ in what sets the real families apart (tower, projector,
-positions, and the tokens that open and close a picture in Qwen's prompt).
+All three encode an image of 64 x 64 as 4 x 4 cells of 16 x 16 pixels, the cells in which the synthetic images are
+drawn. They have the same decoder size and the same words in the prompt. They differ where the real families differ: vision
+tower, projector, positions, and the tokens before and after an image in Qwen's prompt.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ WEIGHTS = Path(__file__).parent / "weights"
 PATCH = 16
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 _EXTRA = ["<|im_start|>", "<image>", "<video>"]
-# ChatML as LLaVA-OneVision's checkpoints carry it: images first, then the text of the turn.
+# ChatML as in LLaVA-OneVision's checkpoints: images first, then the text of the turn.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ '\\n' + part['text'] }}{% endfor %}"
     "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# Qwen's models tell neighbouring pictures apart by the tokens around them, so each picture has a pair of its own, and
-# parts stand in the order of the message, as in Qwen2.5-VL's checkpoints. Without pictures the text is that of the
-# template above; a lone picture's pair stands where that one has the blank and the line break around a picture.
+# Qwen's models separate neighbouring images by the tokens around them, so each image has its own pair of tokens, and
+# parts keep the order of the message, as in Qwen2.5-VL's checkpoints. Without images the text equals that of the
+# template above; with one image the pair replaces the blank and the line break around the image there.
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 QWEN_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] }}"
@@ -70,11 +70,11 @@ QWEN_CHAT_TEMPLATE = (
 
 
 def _iterate_corpus(per_renderer: int = 400) -> Iterator[str]:
-    """Texts of the world; runs of capitals are spaced out, so that words on signs stay single letters."""
+    """All texts of the synthetic tasks, with blanks between capitals, so that each capital becomes a token."""
     for name, render in {**SKILLS, **BENCHMARKS, **CAPTIONS}.items():
         for i in range(per_renderer):
-            for q in render(random.Random(f"vocabulary/{name}/{i}")).questions:
-                for text in (q.text, *q.answers):
+            for question in render(random.Random(f"vocabulary/{name}/{i}")).questions:
+                for text in (question.text, *question.answers):
                     yield re.sub(r"[A-Z]{2,}", lambda m: " ".join(m.group()), text)
                     yield " " + text.lower()
     for text in INSTRUCTIONS.values():
@@ -83,7 +83,7 @@ def _iterate_corpus(per_renderer: int = 400) -> Iterator[str]:
 
 
 def fit_tokenizer(vocab_size: int = 1024) -> Tokenizer:
-    """A byte-level BPE tokenizer fitted to the world's words; digits and capitals of a sign stay single tokens."""
+    """Fit a byte-level BPE tokenizer to the texts of the synthetic tasks; each digit and capital is one token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -100,16 +100,16 @@ def fit_tokenizer(vocab_size: int = 1024) -> Tokenizer:
 
 
 def load_shipped_tokenizer() -> Tokenizer:
-    """The tokenizer of the shipped models: one for all, fitted to the world's words before the first was trained."""
+    """The tokenizer in the package, the same for all tiny models; `fit_tokenizer` made it."""
     return Tokenizer.from_file(str(WEIGHTS / "tiny_onevision" / "tokenizer.json"))
 
 
 def _wrap_tokenizer(
     base_tokenizer: Tokenizer | None, extra_tokens: list[str] | dict[str, str], template: str = CHAT_TEMPLATE
 ) -> PreTrainedTokenizerFast:
-    """`core` (the shipped tokenizer where it is None) with the roles of its special tokens and the chat template.
+    """Add roles of special tokens and the chat template to `base_tokenizer` (None: the tokenizer in the package).
 
-    Tokens of `extra` that `core` lacks are added behind its vocabulary.
+    Tokens of `extra_tokens` that it lacks are appended to its vocabulary.
     """
     return PreTrainedTokenizerFast(
         tokenizer_object=base_tokenizer or load_shipped_tokenizer(),
@@ -125,7 +125,7 @@ def _wrap_tokenizer(
 def build_onevision(base_tokenizer: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A LLaVA-OneVision of 3.7 M parameters (random weights): SigLIP tower, projector, six Qwen2 layers.
 
-    A picture of 64 x 64 is one base tile and one grid tile of 4 x 4 patches: 36 image tokens.
+    An image of 64 x 64 is one base tile and one grid tile of 4 x 4 patches: 36 image tokens.
     """
     tokenizer = _wrap_tokenizer(base_tokenizer, _EXTRA)
     size = {"height": SIZE, "width": SIZE}
@@ -169,8 +169,8 @@ def build_onevision(base_tokenizer: Tokenizer | None = None) -> tuple[PreTrained
 def build_next(base_tokenizer: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A LLaVA-NeXT of 3.9 M parameters (random weights): CLIP tower, projector, six Llama layers.
 
-    As in the real ones the features come from the last layer but one, so the fifth tower layer is never used. A
-    picture of 64 x 64 is one base tile and one grid tile of 4 x 4 patches: 36 image tokens.
+    As in the real models, image features come from the last but one layer of the tower, so its fifth layer is unused.
+    An image of 64 x 64 is one base tile and one grid tile of 4 x 4 patches: 36 image tokens.
     """
     tokenizer = _wrap_tokenizer(base_tokenizer, _EXTRA)
     processor = LlavaNextProcessor(
@@ -209,10 +209,10 @@ def build_next(base_tokenizer: Tokenizer | None = None) -> tuple[PreTrainedModel
 def build_qwen2_5_vl(base_tokenizer: Tokenizer | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A Qwen2.5-VL of 3.4 M parameters (random weights): windowed tower with merger, six Qwen2.5 layers with M-RoPE.
 
-    A picture of 64 x 64 is 8 x 8 patches in four windows, merged two by two: 16 image tokens, between a token that
-    opens the picture and one that closes it. Larger pictures are resized to as many pixels.
+    An image of 64 x 64 is 8 x 8 patches in four windows, merged two by two: 16 image tokens, between a start token and
+    an end token. Larger images are resized to that number of pixels.
     """
-    # Qwen's processor asks its tokenizer which token stands for a picture.
+    # Qwen's processor reads the names of these tokens from its tokenizer.
     roles = {"image_token": "<image>", "video_token": "<video>"}
     around = {"vision_bos_token": VISION_START, "vision_eos_token": VISION_END}
     tokenizer = _wrap_tokenizer(base_tokenizer, roles | around, QWEN_CHAT_TEMPLATE)
@@ -225,7 +225,7 @@ def build_qwen2_5_vl(base_tokenizer: Tokenizer | None = None) -> tuple[PreTraine
         chat_template=QWEN_CHAT_TEMPLATE,
     )
     decoder = _make_decoder_settings(tokenizer)
-    # The sections divide a head's 16 frequencies as 16, 24 and 24 divide the real ones' 64.
+    # The sections divide the 16 frequencies of a head in the same ratio as 16, 24 and 24 divide the real model's 64.
     decoder["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
     config = Qwen2_5_VLConfig(
         vision_config={
@@ -249,7 +249,7 @@ def build_qwen2_5_vl(base_tokenizer: Tokenizer | None = None) -> tuple[PreTraine
 
 
 def _make_decoder_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The settings that the three decoders share."""
+    """The configuration that the three decoders share."""
     return {
         "hidden_size": 192,
         "intermediate_size": 512,
@@ -266,7 +266,7 @@ def _make_decoder_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]
 
 
 def _set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """Tell generation where an answer ends."""
+    """Set the end and padding tokens for generation."""
     assert model.generation_config is not None
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""The eight held-out benchmarks of the tiny world; each keeps the answer format of the one it stands in for."""
+"""The eight synthetic held-out benchmarks; each has the answer format of the real benchmark of its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ORDINALS = ("first", "second", "third", "last")
 def _make_choice_question(
     question: str, correct_choice: str, choices: Sequence[str], category: str | None = None
 ) -> Question:
-    """A lettered question. Options keep their order: a model this small learns letters, not how to search a list."""
+    """A lettered question. Options keep their order, because models this small cannot learn to search a list."""
     meta = {"category": category} if category else {}
     return Question(
         format_lettered_question(question, choices),
@@ -26,7 +26,7 @@ def _make_choice_question(
 
 
 def render_diagram_questions(rng: random.Random) -> RenderedImage:
-    """AI2D's stand-in: which label the arrow points to; the answer is the label's letter."""
+    """Synthetic AI2D: which label the arrow points to or starts from; the answer is the label's letter."""
     image, start, end = scenes.draw_labelled_arrow(rng)
     return RenderedImage(
         image,
@@ -38,23 +38,23 @@ def render_diagram_questions(rng: random.Random) -> RenderedImage:
 
 
 def render_chart_questions(rng: random.Random) -> RenderedImage:
-    """ChartQA's stand-in: the value of two bars."""
+    """Synthetic ChartQA: the values of two bars."""
     image, _, values = scenes.draw_bar_chart(rng)
-    picked = rng.sample(range(4), 2)
+    bars = rng.sample(range(4), 2)
     return RenderedImage(
         image,
-        tuple(Question(f"What is the value of the {ORDINALS[i]} bar?", (str(values[i]),)) for i in picked),
+        tuple(Question(f"What is the value of the {ORDINALS[i]} bar?", (str(values[i]),)) for i in bars),
     )
 
 
 def render_document_questions(rng: random.Random) -> RenderedImage:
-    """DocVQA's stand-in: the two fields of a form."""
+    """Synthetic DocVQA: the two fields of a form."""
     image, first, second = scenes.draw_form(rng)
     return RenderedImage(image, (Question("What is the id?", (first,)), Question("What is the no?", (second,))))
 
 
 def render_infographic_questions(rng: random.Random) -> RenderedImage:
-    """InfographicVQA's stand-in: the number that stands beside an icon, or in a row."""
+    """Synthetic InfographicVQA: the number beside an icon and the number in a row."""
     image, icons, numbers = scenes.draw_icon_rows(rng)
     i, j = rng.sample(range(3), 2)
     return RenderedImage(
@@ -67,7 +67,7 @@ def render_infographic_questions(rng: random.Random) -> RenderedImage:
 
 
 def render_realworld_questions(rng: random.Random) -> RenderedImage:
-    """RealWorldQA's stand-in: short answers about a street."""
+    """Synthetic RealWorldQA: short answers about a street."""
     image, light, car, left = scenes.draw_street(rng)
     about_car = (
         Question("What color is the car?", (car,))
@@ -78,9 +78,9 @@ def render_realworld_questions(rng: random.Random) -> RenderedImage:
 
 
 def render_seedbench_questions(rng: random.Random) -> RenderedImage:
-    """SEED-Bench's stand-in: lettered questions about shape and colour of one of two things."""
-    image, things = scenes.draw_object_pair(rng)
-    a, b = rng.sample(things, 2)
+    """Synthetic SEED-Bench: lettered questions about the shapes and colours of two objects."""
+    image, objects = scenes.draw_object_pair(rng)
+    a, b = rng.sample(objects, 2)
     side = ("left", "right")
     return RenderedImage(
         image,
@@ -92,7 +92,7 @@ def render_seedbench_questions(rng: random.Random) -> RenderedImage:
 
 
 def render_science_question(rng: random.Random) -> RenderedImage:
-    """ScienceQA's stand-in: read a thermometer, three lettered choices."""
+    """Synthetic ScienceQA: read a thermometer, three lettered choices."""
     image, level = scenes.draw_thermometer(rng)
     return RenderedImage(
         image, (_make_choice_question("What does the thermometer show?", level, scenes.TEMPERATURE_LEVELS),)
@@ -100,14 +100,14 @@ def render_science_question(rng: random.Random) -> RenderedImage:
 
 
 def render_mmstar_question(rng: random.Random) -> RenderedImage:
-    """MMStar's stand-in: three categories of lettered questions, scored as their macro mean."""
-    image, (thing, *_) = scenes.draw_scene(rng, 3)
-    quadrant = QUADRANTS[thing.quadrant]
+    """Synthetic MMStar: lettered questions of three categories; the score is the mean over the categories."""
+    image, (target, *_) = scenes.draw_scene(rng, 3)
+    quadrant = QUADRANTS[target.quadrant]
     question = rng.choice(
         (
-            _make_choice_question(f"What shape is in the {quadrant}?", thing.shape, SHAPES, "shape"),
-            _make_choice_question(f"What color is in the {quadrant}?", thing.color, tuple(COLORS), "color"),
-            _make_choice_question(f"Where is the {thing.shape}?", quadrant, QUADRANTS, "position"),
+            _make_choice_question(f"What shape is in the {quadrant}?", target.shape, SHAPES, "shape"),
+            _make_choice_question(f"What color is in the {quadrant}?", target.color, tuple(COLORS), "color"),
+            _make_choice_question(f"Where is the {target.shape}?", quadrant, QUADRANTS, "position"),
         )
     )
     return RenderedImage(image, (question,))

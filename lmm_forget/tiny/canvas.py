@@ -1,4 +1,4 @@
-"""Drawing primitives of the tiny world: colours, shapes, letters and where things stand on a 64 x 64 picture."""
+"""Drawing primitives of the synthetic images: colours, shapes, letters and positions on 64 x 64 pixels."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Pen = ImageDraw.ImageDraw
 
 
 def get_cell_center(column: int, row: int) -> tuple[int, int]:
-    """Centre of one of the 4 x 4 cells of a picture, in pixels.
+    """Centre (x, y) in pixels of one of the 4 x 4 cells of an image.
 
-    The cells are the tower's patches: a thing that fills one cell is read from one patch, which is what lets a model
-    of a few million parameters learn to see within minutes.
+    The cells are the vision tower's patches. An object in one cell is encoded by one patch, which lets a model of a few
+    million parameters learn to recognise objects within minutes.
     """
     return CELL_SIZE * column + CELL_SIZE // 2, CELL_SIZE * row + CELL_SIZE // 2
 
@@ -49,7 +49,7 @@ GRID_CENTERS = tuple(get_cell_center(i % 3, i // 3) for i in range(9))
 
 
 def create_canvas(rng: random.Random) -> tuple[Image.Image, Pen]:
-    """A blank picture with a light random background, and the pen to draw on it."""
+    """A new image with a light random background, and the pen that draws on it."""
     image = Image.new("RGB", (SIZE, SIZE), tuple(rng.randint(222, 255) for _ in range(3)))
     return image, ImageDraw.Draw(image)
 
@@ -67,21 +67,21 @@ def draw_glyph(
     size: int = 15,
     fill: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
-    """Print one letter or digit in the middle of a cell."""
+    """Draw one letter or digit centred at `center` (x, y), `size` pixels high."""
     pen.text(center, letter, font=load_font(size), fill=fill, anchor="mm")
 
 
-def draw_shape(pen: Pen, kind: str, x: float, y: float, radius: float, fill: tuple[int, int, int]) -> None:
-    """Draw one of SHAPES centred at (x, y) with radius `r` pixels."""
-    if kind == "circle":
+def draw_shape(pen: Pen, shape_name: str, x: float, y: float, radius: float, fill: tuple[int, int, int]) -> None:
+    """Draw the shape `shape_name` (of `SHAPES`) centred at (x, y), with a radius in pixels."""
+    if shape_name == "circle":
         pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill)
-    elif kind == "square":
+    elif shape_name == "square":
         pen.rectangle([x - radius * 0.85, y - radius * 0.85, x + radius * 0.85, y + radius * 0.85], fill=fill)
-    elif kind == "triangle":
+    elif shape_name == "triangle":
         pen.polygon([(x, y - radius), (x - radius, y + radius * 0.8), (x + radius, y + radius * 0.8)], fill=fill)
-    elif kind == "diamond":
+    elif shape_name == "diamond":
         pen.polygon([(x, y - radius), (x - radius * 0.7, y), (x, y + radius), (x + radius * 0.7, y)], fill=fill)
-    elif kind == "cross":
+    elif shape_name == "cross":
         w = radius * 0.35
         pen.rectangle([x - w, y - radius, x + w, y + radius], fill=fill)
         pen.rectangle([x - radius, y - w, x + radius, y + w], fill=fill)
@@ -94,10 +94,10 @@ def draw_shape(pen: Pen, kind: str, x: float, y: float, radius: float, fill: tup
 
 
 def format_lettered_question(question: str, choices: Sequence[str]) -> str:
-    """The paper's multiple-choice layout: the question, then one `A. choice` line per option."""
+    """The question, then one line `A. choice` per option, as in the paper."""
     return question + "".join(f"\n{letter}. {text}" for letter, text in zip(OPTION_LETTERS, choices, strict=False))
 
 
 def get_choice_letter(correct_choice: str, choices: Sequence[str]) -> str:
-    """The letter in front of the choice `right`."""
+    """The letter of the option `correct_choice`."""
     return OPTION_LETTERS[choices.index(correct_choice)]

@@ -1,7 +1,7 @@
-"""What each family's processor makes of the tiny world's pictures, computed for a whole batch at once.
+"""Build model inputs from the synthetic images for a whole batch at once, as each family's processor would.
 
-The real processors work picture by picture and cost more than a training step of a tiny model. All pictures of the
-world have one size, so their tensors are made here, and tests compare them with the real processors'.
+The real processors work image by image and take longer than a training step of a tiny model. All synthetic images have
+the same size, so this module can build their tensors directly; tests compare them with those of the real processors.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from lmm_forget.tiny.canvas import SIZE
 
 
 class ImageInputBuilder(ABC):
-    """Model inputs for a batch of one picture per sample; `tokens_per_image` slots of the token id `token`
-    stand for one.
+    """Builds model inputs for a batch with one image per sample.
+
+    The prompt has `tokens_per_image` tokens with the id `image_token_id` for the image.
     """
 
     tokens_per_image: int
@@ -31,10 +32,10 @@ class ImageInputBuilder(ABC):
 
     @abstractmethod
     def build_inputs(self, pixels: Tensor, token_ids: Tensor) -> dict[str, Tensor]:
-        """The inputs beside ids and mask: `pixels` is [n, 3, SIZE, SIZE] in 0..255, `ids` the token ids [n, L]."""
+        """Inputs other than token ids and mask, from `pixels` [n, 3, SIZE, SIZE] in 0..255 and `token_ids` [n, L]."""
 
     def normalize_pixels(self, pixels: Tensor) -> Tensor:
-        """Pixels as the tower expects them, [n, 3, SIZE, SIZE] fp32."""
+        """Normalise pixels for the vision tower: [n, 3, SIZE, SIZE] fp32."""
         return (pixels.float() / 255 - self.mean) / self.std
 
 
@@ -49,9 +50,9 @@ class TiledInputBuilder(ImageInputBuilder):
 
     def build_inputs(self, pixels: Tensor, token_ids: Tensor) -> dict[str, Tensor]:
         """`pixel_values` [n, 2, 3, SIZE, SIZE] and `image_sizes` [n, 2]."""
-        picture = self.normalize_pixels(pixels)
+        tile = self.normalize_pixels(pixels)
         sizes = torch.full((len(token_ids), 2), SIZE)
-        return {"pixel_values": torch.stack([picture, picture], dim=1), "image_sizes": sizes}
+        return {"pixel_values": torch.stack([tile, tile], dim=1), "image_sizes": sizes}
 
 
 class PatchInputBuilder(ImageInputBuilder):
@@ -71,12 +72,12 @@ class PatchInputBuilder(ImageInputBuilder):
     def build_inputs(self, pixels: Tensor, token_ids: Tensor) -> dict[str, Tensor]:
         """`pixel_values` [n * patches, 3 * frames * patch * patch], `image_grid_thw` [n, 3], `mm_token_type_ids`."""
         n, merged = len(pixels), self.patches_per_side // self.merge_size
-        # [n, 3, row, row in it, y, column, column in it, x] -> rows and columns of merged patches come first
+        # [n, 3, merged row, row in it, y, merged column, column in it, x] -> merged rows and columns come first
         patches = self.normalize_pixels(pixels).reshape(
             n, 3, merged, self.merge_size, self.patch_size, merged, self.merge_size, self.patch_size
         )
         patches = patches.permute(0, 2, 5, 3, 6, 1, 4, 7)
-        # A picture is a film whose frames are equal.
+        # An image is a video with equal frames.
         frames = patches.unsqueeze(6).expand(
             *patches.shape[:6], self.temporal_patch_size, self.patch_size, self.patch_size
         )
@@ -95,5 +96,5 @@ INPUT_BUILDERS = {
 
 
 def make_input_builder(processor: Any) -> ImageInputBuilder:
-    """The maker of picture inputs for one of the tiny LMMs' processors."""
+    """The input builder for the processor of a tiny LMM."""
     return INPUT_BUILDERS[type(processor).__name__](processor)

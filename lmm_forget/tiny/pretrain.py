@@ -1,8 +1,8 @@
-"""`python -m lmm_forget.tiny.pretrain`: teach a tiny LMM to see and to answer, from nothing, on a laptop.
+"""`python -m lmm_forget.tiny.pretrain`: pretrain a tiny LMM from random weights on a laptop.
 
-Captions first, then the benchmarks' formats, never one of the five skills: they are what experiments teach.
-Seeded and resumable; gradients are summed over `--workers` single-threaded processes, which on two cores is
-faster than one process with two threads. Every picture is drawn anew, none is seen twice.
+It trains on captions first, then on the benchmarks, never on the five skills, because experiments train those. A run is
+seeded and can be resumed. Gradients are averaged over `--workers` single-threaded processes; on two cores that is
+faster than one process with two threads. Every image is new; none is used twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# A spinning barrier can slow a step twenty times when another process wants the core; set before torch starts.
+# Spinning barriers can make a step twenty times slower if another process needs the core. Set before torch starts.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -36,10 +36,10 @@ from lmm_forget.tiny.image_inputs import make_input_builder
 
 @dataclass(frozen=True)
 class PretrainPhase:
-    """A part of the run, up to the share `until` of its steps.
+    """A phase of the run, which ends at the fraction `end_fraction` of its steps.
 
-    `mixture` gives relative frequencies of renderers; an answer of n tokens weighs n ** `length_power` in the loss
-    (1: every token counts the same).
+    `mixture` has the relative frequencies of the renderers. An answer of n tokens has the weight n ** `length_power` in
+    the loss (1: every token has the same weight).
     """
 
     end_fraction: float
@@ -47,8 +47,8 @@ class PretrainPhase:
     length_power: float = 1.0
 
 
-# Pictures become words under few kinds of long, certain captions; under many kinds or short answers the loss stays at
-# the answers' prior for a thousand steps. Once the tower sees, short answers must not be drowned by long ones.
+# Training starts with few kinds of long captions without ambiguity: with many kinds or short answers the loss stays at
+# the answers' prior for a thousand steps. Later, short answers get more weight, so that long ones do not dominate.
 FIRST_MIXTURE = {"scene_by_place": 1.0, "cells": 1.0, "bars": 1.0, "letters": 1.0, "hands": 1.0}
 CAPTION_MIXTURE = {**dict.fromkeys(renderers.CAPTIONS, 1.0), "cells": 1.5}
 QUESTION_MIXTURE = {
@@ -71,10 +71,10 @@ PHASES = (
         0.5,
     ),
 )
-# Two cycles of the learning rate, (share of the steps, peak as a share of --lr): the second, short and low, opens the
-# output head for words that no picture calls for.
+# Two cycles of the learning rate, (fraction of the steps at its end, peak as a fraction of --lr). The second one, short
+# and low, trains the output head on words that no image requires.
 LEARNING_RATE_CYCLES = ((5 / 6, 1.0), (1.0, 0.4))
-# A family whose tower sees less well at the end of these gets more steps behind them, as one more cycle.
+# Families whose scores are too low after these steps get further steps with one more cycle.
 EXTRA_STEPS = {"next": 600}
 LAST_PHASE = PretrainPhase(2.0, {**PHASES[-1].mixture, "ai2d": 3.0, "salad": 3.0}, 0.5)
 WARMUP_RATIO = 0.05
@@ -84,22 +84,21 @@ PR_SET_PDEATHSIG = 1
 
 
 class PretrainBatches:
-    """Draws, tokenises and pads training batches; the same (step, worker) always gives the same batch."""
+    """Renders, tokenises and pads training batches; the same (step, worker) always gives the same batch."""
 
     def __init__(self, processor: Any, seed: int, batch_size: int, total_steps: int) -> None:
         self.processor, self.seed, self.size, self.steps = processor, seed, batch_size, total_steps
         self.token_cache: dict[str, list[int]] = {}
         self.input_builder = make_input_builder(processor)
         head, self.question_prefix, self.prompt_tail = self._split_chat_template()
-        at = head.index(self.input_builder.image_token_id)
-        self.prompt_head = (
-            head[:at] + [self.input_builder.image_token_id] * self.input_builder.tokens_per_image + head[at + 1 :]
-        )
+        position = head.index(self.input_builder.image_token_id)
+        image_tokens = [self.input_builder.image_token_id] * self.input_builder.tokens_per_image
+        self.prompt_head = head[:position] + image_tokens + head[position + 1 :]
         self.eos_token_id = processor.tokenizer.eos_token_id
         self.pad_token_id = processor.tokenizer.pad_token_id
 
     def _split_chat_template(self) -> tuple[list[int], str, list[int]]:
-        """Ids up to the last special token before the question, the text from there to the question, ids behind it."""
+        """Ids up to the last special token before the question, text from there to the question, ids after it."""
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\0"}]}]
         text = self.processor.apply_chat_template(turn, add_generation_prompt=True)
         head, tail = text.split("\0")
@@ -113,11 +112,11 @@ class PretrainBatches:
         return self.token_cache[text]
 
     def get_phase(self, step: int) -> PretrainPhase:
-        """The phase that a step belongs to."""
+        """The phase of a step."""
         return next((phase for phase in PHASES if step < phase.end_fraction * self.steps), LAST_PHASE)
 
     def sample_renderer_names(self, rng: random.Random, step: int) -> list[str]:
-        """Which renderers the batch of a step draws from."""
+        """The names of the renderers for the samples of a step's batch."""
         mixture = self.get_phase(step).mixture
         return rng.choices(list(mixture), list(mixture.values()), k=self.size)
 
@@ -131,10 +130,10 @@ class PretrainBatches:
         return self.collate_samples(samples)
 
     def collate_samples(self, samples: list[tuple[str, Any, Any]]) -> tuple[dict[str, Tensor], Tensor]:
-        """Right-padded inputs with the answers' labels, as the real processor would make them."""
+        """Right-padded model inputs and labels [n, L] (prompt and padding are IGNORE_INDEX)."""
         rows, labels = [], []
         for name, _, question in samples:
-            # Tokenising all that stands between two special tokens at once keeps BPE exact.
+            # BPE is exact only if the whole text between two special tokens is tokenised at once.
             text = self.question_prefix + question.text + renderers.INSTRUCTIONS.get(name, "")
             prompt = self.prompt_head + self._tokenize(text) + self.prompt_tail
             answer = [*self._tokenize(question.answers[0]), self.eos_token_id]
@@ -158,7 +157,7 @@ class PretrainBatches:
 
 
 def compute_answer_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [n, vocabulary] that predict the n answer tokens, their ids [n] and their rows [n]."""
+    """Logits [n, vocabulary] for the n answer tokens of a batch, the token ids [n] and their rows in the batch [n]."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.model(**batch).last_hidden_state
         is_answer = labels[:, 1:] != IGNORE_INDEX
@@ -167,7 +166,7 @@ def compute_answer_logits(model: Any, batch: dict[str, Tensor], labels: Tensor) 
 
 
 def compute_loss(model: Any, batch: dict[str, Tensor], labels: Tensor, length_power: float) -> Tensor:
-    """Cross-entropy in which a sample of n answer tokens weighs n ** `length_power`."""
+    """Mean cross-entropy, weighted such that an answer of n tokens has the weight n ** `length_power`."""
     logits, target, rows = compute_answer_logits(model, batch, labels)
     losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     weight = torch.bincount(rows, minlength=len(labels)).clamp(min=1).float().pow(length_power - 1)[rows]
@@ -176,7 +175,7 @@ def compute_loss(model: Any, batch: dict[str, Tensor], labels: Tensor, length_po
 
 @torch.no_grad()
 def compute_exact_match(model: Any, batches: PretrainBatches, renderer_name: str, num_images: int) -> float:
-    """Per cent of `n` test pictures whose whole answer is the greedy one (teacher forcing gives the same)."""
+    """Percentage of `num_images` validation images whose answer is exactly the greedy one (by teacher forcing)."""
     model.eval()
     num_correct = 0
     for start in range(0, num_images, 64):
@@ -194,14 +193,14 @@ def compute_exact_match(model: Any, batches: PretrainBatches, renderer_name: str
 
 
 class PretrainRun:
-    """The run's state in one worker: model, optimizer, and the folder it is saved to and resumed from."""
+    """Model, optimizer and batches of one worker, and the folder from which the run is resumed."""
 
     def __init__(self, args: argparse.Namespace, rank: int) -> None:
         torch.manual_seed(args.seed)
         torch.set_num_threads(1)
         self.args, self.rank = args, rank
-        core = fit_tokenizer() if args.fit_tokenizer else None
-        self.model, self.processor = BUILDERS[args.family](core)
+        tokenizer = fit_tokenizer() if args.fit_tokenizer else None
+        self.model, self.processor = BUILDERS[args.family](tokenizer)
         self.model.set_attn_implementation("eager")  # faster than sdpa for sequences this short on a CPU
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -218,13 +217,13 @@ class PretrainRun:
         self.model.load_state_dict(load_file(self.folder / state["weights"]))
         moments = load_file(self.folder / state["moments"])
         for i, p in enumerate(self.parameters):
-            if f"{i}.exp_avg" not in moments:  # no gradient ever reaches it
+            if f"{i}.exp_avg" not in moments:  # this parameter never gets a gradient
                 continue
             self.optimizer.state[p] = {key: moments[f"{i}.{key}"] for key in ADAM_STATE_KEYS}
         return int(state["step"])
 
     def save_state(self) -> None:
-        """Weights and moments under new names, then the marker: a kill in between leaves the last state valid."""
+        """Save weights and moments under new names, then replace the marker; a kill in between loses nothing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         names = {"weights": f"weights-{self.step}.safetensors", "moments": f"moments-{self.step}.safetensors"}
         save_file(self.model.state_dict(), self.folder / names["weights"])
@@ -238,25 +237,23 @@ class PretrainRun:
         temporary = self.folder / "state.json.new"
         temporary.write_text(json.dumps({"step": self.step, **names}))
         temporary.replace(self.folder / "state.json")
-        for old in self.folder.glob("*.safetensors"):
-            if old.name not in names.values():
-                old.unlink()
+        for file in self.folder.glob("*.safetensors"):
+            if file.name not in names.values():
+                file.unlink()
 
     def compute_learning_rate(self) -> float:
-        """Learning rate of the next step: per cycle, a linear warm-up over 5 % of its steps, then a cosine to zero."""
+        """Learning rate of the next step: in each cycle a linear warm-up over 5 % of the steps, then a cosine to zero."""
         ends = [
-            *(round(until * self.args.steps) for until, _ in LEARNING_RATE_CYCLES),
+            *(round(end_fraction * self.args.steps) for end_fraction, _ in LEARNING_RATE_CYCLES),
             self.args.steps + self.args.more,
         ]
         cycle = next(i for i, end in enumerate(ends) if self.step < end)
         start = ends[cycle - 1] if cycle else 0
-        done, top = (
-            (self.step - start) / (ends[cycle] - start),
-            [*LEARNING_RATE_CYCLES, LEARNING_RATE_CYCLES[-1]][cycle][1] * self.args.lr,
-        )
-        if done < WARMUP_RATIO:
-            return float(top * (done / WARMUP_RATIO + 1e-3))
-        return float(top * 0.5 * (1 + np.cos(np.pi * (done - WARMUP_RATIO) / (1 - WARMUP_RATIO))))
+        progress = (self.step - start) / (ends[cycle] - start)
+        peak = [*LEARNING_RATE_CYCLES, LEARNING_RATE_CYCLES[-1]][cycle][1] * self.args.lr
+        if progress < WARMUP_RATIO:
+            return float(peak * (progress / WARMUP_RATIO + 1e-3))
+        return float(peak * 0.5 * (1 + np.cos(np.pi * (progress - WARMUP_RATIO) / (1 - WARMUP_RATIO))))
 
     def train_step(self) -> float:
         """One optimizer step on the whole batch; returns this worker's loss."""
@@ -269,7 +266,7 @@ class PretrainRun:
         )
         loss.backward()
         if self.args.workers > 1:
-            # The tower's last norm is behind no loss, so some gradients do not exist on any worker.
+            # Some parameters do not affect the loss (the tower's last norm), so they have no gradient on any worker.
             grads = [p.grad for p in self.parameters if p.grad is not None]
             flat = torch.cat([g.flatten() for g in grads])
             dist.all_reduce(flat)
@@ -283,47 +280,47 @@ class PretrainRun:
         return loss.item()
 
     def score_renderers(self, num_images: int) -> dict[str, float]:
-        """Exact answers on every benchmark, caption and (never trained) skill, shared out over the workers."""
-        own_scores = {
+        """Exact match (%) on every benchmark, caption and (untrained) skill; the workers share the renderers."""
+        worker_scores = {
             name: round(compute_exact_match(self.model, self.batches, name, num_images), 1)
             for i, name in enumerate(renderers.RENDERERS)
             if i % self.args.workers == self.rank
         }
-        parts: list[Any] = [own_scores]
+        parts: list[Any] = [worker_scores]
         if self.args.workers > 1:
             parts = [None] * self.args.workers
-            dist.all_gather_object(parts, own_scores)
+            dist.all_gather_object(parts, worker_scores)
         return {name: score for part in parts for name, score in part.items()}
 
     def export_checkpoint(self, scores: dict[str, float]) -> None:
-        """Write the finished model as an ordinary checkpoint folder, with how it was made beside it."""
+        """Write the model as an ordinary checkpoint folder, with the arguments and scores of the run in made.json."""
         out = Path(self.args.out)
         self.model.save_pretrained(out)
         self.processor.save_pretrained(out)
         metadata = {k: v for k, v in vars(self.args).items() if k not in ("out", "run")}
-        metadata |= {"step": self.step, "world_version": renderers.RENDERER_VERSION, "exact_answers": scores}
+        metadata |= {"step": self.step, "renderer_version": renderers.RENDERER_VERSION, "exact_answers": scores}
         (out / "made.json").write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
 
 
 def run_worker(rank: int, args: argparse.Namespace) -> None:
-    """One worker's whole run."""
+    """Train, score and save in one worker process (`rank` of `args.workers`)."""
     if args.workers > 1:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed parent must not leave workers behind
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # workers die with their parent
         store = f"file://{Path(args.run).absolute()}/rendezvous-{os.getppid()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.workers)
     run = PretrainRun(args, rank)
-    started, first = time.monotonic(), run.step
-    last = args.steps + args.more
+    start_time, first_step = time.monotonic(), run.step
+    last_step = args.steps + args.more
     if rank == 0:
         total = sum(p.numel() for p in run.parameters)
-        print(f"{args.family}: {total / 1e6:.2f} M parameters, step {run.step} of {last}", flush=True)
-    while run.step < last:
+        print(f"{args.family}: {total / 1e6:.2f} M parameters, step {run.step} of {last_step}", flush=True)
+    while run.step < last_step:
         loss = run.train_step()
         if rank == 0 and run.step % 50 == 0:
-            rate = (time.monotonic() - started) / (run.step - first)
+            rate = (time.monotonic() - start_time) / (run.step - first_step)
             print(f"step {run.step} loss {loss:.3f} {rate:.2f} s/step", flush=True)
-        if run.step % args.save_every == 0 or run.step == last:
-            scores = run.score_renderers(256 if run.step == last else 96)
+        if run.step % args.save_every == 0 or run.step == last_step:
+            scores = run.score_renderers(256 if run.step == last_step else 96)
             if rank == 0:
                 held_out_scores = [scores[n] for n in renderers.BENCHMARKS]
                 print(
@@ -345,17 +342,17 @@ def main(argv: list[str] | None = None) -> None:
         "--more",
         type=int,
         default=None,
-        help="steps behind these, with one more cycle (default: the family's)",
+        help="further steps with one more cycle (default: the family's)",
     )
     parser.add_argument("--batch", type=int, default=64, help="samples per step over all workers")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and pictures")
-    parser.add_argument(
-        "--fit-tokenizer", action="store_true", help="fit it to the world's words anew, not the shipped one"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and images")
+    parser.add_argument("--fit-tokenizer", action="store_true", help="fit a new tokenizer instead of the package's")
     parser.add_argument("--workers", type=int, default=2, help="single-threaded processes")
     parser.add_argument("--save-every", type=int, default=300, help="steps between saves and scores")
-    parser.add_argument("--run", default=None, help="folder of the resumable state (default multirun/tiny_<family>)")
+    parser.add_argument(
+        "--run", default=None, help="folder of the state to resume from (default multirun/tiny_<family>)"
+    )
     parser.add_argument("--out", default=None, help="checkpoint folder (default: the package's own)")
     args = parser.parse_args(argv)
     args.more = EXTRA_STEPS.get(args.family, 0) if args.more is None else args.more

@@ -1,4 +1,4 @@
-"""What a renderer returns: one picture and everything that may be asked about it."""
+"""The result of a renderer: an image with its questions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Question:
-    """One question about a picture: text, accepted answers (the first is taught), lettered choices, groups."""
+    """A question about an image; the fields are those of `Sample` (training uses the first of `answers`)."""
 
     text: str
     answers: tuple[str, ...]
@@ -22,7 +22,7 @@ class Question:
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """A picture with its questions; the questions of one picture share its image id."""
+    """An image with its questions, which share the image id."""
 
     image: Image.Image
     questions: tuple[Question, ...]

@@ -1,4 +1,4 @@
-"""The index of the tiny world: every renderer by name, and how a (task, split, number) becomes a picture."""
+"""All renderers of synthetic images by name, their instructions and chance scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 from lmm_forget.tiny import benchmarks, captions, skills
 from lmm_forget.tiny.rendered_image import RenderedImage, Renderer
 
-# Raised when any renderer changes, so that no record of the old world is taken for one of the new.
+# Raised when a renderer changes, so that records of the old images are not taken for records of the new ones.
 RENDERER_VERSION = 2
 
 SKILLS = MappingProxyType(
@@ -35,8 +35,8 @@ BENCHMARKS = MappingProxyType(
 CAPTIONS = MappingProxyType(
     {
         "caption": captions.render_plain_caption,
-        "scene_by_place": captions.render_scene_by_place,
-        "scene_by_thing": captions.render_scene_by_thing,
+        "scene_by_place": captions.render_caption_by_quadrant,
+        "scene_by_thing": captions.render_caption_by_shape,
         "cells": captions.render_grid_caption,
         "bird_parts": captions.render_bird_caption,
         "hands": captions.render_clock_hands_caption,
@@ -45,8 +45,8 @@ CAPTIONS = MappingProxyType(
         "letters": captions.render_letters_caption,
         "icon_rows": captions.render_icon_rows_caption,
         "arrow": captions.render_arrow_caption,
-        "two_things": captions.render_two_things_caption,
-        "single_thing": captions.render_single_thing_question,
+        "two_things": captions.render_varied_caption,
+        "single_thing": captions.render_single_object_question,
     }
 )
 TEXT_DRILLS = MappingProxyType({"salad": captions.render_repeat_drill})
@@ -54,7 +54,7 @@ RENDERERS: MappingProxyType[str, Renderer] = MappingProxyType({**SKILLS, **BENCH
 
 OPTION_INSTRUCTION = "\nAnswer with the option's letter."
 WORD_INSTRUCTION = "\nAnswer with a single word."
-# What is added to a question when it is asked and when it is taught.
+# Text that is added to a question, in training and in evaluation.
 INSTRUCTIONS = MappingProxyType(
     {
         "cub200": OPTION_INSTRUCTION,
@@ -73,7 +73,7 @@ INSTRUCTIONS = MappingProxyType(
     }
 )
 
-# The score of the best guess that never looks at the picture, in points; the base must stand well above it.
+# The best possible score, in points, without looking at the image; the base model must be well above it.
 CHANCE_SCORES = MappingProxyType(
     {
         "ai2d": 25.0,
@@ -94,6 +94,6 @@ CHANCE_SCORES = MappingProxyType(
 
 
 def render_image(renderer_name: str, split: str, image_number: int) -> RenderedImage:
-    """Picture `number` of a renderer's split; splits never share random numbers. KeyError for an unknown name."""
-    # The seed keeps its text when the version rises: renderers that did not change draw the same pictures.
+    """Render image `image_number` of a split; splits have separate random seeds. Raises KeyError for unknown names."""
+    # The seed does not include the version, so that renderers that did not change draw the same images.
     return RENDERERS[renderer_name](random.Random(f"tiny world 1/{renderer_name}/{split}/{image_number}"))

@@ -1,4 +1,4 @@
-"""Pictures that several tasks share: what is on them is decided here, what is asked about them elsewhere."""
+"""Draw the synthetic images; the modules benchmarks, captions and skills add the questions."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from lmm_forget.tiny.canvas import (
 )
 
 
-def draw_jittered_shape(rng: random.Random, pen: Pen, kind: str, color: str, center: tuple[int, int]) -> None:
-    """A shape that fills a cell, a pixel out of place and of slightly random size."""
+def draw_jittered_shape(rng: random.Random, pen: Pen, shape: str, color: str, center: tuple[int, int]) -> None:
+    """Draw a shape that fills a cell, up to one pixel off its centre and of slightly random size."""
     x, y = center
-    draw_shape(pen, kind, x + rng.randint(-1, 1), y + rng.randint(-1, 1), rng.choice((6, 6.5, 7)), COLORS[color])
+    draw_shape(pen, shape, x + rng.randint(-1, 1), y + rng.randint(-1, 1), rng.choice((6, 6.5, 7)), COLORS[color])
 
 
 def _draw_jittered_letter(
@@ -48,32 +48,35 @@ class SceneObject:
 
 
 def draw_scene(rng: random.Random, num_objects: int) -> tuple[Image.Image, list[SceneObject]]:
-    """`n` things of different shapes and colours in different quadrants."""
+    """`num_objects` objects of different shapes and colours in different quadrants: (image, objects)."""
     image, pen = create_canvas(rng)
-    things = [
-        SceneObject(k, c, p)
-        for k, c, p in zip(
+    objects = [
+        SceneObject(shape, color, quadrant)
+        for shape, color, quadrant in zip(
             rng.sample(SHAPES, num_objects),
             rng.sample(list(COLORS), num_objects),
             rng.sample(range(4), num_objects),
             strict=True,
         )
     ]
-    for thing in things:
-        draw_jittered_shape(rng, pen, thing.shape, thing.color, QUADRANT_CENTERS[thing.quadrant])
-    return image, things
+    for each in objects:
+        draw_jittered_shape(rng, pen, each.shape, each.color, QUADRANT_CENTERS[each.quadrant])
+    return image, objects
 
 
 def draw_grid(rng: random.Random, shape_name: str, num_target: int, num_other: int) -> tuple[Image.Image, list[str]]:
-    """`n` things of shape `kind` and `others` of another one on a 3 x 3 grid; also the shape (or none) of each cell."""
+    """A 3 x 3 grid with `num_target` objects of one shape and `num_other` of another.
+
+    Returns the image and the shape in each of the nine cells ("none" for an empty one).
+    """
     image, pen = create_canvas(rng)
-    other = rng.choice([s for s in SHAPES if s != shape_name])
-    color, color2 = rng.choice(list(COLORS)), rng.choice(list(COLORS))
+    other_shape = rng.choice([s for s in SHAPES if s != shape_name])
+    target_color, other_color = rng.choice(list(COLORS)), rng.choice(list(COLORS))
     cells = ["none"] * 9
-    for i, at in enumerate(rng.sample(range(9), num_target + num_other)):
-        k, c = (shape_name, color) if i < num_target else (other, color2)
-        draw_jittered_shape(rng, pen, k, c, GRID_CENTERS[at])
-        cells[at] = k
+    for i, cell in enumerate(rng.sample(range(9), num_target + num_other)):
+        shape, color = (shape_name, target_color) if i < num_target else (other_shape, other_color)
+        draw_jittered_shape(rng, pen, shape, color, GRID_CENTERS[cell])
+        cells[cell] = shape
     return image, cells
 
 
@@ -97,7 +100,7 @@ def draw_bird(rng: random.Random, species: int) -> Image.Image:
 
 
 def draw_clock(rng: random.Random, hour: int, five_minutes: int) -> Image.Image:
-    """A clock face at `hour` (0..11) and `five` times five minutes; the short hand is red, the long one blue."""
+    """A clock at `hour` (0..11) and `five_minutes` (0..11) times 5 minutes; the short hand is red, the long blue."""
     image, pen = create_canvas(rng)
     cx, cy = 32 + rng.randint(-1, 1), 32 + rng.randint(-1, 1)
     pen.ellipse([cx - 28, cy - 28, cx + 28, cy + 28], outline=(0, 0, 0), width=2, fill=(255, 255, 255))
@@ -123,7 +126,7 @@ def draw_tissue(rng: random.Random, has_large_nuclei: bool, is_dense: bool) -> I
 
 
 def draw_bar_chart(rng: random.Random) -> tuple[Image.Image, list[str], list[int]]:
-    """A bar chart of four bars of different colours with values 1..9 on unit grid lines."""
+    """A chart of four bars of different colours with values 1..9 on unit grid lines: (image, colours, values)."""
     image, pen = create_canvas(rng)
     colors, values = rng.sample(list(COLORS), 4), [rng.randint(1, 9) for _ in range(4)]
     for g in range(1, 10):
@@ -135,7 +138,7 @@ def draw_bar_chart(rng: random.Random) -> tuple[Image.Image, list[str], list[int
 
 
 def draw_word(rng: random.Random) -> tuple[Image.Image, str]:
-    """Three letters of a sign, each a little out of place."""
+    """A sign with three letters, each slightly off its position: (image, letters)."""
     image, pen = create_canvas(rng)
     text = "".join(rng.choice(SIGN_LETTERS) for _ in range(3))
     ink, row = rng.choice(INK_COLORS), rng.choice((1, 2))
@@ -145,7 +148,7 @@ def draw_word(rng: random.Random) -> tuple[Image.Image, str]:
 
 
 def draw_form(rng: random.Random) -> tuple[Image.Image, str, str]:
-    """A form with two fields, ID above NO, of two letters each."""
+    """A form with the fields ID and NO of two letters each: (image, ID, NO)."""
     image, pen = create_canvas(rng)
     first, second = ("".join(rng.choice(SIGN_LETTERS) for _ in range(2)) for _ in range(2))
     for row, line in ((0, "ID" + first), (2, "NO" + second)):
@@ -155,7 +158,7 @@ def draw_form(rng: random.Random) -> tuple[Image.Image, str, str]:
 
 
 def draw_icon_rows(rng: random.Random) -> tuple[Image.Image, list[str], list[int]]:
-    """An infographic of three rows: an icon and the number that belongs to it."""
+    """An infographic of three rows with an icon and a number each: (image, icons, numbers)."""
     image, pen = create_canvas(rng)
     icons, numbers = rng.sample(SHAPES, 3), [rng.randint(1, 9) for _ in range(3)]
     for row, (icon, number) in enumerate(zip(icons, numbers, strict=True)):
@@ -168,7 +171,7 @@ TRAFFIC_LIGHT_COLORS = {"red": (230, 30, 30), "yellow": (240, 220, 40), "green":
 
 
 def draw_street(rng: random.Random) -> tuple[Image.Image, str, str, bool]:
-    """A street with a traffic light and a car: (picture, colour of the light, of the car, is the car on the left)."""
+    """A street with a traffic light and a car: (image, colour of the light, of the car, whether the car is left)."""
     image, pen = create_canvas(rng)
     pen.rectangle([0, 36, SIZE, SIZE], fill=(120 + rng.randint(-12, 12),) * 3)
     pen.line([(0, 50), (SIZE, 50)], fill=(240, 240, 240), width=1)
@@ -190,7 +193,7 @@ TEMPERATURE_LEVELS = ("cold", "warm", "hot")
 
 
 def draw_thermometer(rng: random.Random) -> tuple[Image.Image, str]:
-    """A thermometer whose column is low, middle or high."""
+    """A thermometer with a low, middle or high column: (image, name of the level)."""
     image, pen = create_canvas(rng)
     level = rng.randrange(3)
     x, top = 24 + rng.randint(-1, 1), 50 - (level * 16 + rng.randint(2, 9))
@@ -203,7 +206,7 @@ def draw_thermometer(rng: random.Random) -> tuple[Image.Image, str]:
 
 
 def draw_labelled_arrow(rng: random.Random) -> tuple[Image.Image, str, str]:
-    """A diagram of four labelled corners with an arrow from one to another: (picture, from, to)."""
+    """A diagram of four labelled corners with an arrow from one to another: (image, from, to)."""
     image, pen = create_canvas(rng)
     labels = rng.sample("ABCD", 4)
     for label, (x, y) in zip(labels, QUADRANT_CENTERS, strict=True):
@@ -217,10 +220,10 @@ def draw_labelled_arrow(rng: random.Random) -> tuple[Image.Image, str, str]:
 
 
 def draw_object_pair(rng: random.Random) -> tuple[Image.Image, list[SceneObject]]:
-    """Two large things side by side; `place` is 0 for left and 1 for right."""
+    """Two objects side by side: (image, objects); `quadrant` is 0 for the left and 1 for the right object."""
     image, pen = create_canvas(rng)
-    kinds, colors = rng.sample(SHAPES, 2), rng.sample(list(COLORS), 2)
-    things = [SceneObject(k, c, i) for i, (k, c) in enumerate(zip(kinds, colors, strict=True))]
-    for thing in things:
-        draw_jittered_shape(rng, pen, thing.shape, thing.color, get_cell_center(3 * thing.quadrant, rng.choice((1, 2))))
-    return image, things
+    shapes, colors = rng.sample(SHAPES, 2), rng.sample(list(COLORS), 2)
+    objects = [SceneObject(shape, color, i) for i, (shape, color) in enumerate(zip(shapes, colors, strict=True))]
+    for each in objects:
+        draw_jittered_shape(rng, pen, each.shape, each.color, get_cell_center(3 * each.quadrant, rng.choice((1, 2))))
+    return image, objects

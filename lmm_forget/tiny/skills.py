@@ -1,4 +1,4 @@
-"""The five target skills of the tiny world, in the paper's answer formats (lettered, sentence, yes/no, word, HH:MM)."""
+"""The five synthetic target skills, in the paper's answer formats (lettered, sentence, yes/no, word, HH:MM)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FINDINGS = ("normal", "atypia", "hyperplasia", "carcinoma")
 
 
 def render_bird_question(rng: random.Random) -> RenderedImage:
-    """CUB-200's stand-in: fine-grained species as lettered multiple choice."""
+    """Synthetic CUB-200: the species of a bird as lettered multiple choice."""
     species = rng.randrange(8)
     image = scenes.draw_bird(rng, species)
     question = format_lettered_question("What species is this bird?", SPECIES)
@@ -21,25 +21,24 @@ def render_bird_question(rng: random.Random) -> RenderedImage:
 
 
 def render_counting_question(rng: random.Random) -> RenderedImage:
-    """PixMo-Count's stand-in: the paper's wording, one to six things beside up to three distractors."""
-    kind, n = rng.choice(SHAPES), rng.randint(1, 6)
-    image, _ = scenes.draw_grid(rng, kind, n, rng.randint(0, 3))
-    label = (kind + "es" if kind == "cross" else kind + "s") if n > 1 else kind
-    plural = kind + "es" if kind == "cross" else kind + "s"
-    answer = f"There {'are' if n > 1 else 'is'} {n} {label} in this image."
+    """Synthetic PixMo-Count, worded as in the paper: one to six objects, and up to three of another shape."""
+    shape, count = rng.choice(SHAPES), rng.randint(1, 6)
+    image, _ = scenes.draw_grid(rng, shape, count, rng.randint(0, 3))
+    plural = shape + "es" if shape == "cross" else shape + "s"
+    answer = f"There {'are' if count > 1 else 'is'} {count} {plural if count > 1 else shape} in this image."
     return RenderedImage(
-        image, (Question(f"How many {plural} are in this image?", (answer, str(n)), meta={"count": n}),)
+        image, (Question(f"How many {plural} are in this image?", (answer, str(count)), meta={"count": count}),)
     )
 
 
 def render_pathology_questions(rng: random.Random) -> RenderedImage:
-    """PathVQA's stand-in: a yes/no question and a short answer about the same section."""
+    """Synthetic PathVQA: a yes/no question and an open question about the same tissue section."""
     large, dense = rng.random() < 0.5, rng.random() < 0.5
     image = scenes.draw_tissue(rng, large, dense)
-    ask_size = rng.random() < 0.5
+    is_about_size = rng.random() < 0.5
     yes_no = (
         Question("Are the nuclei enlarged?", ("yes" if large else "no",), meta={"kind": "yes_no"})
-        if ask_size
+        if is_about_size
         else Question("Is the tissue crowded?", ("yes" if dense else "no",), meta={"kind": "yes_no"})
     )
     finding = FINDINGS[large + 2 * dense]
@@ -47,16 +46,16 @@ def render_pathology_questions(rng: random.Random) -> RenderedImage:
 
 
 def render_reading_question(rng: random.Random) -> RenderedImage:
-    """TextVQA's stand-in: read a word of three letters."""
+    """Synthetic TextVQA: read a word of three letters."""
     image, text = scenes.draw_word(rng)
     return RenderedImage(image, (Question("What word is written on the sign?", (text,)),))
 
 
 def render_clock_question(rng: random.Random) -> RenderedImage:
-    """TimeClock's stand-in: an analogue clock as HH:MM in steps of five minutes."""
-    hour, five = rng.randrange(12), rng.randrange(12)
-    image = scenes.draw_clock(rng, hour, five)
+    """Synthetic TimeClock: read an analogue clock as HH:MM in steps of five minutes."""
+    hour, five_minutes = rng.randrange(12), rng.randrange(12)
+    image = scenes.draw_clock(rng, hour, five_minutes)
     return RenderedImage(
         image,
-        (Question("What time does the clock show in this image?", (f"{hour or 12:02d}:{five * 5:02d}",)),),
+        (Question("What time does the clock show in this image?", (f"{hour or 12:02d}:{five_minutes * 5:02d}",)),),
     )

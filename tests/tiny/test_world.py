@@ -122,7 +122,7 @@ def test_pretraining_never_uses_a_skills_questions() -> None:
 
 
 def test_unknown_renderer_and_missing_split_are_said_in_one_line() -> None:
-    with pytest.raises(DataError, match="no renderer 'cats'; the tiny world has cub200"):
+    with pytest.raises(DataError, match="no renderer 'cats'; there are cub200"):
         build_task(node("cub200") | {"renderer": "cats"})
     task = build_task(node("ai2d"))
     assert isinstance(task, TinyTask)

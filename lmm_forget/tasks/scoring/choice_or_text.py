@@ -1,4 +1,4 @@
-"""Lettered choices, numbers and short texts side by side, as in RealWorldQA."""
+"""Score data sets that mix lettered choices, numbers and short texts, such as RealWorldQA."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ def parse_option_lines(question: str) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class ChoiceOrTextScorer(AnswerScorer):
-    """What the reference is decides: an option's letter (where there are options), a whole number, or a text.
+    """The kind of reference decides: an option's letter (if there are options), a whole number, or a text.
 
-    `value`: exactly the letter; the one number that the answer states ("three" is 3); equality up to case and
-    white space. `tolerant`: see `OptionLetterScorer`; a reference that occurs in the answer as whole words. Options
-    are the sample's `choices`, or else the "A. …" lines of its question.
+    Strict: the answer is exactly the letter; or its only number is the reference ("three" is 3); or it equals the text
+    up to case and white space. Tolerant: as `OptionLetterScorer` for a letter, else the reference occurs in the answer
+    as whole words. Options are the sample's `choices`, or else the "A. …" lines of its question.
     """
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """Letter, number or text, as the reference is."""
-        if chosen := _attach_choices(sample):
-            return LETTER_SCORER.score_strict(answer, chosen)
+        """1 if the answer is the reference's letter, number or text, else 0; see the class docstring."""
+        if with_choices := _attach_choices(sample):
+            return LETTER_SCORER.score_strict(answer, with_choices)
         if all(DIGITS_PATTERN.fullmatch(reference) for reference in sample.answers):
             number = extract_single_number(answer)
             return float(number is not None and number in map(extract_single_number, sample.answers))
         return float(equals_any_reference(answer, sample.answers))
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """The same inside a longer answer."""
-        if chosen := _attach_choices(sample):
-            return LETTER_SCORER.score_tolerant(answer, chosen)
+        """1 if a longer answer names the letter or contains the reference, else 0."""
+        if with_choices := _attach_choices(sample):
+            return LETTER_SCORER.score_tolerant(answer, with_choices)
         return float(states_any_reference(answer, sample.answers))
 
 
 def _attach_choices(sample: Sample) -> Sample | None:
-    """The sample with its options, if it has some and the references are among their letters."""
+    """The sample with its options; None if it has none, or if a reference is not one of their letters."""
     choices = sample.choices or parse_option_lines(sample.question)
     letters = {chr(ord("A") + i) for i in range(len(choices or ()))}
     return replace(sample, choices=choices) if choices and letters.issuperset(sample.answers) else None

@@ -1,4 +1,4 @@
-"""Times on a 12-hour dial."""
+"""Score times of day that are read from a 12-hour dial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.tokenizing import normalize_text
 from lmm_forget.tasks.task import Sample
 
-DIAL_MINUTES = 12 * 60  # minutes in one turn of the hour hand
+DIAL_MINUTES = 12 * 60
 STRICT_TIME = re.compile(r"(?<![\w:.^/])(?<!(?<!\w)-)(\d{1,2}):(\d{2})(?::\d{2})?(?![\d^]|:\d)")
 LENIENT_TIME = re.compile(r"(?<![\w:.^/])(?<!(?<!\w)-)(\d{1,2})\s*[:.h]\s*(\d{1,2})(?::\d{2})?(?![\d^]|:\d)")
 _HOURS = "twelve one two three four five six seven eight nine ten eleven"
@@ -26,16 +26,16 @@ MINUTES_BY_WORD = {"half": 30, "quarter": 15, "five": 5, "ten": 10, "twenty": 20
 
 
 def parse_time(text: str, pattern: re.Pattern[str] = STRICT_TIME) -> int | None:
-    """Minutes after 12 o'clock (0..719) of the one time in a text; None if there is none, or two that differ.
+    """Minutes after 12 o'clock (0..719) of the only time in a text; None if there is none or several that differ.
 
-    Hours 0..23 are folded onto the dial, so that 00:30, 12:30 and "12:30 pm" are equal; seconds are ignored.
+    Hours 0..23 are taken modulo 12, so that 00:30, 12:30 and "12:30 pm" are equal; seconds are ignored.
     """
     times = _find_times(text, pattern)
     return times.pop() if len(times) == 1 else None
 
 
 def _find_times(text: str, pattern: re.Pattern[str]) -> set[int | None]:
-    """All different times of a text; None stands for what has the form of a time and is none."""
+    """The different times of a text; None stands for text in the form of a time that is not one ("27:45")."""
     return {
         (int(hour) * 60 + int(minute)) % DIAL_MINUTES if int(hour) <= 23 and int(minute) <= 59 else None
         for hour, minute in pattern.findall(normalize_text(text))
@@ -43,7 +43,7 @@ def _find_times(text: str, pattern: re.Pattern[str]) -> set[int | None]:
 
 
 def find_spoken_times(text: str) -> set[int]:
-    """Minutes after 12 o'clock of all times in words ("3 o'clock", "3 PM", "quarter to four")."""
+    """Minutes after 12 o'clock (0..719) of all times in words ("3 o'clock", "3 PM", "quarter to four")."""
     normalized = normalize_text(text)
     times = {_parse_hour(match["hour"]) * 60 % DIAL_MINUTES for match in FULL_HOUR.finditer(normalized)}
     for match in PARTIAL_HOUR.finditer(normalized):
@@ -59,13 +59,16 @@ def _parse_hour(text: str) -> int:
 
 
 def compute_dial_distance(a: int, b: int) -> int:
-    """Minutes between two times the short way round the dial, 0..360."""
+    """Minutes between two times along the shorter way around the dial, 0..360."""
     difference = abs(a - b) % DIAL_MINUTES
     return min(difference, DIAL_MINUTES - difference)
 
 
 def extract_stated_time(answer: str) -> int | None:
-    """The one time that an answer states where it says that it answers, else anywhere in it (see `wrapping.stated`)."""
+    """Minutes after 12 o'clock of the only time in an answer, from the part after "the answer is" if there is one.
+
+    See `extract_stated_answers` for that part. None if there is no time, or several that differ.
+    """
     for text in ("\n".join(extract_stated_answers(answer)), "\n".join(extract_final_answers(answer))):
         times = (_find_times(text, STRICT_TIME) or _find_times(text, LENIENT_TIME)) | find_spoken_times(text)
         if times:
@@ -75,22 +78,21 @@ def extract_stated_time(answer: str) -> int | None:
 
 @dataclass(frozen=True)
 class ClockTimeScorer(AnswerScorer):
-    """`value`: the answer's HH:MM lies within `tolerance_minutes` of a reference on the dial.
+    """Strict: the answer's HH:MM is within `tolerance_minutes` of a reference on the dial.
 
-    `tolerant`: within `tolerant_minutes`; "3.45", "3h45", "3:5", "3 o'clock" and "quarter to four" are read as
-    well, and what the answer says is its answer counts before the rest. Raises DataError for
-    a sample with a reference that is no time.
+    Tolerant: within `tolerant_minutes`. It also reads "3.45", "3h45", "3:5", "3 o'clock" and "quarter to four", and the
+    part after "the answer is" comes before the rest. Raises DataError for a reference that is not a time.
     """
 
     tolerance_minutes: int = 0
     tolerant_minutes: int = 5
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """1 within `tolerance_minutes`."""
+        """1 if the answer's time is within `tolerance_minutes` of a reference, else 0."""
         return self._score_within(parse_time(answer), sample, self.tolerance_minutes)
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """1 within `tolerant_minutes`, other ways to write a time included."""
+        """1 if the time, in any known format, is within `tolerant_minutes` of a reference, else 0."""
         return self._score_within(extract_stated_time(answer), sample, self.tolerant_minutes)
 
     def _score_within(self, answer_minutes: int | None, sample: Sample, tolerance: int) -> float:

@@ -1,4 +1,4 @@
-"""Normalised exact match and yes/no answers."""
+"""Score exact matches and yes/no answers, after normalisation."""
 
 from __future__ import annotations
 
@@ -36,22 +36,21 @@ YES_AND_NO = re.compile(r"\W*(?:yes\W+no|no\W+yes)\W*")
 
 
 def equals_any_reference(answer: str, references: Sequence[str]) -> bool:
-    """Whether an answer equals a reference up to case, white space and look-alikes (`folding.fold`)."""
+    """Whether an answer equals a reference up to case, white space and look-alike characters (`fold_unicode`)."""
     normalized = normalize_text(answer)
     return any(normalized == normalize_text(reference) for reference in references)
 
 
 def contains_any_reference(answer: str, references: Sequence[str]) -> bool:
-    """Whether the words of a reference stand side by side in an answer; a number is found whole or not at all."""
+    """Whether an answer contains the words of a reference side by side; numbers match only as a whole."""
     answer_tokens = tokenize_text(answer)
     return any(contains_words(answer_tokens, tokenize_text(reference)) for reference in references)
 
 
 def states_any_reference(answer: str, references: Sequence[str]) -> bool:
-    """The tolerant `contains_any_reference`: no "not" or "without" stands before the reference; markup and formats
-    are read.
+    """Whether an answer contains a reference without "not" or "without" before it; markup and number formats are read.
 
-    Where the answer says that it answers ("the answer is …", see `wrapping.stated`), only what it says there counts.
+    If the answer has a part after "the answer is" or similar (see `extract_stated_answers`), only that part counts.
     """
     parts = [_tokenize_statement(part) for part in extract_stated_answers(answer)]
     reference_tokens = [_tokenize_statement(strip_markup(reference)) for reference in references]
@@ -59,14 +58,14 @@ def states_any_reference(answer: str, references: Sequence[str]) -> bool:
 
 
 def _tokenize_statement(text: str) -> list[str]:
-    """The tokens of a text, with a "not" behind every word that denies what follows it as "not" does."""
+    """The tokens of a text, with a token "not" added after words such as "without", which negate the next one."""
     return tokenize_text(join_ranges(normalize_numbers(DENYING_WORDS.sub(r"\g<0> not", text))))
 
 
 def extract_yes_no(answer: str) -> str | None:
-    """The yes or no that an answer starts with or is, or that follows "the answer is" in it; None for both.
+    """The "yes" or "no" with which an answer starts, or that follows "the answer is"; None if it has none or both.
 
-    Of several lines those count that hold nothing but the word or say "the answer is", and the first one.
+    Of an answer with several lines, the first one counts, and every line that is only the word or has "the answer is".
     """
     decided_words: set[str] = set()
     opening_words: set[str] = set()
@@ -88,35 +87,34 @@ def extract_yes_no(answer: str) -> str | None:
 
 @dataclass(frozen=True)
 class ExactMatchScorer(AnswerScorer):
-    """`value`: the answer equals a reference up to case and white space.
+    """Strict: the answer equals a reference up to case and white space.
 
-    `tolerant`: a reference occurs in the answer as whole words, or equals it up to punctuation; see
-    `states_any_reference`.
+    Tolerant: a reference occurs in the answer as whole words; see `states_any_reference`.
     """
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """1 for equality up to case and white space."""
+        """1 if the answer equals a reference up to case and white space, else 0."""
         return float(equals_any_reference(answer, sample.answers))
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """1 where a reference's words stand in the answer."""
+        """1 if the answer contains the words of a reference, else 0."""
         return float(states_any_reference(answer, sample.answers))
 
 
 @dataclass(frozen=True)
 class YesNoScorer(AnswerScorer):
-    """`value`: the answer is the reference yes or no, up to case and white space; `tolerant`: `extract_yes_no`.
+    """Strict: the answer is the reference yes or no, up to case and white space. Tolerant: see `extract_yes_no`.
 
-    Raises DataError for a sample with a reference that is neither yes nor no.
+    Raises DataError for a reference that is neither yes nor no.
     """
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """1 for the bare word."""
+        """1 if the answer is only the right word, else 0."""
         for reference in sample.answers:
             if normalize_text(reference) not in ("yes", "no"):
                 raise DataError(f"sample {sample.id}: answer {reference!r} is neither yes nor no")
         return float(equals_any_reference(answer, sample.answers))
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """1 for an answer that begins with the word."""
+        """1 if the answer begins with or states the right word, else 0."""
         return float(extract_yes_no(answer) in {normalize_text(reference) for reference in sample.answers})

@@ -1,4 +1,4 @@
-"""Lettered multiple choice: strict letter, and a format-tolerant reading of common ways to name an option."""
+"""Score lettered multiple choice: the exact letter, or one of the common ways to name an option."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ SEVERAL_LETTERS = re.compile(
 
 
 def find_choice_letter(text: str, choices: Sequence[str]) -> str | None:
-    """Letter of the one option whose words equal those of `text`; None if there is none or more than one.
+    """Letter of the only option whose words equal those of `text`; None if there is none or more than one.
 
-    A leading article does not count, and figures are read as `normalize_numbers` has them.
+    Leading articles are ignored, and numbers are compared after `normalize_numbers`.
     """
     normalized = _normalize_choice(text)
     matches = [i for i, choice in enumerate(choices) if normalized and _normalize_choice(choice) == normalized]
@@ -86,27 +86,27 @@ def _normalize_choice(text: str) -> list[str]:
 
 
 def extract_choice_letter(answer: str, choices: Sequence[str] | None = None) -> str | None:
-    """The option an answer names: "B", "b", "B.", "(B)", "B. text", the option's text, or "the answer is" any of these.
+    """The option that an answer names as "B", "b", "B.", "(B)", "B. text", its text, or any of these after a lead-in.
 
-    Markup around it is taken off (see `wrapping`); tags and boxes that mark an answer decide. Of several lines those
-    count that are a letter alone or say what the answer is, and the first and the last; a list of the options does
-    not. None where nothing is named, more than one option is named, letter and text contradict each other, or the
-    letter is not among the choices. A sentence that merely starts with the article "A" names nothing, nor does
-    "not B".
+    Markup is removed first; if tags or boxes mark the answer, only their content counts (see `extract_final_answers`).
+    Of an answer with several lines, the first and last line count, and lines that are only a letter or state the
+    answer, but not a list of the options. Returns None if no option or more than one is named, if letter and text
+    contradict each other, or if the letter is not among the choices. A sentence that only starts with the article "A"
+    names no option, nor does "not B".
     """
     choices = choices or ()
     letters = string.ascii_uppercase[: len(choices)] if choices else string.ascii_uppercase
-    found_letters: set[str] = set()
+    named_letters: set[str] = set()
     for part in extract_final_answers(answer):
         part = CHINESE_LEAD_IN.sub("Answer: ", part)
-        found_letters |= _find_letters_in_lines(
+        named_letters |= _find_letters_in_lines(
             [line for line in (" ".join(line.split()) for line in part.splitlines()) if line], choices
         )
-    return found_letters.pop() if len(found_letters) == 1 and found_letters <= set(letters) else None
+    return named_letters.pop() if len(named_letters) == 1 and named_letters <= set(letters) else None
 
 
 def _find_letters_in_lines(lines: list[str], choices: Sequence[str]) -> set[str]:
-    """All letters that the lines of an answer name."""
+    """The letters that the lines of an answer name."""
     if len(lines) == 1:
         return _find_letters_in_line(lines[0], choices)
     letter_by_line = {line: _get_matched_letter(match) for line in lines if (match := LEADING_LETTER.fullmatch(line))}
@@ -122,42 +122,42 @@ def _find_letters_in_lines(lines: list[str], choices: Sequence[str]) -> set[str]
 
 
 def _find_letters_in_line(text: str, choices: Sequence[str], depth: int = 0) -> set[str]:
-    """All letters that one line names, in any way; at most DEEPEST announcements are read one inside another."""
+    """The letters that one line names in any way; at most `MAX_LEAD_IN_DEPTH` nested lead-ins are read."""
     if lone := LONE_LETTER.fullmatch(text):
         return {lone[1].upper()}
     lower = text.lower()
-    announced = "ans" in lower or any(word in lower for word in ("option", "choice", "letter", "response", "solution"))
-    found_letters: set[str] = set()
-    if CAPITAL_LETTER.search(text):  # no letter is named without one
-        found_letters = (
-            _find_undenied_letters(NAMED_LETTER, text) if announced else found_letters
-        ) | _find_undenied_letters(CHOSEN_LETTER, text)
-        found_letters |= _find_undenied_letters(CORRECT_LETTER, text)
+    lead_in_words = ("ans", "option", "choice", "letter", "response", "solution")
+    has_lead_in = any(word in lower for word in lead_in_words)
+    named_letters: set[str] = set()
+    if CAPITAL_LETTER.search(text):
+        if has_lead_in:
+            named_letters |= _find_undenied_letters(NAMED_LETTER, text)
+        named_letters |= _find_undenied_letters(CHOSEN_LETTER, text) | _find_undenied_letters(CORRECT_LETTER, text)
         if leading := LEADING_LETTER.fullmatch(text):
-            found_letters |= _find_letters_with_text(_get_matched_letter(leading), leading["rest"], choices)
-            announced = False
-        elif (beside := LETTER_THEN_TEXT.fullmatch(text)) and find_choice_letter(beside[2], choices) == beside[1]:
-            found_letters.add(beside[1])  # "B blue bird"
-            announced = False
-    if announced and depth < MAX_LEAD_IN_DEPTH and (lead_in := LEAD_IN.fullmatch(text)):
-        found_letters |= _find_letters_in_line(lead_in["rest"], choices, depth + 1)
-    if found_letters:
-        letters = set(string.ascii_uppercase[: len(choices) or 26])
+            named_letters |= _find_letters_with_text(_get_matched_letter(leading), leading["rest"], choices)
+            has_lead_in = False
+        elif (match := LETTER_THEN_TEXT.fullmatch(text)) and find_choice_letter(match[2], choices) == match[1]:
+            named_letters.add(match[1])  # "B blue bird"
+            has_lead_in = False
+    if has_lead_in and depth < MAX_LEAD_IN_DEPTH and (lead_in := LEAD_IN.fullmatch(text)):
+        named_letters |= _find_letters_in_line(lead_in["rest"], choices, depth + 1)
+    if named_letters:
+        all_letters = set(string.ascii_uppercase[: len(choices) or 26])
         for match in SEVERAL_LETTERS.finditer(text):
-            if found_letters.intersection(match.groups()):  # not the "A and B" of "D, unlike A and B"
-                found_letters |= letters.intersection(match.groups())
-    elif by_text := find_choice_letter(text, choices):
-        found_letters.add(by_text)
-    return found_letters
+            if named_letters.intersection(match.groups()):  # not the "A and B" of "D, unlike A and B"
+                named_letters |= all_letters.intersection(match.groups())
+    elif letter := find_choice_letter(text, choices):
+        named_letters.add(letter)
+    return named_letters
 
 
 def _find_letters_with_text(letter: str, rest: str, choices: Sequence[str]) -> set[str]:
-    """The letters that "B. text" names: that letter, and what the text says."""
+    """The letters that "B. text" names: the letter in front, and those that the text names."""
     if WRONG_STATEMENT.match(rest):
         return set()
     letters = {letter} | _find_undenied_letters(NAMED_LETTER, rest)
-    if by_text := find_choice_letter(rest, choices):
-        letters.add(by_text)
+    if letter_of_text := find_choice_letter(rest, choices):
+        letters.add(letter_of_text)
     if second := LEADING_LETTER.fullmatch(rest):  # "A) B)": two options
         letters.add(_get_matched_letter(second))
     elif lone := LONE_LETTER.fullmatch(rest):
@@ -166,7 +166,7 @@ def _find_letters_with_text(letter: str, rest: str, choices: Sequence[str]) -> s
 
 
 def _find_undenied_letters(pattern: re.Pattern[str], text: str) -> set[str]:
-    """The letters of all matches that nothing right before them denies."""
+    """The letters of all matches of `pattern` that are not negated by the text right before them."""
     starts = [(match[1], match.start()) for match in pattern.finditer(text)]
     return {letter for letter, start in starts if not DENIAL.search(text, max(0, start - 80), start)}
 
@@ -177,13 +177,13 @@ def _get_matched_letter(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class OptionLetterScorer(AnswerScorer):
-    """`value`: the stripped answer is exactly the upper-case reference letter; `tolerant`: see `extract_choice_letter`.
+    """Strict: the answer is exactly the upper-case reference letter. Tolerant: see `extract_choice_letter`.
 
-    Raises DataError for a sample whose reference is not one upper-case letter of its choices.
+    Raises DataError for a reference that is not an upper-case letter of the sample's choices.
     """
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """1 for the letter and nothing else."""
+        """1 if the answer is only the right letter, else 0."""
         letters = string.ascii_uppercase[: len(sample.choices)] if sample.choices else string.ascii_uppercase
         for reference in sample.answers:
             if len(reference) != 1 or reference not in letters:
@@ -194,5 +194,5 @@ class OptionLetterScorer(AnswerScorer):
         return float(answer.strip() in sample.answers)
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """1 for an answer that names the option in some other way."""
+        """1 if the answer names the right option in any known way, else 0."""
         return float(extract_choice_letter(answer, sample.choices) in sample.answers)

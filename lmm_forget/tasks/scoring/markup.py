@@ -1,6 +1,6 @@
-"""What models put around an answer: Markdown, LaTeX, tags, and the words that announce it.
+"""Remove what models write around an answer: Markdown, LaTeX, tags, and lead-ins such as "the answer is".
 
-Used by tolerant readings alone; strict scores compare the text as it stands.
+Only tolerant scores use this module; strict scores compare the text as it is.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import re
 from lmm_forget.tasks.scoring.unicode_folding import fold_unicode
 
 MAX_ANSWER_LENGTH = 4000
-"""So many characters of an answer are read for a tolerant score."""
+"""How many characters of an answer a tolerant score reads."""
 MAX_MARKUP_DEPTH = 6
-"""So many layers of markup are taken off."""
+"""How many nested layers of markup are removed."""
 
 _MARK = re.compile(r"[*_`$\\<#>•^]")
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>|^.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
@@ -64,7 +64,7 @@ _DECLARED = re.compile(
 
 
 def truncate_middle(text: str) -> str:
-    """The text; the first and the last whole words of one that is longer than `LONGEST`, half of it each."""
+    """Keep only the start and the end of a text, at word boundaries, if it exceeds `MAX_ANSWER_LENGTH` characters."""
     if len(text) <= MAX_ANSWER_LENGTH:
         return text
     first, last = text[: MAX_ANSWER_LENGTH // 2], text[-(MAX_ANSWER_LENGTH // 2) :]
@@ -73,9 +73,9 @@ def truncate_middle(text: str) -> str:
 
 
 def strip_markup(text: str) -> str:
-    """The folded text without Markdown emphasis, code marks, headings and bullets, LaTeX and HTML markup.
+    """Apply `fold_unicode` and remove Markdown emphasis, code marks, headings, bullets, LaTeX and HTML markup.
 
-    "**D**", "`D`", "$D$", r"\\text{D}" and "<b>D</b>" all become "D"; "$5 and $6", "2*3*4" and "2**3" stay.
+    "**D**", code marks around D, "$D$", r"\\text{D}" and "<b>D</b>" all become "D"; "$5 and $6", "2*3*4", "2**3" stay.
     """
     text = fold_unicode(text)
     if "&" in text and ";" in text:
@@ -83,7 +83,7 @@ def strip_markup(text: str) -> str:
     if not _may_have_markup(text):
         return text
     text = _TAG.sub("", _BREAK.sub("\n", _FENCE.sub("", text))).replace("`", "")
-    for _ in range(MAX_MARKUP_DEPTH):  # from the innermost outwards
+    for _ in range(MAX_MARKUP_DEPTH):  # from the innermost layer outwards
         previous = text
         text = _FRACTION.sub(lambda m: f"{m[1]}{' ' if m[1] else ''}{m[2]}/{m[3]}", text)
         text = _COMMAND.sub(r"\1", text)
@@ -92,25 +92,25 @@ def strip_markup(text: str) -> str:
         text = _LINES.sub(r"\2", _STARS.sub(r"\2", text))
         if text == previous:
             break
-    for pattern, plain in _SYMBOLS:
-        text = pattern.sub(plain, text)
+    for pattern, replacement in _SYMBOLS:
+        text = pattern.sub(replacement, text)
     return _LOOSE.sub("", _LINE_START.sub("", text))
 
 
 def _inline_subscripts(text: str) -> str:
-    """A formula with the lowered figures of "H_2O" on the line."""
+    """Write the subscripts of a formula on the line: "H_2O" becomes "H2O"."""
     return _INDEX.sub(r"\1", text)
 
 
 def _may_have_markup(text: str) -> bool:
-    """Whether there may be markup in a text."""
+    """A quick test whether a text may contain markup."""
     return _MARK.search(text) is not None or "- " in text
 
 
 def extract_final_answers(text: str) -> tuple[str, ...]:
-    """What a text marks as its answer, unwrapped: all `<answer>` tags, else "answer" in JSON, else all boxes.
+    """The parts that a text marks as its answer: all `<answer>` tags, else "answer" in JSON, else all boxes.
 
-    The whole text where it marks nothing. Thoughts in `<think>` tags are left out.
+    Without such marks it is the whole text. Markup and the content of `<think>` tags are removed.
     """
     text = fold_unicode(text)
     if not (_may_have_markup(text) or any(sign in text for sign in ("box", "\x08", "{", "&"))):
@@ -118,21 +118,21 @@ def extract_final_answers(text: str) -> tuple[str, ...]:
     if "<" in text:
         text = _THOUGHTS.sub("", text)
         if tagged := [m[1] or m[2] or "" for m in _TAGGED.finditer(text)]:
-            return tuple(part for each in tagged for part in extract_final_answers(each))
+            return tuple(part for content in tagged for part in extract_final_answers(content))
     if "{" in text and (json_answers := [m[1] or m[2] or m[3] or "" for m in _JSON.finditer(text)]):
         return tuple(map(strip_markup, json_answers))
     return tuple(strip_markup(part) for part in _extract_boxes(text) or (text,))
 
 
 def extract_stated_answers(text: str) -> tuple[str, ...]:
-    """What a text states as its answer: behind "the answer is" or "Answer:", else its `extract_final_answers`."""
+    """The parts after "the answer is" or "Answer:"; without such a lead-in, `extract_final_answers`."""
     parts = extract_final_answers(text)
     announced_answers = [match[1] for part in parts if _ANNOUNCED.search(part) for match in _DECLARED.finditer(part)]
     return tuple(announced_answers) or parts
 
 
 def _extract_boxes(text: str) -> list[str]:
-    r"""Contents of every \boxed{…}, those of a box inside it included; an unclosed one ends with the text."""
+    r"""The content of every outermost \boxed{…}; an unclosed box extends to the end of the text."""
     contents: list[str] = []
     end = 0
     for match in _BOX.finditer(text):

@@ -1,4 +1,4 @@
-"""Numbers in sentences: digits and English number words."""
+"""Find and score numbers in sentences: digits and English number words."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ TENS = {
 SMALL_NUMBERS |= TENS
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-# A number token has no letter or digit right beside it: neither "mp3" nor "5th" holds a number. Figures that an
+# A number token has no letter or digit right beside it: neither "mp3" nor "5th" contains a number. Digits that an
 # operator joins ("1/2", "2^2", "5x5", "3:45", "3-3"), that have a scale ("5 million") or another sign ("-$5", "√5")
-# are no plain number either.
+# are not plain numbers either.
 _FIGURE = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 TOKEN = re.compile(
     r"(?P<word>[^\W\d_]+)"
@@ -41,7 +41,7 @@ TOKEN = re.compile(
     r"|(?P<other>[^\s])"
 )
 _DIGIT = re.compile(r"\d")
-# What makes another number, or a bound, of the figure or the number words that it stands beside.
+# Text before or after a number that makes it a part ("half of 3"), a bound ("at least 3") or another number.
 _TAGS = re.compile(r"</?[a-z|][^<>]*(?:>|\Z)")
 _BEFORE = re.compile(
     r"(?:\b(?:minus|negative|not|no|than|over|under|above|below|exceed(?:s|ing)?|beyond|at (?:least|most)|up to"
@@ -54,7 +54,7 @@ _AFTER = re.compile(
     r"|,? at (?:least|most)\b"
 )
 
-# Ways to write a number that only tolerant readings know.
+# Ways to write a number that only tolerant scores accept.
 _SIGNED_MONEY = re.compile(r"(?<!\w)([-+])\s?([$€£¥₹])\s?(?=[\d.])|(?<!\w)([$€£¥₹])\s?([-+])(?=[\d.])")
 _SAID_MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[$€£¥₹]?\s?\.?\d)", re.IGNORECASE)
 _FIRST_MINUS = re.compile(r"\A\s*-\s+(?=\.?\d)")
@@ -75,15 +75,15 @@ class _NumberWordParser:
     """Reads consecutive number words ("two hundred and five") into one value."""
 
     def __init__(self) -> None:
-        self.total: int | None = None  # finished thousands, millions, …
-        self.current: int | None = None  # what is read below the next scale
-        self.has_hundreds = False  # whether `part` has its hundreds
-        self.scale = 0  # last scale above hundred that was read; 0: none
+        self.total: int | None = None  # value of the completed thousands, millions, …
+        self.current: int | None = None  # value below the next scale word
+        self.has_hundreds = False  # whether `current` includes hundreds
+        self.scale = 0  # last scale above hundred; 0: none yet
         self.last_word = ""
         self.has_begun = False
 
     def add_word(self, word: str) -> bool:
-        """Add a word if it continues the number; False if it does not."""
+        """Add a word if it continues the number; returns whether it does."""
         scale = SCALES.get(word, 0)
         if scale == 100 and self.current and not self.has_hundreds:
             self.current, self.has_hundreds = self.current * scale, True
@@ -105,19 +105,19 @@ class _NumberWordParser:
         return self.last_word in TENS and 0 < value < 10
 
     def get_value(self) -> Decimal | None:
-        """What has been read so far; None if nothing."""
+        """The value of the words added so far; None if there are none."""
         if self.total is None and self.current is None:
             return None
         return Decimal((self.total or 0) + (self.current or 0))
 
 
 def find_numbers(text: str) -> list[Decimal | None]:
-    """The numbers of a text in order; None stands for digits that form no number ("1,2,3", "1.2.3", "1/2", "2^2",
-    "5 million", "minus 5"), that
-    are a part or a bound ("5%", "5 and a half", "two thirds", "more than 5", "5+").
+    """The numbers of a text in order.
 
-    Reads "5", "-5", "2.5", "1,250", "seventeen", "twenty-one", "two hundred and five". Letters beside digits
-    ("mp3", "5th") and number words inside other words ("someone") are not numbers.
+    Reads "5", "-5", "2.5", "1,250", "seventeen", "twenty-one", "two hundred and five". Digits with letters beside them
+    ("mp3", "5th") and number words inside other words ("someone") are not numbers. None stands for digits that are not
+    a plain number ("1,2,3", "1.2.3", "1/2", "2^2", "5 million", "minus 5") and for a part or a bound ("5%", "5 and a
+    half", "two thirds", "more than 5", "5+").
     """
     return list(_find_numbers_in_normalized(normalize_text(text)))
 
@@ -126,8 +126,8 @@ def find_numbers(text: str) -> list[Decimal | None]:
 def _find_numbers_in_normalized(normalized: str) -> tuple[Decimal | None, ...]:
     numbers: list[Decimal | None] = []
     parser = _NumberWordParser()
-    pending_link = ""  # hyphen or "and" met inside a run; only kept if a number word follows
-    start = end = 0  # where the run lies
+    pending_link = ""  # a hyphen or "and" after a number word; part of the number if a number word follows
+    start = end = 0  # span of the current run of number words
 
     def add_number(value: Decimal, start: int, end: int) -> None:
         before = _TAGS.sub("", normalized[max(0, start - 40) : start])
@@ -162,13 +162,13 @@ def _find_numbers_in_normalized(normalized: str) -> tuple[Decimal | None, ...]:
 
 
 def extract_single_number(text: str) -> Decimal | None:
-    """The one number that a text states; None if it has none, or two that differ."""
+    """The only number that a text states; None if it has none, or several that differ."""
     numbers = set(find_numbers(text))
     return numbers.pop() if len(numbers) == 1 else None
 
 
 def normalize_numbers(text: str) -> str:
-    """The text with its figures as `find_numbers` and `tokens` read them: for tolerant readings.
+    """Rewrite numbers in the format that `find_numbers` and `tokenize_text` read; used by tolerant scores.
 
     "1,234", "1 234" and "1'234" become "1234"; "-$5", "$-5", "- 5" and "minus 5" become "-5"; "5cm" becomes "5 cm",
     "1.5 million" "1500000". Units of one letter stay: "5m" may be metres or millions.
@@ -183,19 +183,19 @@ def normalize_numbers(text: str) -> str:
 
 
 def join_ranges(text: str) -> str:
-    """The text with "5-6", "5 to 6" and "5 or 6" as one word each, so that neither figure is found in it."""
+    """Join "5-6", "5 to 6" and "5 or 6" to one word each, so that neither number is found alone."""
     return _RANGE.sub(r"\1_\2_\3", text)
 
 
 def _expand_scale(digits: str, scale: str) -> str:
-    whole, _, part = digits.replace(",", "").partition(".")
+    whole, _, decimals = digits.replace(",", "").partition(".")
     zeros = _ZEROS[scale.lower()]
-    left = part[zeros:].rstrip("0")
-    return whole + part[:zeros].ljust(zeros, "0") + (f".{left}" if left else "")
+    remaining_decimals = decimals[zeros:].rstrip("0")
+    return whole + decimals[:zeros].ljust(zeros, "0") + (f".{remaining_decimals}" if remaining_decimals else "")
 
 
 def extract_stated_number(answer: str) -> Decimal | None:
-    """The one number that an answer states where it says that it answers, else anywhere in it (see `stated`)."""
+    """The only number after "the answer is" (see `extract_stated_answers`), or else in the whole answer; or None."""
     for parts in (extract_stated_answers(answer), extract_final_answers(answer)):
         numbers = {number for part in parts for number in find_numbers(normalize_numbers(part))}
         if numbers:
@@ -213,23 +213,21 @@ REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class WholeNumberScorer(AnswerScorer):
-    """`value`: the one number in the answer equals a reference's.
+    """Strict: the only number in the answer equals that of a reference.
 
-    `tolerant`: also the number that the answer says is its answer (see `extract_stated_number`); "no", "none" are
-    zero, where the answer is no refusal ("no idea").
-
-    Raises DataError for a sample with a reference that does not state exactly one whole number.
+    Tolerant: also the number after "the answer is" (see `extract_stated_number`), and zero for "no" or "none" unless
+    the answer is a refusal ("no idea"). Raises DataError for a reference that does not state exactly one whole number.
     """
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """1 for the reference's number, in digits or words, in a sentence or alone."""
+        """1 if the answer states only the right number, in digits or words, alone or in a sentence, else 0."""
         return float(extract_single_number(answer) in [self._parse_reference(text, sample) for text in sample.answers])
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """1 also for a number that is announced or written in another way, and for nothing where that is counted."""
+        """1 if the answer states the right number in any known way, else 0; see the class docstring."""
         number = extract_stated_number(answer)
-        plain = normalize_text(answer).replace("no one", "nobody")
-        if not REFUSAL.search(plain) and not find_numbers(plain) and ZERO_WORDS.search(plain):
+        text = normalize_text(answer).replace("no one", "nobody")
+        if not REFUSAL.search(text) and not find_numbers(text) and ZERO_WORDS.search(text):
             number = Decimal(0)
         return float(number is not None and number in [self._parse_reference(text, sample) for text in sample.answers])
 

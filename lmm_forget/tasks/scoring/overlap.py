@@ -1,4 +1,4 @@
-"""How many words an answer shares with a reference: token F1 and BLEU."""
+"""Word overlap of an answer and a reference: token F1 and BLEU."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def compute_token_f1(answer: str, reference: str) -> float:
 
 
 def compute_bleu(answer: str, reference: str, max_order: int) -> float:
-    """BLEU up to n of one answer against one reference (Papineni et al. 2002), lengths counted in words.
+    """BLEU with n-grams up to `max_order` words of one answer and one reference (Papineni et al. 2002).
 
-    A precision of zero makes the score zero. Orders for which the reference is too short are left out, so that
-    the reference itself always scores 1. Two texts without words score 1 if they are equal.
+    Lengths are counted in words. If the precision of an order is zero, so is the score. Orders for which the reference
+    is too short are left out, so that the reference itself always scores 1. Two texts without words score 1 if they are
+    equal.
     """
     answer_words, reference_words = split_words(answer), split_words(reference)
     if not answer_words or not reference_words:

@@ -1,4 +1,4 @@
-"""What every scorer has in common: a strict score, a format-tolerant one, and one by a public rule."""
+"""The interface of scorers: a strict score, a format-tolerant score, and the score of a public rule."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from lmm_forget.tasks.task import Sample
 
 @dataclass(frozen=True)
 class AnswerScorer(ABC):
-    """A scorer gives `{"value", "tolerant", "compat"}`, each in 0..1.
+    """Scores an answer: calling it returns `{"value", "tolerant", "compat"}`, each in 0..1.
 
-    `strict` and `tolerant` get the answer, references, options and question folded (see `folding.fold`), so that no
-    score depends on which of several look-alike characters was printed; `compat` gets them as they are.
+    - `value` is the strict score by this project's definition.
+    - `tolerant`, never below `value`, also accepts answers in other formats. Of a long answer it reads both ends (see
+      `truncate_middle`).
+    - `compat` is the score of public code for the same answer, defects included. The field `compat` names its rule,
+      such as "paper.mmstar" or "lmms_eval.mmstar" (see `scoring.compat`). None without a rule, or if the rule defines
+      no score for the sample.
 
-    `value` is right by this project's definition, `tolerant` (never below it) also reads answers in another
-    format (of a long one its two ends, see `wrapping.excerpt`),
-    `compat` is what the public code named by the field `compat` ("paper.mmstar", "lmms_eval.mmstar":
-    see `scoring.compat`) makes of the same answer, its defects included; None without a rule, or where the
-    rule has no score. Raises ConfigError for a rule that does not exist.
+    `score_strict` and `score_tolerant` get answer, references, options and question after `fold_unicode`, so that no
+    score depends on which of several look-alike characters was printed; the compat rule gets the raw texts. Raises
+    ConfigError for a rule that does not exist.
     """
 
     compat: str | None = field(default=None, kw_only=True)
@@ -31,7 +33,7 @@ class AnswerScorer(ABC):
         get_compat_rule(self.compat)
 
     def __call__(self, answer: str, sample: Sample) -> dict[str, float | None]:
-        """Score one answer."""
+        """Score one answer; see the class docstring. Raises DataError for a reference that is not valid here."""
         folded_answer, folded = fold_unicode(answer), fold_sample(sample)
         value = self.score_strict(folded_answer, folded)
         tolerant = value if value >= 1 else max(value, self.score_tolerant(truncate_middle(folded_answer), folded))
@@ -44,15 +46,15 @@ class AnswerScorer(ABC):
 
     @abstractmethod
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """The score by this project's definition. Raises DataError for a reference that cannot be one."""
+        """The score by this project's definition. Raises DataError for a reference that is not valid here."""
 
     @abstractmethod
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """The score with other formats read too; asked only where the strict one is below 1."""
+        """The score if other formats are accepted too; called only if the strict score is below 1."""
 
 
 def fold_sample(sample: Sample) -> Sample:
-    """The sample with its question, references and options folded; itself where they are ASCII."""
+    """Apply `fold_unicode` to question, references and options; returns the same object if all are ASCII."""
     if sample.question.isascii() and all(map(str.isascii, (*sample.answers, *(sample.choices or ())))):
         return sample
     return replace(

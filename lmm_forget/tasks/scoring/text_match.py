@@ -1,4 +1,4 @@
-"""Scores of read text and read-off figures: ANLS, containment and relaxed accuracy."""
+"""Score text and numbers that are read from images: ANLS, containment and relaxed accuracy."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def compute_string_similarity(answer: str, reference: str) -> float:
 
 
 def compute_anls(answer: str, references: Sequence[str], threshold: float = 0.5) -> float:
-    """The best `similarity` over the references, 0 below `threshold` (Biten et al. 2019).
+    """Average normalised Levenshtein similarity of one answer (Biten et al. 2019).
 
-    A score equal to the threshold counts, as in the public DocVQA evaluators.
+    It is the largest `compute_string_similarity` over the references, or 0 below `threshold`. A similarity equal to
+    the threshold counts, as in the public DocVQA evaluators.
     """
     best = max(compute_string_similarity(answer, reference) for reference in references)
     return best if best >= threshold else 0.0
@@ -34,32 +35,33 @@ def compute_anls(answer: str, references: Sequence[str], threshold: float = 0.5)
 
 @dataclass(frozen=True)
 class ANLSScorer(AnswerScorer):
-    """`value`: see `anls`. `tolerant` is 1 where a reference occurs in the answer as whole words."""
+    """Strict: `compute_anls`. Tolerant: 1 if a reference occurs in the answer as whole words."""
 
     threshold: float = 0.5
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """Similarity with the nearest reference."""
+        """The similarity to the nearest reference, 0 below the threshold."""
         return compute_anls(answer, sample.answers, self.threshold)
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """1 where a reference stands in a longer answer."""
+        """1 if a reference occurs in the answer, else 0."""
         return float(states_any_reference(answer, sample.answers))
 
 
 @dataclass(frozen=True)
 class ContainsTextScorer(AnswerScorer):
-    """For questions that ask to read, and do not say how to answer (OCRBench; Liu et al. 2024).
+    """For questions about text in an image that do not state an answer format (OCRBench; Liu et al. 2024).
 
-    `value`: a reference occurs in the answer as whole words, up to case; for a formula (`meta[key]` is one of
-    `formulas`) without its white space and with its case, anywhere. `tolerant`: anywhere, white space aside.
+    Strict: a reference occurs in the answer as whole words, ignoring case. For a formula (`meta[key]` is one of
+    `formulas`), it occurs anywhere in the answer, respecting case but ignoring white space. Tolerant: it occurs
+    anywhere, ignoring case and white space.
     """
 
     key: str = "dataset"
     formulas: tuple[str, ...] = ("HME100k",)
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """1 where the answer holds a reference."""
+        """1 if the answer contains a reference, else 0."""
         if sample.meta.get(self.key) in self.formulas:
             compact_answer = "".join(answer.split())
             return float(
@@ -68,31 +70,29 @@ class ContainsTextScorer(AnswerScorer):
         return float(contains_any_reference(answer, sample.answers) or equals_any_reference(answer, sample.answers))
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """1 where the answer holds a reference's letters in a row."""
+        """1 if the answer contains a reference's characters in a row, ignoring blanks, else 0."""
         compact_answer = normalize_text(strip_markup(answer)).replace(" ", "")
         return float(
             any(
-                _contains_text(normalize_text(r).replace(" ", ""), compact_answer, respect_sign=True)
-                for r in sample.answers
+                _contains_text(normalize_text(reference).replace(" ", ""), compact_answer, respect_sign=True)
+                for reference in sample.answers
             )
         )
 
 
 def _contains_text(part: str, whole: str, respect_sign: bool = False) -> bool:
-    """Whether `part` stands in `whole`; with `signed`, a figure not where a minus sign would go with it."""
+    """Whether `whole` contains `part`. With `respect_sign`, "5" is not found in "-5"."""
     if not part or not respect_sign or not part[0].isdecimal():
         return bool(part) and part in whole
     return re.search(r"(?<!(?<!\w)-)" + re.escape(part), whole) is not None
 
 
 NUMBER_PATTERN = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+)\s*(%?)")
-
-
 PERCENT_PATTERN = re.compile(r"(?<=\d)\s?(?:%|per ?cent\b)", re.IGNORECASE)
 
 
 def parse_number(text: str) -> Decimal | None:
-    """The number that a whole text is ("1,250", "-3.5", "5 %" = 0.05), else None."""
+    """The number that the whole text states ("1,250", "-3.5", "5 %" = 0.05), else None."""
     match = NUMBER_PATTERN.fullmatch(normalize_text(text))
     if match is None:
         return None
@@ -101,14 +101,14 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def is_close(value: Decimal, target: Decimal, tolerance: float) -> bool:
-    """Whether two numbers differ by at most `tolerance` times the target; a zero target must be met."""
+    """Whether `value` differs from `target` by at most `tolerance` times `target`; zero must be met exactly."""
     return abs(value - target) <= abs(target) * Decimal(str(tolerance))
 
 
 def is_relaxed_match(answer: str, reference: str, tolerance: float = 0.05) -> bool:
-    """Whether two figures are `close`, or two texts equal up to case and white space (Methani et al. 2020).
+    """Whether two numbers are close (`is_close`), or two texts equal up to case and white space (Methani et al. 2020).
 
-    A percentage is a hundredth: "5 %" equals 0.05, not 5.
+    Percent means hundredths: "5 %" equals 0.05, not 5.
     """
     number, target = parse_number(answer), parse_number(reference)
     if number is None or target is None:
@@ -118,16 +118,16 @@ def is_relaxed_match(answer: str, reference: str, tolerance: float = 0.05) -> bo
 
 @dataclass(frozen=True)
 class RelaxedAccuracyScorer(AnswerScorer):
-    """`value`: see `relaxed`. `tolerant`: the one number in a sentence counts too; percent signs are ignored."""
+    """Strict: `is_relaxed_match`. Tolerant: also the only number of a sentence; percent signs are ignored."""
 
     tolerance: float = 0.05
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """1 for a figure within the tolerance, or the reference's text."""
+        """1 if the answer is a number within the tolerance, or the reference's text, else 0."""
         return float(any(is_relaxed_match(answer, reference, self.tolerance) for reference in sample.answers))
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """1 for the figure, or the text, inside a longer answer."""
+        """1 if a longer answer states that number or contains that text, else 0."""
         return float(any(self._contains_relaxed_match(answer, reference) for reference in sample.answers))
 
     def _contains_relaxed_match(self, answer: str, reference: str) -> bool:

@@ -1,4 +1,4 @@
-"""Text as scorers compare it: normalised strings, words, and tokens that keep every number whole."""
+"""Normalise texts and split them into words, or into tokens that keep every number whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmm_forget.tasks.scoring.unicode_folding import fold_unicode
 # A number keeps its sign, decimal point and thousands commas, so that "1.5" is never read as "15".
 WORD = re.compile(r"(?<!\w)[-+]?\d+(?:[.,]\d+)*(?!\w)|\w+")
 
-# A sign that belongs to a word or a figure stays with it ("c++", "c#", "B-", "Na+", "<5").
+# A sign that belongs to a word or number stays with it ("c++", "c#", "B-", "Na+", "<5").
 # One number is one token: neither "2" nor "10" is in "10^2"; "3" is not in "3/4", "3:45", "3.5cm", "-$3", "3 million".
 _SIGNED = r"(?=\d*[^\W\d])\w+(?:\+{1,2}|#)(?!\w)|(?<![\w-])[^\W\d]{1,2}-(?=\s|\Z|[.,;:!?)\]\"'])"
 TOKEN = re.compile(
@@ -31,13 +31,13 @@ TOKEN = re.compile(
 )
 _FIGURE = re.compile(r"[\d^]")
 _TAG = re.compile(r"</?[a-z][a-z0-9_]*(?: [a-z-]+=[^<>]*)?/?>")
-_PLAIN = re.compile(rf"{_SIGNED}|\w+")  # what TOKEN comes to where there is no figure
+_WORD_TOKEN = re.compile(rf"{_SIGNED}|\w+")  # equivalent to TOKEN for texts without digits
 NEGATIONS = frozenset({"not", "never", "neither", "nor", "cannot"})
 ARTICLES = frozenset({"a", "an", "the"})
 
 
 def normalize_text(text: str) -> str:
-    """The folded text (see `fold`), casefolded, runs of white space turned into one space, none at the ends."""
+    """Apply `fold_unicode`, fold the case, and make every run of white space one blank (none at the ends)."""
     return " ".join(text.lower().split()) if text.isascii() else _normalize_unicode_text(text)
 
 
@@ -47,31 +47,31 @@ def _normalize_unicode_text(text: str) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """The words and numbers of a text in order, casefolded, without punctuation."""
+    """The words and numbers of a text in order, case folded, without punctuation."""
     return WORD.findall(normalize_text(text))
 
 
 def tokenize_text(text: str) -> list[str]:
-    """Like `words`, but powers, fractions, times and figures with a unit or a scale are one token each."""
+    """Like `split_words`, but a power, fraction, time, or number with unit or scale is one token."""
     normalized = normalize_text(text)
     if not _FIGURE.search(normalized):
-        return _PLAIN.findall(normalized)
+        return _WORD_TOKEN.findall(normalized)
     if ">" in normalized and "<" in normalized:
         normalized = _TAG.sub(
             lambda m: f" {m[0][:-1].lstrip('</')} ", normalized
-        )  # the ">" of "<b>5" is no sign of "5"
+        )  # the ">" of "<b>5" does not mean "more than"
     return [token.replace(" ", "") if token[0] in "<>≤≥" else token for token in TOKEN.findall(normalized)]
 
 
 def contains_words(answer_words: Sequence[str], reference_words: Sequence[str]) -> bool:
-    """Whether the words of `reference` (at least one) stand side by side, in order, in `answer`."""
+    """Whether `answer_words` contain `reference_words` (at least one word) side by side and in order."""
     return next(_find_occurrences(answer_words, reference_words), None) is not None
 
 
 def contains_words_unnegated(answer_words: Sequence[str], reference_words: Sequence[str]) -> bool:
-    """Whether `answer` contains `reference` in a place that has no "not" before it."""
+    """Whether `answer_words` contain `reference_words` in a place without a negation before it."""
     return any(
-        not _ends_in_negation(answer_words[:place]) for place in _find_occurrences(answer_words, reference_words)
+        not _ends_in_negation(answer_words[:start]) for start in _find_occurrences(answer_words, reference_words)
     )
 
 
@@ -83,7 +83,7 @@ def _find_occurrences(answer_words: Sequence[str], reference_words: Sequence[str
 
 
 def _ends_in_negation(preceding_words: Sequence[str]) -> bool:
-    """Whether a text's next word, articles aside, is denied ("not", "isn't")."""
+    """Whether these words negate the next one: they end in "not", "isn't" or similar, apart from articles."""
     remaining = list(preceding_words)
     while remaining and remaining[-1] in ARTICLES:
         remaining.pop()

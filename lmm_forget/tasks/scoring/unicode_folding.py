@@ -1,9 +1,9 @@
-"""One spelling for Unicode look-alikes: signs, dashes, quotes, spaces, digits, fractions and raised figures.
+"""Fold Unicode look-alikes to one form: signs, dashes, quotes, spaces, digits, fractions and superscripts.
 
-`fold` makes two texts equal that a reader cannot tell apart, or that differ only in how a keyboard, a font or a
-script writes the same sign. It never makes one number of two: what would run into a digit beside it (a raised
-figure, a fraction, a circled figure) gets a sign between ("5²" is "5^2", "5½" is "5 1/2", "5①" is "5(1)").
-ASCII text is returned as it is. Letters are not folded across scripts (Cyrillic "А" stays).
+`fold_unicode` makes texts equal that look the same, or that differ only in how a keyboard, a font or a script writes
+the same sign. It never merges two numbers: between a digit and a superscript, fraction or circled number beside it
+comes a sign or a blank ("5²" is "5^2", "5½" is "5 1/2", "5①" is "5(1)"). ASCII text stays as it is. Letters are not
+folded across scripts (Cyrillic "А" stays).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LOOKALIKES: dict[str, str] = {
     "\n": "\u2028\u2029",
 }
 _SEPARATORS = {"\u060c": ",", "\u3001": ",", "\ufe51": ",", "\u3002": ".", "\u06d4": "."}
-"""Signs between items and behind sentences, which are in no number."""
+"""Signs between items or after sentences that never occur inside a number."""
 _SIGNS = {ord(sign): to for to, signs in reversed(_LOOKALIKES.items()) for sign in signs}
 _VISIBLE_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\u2062\u2063\u2064")
 _SOFT_HYPHEN = "\u00ad"
@@ -49,21 +49,22 @@ _BETWEEN = frozenset(".,/")
 _EXPONENT = re.compile(r"[-+]?\d+|[A-Za-z]")
 
 Piece = tuple[str, str]
-"""A part of a folded text: its kind (text, apart, separator, fraction, raised, lowered) and its spelling."""
+"""A part of a folded text: (kind, text), with kind one of text, apart, separator, fraction, raised, lowered."""
 
 
 def fold_unicode(text: str) -> str:
-    """The text with look-alikes spelt in one way, in NFKC form; `fold(fold(text)) == fold(text)`.
+    """Fold look-alike characters to one form, in NFKC; folding a second time changes nothing.
 
-    - digits of every script, also full-width and mathematical ones: 0 to 9;
-    - minus signs, hyphens and dashes: "-" (a soft hyphen too where it stands for a minus, else it goes);
-    - quotes, primes and accents that stand alone: ' and "; full-width forms, ligatures, "…": what they look like;
-    - blanks of every width: a blank; zero-width characters, direction marks and variation selectors go;
-    - Arabic, Chinese and Japanese commas, stops and per cent signs: theirs in ASCII, those that are in no number
-      ("、", "。") with a blank before a digit; "×": "x";
-    - raised figures: "^2" (letters alone: as they are), lowered ones: as they are behind a letter ("CO₂" is
-      "CO2"), else "_2"; both in braces before a digit;
-    - fractions: "1/2", with a blank beside a digit; circled and boxed figures or letters: "(1)", "(A)".
+    - digits of every script, also full-width and mathematical ones, become 0 to 9;
+    - minus signs, hyphens and dashes become "-"; so does a soft hyphen before a number, other soft hyphens are removed;
+    - quotes, primes and accents that stand alone become ' or "; full-width forms, ligatures and "…" become the ASCII
+      characters that they look like;
+    - blanks of every width become a blank; zero-width characters, direction marks and variation selectors are removed;
+    - Arabic, Chinese and Japanese commas, stops and per cent signs become ASCII, with a blank before a digit for those
+      that never occur inside a number ("、", "。"); "×" becomes "x";
+    - superscripts become "^2" (letters alone: plain letters), subscripts become plain after a letter ("CO₂" is "CO2"),
+      else "_2"; both in braces before a digit;
+    - fractions become "1/2", with a blank beside a digit; circled and boxed numbers or letters become "(1)", "(A)".
     """
     return text if text.isascii() else _fold_non_ascii(text)
 
@@ -84,19 +85,19 @@ def _fold_non_ascii(text: str) -> str:
 
 
 class _InvisibleTable(dict[int, int | None]):
-    """Whether a character is dropped; found once for each."""
+    """Code point -> None for invisible characters, which are removed, else itself; computed on first use."""
 
     def __missing__(self, code: int) -> int | None:
         char = chr(code)
-        gone = (
+        is_invisible = (
             unicodedata.category(char) == "Cf" and char not in _VISIBLE_FORMATS and char != _SOFT_HYPHEN
         ) or "VARIATION SELECTOR" in unicodedata.name(char, "")
-        self[code] = None if gone or char == "\u034f" else code
+        self[code] = None if is_invisible or char == "\u034f" else code
         return self[code]
 
 
 class _PieceCache(dict[str, tuple[Piece, ...]]):
-    """What a character stands for; found once for each."""
+    """Character -> its folded pieces; computed on first use."""
 
     def __missing__(self, char: str) -> tuple[Piece, ...]:
         self[char] = pieces = _split_character(char)
@@ -123,23 +124,23 @@ def _split_character(char: str) -> tuple[Piece, ...]:
     if not tag:
         return (("text", char),)
     inner = [chr(int(code, 16)) for code in parts.split()]
-    plain = "".join(text for part in inner for _, text in _PIECES[part])
+    folded = "".join(text for part in inner for _, text in _PIECES[part])
     match tag:
         case "<fraction":
-            return (("fraction", plain),)
+            return (("fraction", folded),)
         case "<super" | "<sub":
-            return (("raised" if tag == "<super" else "lowered", plain),)
+            return (("raised" if tag == "<super" else "lowered", folded),)
         case "<circle":
-            return (("text", f"({plain})"),)
+            return (("text", f"({folded})"),)
     kinds = {kind for part in inner for kind, _ in _PIECES[part]}
     if kinds != {"text"}:
         return tuple(piece for part in inner for piece in _PIECES[part])
-    alone = len(inner) > 1 and not _DIGITS.isdisjoint(plain) and not plain.startswith("(")
-    return (("apart" if alone else "text", plain),)
+    stands_apart = len(inner) > 1 and not _DIGITS.isdisjoint(folded) and not folded.startswith("(")
+    return (("apart" if stands_apart else "text", folded),)
 
 
 def _get_enclosed_label(char: str) -> str | None:
-    """The figure or capital inside a circle or a box that Unicode does not take apart (❶, ➀, 🅐, 🅰)."""
+    """The number or letter of an enclosed character without a Unicode decomposition (❶, ➀, 🅐, 🅰); else None."""
     name = unicodedata.name(char, "")
     if "CIRCLED" in name and unicodedata.category(char) == "No" and not unicodedata.decomposition(char):
         return str(int(unicodedata.numeric(char)))
@@ -149,7 +150,7 @@ def _get_enclosed_label(char: str) -> str | None:
 
 
 def _merge_raised_runs(pieces: list[Piece]) -> list[Piece]:
-    """Neighbouring raised pieces as one, and neighbouring lowered ones."""
+    """Merge neighbouring superscripts, and neighbouring subscripts."""
     merged: list[Piece] = []
     for kind, text in pieces:
         if merged and kind in ("raised", "lowered") and merged[-1][0] == kind:
@@ -160,7 +161,7 @@ def _merge_raised_runs(pieces: list[Piece]) -> list[Piece]:
 
 
 def _merge_fractions(pieces: list[Piece]) -> list[Piece]:
-    """Fractions that are set as a raised and a lowered figure ("²⁄₃", "⅟₃") as fractions."""
+    """Replace fractions that are written as superscript and subscript ("²⁄₃", "⅟₃") by fraction pieces."""
     merged: list[Piece] = []
     for kind, text in pieces:
         if kind == "lowered" and text.isdecimal() and merged:
@@ -168,21 +169,21 @@ def _merge_fractions(pieces: list[Piece]) -> list[Piece]:
                 merged[-1] = ("fraction", f"1/{text}")
                 continue
             if merged[-1] == ("text", "/") and len(merged) > 1:
-                above, figure = merged[-2]
-                if above == "raised" and figure.isdecimal():
-                    merged[-2:] = [("fraction", f"{figure}/{text}")]
+                numerator_kind, numerator = merged[-2]
+                if numerator_kind == "raised" and numerator.isdecimal():
+                    merged[-2:] = [("fraction", f"{numerator}/{text}")]
                     continue
         merged.append((kind, text))
     return merged
 
 
 def _join_pieces(pieces: list[Piece]) -> str:
-    """One text, with a sign or a blank between figures that are not one number."""
+    """Join the pieces to one text, with a sign or a blank between digits that are not one number."""
     joined = ""
     for i, (kind, text) in enumerate(pieces):
-        following = "".join(after for _, after in pieces[i + 1 : i + 3])
-        level = i + 1 < len(pieces) and pieces[i + 1][0] not in ("raised", "lowered")
-        digit_next = level and following[:1] in _DIGITS
+        following = "".join(next_text for _, next_text in pieces[i + 1 : i + 3])
+        on_baseline = i + 1 < len(pieces) and pieces[i + 1][0] not in ("raised", "lowered")
+        digit_next = on_baseline and following[:1] in _DIGITS
         if kind == "raised" and text == "o" and joined.rstrip()[-1:].isdecimal():
             joined += "°"  # "25 ºC"
         elif kind == "raised" and (text.strip("+-") == "" or (text.isalpha() and text not in ("n", "i"))):
@@ -191,14 +192,14 @@ def _join_pieces(pieces: list[Piece]) -> str:
             joined += text
         elif kind in ("raised", "lowered"):
             sign = "^" if kind == "raised" else "_"
-            simple = _EXPONENT.fullmatch(text) and not digit_next
-            joined += f"{sign}{text}" if simple else f"{sign}{{{text}}}"
+            needs_no_braces = _EXPONENT.fullmatch(text) and not digit_next
+            joined += f"{sign}{text}" if needs_no_braces else f"{sign}{{{text}}}"
         elif kind == "separator":
             joined += f"{text} " if digit_next else text
         elif kind in ("fraction", "apart"):
             joined += " " if joined and (joined[-1].isnumeric() or joined[-1] in ".,/}") else ""
-            runs_on = digit_next or (level and following[:1] in _BETWEEN and following[1:2] in _DIGITS)
-            joined += text + (" " if runs_on and not text.endswith("/") else "")
+            number_follows = digit_next or (on_baseline and following[:1] in _BETWEEN and following[1:2] in _DIGITS)
+            joined += text + (" " if number_follows and not text.endswith("/") else "")
         else:
             joined += text
     return joined

@@ -1,4 +1,4 @@
-"""VQA accuracy as a scorer."""
+"""Score answers by VQA accuracy, the agreement with several annotators."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ GROUPS = re.compile(r"[-+]?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?")
 
 
 def compute_vqa_accuracy(answer: str, references: Sequence[str]) -> float:
-    """Agreement of an answer with the annotators' `references`, one each, with the official normaliser.
+    """VQA accuracy of an answer, with the official normaliser; `references` has one answer of each annotator.
 
-    Three others who said the same make it right; with fewer than four annotators all others have to. Texts are
-    folded first (`folding.fold`), and two different numbers never agree: the official normaliser alone drops minus
-    signs and decimal commas ("-3.5" is "3.5", "1,5" is "15").
+    The score is 1 if three other annotators gave the same answer, or with fewer than four annotators if all others did
+    (see `compute_annotator_accuracy`). Texts are folded first (`fold_unicode`). Two different numbers never agree: the
+    official normaliser would remove minus signs and decimal commas ("-3.5" is "3.5", "1,5" is "15").
     """
     answer = fold_unicode(answer)
     normalized = normalize_vqa_answer(answer)
@@ -42,26 +42,29 @@ def compute_vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def have_same_numbers(a: str, b: str) -> bool:
-    """Whether two texts have the same figures in order, signs included; unlike counts agree without fractions."""
+    """Whether two texts have the same numbers in order, with signs.
+
+    Texts with different counts of numbers pass, because one may spell a number in words, unless one has a fraction.
+    """
     if a == b or not (DIGIT.search(a) and DIGIT.search(b)):
         return True
     first, second = list_numbers(normalize_numbers(a)), list_numbers(normalize_numbers(b))
     if len(first) != len(second):  # "2 and two"; but "1/2" is not "1 2"
-        return not any("/" in str(figure) for figure in first + second)
+        return not any("/" in str(number) for number in first + second)
     return first == second
 
 
 def list_numbers(text: str) -> list[Decimal | str]:
-    """The figures of a text in order, each whole; one that is no plain number ("1,5", "1/2") as its text."""
+    """The numbers of a text in order; what is not a plain number ("1,5", "1/2") is returned as text."""
     return [_parse_number_token(token) for token in tokenize_text(text) if NUMERAL.match(token)]
 
 
 def _parse_number_token(token: str) -> Decimal | str:
-    plain = token.replace(",", "") if GROUPS.fullmatch(token) else token
+    digits = token.replace(",", "") if GROUPS.fullmatch(token) else token
     try:
-        return Decimal(plain)
+        return Decimal(digits)
     except InvalidOperation:
-        return plain
+        return digits
 
 
 def _compute_accuracy(num_matches: int, num_annotators: int) -> float:
@@ -72,34 +75,34 @@ def _compute_accuracy(num_matches: int, num_annotators: int) -> float:
 
 @dataclass(frozen=True)
 class VQAAccuracyScorer(AnswerScorer):
-    """`value`: see `compute_vqa_accuracy`; a sample's `answers` are those of all annotators, repetitions kept.
+    """Strict: `compute_vqa_accuracy`; the sample's `answers` are those of all annotators, including repetitions.
 
-    `tolerant`: an annotator agrees where the words of the normalised reference stand in the answer.
+    Tolerant: an annotator agrees if the answer contains the words of the annotator's normalised answer.
     """
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """Share of annotators that agree, in the sense of VQA accuracy."""
+        """VQA accuracy, 0..1."""
         return compute_vqa_accuracy(answer, sample.answers)
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """The same, where an answer may say more than the annotator did."""
+        """VQA accuracy, 0..1, where an answer may contain more than the annotator's words."""
         parts = [
             (normalize_vqa_answer(part).split(), part)
             for part in map(normalize_numbers, extract_stated_answers(answer))
         ]
         num_agreeing = 0
         for reference in sample.answers:
-            plain = normalize_numbers(strip_markup(reference))
-            reference_words = normalize_vqa_answer(plain).split()
+            plain_reference = normalize_numbers(strip_markup(reference))
+            reference_words = normalize_vqa_answer(plain_reference).split()
             num_agreeing += any(
-                contains_words_unnegated(said, reference_words) and _has_whole_numbers(part, plain)
-                for said, part in parts
+                contains_words_unnegated(answer_words, reference_words) and _has_whole_numbers(part, plain_reference)
+                for answer_words, part in parts
             )
         return _compute_accuracy(num_agreeing, len(sample.answers))
 
 
 def _has_whole_numbers(answer: str, reference: str) -> bool:
-    """Whether an answer has the figures of a reference that it holds, if any, as whole numbers."""
+    """Whether a reference has no numbers, or the answer contains it with its numbers whole."""
     return DIGIT.search(reference) is None or contains_words_unnegated(
         _tokenize_for_vqa(answer), _tokenize_for_vqa(reference)
     )

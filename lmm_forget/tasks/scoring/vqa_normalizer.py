@@ -1,4 +1,4 @@
-"""Agreement with several annotators: the official normaliser of VQA answers, and VQA accuracy."""
+"""The official normaliser of VQA answers, and accuracy as agreement with several annotators."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CONTRACTED = """
 
 
 def _build_contraction_fixes() -> dict[str, str]:
-    """Misspelt contraction -> contraction: every listed form with one of its apostrophes left out."""
+    """Misspelt -> correct contraction, for every listed form without one of its apostrophes."""
     fixes = {}
     for word in _CONTRACTED.split():
         for position, letter in enumerate(word):
@@ -42,16 +42,17 @@ def _build_contraction_fixes() -> dict[str, str]:
 
 
 CONTRACTIONS = _build_contraction_fixes() | {"somebody'd": "somebodyd", "'ows'at": "'ow's'at"}
-"""What the official table makes of a word; two of its entries follow no rule."""
+"""Misspelt word -> its replacement in the official table; two entries follow no rule."""
 
 
 @lru_cache(maxsize=65536)
 def normalize_vqa_answer(text: str) -> str:
-    """An answer as the official evaluation of VQA and TextVQA compares it (EvalAI; Goyal et al. 2017).
+    """Normalise an answer as the official evaluation of VQA and TextVQA does (EvalAI; Goyal et al. 2017).
 
-    Lower case; no commas and question marks; other punctuation is deleted where it stands beside a blank
-    anywhere in the text, else it becomes a blank; no full stop unless a digit follows; number words up to ten
-    become digits; articles go; missing apostrophes of contractions come back; "'s" stands alone.
+    The text becomes lower case. Commas and question marks are deleted. Each other punctuation mark is deleted if it
+    occurs beside a blank anywhere in the text, else replaced by a blank. Full stops are deleted unless a digit follows.
+    Number words up to ten become digits, articles are deleted, missing apostrophes of contractions are restored, and
+    "'s" becomes a word of its own.
     """
     stripped = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     stripped = stripped.replace("\n", " ").replace("\t", " ").strip()
@@ -65,13 +66,14 @@ def normalize_vqa_answer(text: str) -> str:
 
 
 def compute_annotator_accuracy(num_matches: int, num_annotators: int, num_needed: int = 3) -> float:
-    """Mean over the annotators, each left out in turn, of min(1, matches among the others / needed).
+    """Mean over the annotators, each left out in turn, of min(1, matches among the others / `num_needed`).
 
-    `matches` of `annotators` gave the answer (Antol et al. 2015; ten annotators, `needed` 3: four matches
-    make 1, three 0.9, two 0.6, one 0.3).
+    `num_matches` of the `num_annotators` gave the answer (Antol et al. 2015). With ten annotators and `num_needed` 3,
+    four matches make 1, three 0.9, two 0.6 and one 0.3.
     """
     if num_annotators < 1:
         return 0.0
-    seen_by_matching = min(1.0, max(0, num_matches - 1) / num_needed)
-    seen_by_others = min(1.0, num_matches / num_needed)
-    return (num_matches * seen_by_matching + (num_annotators - num_matches) * seen_by_others) / num_annotators
+    score_without_matching = min(1.0, max(0, num_matches - 1) / num_needed)
+    score_without_other = min(1.0, num_matches / num_needed)
+    total = num_matches * score_without_matching + (num_annotators - num_matches) * score_without_other
+    return total / num_annotators

@@ -1,4 +1,4 @@
-"""Yes/no questions and open ones side by side, as in PathVQA."""
+"""Score data sets that mix yes/no questions and open ones, such as PathVQA."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ OPEN_METRICS = ("exact", "f1", "bleu1", "bleu2", "bleu3")
 
 @dataclass(frozen=True)
 class YesNoOrOpenScorer(AnswerScorer):
-    """A question is closed if its reference is yes or no, else open.
+    """A question is a yes/no question if its references are yes or no, else it is open.
 
-    `value` of a closed question: the answer is that word, up to case and white space; of an open one what
-    `open` says: `exact` equality up to case and white space, `f1` of words, `bleu1` to `bleu3`. `tolerant`:
-    the yes or no at the start of an answer; a reference that occurs in the answer as whole words. Raises
-    ConfigError for another `open`.
+    Strict, yes/no: the answer is that word, up to case and white space. Strict, open: the metric named by `open`, one
+    of `exact` (equality up to case and white space), `f1` (`compute_token_f1`) and `bleu1` to `bleu3`
+    (`compute_bleu`). Tolerant: `extract_yes_no` finds the word, or the reference occurs in the answer as whole words.
+    Raises ConfigError for any other `open`.
     """
 
     open: str = "exact"
@@ -32,7 +32,7 @@ class YesNoOrOpenScorer(AnswerScorer):
             raise ConfigError(f"scorer: open={self.open} is not known; choose one of: {', '.join(OPEN_METRICS)}")
 
     def score_strict(self, answer: str, sample: Sample) -> float:
-        """Equality, or the overlap that `open` names."""
+        """Equality (0 or 1), or for open questions the metric named by `open`."""
         if self.open == "exact" or is_yes_no_question(sample):
             return float(equals_any_reference(answer, sample.answers))
         if self.open == "f1":
@@ -40,12 +40,12 @@ class YesNoOrOpenScorer(AnswerScorer):
         return max(compute_bleu(answer, reference, int(self.open[-1])) for reference in sample.answers)
 
     def score_tolerant(self, answer: str, sample: Sample) -> float:
-        """The yes or no, or the reference, inside a longer answer."""
+        """1 if a longer answer states the right word or contains a reference, else 0."""
         if is_yes_no_question(sample):
             return float(extract_yes_no(answer) in {normalize_text(reference) for reference in sample.answers})
         return float(states_any_reference(answer, sample.answers))
 
 
 def is_yes_no_question(sample: Sample) -> bool:
-    """Whether all references are yes or no."""
+    """Whether all references of a sample are yes or no."""
     return all(normalize_text(reference) in ("yes", "no") for reference in sample.answers)

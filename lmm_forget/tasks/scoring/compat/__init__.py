@@ -1,11 +1,11 @@
-"""What public code makes of an answer, defects included, so that numbers can be compared with published ones.
+"""Rules that score an answer as public code does, defects included, for comparison with published numbers.
 
-A rule is a function (answer, sample) -> score in 0..1, or None where the public code has no score. Two families:
-`paper.*` follow the public code of arXiv 2510.08564 with the evaluation harness it carries (tasks as in lmms-eval
-0.3), `lmms_eval.*` follow lmms-eval 0.7.3. Rules are written from the behaviour of that code, not taken from it.
+A rule is a function (answer, sample) -> score in 0..1, or None if the public code defines no score. There are two
+families: `paper.*` follow the public code of arXiv 2510.08564 with the evaluation harness in it (tasks as in lmms-eval
+0.3), `lmms_eval.*` follow lmms-eval 0.7.3. The rules reproduce the behaviour of that code; none of it is copied.
 
-The harness's model wrapper strips an answer before it is scored; so does every rule. Rules that know one reference
-only give the best score over the sample's references.
+The harness strips an answer before it is scored, and so does every rule. If the public code knows only one reference,
+the rule returns the best score over the sample's references.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHARED_RULES: Mapping[str, CompatRule] = {
     "docvqa": text_rules.score_anls,
     "infovqa": text_rules.score_anls,
 }
-"""Rules that did not change between the two."""
+"""Rules that are the same in both families."""
 
 COMPAT_RULES: Mapping[str, CompatRule] = {
     **{f"{family}.{name}": rule for family in ("paper", "lmms_eval") for name, rule in SHARED_RULES.items()},
@@ -53,11 +53,11 @@ COMPAT_RULES: Mapping[str, CompatRule] = {
     "lmms_eval.countbench": count_rules.score_whole_word,
     "lmms_eval.countbenchqa": count_rules.score_same_string,
 }
-"""Every rule by name."""
+"""Name -> rule."""
 
 
 def get_compat_rule(name: str | None) -> CompatRule | None:
-    """The rule of that name (None: none). Raises ConfigError with what exists."""
+    """The rule with this name; None for None. Raises ConfigError, listing all rules, if it does not exist."""
     if name is None:
         return None
     if name not in COMPAT_RULES:

@@ -1,4 +1,4 @@
-"""How public code reads the option that an answer chooses."""
+"""Multiple choice as public code scores it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _score_equality(text: str, references: tuple[str, ...]) -> float:
 def score_first_lone_letter(answer: str, sample: Sample) -> float:
     """CUB-200, public code: the first letter that stands alone, else the first character if it is a letter.
 
-    Any lone letter counts: "a bird, C" says a, "I think D" says i, and "isn't" says t.
+    Any single letter counts: "a bird, C" is read as a, "I think D" as i, and "isn't" as t.
     """
     text = answer.strip()
     match = LONE_LETTER.search(text)
@@ -41,7 +41,7 @@ def score_first_lone_letter(answer: str, sample: Sample) -> float:
 
 
 def score_leading_letter(answer: str, sample: Sample) -> float:
-    """AI2D: "B." at the start says B; else the whole answer is compared, without case and ASCII punctuation.
+    """AI2D: "B." at the start means B; else the whole answer is compared, without case and ASCII punctuation.
 
     So "(b)" is right, "b. text" and "B text" are not.
     """
@@ -53,7 +53,7 @@ def score_leading_letter(answer: str, sample: Sample) -> float:
 
 
 def score_first_character(answer: str, sample: Sample) -> float:
-    """SEED-Bench: the first character, in either case. "Because" says B, "(B)" says nothing."""
+    """SEED-Bench: the first character, in either case. "Because" is read as B, "(B)" as no letter."""
     return _score_equality(answer.strip()[:1].lower(), tuple(r.lower().strip() for r in sample.answers))
 
 
@@ -75,7 +75,7 @@ def score_letter_or_letter_dot(answer: str, sample: Sample) -> float:
 def score_mmstar_openings(answer: str, sample: Sample) -> float:
     """MMStar, public code: the letter stands at the start, after "(", after "option " or after "the answer is ".
 
-    Case is ignored and nothing has to follow the letter: "Apple" says A, "the answer is blue" says B.
+    Case is ignored, and anything may follow the letter: "Apple" is read as A, "the answer is blue" as B.
     """
     text = answer.lower().strip().replace("\n", " ")
     letters = {
@@ -95,7 +95,7 @@ def score_contained_option(answer: str, sample: Sample) -> float:
     options = [option.strip() for option in LISTED_OPTION.findall(sample.question)]
     match = re.search("|".join(map(re.escape, options)), text) if options else None
     if match:
-        last = len(options) - 1 - options[::-1].index(match[0])  # of equal options the last one's letter
+        last = len(options) - 1 - options[::-1].index(match[0])  # of equal options, the letter of the last one
         text = chr(ord("A") + last)
     return _score_equality(_strip_punctuation(text), tuple(map(_strip_punctuation, sample.answers)))
 
@@ -107,39 +107,39 @@ ANSWER_PHRASES = (
     *("i choose", "i select", "i pick", "my answer is", "my choice is"),
     *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
 )
-"""Phrases, Korean, Chinese and Japanese ones among them, that lmms-eval expects before a letter."""
+"""Phrases that lmms-eval expects before a letter, also Korean, Chinese and Japanese ones."""
 
 
 def extract_mcq_letter(answer: str, letters: str = "ABCD") -> str:
-    """The capital that lmms-eval 0.7.3 extracts from an answer, "" if none.
+    """The capital letter that lmms-eval 0.7.3 extracts from an answer; "" if there is none.
 
     The first way of naming a letter that occurs decides: the answer starts with it; ends with it; it is the
     last of the letters' first occurrences after a phrase such as "the answer is"; "(B)", "B.", "B:", "B)" or
-    "B ", the last one in the text; any capital at all, inside words too. So "A bird, not B, is C." says A,
-    and "the answer is None of ABove" says B.
+    "B ", the last one in the text; any capital at all, inside words too. So "A bird, not B, is C." gives A,
+    and "the answer is None of ABove" gives B.
     """
     text = answer.strip()
     for mark in ",.!?;:'\"":
         text = text.strip(mark)
-    bare, padded = text.strip(), f" {text} "
-    if not bare:
+    stripped, padded = text.strip(), f" {text} "
+    if not stripped:
         return ""
-    if bare[0] in letters and not bare[1:2].isalpha():
-        return bare[0]
-    if bare[-1] in letters and not bare[-2:-1].isalpha():
-        return bare[-1]
+    if stripped[0] in letters and not stripped[1:2].isalpha():
+        return stripped[0]
+    if stripped[-1] in letters and not stripped[-2:-1].isalpha():
+        return stripped[-1]
     lowered = padded.lower()
     positions = []
     for phrase in ANSWER_PHRASES:
-        at = lowered.find(phrase)
-        if at >= 0:
-            positions += [(padded.find(letter, at + len(phrase)), letter) for letter in letters]
+        start = lowered.find(phrase)
+        if start >= 0:
+            positions += [(padded.find(letter, start + len(phrase)), letter) for letter in letters]
     for letter_format in ("({})", "{}.", "{}:", "{})", "{} ", "{}"):
-        best = max(((place, letter) for place, letter in positions if place >= 0), default=None)
-        if best:
-            return best[1]
+        last = max(((position, letter) for position, letter in positions if position >= 0), default=None)
+        if last:
+            return last[1]
         positions = [(padded.rfind(letter_format.format(letter)), letter) for letter in letters]
-    return max(((place, letter) for place, letter in positions if place >= 0), default=(0, ""))[1]
+    return max(((position, letter) for position, letter in positions if position >= 0), default=(0, ""))[1]
 
 
 def score_extracted_letter(answer: str, sample: Sample) -> float:
@@ -148,15 +148,15 @@ def score_extracted_letter(answer: str, sample: Sample) -> float:
 
 
 def score_extracted_letter_or_text(answer: str, sample: Sample) -> float:
-    """RealWorldQA, lmms-eval 0.7.3: `extract_mcq_letter` where the reference is A to D, else equal but for case.
+    """RealWorldQA, lmms-eval 0.7.3: `extract_mcq_letter` if the reference is A to D, else equality up to case.
 
-    Full stops at the end of an open answer do not count; "three" is not 3.
+    Full stops at the end of an open answer are ignored; "three" is not 3.
     """
 
     def is_correct(reference: str) -> bool:
-        wanted = reference.strip()
-        if wanted.upper() in ("A", "B", "C", "D"):
-            return extract_mcq_letter(answer) == wanted.upper()
-        return answer.lower().strip().rstrip(".") == wanted.lower()
+        target = reference.strip()
+        if target.upper() in ("A", "B", "C", "D"):
+            return extract_mcq_letter(answer) == target.upper()
+        return answer.lower().strip().rstrip(".") == target.lower()
 
     return float(any(map(is_correct, sample.answers)))

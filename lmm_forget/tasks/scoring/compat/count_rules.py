@@ -1,4 +1,4 @@
-"""How public code reads counts and clock times."""
+"""Counts and clock times as public code scores them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def score_replaced_words(answer: str, sample: Sample) -> float:
 def score_digits_then_words(answer: str, sample: Sample) -> float:
     """CountBench, public code: the first digits after dots are deleted, else the first number word inside words.
 
-    "Number words first" means lowest first: "seventeen" is 7, "someone saw two" is 1.
+    Of several number words the lowest one counts: "seventeen" is 7, "someone saw two" is 1.
     """
     plain = _normalize_answer(answer)
     match = DIGITS.search(plain)
@@ -88,10 +88,10 @@ def score_hour_and_minute(answer: str, sample: Sample) -> float:
     answer_time = _parse_hour_and_minute(answer)
 
     def is_correct(reference: str) -> bool:
-        wanted = _parse_hour_and_minute(reference)
-        if answer_time is None or wanted is None:
+        reference_time = _parse_hour_and_minute(reference)
+        if answer_time is None or reference_time is None:
             return False
-        apart = abs(answer_time[1] - wanted[1])
-        return answer_time[0] == wanted[0] and (apart <= 1 or apart == 59)
+        minutes_apart = abs(answer_time[1] - reference_time[1])
+        return answer_time[0] == reference_time[0] and (minutes_apart <= 1 or minutes_apart == 59)
 
     return float(any(map(is_correct, sample.answers)))

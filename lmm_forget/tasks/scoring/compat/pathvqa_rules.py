@@ -1,4 +1,4 @@
-"""How public code scores PathVQA. Which of these numbers the paper reports is not said."""
+"""PathVQA as public code scores it. The paper does not say which of these scores it reports."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ YES_NO_OPENINGS = (
 
 
 def _count_ngrams(text: str, n: int = 1) -> Counter[str]:
-    """Counts of n words in a row, of a text in which only ASCII letters and blanks are left; digits are gone."""
+    """Counts of word n-grams, after everything but ASCII letters and blanks (so digits too) is deleted."""
     words = NOT_LETTERS.sub("", text).lower().split()
     return Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
 def score_word_precision(answer: str, sample: Sample) -> float:
-    """`exact_match`: distinct words shared with the reference, over all words of the answer.
+    """paper.pathvqa_exact_match: distinct words shared with the reference, divided by all words of the answer.
 
     Not an exact match: "liver" for "chronic liver inflammation" is 1, "yes, it is" for "yes" a third, and an
     answer without letters ("12") is 0 whatever the reference.
@@ -35,7 +35,7 @@ def score_word_precision(answer: str, sample: Sample) -> float:
 
 
 def score_f1(answer: str, sample: Sample) -> float:
-    """`f1`: every repetition of a shared word counts as a hit, so "liver liver" for "liver" is 1."""
+    """paper.pathvqa_f1: every repetition of a shared word counts as a hit, so "liver liver" for "liver" is 1."""
     answer_counts = _count_ngrams(answer)
     return max(_compute_f1(answer_counts, _count_ngrams(reference)) for reference in sample.answers)
 
@@ -50,9 +50,10 @@ def _compute_f1(answer_counts: Counter[str], reference_counts: Counter[str]) -> 
 
 
 def compute_character_bleu(answer: str, reference: str, max_order: int) -> float:
-    """BLEU up to n with two defects: lengths are counted in characters, and a precision of zero is skipped.
+    """BLEU with n-grams up to `max_order` words, with two defects of the public code.
 
-    So a longer answer that shares no word with the reference scores 1.
+    Lengths are counted in characters, and orders with a precision of zero are skipped. So a longer answer that shares
+    no word with the reference scores 1.
     """
     text = answer.strip()
     if not text:
@@ -68,24 +69,24 @@ def compute_character_bleu(answer: str, reference: str, max_order: int) -> float
 
 
 def score_bleu1(answer: str, sample: Sample) -> float:
-    """`bleu1`: see `bleu`."""
+    """paper.pathvqa_bleu1: `compute_character_bleu` with `max_order` 1."""
     return max(compute_character_bleu(answer, reference, 1) for reference in sample.answers)
 
 
 def score_bleu2(answer: str, sample: Sample) -> float:
-    """`bleu2`: see `bleu`."""
+    """paper.pathvqa_bleu2: `compute_character_bleu` with `max_order` 2."""
     return max(compute_character_bleu(answer, reference, 2) for reference in sample.answers)
 
 
 def score_bleu3(answer: str, sample: Sample) -> float:
-    """`bleu3`: see `bleu`."""
+    """paper.pathvqa_bleu3: `compute_character_bleu` with `max_order` 3."""
     return max(compute_character_bleu(answer, reference, 3) for reference in sample.answers)
 
 
 def score_yes_no(answer: str, sample: Sample) -> float | None:
-    """`binary_accuracy`: equal but for case where the question begins like a yes/no question, else no score.
+    """paper.pathvqa_binary_accuracy: equality up to case if the question begins like a yes/no question, else None.
 
-    "yes." for "yes" is wrong, and a question such as "is it acute or chronic?" is among them.
+    "yes." for "yes" is wrong; "is it acute or chronic?" counts as a yes/no question.
     """
     if not sample.question.lower().strip().startswith(YES_NO_OPENINGS):
         return None

@@ -1,4 +1,4 @@
-"""How public code scores text that was read from an image."""
+"""Text read from images as public code scores it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 
 
 
 def score_vqa(answer: str, sample: Sample) -> float:
-    """TextVQA: over the annotators, mean of min(1, others who said the same / 3), with the official normaliser.
+    """TextVQA: mean over annotators of min(1, matches among the others / 3), with the official normaliser.
 
     With fewer than four annotators the full score cannot be reached.
     """
@@ -28,18 +28,18 @@ def _parse_float(text: str) -> float | None:
 
 
 def score_relaxed(answer: str, sample: Sample) -> float:
-    """ChartQA: within 5 % of the reference if both are numbers, else equal but for case.
+    """ChartQA: within 5 % of the reference if both are numbers, else equality up to case.
 
-    A reference of zero is compared as text, so "0.0" for "0" is wrong; "1,250" is no number; "5" for "5%" is
-    off by a factor of 100.
+    A reference of zero is compared as text, so "0.0" for "0" is wrong; "1,250" is not a number; "5" for "5%" is
+    wrong by a factor of 100.
     """
     text = answer.strip()
     number = _parse_float(text)
 
     def is_correct(reference: str) -> bool:
-        wanted = _parse_float(reference)
-        if number is not None and wanted:
-            return abs(number - wanted) / abs(wanted) <= 0.05
+        target = _parse_float(reference)
+        if number is not None and target:
+            return abs(number - target) / abs(target) <= 0.05
         return text.lower() == reference.lower()
 
     return float(any(map(is_correct, sample.answers)))
@@ -48,17 +48,17 @@ def score_relaxed(answer: str, sample: Sample) -> float:
 def score_anls(answer: str, sample: Sample) -> float:
     """DocVQA, InfographicVQA: 1 - edit distance / length over the references, below 0.5 it is 0.
 
-    The distance is that of the texts with white space collapsed, the length that of the raw ones, so that
-    additional spaces in a reference make mistakes cheaper.
+    The distance is computed after white space is collapsed, the length before, so that additional blanks in a
+    reference make mistakes cheaper.
     """
     text = answer.strip()
     normalized = " ".join(text.lower().split())
-    least = 1.0
+    smallest = 1.0
     for reference in sample.answers:
         distance = Levenshtein.distance(" ".join(reference.lower().split()), normalized)
         length = max(len(reference.upper()), len(text.upper()))
-        least = min(least, distance / length if length else 0.0)
-    best = 1 - least
+        smallest = min(smallest, distance / length if length else 0.0)
+    best = 1 - smallest
     return best if best >= 0.5 else 0.0
 
 
@@ -72,8 +72,8 @@ def _contains_reference(answer: str, reference: str, is_formula: bool) -> bool:
 def score_lowered_substring(answer: str, sample: Sample) -> float:
     """OCRBench, public code: a reference occurs in the answer, as a part of words too; "1" is in "2012".
 
-    Formulas (data set HME100k) lose their spaces; there the answer is lowered and the reference is not, so
-    that a formula with a capital letter can never be right.
+    For formulas (data set HME100k) blanks are removed, and the answer is lower-cased but the reference is not, so a
+    formula with a capital letter is always wrong.
     """
     is_formula = sample.meta.get("dataset") == "HME100k"
     text = answer.lower().strip()
@@ -81,7 +81,9 @@ def score_lowered_substring(answer: str, sample: Sample) -> float:
 
 
 def score_folded_substring(answer: str, sample: Sample) -> float:
-    """OCRBench, lmms-eval 0.7.3: the same, but formulas keep their case and full-width characters equal ASCII."""
+    """OCRBench, lmms-eval 0.7.3: as `score_lowered_substring`, but formulas keep their case, and full-width
+    characters equal ASCII.
+    """
     if sample.meta.get("dataset") == "HME100k":
         return float(any(_contains_reference(answer, reference, True) for reference in sample.answers))
     text = answer.strip().translate(FULL_WIDTH)
