@@ -1,1 +1,1 @@
-"""Looking at a task's data before it is used, and fetching what a data set only links to."""
+"""Inspect a task's data before it is used, and download images to which a data set only links."""

@@ -1,4 +1,4 @@
-"""A contact sheet: a few samples of every split on one picture."""
+"""A contact sheet: one image that shows a few samples of every split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINE_HEIGHT, LINES_PER_CELL = 13, 8
 
 
 def draw_contact_sheet(task: Task, samples_by_split: Mapping[str, Sequence[Sample]], path: Path) -> Path:
-    """Draw the samples of each split with their question (as it is evaluated) and answer; returns the PNG written."""
+    """Draw the samples of each split with prompt and target answer; returns the path of the PNG file."""
     rows = sum(1 + -(-len(samples) // COLUMNS) for samples in samples_by_split.values())
     height = rows * (IMAGE_HEIGHT + LINES_PER_CELL * LINE_HEIGHT + 2 * GAP)
     sheet = Image.new("RGB", (COLUMNS * (CELL_WIDTH + GAP) + GAP, max(height, 40)), "white")
@@ -34,7 +34,7 @@ def draw_contact_sheet(task: Task, samples_by_split: Mapping[str, Sequence[Sampl
 
 
 def _load_font(size: int) -> ImageFont.FreeTypeFont:
-    """A font with more than Latin letters, which comes with matplotlib."""
+    """The font of matplotlib, which has more than Latin letters; `size` in pixels."""
     import matplotlib
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

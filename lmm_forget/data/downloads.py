@@ -1,4 +1,4 @@
-"""Fetch the pictures that a data set only links to: politely, verified, and so that it can be stopped at any time."""
+"""Download linked images with a rate limit and checked hashes; a download can be stopped and continued."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pathlib import Path
 from lmm_forget.tasks.pixmo_folder import get_image_path
 
 MAX_IMAGE_BYTES = 100_000_000
-"""Bytes; what is larger is not a web picture."""
+"""Largest size of an image, in bytes."""
 PERMANENT_STATUS_CODES = {400, 401, 403, 404, 405, 410, 451}
-"""HTTP answers that trying again does not change."""
+"""HTTP status codes after which a retry is useless."""
 USER_AGENT = "lmm-forget (data set preparation)"
 
 
 @dataclass(frozen=True)
 class DownloadRequest:
-    """A picture: its SHA-256 (hex) and where it is linked to."""
+    """An image to download: its SHA-256 (hex) and its URL."""
 
     sha256: str
     url: str
@@ -33,7 +33,11 @@ class DownloadRequest:
 
 @dataclass(frozen=True)
 class DownloadResult:
-    """What became of one picture. `gone` says why it cannot be had; `passing` that a later try may well succeed."""
+    """The result for one image.
+
+    `failure_reason` is None if the image is in the folder; `is_temporary` means that a later try may succeed;
+    `is_downloaded` is False if the image was there before.
+    """
 
     request: DownloadRequest
     failure_reason: str | None = None
@@ -42,7 +46,7 @@ class DownloadResult:
 
 
 class RateLimiter:
-    """Lets at most `rate` requests a second begin, whoever asks."""
+    """Lets at most `max_per_second` requests start per second, over all threads."""
 
     def __init__(self, max_per_second: float) -> None:
         self._interval = 1.0 / max_per_second
@@ -50,7 +54,7 @@ class RateLimiter:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Return when the next request may begin."""
+        """Block until the next request may start."""
         with self._lock:
             now = time.monotonic()
             start = max(self._next_start, now)
@@ -68,10 +72,10 @@ def download_images(
     timeout: float = 30.0,
     retry_delay: float = 1.0,
 ) -> Iterator[DownloadResult]:
-    """Fetch every picture that is not in `folder` yet, in any order; a file appears there only with the right hash.
+    """Download every image that is not in `folder` yet, in any order; only files with the right hash are stored.
 
-    `retries` more tries follow a failure that may pass (no answer, 429, 5xx), after `pause` seconds that double, or
-    as long as the server asks for.
+    A temporary failure (no response, 429, 5xx) is retried up to `max_retries` times, after `retry_delay` seconds, which
+    double each time, or after the time that the server requests. `timeout` is in seconds.
     """
     rate_limiter = RateLimiter(max_per_second)
 

@@ -1,4 +1,4 @@
-"""Read all of a task's data and say what is in it: counts, answers, bad samples, duplicates, contexts."""
+"""Read all data of a task and report counts, answer formats, bad samples, duplicates and token lengths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lmm_forget.tasks.scoring.unicode_folding import fold_unicode
 from lmm_forget.tasks.task import SPLITS, Sample, Task
 
 MAX_LISTED = 10
-"""How many ids a list of findings names."""
+"""Length of the lists of ids in the report."""
 READ_CHUNK_SIZE = 32
 ANSWER_FORMATS: tuple[tuple[str, str], ...] = (
     ("letter", r"[A-Z]\.?"),
@@ -31,19 +31,18 @@ ANSWER_FORMATS: tuple[tuple[str, str], ...] = (
     ("phrase", r".*[^.!?]"),
     ("sentence", r"(?s:.*)"),
 )
-"""Names of answer formats, the first one that matches the whole answer counts."""
+"""(name, pattern) of the answer formats; the first pattern that matches the whole answer counts."""
 CountTokensFunction = Callable[[str, Sequence[Image.Image], str, str | None], int]
 
 
 @dataclass
 class SplitSummary:
-    """What reading one split gave; `shown` are the first samples, for the contact sheet."""
+    """What `inspect_splits` collects of one split; `preview_samples` are the first ones, for the contact sheet."""
 
     split: str
     total_samples: int
     read_samples: int = 0
     unusable: list[str] = field(default_factory=list)
-    skipped: int = 0
     question_lengths: list[int] = field(default_factory=list)
     answer_counts: Counter[str] = field(default_factory=Counter)
     answer_lengths: list[int] = field(default_factory=list)
@@ -69,9 +68,11 @@ def inspect_splits(
     num_previews: int = 12,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[SplitSummary], dict[str, str]]:
-    """Read every split of `task` (at most `limit` samples of each); also why a split could not be read at all.
+    """Read every split of `task`, at most `limit` samples of each.
 
-    `measure` counts the tokens of (question, images, answer, system prompt), which must fit `context`.
+    Returns the summaries of the splits, and the reasons (split -> text) why others could not be read at all.
+    `count_tokens` counts the tokens of (question, images, answer, system prompt); samples with more than
+    `context_length` tokens are listed as too long. `on_progress` is called with 1 for every sample.
     """
     summaries, missing_splits = [], {}
     for split in SPLITS:
@@ -102,7 +103,7 @@ def inspect_splits(
 def build_data_report(
     task: Task, summaries: Sequence[SplitSummary], missing_splits: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The report, as JSON data; `problems` counts what should be looked at before the task is used."""
+    """The report as JSON data; its key `problems` counts what to fix before the task is used."""
     duplicates = {
         f"{a.split}/{b.split}": _find_duplicate_images(a, b)
         for i, a in enumerate(summaries)
@@ -112,37 +113,37 @@ def build_data_report(
         "task": task.name,
         "role": task.role,
         "source": task.get_provenance(),
-        "splits": {seen.split: _summarize_split(seen) for seen in summaries},
+        "splits": {summary.split: _summarize_split(summary) for summary in summaries},
         "absent": dict(missing_splits),
         "duplicates": duplicates,
     }
-    problems = sum(len(seen.unusable) + len(seen.unscorable) + len(seen.too_long) for seen in summaries)
-    # A training set that was pointed at and cannot be read is no mere absence.
-    report["untaught"] = "train" in missing_splits and getattr(task, "train_path", None) is not None
-    report["problems"] = problems + report["untaught"]
+    problems = sum(len(each.unusable) + len(each.unscorable) + len(each.too_long) for each in summaries)
+    # A training set that is configured but cannot be read is a problem; one that is not configured is not.
+    report["unreadable_train_path"] = "train" in missing_splits and getattr(task, "train_path", None) is not None
+    report["problems"] = problems + report["unreadable_train_path"]
     report["problems"] += sum(pair["same_pixels"] for pair in duplicates.values())
     return report
 
 
 def detect_answer_format(answer: str) -> str:
-    """The name of an answer's format; see `FORMATS`."""
+    """The name of an answer's format; see `ANSWER_FORMATS`."""
     return next(name for name, pattern in ANSWER_FORMATS if re.fullmatch(pattern, fold_unicode(answer).strip()))
 
 
 def compute_difference_hash(image: Image.Image) -> int:
-    """A 64-bit difference hash: equal for a picture and its re-encoded or resized copies, mostly."""
+    """A 64-bit difference hash, which is usually equal for an image and its re-encoded or resized copies."""
     small = image.convert("L").resize((9, 8), Image.Resampling.BILINEAR)
     levels = small.tobytes()
     bits = 0
     for row in range(8):
         for column in range(8):
-            # A few levels of a compressor's noise in a flat part are no difference.
+            # Differences of up to 3 levels are compression noise.
             bits = bits << 1 | (levels[row * 9 + column] > levels[row * 9 + column + 1] + 3)
     return bits
 
 
 def _iterate_samples(samples: Sequence[Sample], limit: int | None) -> Iterator[tuple[int, Sample | DataError]]:
-    """Samples by index, or why they cannot be read; decoded side by side where any can be read at any time."""
+    """(index, sample or the error of reading it); threads decode the samples unless the split is streamed."""
 
     def read_sample(index: int) -> Sample | DataError:
         try:
@@ -232,12 +233,12 @@ def _shorten_lines(lines: Sequence[str]) -> list[str]:
 
 
 def compute_spread(values: Sequence[float]) -> dict[str, float]:
-    """Smallest, median and largest."""
+    """The smallest value, the median and the largest value."""
     return {"min": min(values), "median": median(values), "max": max(values)}
 
 
 def _find_duplicate_images(first: SplitSummary, second: SplitSummary) -> dict[str, Any]:
-    """Pictures that stand in both splits: the very same pixels, and those that only look alike."""
+    """Images that are in both splits: with equal pixels, and with equal difference hashes only."""
     identical_pairs = find_shared_images({first.split: first.pixel_index, second.split: second.pixel_index}).get(
         (first.split, second.split), []
     )

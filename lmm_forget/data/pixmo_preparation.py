@@ -1,4 +1,4 @@
-"""Fill a folder with what a data set's training needs beyond its published rows."""
+"""Download the training images of PixMo-Count, whose published rows have only links, into a folder."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def prepare_task_images(
     on_start: Callable[[int], None] = lambda _: None,
     on_progress: Callable[[DownloadResult], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Download the pictures of PixMo-Count's train and validation rows into `out`; returns the report.
+    """Download the images of PixMo-Count's train and validation rows into `output_dir`; returns the report.
 
-    Pictures that are there are kept, those that were gone the last time are not asked for again unless `retry_gone`
-    (those that only failed in passing are). `source` is a local copy of the rows, `samples` takes only the first rows
-    of each split. Raises ConfigError for a task that needs no preparing and for an `out` that cannot be a folder
-    (before the network is asked), DataError for rows that cannot be used.
+    Images that are there already are kept. Images that failed permanently in an earlier call are skipped unless
+    `retry_gone`; temporary failures are tried again. `source` is a local copy of the rows, `max_rows_per_split` limits
+    them to the first ones; for the other options see `download_images`. Raises ConfigError, before any download, for a
+    task that needs no preparation or an unusable `output_dir`, and DataError for rows that cannot be used.
     """
     if not isinstance(task, PixmoCountTask):
         raise ConfigError(f"task {task.name} needs no preparing; pixmocount does")
@@ -105,7 +105,7 @@ def prepare_task_images(
 
 
 def _check_output_dir(output_dir: Path) -> None:
-    """Raise ConfigError where no folder can be made or written; nothing is made yet."""
+    """Raise ConfigError if the folder cannot be created or written; creates nothing."""
     try:
         existing = next(
             path for path in (output_dir, *output_dir.absolute().parents) if path.exists() or path.is_symlink()
@@ -120,11 +120,11 @@ def _check_output_dir(output_dir: Path) -> None:
 
 
 def _load_rows(task: PixmoCountTask, source: str | None, max_rows_per_split: int | None) -> list[dict[str, Any]]:
-    """The published rows with their split and number. DataError for one that cannot be used."""
+    """The published rows with their split and number. Raises DataError for a row that cannot be used."""
     rows = []
     for split in SPLITS:
-        table = task.build_training_source(split, source).open_split()
-        for row_number, row in enumerate(table.iterate_rows()):
+        dataset_split = task.build_training_source(split, source).open_split()
+        for row_number, row in enumerate(dataset_split.iterate_rows()):
             if max_rows_per_split is not None and row_number >= max_rows_per_split:
                 break
             sha = row["image_sha256"]
@@ -145,7 +145,7 @@ def _read_previous_failures(output_dir: Path) -> dict[str, str]:
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:  # cut off in the middle of writing
+        except ValueError:  # the line was cut off while it was written
             continue
         failures[entry["sha256"]] = entry["reason"]
     return failures

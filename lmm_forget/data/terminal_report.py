@@ -1,4 +1,4 @@
-"""The data command's reports, for people; readable at 80 columns."""
+"""Print the reports of the data command; readable at 80 columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 
 def print_data_report(report: Mapping[str, Any]) -> None:
-    """Print what `check` found."""
+    """Print the report of `inspection.build_data_report`."""
     console = Console(highlight=False)
     splits: Mapping[str, Any] = report["splits"]
     source = "; ".join(dict.fromkeys(report["source"].values()))
@@ -60,14 +60,14 @@ def print_data_report(report: Mapping[str, Any]) -> None:
                 style="red" if section["same_pixels"] else "",
             )
     for split, reason in report["absent"].items():
-        wrong = split == "train" and report["untaught"]
-        console.print(Text(f"no {split}: {reason}"), style="red" if wrong else "dim")
+        is_problem = split == "train" and report["unreadable_train_path"]
+        console.print(Text(f"no {split}: {reason}"), style="red" if is_problem else "dim")
     if report.get("sheet"):
         console.print(Text(f"contact sheet: {report['sheet']}"))
 
 
 def print_prepare_report(report: Mapping[str, Any], output_dir: str, task_name: str) -> None:
-    """Print what `prepare` fetched, what is gone, and how the task finds it."""
+    """Print the report of `pixmo_preparation.prepare_task_images`, and how to configure the task."""
     console = Console(highlight=False)
     usable = ", ".join(f"{split} {count:,}" for split, count in report["usable_rows"].items())
     console.print(

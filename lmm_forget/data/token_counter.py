@@ -1,4 +1,4 @@
-"""How many tokens a sample takes in a model, from its processor alone."""
+"""Count the tokens of a sample for a model, with only its processor loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def make_token_counter(spec: Mapping[str, Any]) -> tuple[CountTokensFunction, int]:
-    """A function that counts the tokens of (question, images, answer, system prompt), and the model's context.
+    """A function that counts the tokens of (question, images, answer, system prompt), and the context length.
 
     `spec` is a `model` config node; its processor is loaded, its weights are not. Raises ConfigError.
     """

@@ -1,1 +1,1 @@
-"""The model families: load them, name their parts, speak their chat format."""
+"""Model families: loading, the component map, and the chat format."""

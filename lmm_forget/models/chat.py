@@ -1,4 +1,4 @@
-"""The chat format of a processor, read off its own template: prompts, the end of an answer, reserved tokens."""
+"""The chat format of a processor, derived from its own template: prompts, end of an answer, reserved tokens."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lmm_forget.errors import ConfigError, DataError
 _ANSWER_PLACEHOLDER = "ANSWER-ENDS-HERE"
 _QUESTION_PLACEHOLDER = "QUESTION-STANDS-HERE"
 _SYSTEM_SUPPORT: WeakKeyDictionary[ProcessorMixin, dict[tuple[str, bool], bool]] = WeakKeyDictionary()
-"""Of every processor: whether a template takes a system message as a text (True) or as a list (False)."""
+"""Processor -> {(template, whether the system message is a text): whether the template accepts it}."""
 
 
 def build_user_turn(question: str, num_images: int) -> list[dict[str, Any]]:
-    """One message: `n_images` image slots, then the question."""
+    """One user message: `num_images` images, then the question."""
     content: list[dict[str, str]] = [{"type": "image"} for _ in range(num_images)]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
@@ -25,10 +25,10 @@ def build_user_turn(question: str, num_images: int) -> list[dict[str, Any]]:
 def build_chat_messages(
     processor: ProcessorMixin, question: str, num_images: int, system: str | None = None
 ) -> list[dict[str, Any]]:
-    """The messages of a question, below its system prompt where it has one.
+    """The messages of a question: its system prompt, if it has one, and the user turn.
 
-    Without one the template's own default, if there is any, stays. Raises DataError where the processor's chat
-    template has no place for a system prompt.
+    Without a system prompt the template's default, if there is one, applies. Raises DataError if the processor's chat
+    template does not accept a system prompt.
     """
     if system is None:
         return build_user_turn(question, num_images)
@@ -42,12 +42,12 @@ def build_chat_messages(
 
 
 def _build_system_contents(system: str) -> tuple[list[dict[str, str]], str]:
-    """The two ways in which templates read a system message: as a list like a user's, or as a text."""
+    """The two forms of a system message's content: a list as in a user turn, or a text."""
     return [{"type": "text", "text": system}], system
 
 
 def _accepts_system_message(processor: ProcessorMixin, is_text: bool) -> bool:
-    """Whether a system message in this form comes out, once and as it is, in front of the question."""
+    """Whether the template renders a system message of this form exactly once and unchanged before the question."""
     template = processor.chat_template or processor.tokenizer.chat_template
     support = _SYSTEM_SUPPORT.setdefault(processor, {})
     key = (str(template), is_text)
@@ -59,12 +59,12 @@ def _accepts_system_message(processor: ProcessorMixin, is_text: bool) -> bool:
                 [{"role": "system", "content": content}, *build_user_turn(_QUESTION_PLACEHOLDER, 0)],
                 add_generation_prompt=True,
             )
-        except ConfigError:  # there is no template at all
+        except ConfigError:  # no template at all
             raise
-        except Exception:  # templates raise whatever they like for a role that they do not have
+        except Exception:  # templates raise any type of exception for an unknown role
             text = ""
         before, question, _ = text.partition(_QUESTION_PLACEHOLDER)
-        # A list may also come out as Python or JSON would write it.
+        # Some templates print a list as Python or JSON source.
         support[key] = (
             bool(question)
             and before.count(_ANSWER_PLACEHOLDER) == 1
@@ -75,7 +75,7 @@ def _accepts_system_message(processor: ProcessorMixin, is_text: bool) -> bool:
 
 
 def render_chat(processor: ProcessorMixin, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-    """Render `messages` with the processor's chat template. Raises ConfigError when it has none."""
+    """Render `messages` with the processor's chat template. Raises ConfigError if it has none."""
     if not (processor.chat_template or processor.tokenizer.chat_template):
         raise ConfigError(f"{type(processor).__name__} has no chat template; the checkpoint's processor files lack one")
     text = processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
@@ -83,14 +83,14 @@ def render_chat(processor: ProcessorMixin, messages: list[dict[str, Any]], *, ad
 
 
 def find_closing_token(processor: ProcessorMixin) -> str:
-    """The first special token behind the answer of a rendered turn; the tokenizer's EOS if there is none."""
-    rest = _render_answered_turn(processor).rpartition(_ANSWER_PLACEHOLDER)[2]
-    positions = [(rest.index(token), token) for token in list_reserved_tokens(processor) if token in rest]
+    """The first special token after the answer in a rendered assistant turn; the tokenizer's EOS if there is none."""
+    after = _render_answered_turn(processor).rpartition(_ANSWER_PLACEHOLDER)[2]
+    positions = [(after.index(token), token) for token in list_reserved_tokens(processor) if token in after]
     return min(positions)[1] if positions else str(processor.tokenizer.eos_token)
 
 
 def find_opening_space(processor: ProcessorMixin) -> str:
-    """The spaces that the template writes between its generation prompt and an answer (`Assistant: yes`), or none."""
+    """The spaces that the template writes between its generation prompt and an answer ("Assistant: yes"), or ""."""
     prompt = render_chat(processor, build_user_turn("?", 0), add_generation_prompt=True)
     answered = _render_answered_turn(processor).rpartition(_ANSWER_PLACEHOLDER)[0]
     between = answered[len(prompt) :] if answered.startswith(prompt) else ""
@@ -103,14 +103,14 @@ def _render_answered_turn(processor: ProcessorMixin) -> str:
 
 
 def list_reserved_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
-    """Every special token, those added without a role (`<|im_start|>`) included."""
+    """All special tokens, including those added without a role (`<|im_start|>`)."""
     tokenizer = processor.tokenizer
     added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
     return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added, getattr(processor, "image_token", "<image>")]))
 
 
 def reject_reserved_tokens(processor: ProcessorMixin, texts: Sequence[str], text_kind: str) -> None:
-    """Raise DataError for a text that would smuggle a control token (an image slot, an end of turn) into the chat."""
+    """Raise DataError for a text that contains a control token (an image slot, an end of turn) of the chat format."""
     if not any("<" in text or "[" in text for text in texts):
         return
     reserved = list_reserved_tokens(processor)

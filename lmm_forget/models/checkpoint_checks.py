@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be used, each refused in one line: damaged, pickled, incomplete, or put together wrongly."""
+"""Refuse checkpoints that are damaged, pickled, incomplete, or have a processor of another model, in one line each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lmm_forget.errors import ConfigError
 from lmm_forget.models.family import Family
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# Whatever a damaged or foreign folder makes Transformers raise.
+# Exceptions that Transformers raises for a damaged or foreign folder.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -31,7 +31,7 @@ _UNREADABLE = (
 
 
 def reject_pickled_weights(spec: Mapping[str, Any], source: str) -> None:
-    """Refuse a local folder whose weights are pickled: only safetensors are read. Raises ConfigError."""
+    """Raise ConfigError for a local folder whose weights are pickled; only safetensors are read."""
     folder = Path(source)
     if not spec.get("path") or any(folder.glob("*.safetensors")):
         return
@@ -45,10 +45,7 @@ def reject_pickled_weights(spec: Mapping[str, Any], source: str) -> None:
 
 @contextmanager
 def convert_load_errors(spec: Mapping[str, Any], source: str, part_name: str) -> Iterator[None]:
-    """Turn whatever Transformers says about a `what` ("model", "processor") that it cannot read into one line.
-
-    Raises ConfigError.
-    """
+    """Convert Transformers' exceptions while it loads a part ("model", "processor") into a one-line ConfigError."""
     try:
         yield
     except ConfigError:
@@ -73,19 +70,19 @@ def convert_load_errors(spec: Mapping[str, Any], source: str, part_name: str) ->
 
 @contextmanager
 def silence_load_report() -> Iterator[None]:
-    """Keep Transformers' table of missing tensors off the screen: `verify_loaded_weights` says it in one line."""
-    before = transformers_logging.get_verbosity()
+    """Hide Transformers' table of missing tensors, which `verify_loaded_weights` reports in one line."""
+    previous_verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
+        transformers_logging.set_verbosity(previous_verbosity)
 
 
 def verify_loaded_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], source: str) -> None:
-    """Refuse weights that are not this model's; Transformers would put random numbers in their place.
+    """Raise ConfigError if tensors were missing or had another shape; Transformers would initialise them randomly.
 
-    `info` is what `from_pretrained` says about its loading. Raises ConfigError.
+    `loading_info` is the second result of `from_pretrained(output_loading_info=True)`.
     """
     shapes = sorted(str(entry[0]) for entry in loading_info["mismatched_keys"])
     missing = sorted(str(name) for name in loading_info["missing_keys"])
@@ -98,9 +95,9 @@ def verify_loaded_weights(model: PreTrainedModel, loading_info: Mapping[str, Any
 
 
 def verify_processor(family: Family, config: Any, processor: Any, source: str) -> None:
-    """Refuse a processor that was made for another model than the one whose `config` lies beside it.
+    """Raise ConfigError if the processor was made for another model than `config` describes.
 
-    Raises ConfigError naming the first thing that the two do not agree on.
+    The message names the first property in which the two differ.
     """
     expected_class = PROCESSOR_MAPPING.get(type(config), ProcessorMixin)
     if not isinstance(processor, expected_class):
@@ -117,10 +114,9 @@ def verify_processor(family: Family, config: Any, processor: Any, source: str) -
         ("largest token id", largest if largest >= rows else rows - 1, rows - 1),
         *family.iterate_processor_checks(config, processor),
     ]
-    for property_name, processors, models in pairs:
-        if processors != models:
+    for property_name, processor_value, model_value in pairs:
+        if processor_value != model_value:
             raise ConfigError(
-                f"the processor in {source} does not match the model: its {property_name} is {processors}, "
-                "the model's is "
-                f"{models}; copy the processor files that belong to the weights"
+                f"the processor in {source} does not match the model: its {property_name} is {processor_value}, "
+                f"the model's is {model_value}; copy the processor files that belong to the weights"
             )

@@ -1,8 +1,8 @@
-"""Names for the parts of a multimodal model, found by module identity and never by parts of parameter names.
+"""Map every parameter of a multimodal model to its component and sublayer, by module identity.
 
-Substrings of names lie: `self_attn.q_proj` is also in the SigLIP and CLIP towers, `mlp.gate_proj` is also in
-Qwen2.5-VL's vision blocks, and Qwen2.5-VL's projector (the merger) lies inside the module called `visual`.
-So a family hands over the modules themselves (`ModelParts`) and every parameter is looked up in them.
+Substrings of parameter names are not reliable: `self_attn.q_proj` is also in the SigLIP and CLIP towers,
+`mlp.gate_proj` is also in Qwen2.5-VL's vision blocks, and Qwen2.5-VL's projector (the merger) is inside the module
+`visual`. Therefore a family passes the modules themselves (`ModelParts`), and every parameter is looked up in them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import nn
 from lmm_forget.errors import ConfigError
 
 COMPONENTS = ("vision", "projector", "language", "other")
-"""A partition of the parameters. `other` (the learned `image_newline`) is frozen in every recipe."""
+"""Every parameter belongs to exactly one. `other` (the learned `image_newline`) is frozen in every recipe."""
 
 
 @dataclass(frozen=True)
 class ModelParts:
     """The modules that a family recognises in a loaded model.
 
-    `projectors` may lie inside `tower` (their parameters then count as projector only). `unused` modules belong to
-    the forward graph's dead ends: no loss ever sends them a gradient.
+    `projectors` may be inside `tower`; their parameters then count as projector only. `unused_modules` do not affect
+    the logits, so they never get a gradient.
     """
 
     text_model: nn.Module
@@ -38,10 +38,10 @@ class ModelParts:
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """One parameter: where it lives and how large it is.
+    """One parameter: its place in the model and its size.
 
-    `sublayer` is the role inside its component (`q_proj`, `gate_proj`, `norm`, `embedding`, `lm_head`, ...);
-    `layer` is the index of the decoder or tower layer, None outside of the layers; `numel` counts elements.
+    `sublayer` is the role inside its component (`q_proj`, `gate_proj`, `norm`, `embedding`, `lm_head`, ...), `layer` is
+    the index of the decoder or tower layer (None outside of the layers), `numel` the number of elements.
     """
 
     name: str
@@ -55,18 +55,18 @@ class ParameterInfo:
 
     @property
     def size_in_bytes(self) -> int:
-        """Size in its own dtype, in bytes."""
+        """Size in bytes, in the parameter's dtype."""
         return self.numel * self.dtype.itemsize
 
 
 class ComponentMap:
-    """Every parameter of a model with its component, sublayer and layer, in `named_parameters` order.
+    """The component, sublayer and layer of every parameter of a model, in the order of `named_parameters`.
 
     Parameters that share storage (a tied `lm_head`) appear once, under their first name.
     """
 
     def __init__(self, model: nn.Module, parts: ModelParts) -> None:
-        """Map `model`. Raises ConfigError when the parts do not lie inside it."""
+        """Map `model`. Raises ConfigError if vision, projector or language has no parameters in it."""
         self.parts = parts
         self._info: dict[str, ParameterInfo] = {}
         component = _map_parameters_to_components(parts)
@@ -118,19 +118,19 @@ class ComponentMap:
 
     @property
     def num_tower_layers(self) -> int:
-        """Number of layers of the vision tower, unused ones included."""
+        """Number of layers of the vision tower, including unused ones."""
         return len(self.parts.tower_layers)
 
     def count_layers(self, component: str) -> int:
-        """Number of layers of `component`; 0 where it has none."""
+        """Number of layers of `component`; 0 if it has none."""
         return {"language": self.num_language_layers, "vision": self.num_tower_layers}.get(component, 0)
 
     def list_sublayers(self, component: str) -> tuple[str, ...]:
-        """The sublayers that exist in `component`, in model order; those without any usable parameter left out."""
+        """The sublayers of `component` that have used parameters, in model order."""
         return tuple(dict.fromkeys(i.sublayer for i in self if i.component == component and not i.is_unused))
 
     def get_modules(self, component: str) -> tuple[nn.Module, ...]:
-        """The modules that hold a component (for Qwen2.5-VL the vision module still contains its merger)."""
+        """The modules of a component (for Qwen2.5-VL the vision module also contains the projector)."""
         return {
             "vision": (self.parts.tower,),
             "projector": self.parts.projectors,
@@ -140,8 +140,8 @@ class ComponentMap:
 
 
 def _map_parameters_to_components(parts: ModelParts) -> dict[int, str]:
-    """Component by parameter identity; the projector is claimed first because it may lie inside the tower."""
-    owner: dict[int, str] = {}
+    """Parameter id -> component. The projector comes first, because it may be inside the tower."""
+    component_by_parameter: dict[int, str] = {}
     for name, module in (
         *(("projector", module) for module in parts.projectors),
         ("vision", parts.tower),
@@ -149,12 +149,12 @@ def _map_parameters_to_components(parts: ModelParts) -> dict[int, str]:
         ("language", parts.lm_head),
     ):
         for p in module.parameters():
-            owner.setdefault(id(p), name)
-    return owner
+            component_by_parameter.setdefault(id(p), name)
+    return component_by_parameter
 
 
 def _map_parameters_to_sublayers(model: nn.Module, parts: ModelParts) -> dict[int, str]:
-    """Sublayer by parameter identity, from the module that owns the parameter."""
+    """Parameter id -> sublayer, from the module that owns the parameter."""
     sublayer_by_parameter: dict[int, str] = {}
     for path, module in model.named_modules():
         for name, p in module.named_parameters(recurse=False):
@@ -163,7 +163,7 @@ def _map_parameters_to_sublayers(model: nn.Module, parts: ModelParts) -> dict[in
 
 
 def _get_sublayer_name(module: nn.Module, attribute: str, parameter: str, parts: ModelParts) -> str:
-    """The role of a parameter, given its owning module and the attribute under which that module hangs."""
+    """The role of a parameter, from its owning module and that module's attribute name in its parent."""
     if module is parts.lm_head:
         return "lm_head"
     if type(module).__name__.endswith("Norm"):

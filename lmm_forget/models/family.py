@@ -1,8 +1,8 @@
-"""What every model family says about itself: its parts, its prompt, and how a batch is encoded.
+"""The interface of a model family: its parts, its prompt, and the encoding of batches.
 
-Encoding is the same for all families and uses only what their own processors return. A training sequence is the
-generation prompt's token ids followed by the ids of "answer + end token", so training sees exactly the prefix that
-`generate` will see.
+Encoding is the same for all families and uses only what their own processors return. A training sequence is the token
+ids of the generation prompt followed by those of "answer + end token", so training and generation have exactly the same
+prefix.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from lmm_forget.models.components import ComponentMap, ModelParts
 from lmm_forget.models.part_detection import map_model_parts
 
 IGNORE_INDEX = -100
-"""The label of a token that no loss counts (the convention of torch's cross-entropy)."""
+"""The label of tokens that the loss ignores, as in torch's cross-entropy."""
 
 _PER_TOKEN_DEFAULTS = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
-"""Keys with one entry per token, and their value on answer tokens (padding is 0 in all of them)."""
+"""Keys with one entry per token -> their value on answer tokens (on padding all are 0)."""
 
 
 @dataclass
 class EncodedInputs:
-    """A batch ready for `model(**batch)` or `model.generate(**batch)`.
+    """A batch for `model(**tensors)` or `model.generate(**tensors)`.
 
-    `batch` holds every key the processor returned; `input_ids` is [B, L]. `labels` is [B, L] with -100 everywhere
-    except on the answer and its end token, or None for prompts. `lengths[i]` counts sample i's tokens without padding.
+    `tensors` has every key that the processor returned; `input_ids` is [B, L]. `labels` is [B, L] with -100 everywhere
+    except on the answer and its end token, or None for prompts. `lengths[i]` is the number of sample i's tokens without
+    padding.
     """
 
     tensors: dict[str, Tensor]
@@ -48,7 +49,7 @@ class EncodedInputs:
 
 
 class Family(ABC):
-    """A model family, bound to one configuration (`context` is the longest sequence its decoder accepts, in tokens)."""
+    """A model family for one configuration. `context_length` is the decoder's longest sequence, in tokens."""
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
@@ -60,28 +61,28 @@ class Family(ABC):
         self.context_length: int = config.get_text_config().max_position_embeddings
 
     def find_parts(self, model: PreTrainedModel) -> ModelParts:
-        """The modules that make up a loaded model of this family. Raises ConfigError listing what cannot be told."""
+        """The parts of a loaded model of this family. Raises ConfigError if a part is missing or ambiguous."""
         return map_model_parts(model, self.get_vision_feature_layer())
 
     def get_vision_feature_layer(self) -> int | Sequence[int] | None:
-        """Which of the tower's hidden states the projector reads; None: the tower's last output."""
+        """Index of the tower's hidden state that the projector reads, or several; None: the tower's last output."""
         return None
 
     @abstractmethod
     def apply_image_limits(self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
-        """Bound the tokens one image may take; `image` has only keys of `image_limit_keys`, none of them None."""
+        """Limit the tokens of one image; `image_limits` has only keys of `image_limit_keys`, none of them None."""
 
     def iterate_processor_checks(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
-        """What processor and model must agree on, beyond tokens: (name, the processor's value, the model's)."""
+        """Properties besides tokens in which processor and model must agree: (name, processor's value, model's)."""
         yield from ()
 
-    def verify_components(  # noqa: B027  (nothing to check where the map is written down)
+    def verify_components(  # noqa: B027  (only families with derived maps check them)
         self, model: PreTrainedModel, processor: ProcessorMixin, components: ComponentMap
     ) -> None:
-        """Check the map on the loaded model where that is needed. Raises ConfigError."""
+        """Check a derived component map on the loaded model. Raises ConfigError."""
 
     def map_components(self, model: PreTrainedModel) -> ComponentMap:
-        """The component map of `model`. Raises ConfigError when it is not this family's Hugging Face class."""
+        """The component map of `model`. Raises ConfigError if it is not of this family's Hugging Face class."""
         if not isinstance(model, self.hf_class):
             raise ConfigError(f"{type(model).__name__} cannot be mapped: pass a loaded {self.hf_class.__name__}")
         return ComponentMap(model, self.find_parts(model))
@@ -89,10 +90,10 @@ class Family(ABC):
     def render_prompt(
         self, processor: ProcessorMixin, question: str, num_images: int, system: str | None = None
     ) -> str:
-        """The chat text up to and including the assistant header: `n_images` images, then the question.
+        """The chat text up to and including the assistant header: `num_images` images, then the question.
 
-        `system` stands above it as the system prompt; without one, what the template says by itself. Raises DataError
-        where the chat template takes none.
+        `system` is the system prompt (None: the template's default). Raises DataError if the chat template does not
+        accept one.
         """
         return render_chat(
             processor,
@@ -101,11 +102,11 @@ class Family(ABC):
         )
 
     def get_end_of_answer_token(self, processor: ProcessorMixin) -> str:
-        """The special token that closes an assistant turn in the processor's own chat template."""
+        """The special token that ends an assistant turn in the processor's chat template."""
         return find_closing_token(processor)
 
     def get_answer_prefix(self, processor: ProcessorMixin) -> str:
-        """What stands between the assistant header and the answer's first word."""
+        """The text between the assistant header and the first word of the answer."""
         return ""
 
     def encode_batch(
@@ -116,12 +117,12 @@ class Family(ABC):
         answers: Sequence[str] | None = None,
         systems: Sequence[str | None] | None = None,
     ) -> EncodedInputs:
-        """Encode a batch: left-padded prompts without `answers`, right-padded prompt + answer + end token with them.
+        """Encode a batch: without `answers` left-padded prompts, with them right-padded prompt + answer + end token.
 
-        `systems` are the questions' system prompts, None for one (or all) without. Raises DataError, naming the
-        position in the batch, when a text holds a reserved token or when a sequence is longer than the decoder's
-        context; when a picture is not RGB, or the processor cannot take it; when the chat template takes no system
-        prompt, or leaves nothing between two pictures that the model tells apart by what stands between them.
+        `systems` are the questions' system prompts (None for a question, or for all, without one). Raises DataError,
+        naming the position in the batch, if a text contains a reserved token, a sequence is longer than the decoder's
+        context, an image is not RGB or the processor cannot use it, the chat template does not accept a system prompt,
+        or the template puts no token between two images that the model separates by such tokens.
         """
         systems = [None] * len(questions) if systems is None else systems
         reject_reserved_tokens(processor, questions, "question")
@@ -170,15 +171,15 @@ class Family(ABC):
 
 
 def resolve_family(model_or_config: Any) -> Family:
-    """The family of a model or configuration, bound to it. Raises ConfigError listing the known model types."""
+    """The family of a model or configuration. Raises ConfigError listing the known model types."""
     config = getattr(model_or_config, "config", model_or_config)
     return get_family_class(getattr(config, "model_type", None))(config)
 
 
 def get_family_class(model_type: str | None) -> type[Family]:
-    """The family class of a Transformers `model_type`; the generic one for image-text-to-text models without their own.
+    """The family class of a Transformers `model_type`; `GenericFamily` for image-text-to-text models without one.
 
-    Raises ConfigError listing the known ones.
+    Raises ConfigError, listing the known types, for any other type.
     """
     from lmm_forget.models.generic_family import GenericFamily, is_image_text_to_text
 
@@ -202,7 +203,10 @@ def _list_families() -> tuple[type[Family], ...]:
 
 
 def limit_tiles(config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
-    """Keep only the grids of at most `max_tiles` tiles, in the model and in its processor (they must agree)."""
+    """Keep only grids of at most `image_limits["max_tiles"]` tiles, in both the model's config and its processor.
+
+    Raises ConfigError if no grid is left.
+    """
     limit, tile = int(image_limits["max_tiles"]), config.vision_config.image_size
     grids = [list(g) for g in config.image_grid_pinpoints if (g[0] // tile) * (g[1] // tile) <= limit]
     if not grids:
@@ -215,9 +219,9 @@ def limit_tiles(config: Any, processor: ProcessorMixin, image_limits: Mapping[st
 
 
 def limit_pixels(processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
-    """Bound the pixels of a resized image by `min_pixels` and `max_pixels`, as Qwen's processors do.
+    """Set the limits `min_pixels` and `max_pixels` of a resized image in a processor of Qwen's kind.
 
-    Raises ConfigError when the smallest exceeds the largest, or when the largest is less than one token.
+    Raises ConfigError if the minimum exceeds the maximum or is less than one token.
     """
     images: Any = processor.image_processor
     size = dict(images.size)
@@ -234,10 +238,10 @@ def limit_pixels(processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> 
 
 def _check_images_are_rgb(images: Sequence[Sequence[Image]]) -> None:
     for i, per_sample in enumerate(images):
-        for picture in per_sample:
-            if picture.mode != "RGB" or 0 in picture.size:
+        for image in per_sample:
+            if image.mode != "RGB" or 0 in image.size:
                 raise DataError(
-                    f"sample {i} of the batch: a picture of {_format_size(picture)} in mode {picture.mode}; "
+                    f"sample {i} of the batch: a picture of {_format_size(image)} in mode {image.mode}; "
                     "pictures have to be RGB (lmm_forget.tasks.images.convert_to_rgb)"
                 )
 
@@ -245,9 +249,7 @@ def _check_images_are_rgb(images: Sequence[Sequence[Image]]) -> None:
 def _process_batch(
     processor: ProcessorMixin, prompts: list[str], images: Sequence[Sequence[Image]]
 ) -> dict[str, Tensor]:
-    """`_call_processor` on the whole batch. Raises DataError naming the sample whose pictures the processor
-    cannot take.
-    """
+    """`_call_processor` on the whole batch. Raises DataError naming the sample that the processor cannot use."""
     try:
         return _call_processor(processor, prompts, images)
     except (ValueError, RuntimeError, ZeroDivisionError, IndexError):
@@ -266,19 +268,20 @@ def _process_batch(
 def _check_images_are_separated(
     processor: ProcessorMixin, batch: Mapping[str, Tensor], images: Sequence[Sequence[Image]]
 ) -> None:
-    """Refuse pictures side by side where positions are given per run of image tokens, as Qwen's `get_rope_index` does.
+    """Raise DataError if the tokens of two images are adjacent in a model that would take them for one image.
 
-    Such processors return `image_grid_thw` and `mm_token_type_ids` (1 on image tokens).
+    Qwen's `get_rope_index` gives positions per run of image tokens. Processors of such models return `image_grid_thw`
+    and `mm_token_type_ids` (1 on image tokens).
     """
     if "image_grid_thw" not in batch or "mm_token_type_ids" not in batch:
         return
     is_image = batch["mm_token_type_ids"] == 1
     runs = is_image[:, :1].sum(dim=1) + (is_image[:, 1:] & ~is_image[:, :-1]).sum(dim=1)
-    for i, (num_seen, per_sample) in enumerate(zip(runs.tolist(), images, strict=True)):
-        if num_seen < len(per_sample):
+    for i, (num_runs, per_sample) in enumerate(zip(runs.tolist(), images, strict=True)):
+        if num_runs < len(per_sample):
             raise DataError(
                 f"sample {i} of the batch: its {len(per_sample)} pictures stand side by side in the prompt, and the "
-                f"model would take them for {num_seen}; the chat template of its {type(processor).__name__} has to put "
+                f"model would take them for {num_runs}; the chat template of its {type(processor).__name__} has to put "
                 "tokens around each picture, as <|vision_start|> and <|vision_end|>"
             )
 
@@ -290,10 +293,10 @@ def _format_size(image: Image) -> str:
 def _call_processor(
     processor: ProcessorMixin, prompts: list[str], images: Sequence[Sequence[Image]]
 ) -> dict[str, Tensor]:
-    """Left-padded prompts, with every key that the processor returns."""
+    """Run the processor on left-padded prompts; returns all its tensors."""
     nested = [list(per_sample) for per_sample in images]
     tokenizer = processor.tokenizer
-    # A template may already write the BOS token; the tokenizer must then not add a second one.
+    # If the template already writes the BOS token, the tokenizer must not add a second one.
     has_bos_token = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
     return dict(
         processor(
@@ -308,7 +311,7 @@ def _call_processor(
 
 
 def _append_answers(batch: dict[str, Tensor], lengths: list[int], answer_ids: list[list[int]], pad_id: int) -> Tensor:
-    """Turn left-padded prompts [B, P] into right-padded prompt + ending [B, L] in place; returns the labels [B, L]."""
+    """Replace left-padded prompts [B, P] by right-padded prompt + answer [B, L] in place; returns labels [B, L]."""
     rows, width = len(lengths), max(n + len(e) for n, e in zip(lengths, answer_ids, strict=True))
     prompt_width = batch["input_ids"].shape[1]
     unknown_keys = [
@@ -323,16 +326,16 @@ def _append_answers(batch: dict[str, Tensor], lengths: list[int], answer_ids: li
     fills = {"input_ids": pad_id, **{key: 0 for key in _PER_TOKEN_DEFAULTS if key in batch}}
     padded = {key: torch.full((rows, width), fill, dtype=batch[key].dtype) for key, fill in fills.items()}
     for i, (n, ids) in enumerate(zip(lengths, answer_ids, strict=True)):
-        ending = torch.tensor(ids, dtype=torch.long)
+        answer = torch.tensor(ids, dtype=torch.long)
         stop = n + len(ids)
-        labels[i, n:stop] = ending
+        labels[i, n:stop] = answer
         for key, target in padded.items():
             target[i, :n] = batch[key][i, prompt_width - n :]
-            target[i, n:stop] = ending if key == "input_ids" else _PER_TOKEN_DEFAULTS[key]
+            target[i, n:stop] = answer if key == "input_ids" else _PER_TOKEN_DEFAULTS[key]
     batch.update(padded)
     return labels
 
 
 def _is_per_token(batch: Mapping[str, Tensor], value: Any) -> bool:
-    integers = isinstance(value, Tensor) and not value.is_floating_point()
-    return integers and value.shape == batch["input_ids"].shape
+    has_integers = isinstance(value, Tensor) and not value.is_floating_point()
+    return has_integers and value.shape == batch["input_ids"].shape

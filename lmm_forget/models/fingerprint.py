@@ -1,7 +1,7 @@
-"""What a loaded model is beside its weights, as hashes: part of every stage key and answer key.
+"""Hash everything of a loaded model except its weights; part of every stage key and answer key.
 
-Two folders with equal weights can compute different things: another `rope_theta`, another chat template, another
-end token. Whatever Transformers reads from a folder and uses is covered here as it was loaded, by content.
+Two folders with equal weights can give different answers: by another `rope_theta`, chat template or end token. This
+module hashes the content of everything that Transformers reads from a folder and uses, in its loaded form.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lmm_forget.models.weight_hashes import hash_tensor
 
 _NOT_SETTINGS = frozenset(
     {
-        # Where something was loaded from, and which version wrote it.
+        # The folder it was loaded from, and the version that wrote it.
         *("name_or_path", "_name_or_path", "_commit_hash", "transformers_version", "architectures"),
         *(
             "vocab_file",
@@ -27,21 +27,21 @@ _NOT_SETTINGS = frozenset(
             "local_files_only",
             "_from_model_config",
         ),
-        # How a tokenizer was last called.
+        # Arguments of the tokenizer's last call.
         *("padding", "truncation"),
     }
 )
-"""Entries of configurations that change nothing of what is computed."""
+"""Entries of configurations that do not affect results."""
 
 
 def fingerprint_model_parts(
     model: PreTrainedModel, processor: ProcessorMixin, end_token_ids: Iterable[int]
 ) -> dict[str, str]:
-    """SHA-256 (hex) of each part of a loaded model that decides answers and is no weight.
+    """Part -> SHA-256 (hex), for each part of a loaded model other than its weights that affects answers.
 
-    The parts: `config` (the effective configuration, all sub-configurations and the attention implementation included),
+    The parts are `config` (the effective configuration with all sub-configurations and the attention implementation),
     `generation` (generation settings and the tokens that end an answer), `buffers` (tensors of the checkpoint that are
-    no parameters), `chat_template`, `tokenizer` and `processor` (image settings and image tokens).
+    not parameters), `chat_template`, `tokenizer` and `processor` (image settings and image tokens).
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {name: hash_tensor(tensor) for name, tensor in model.state_dict().items() if name not in parameters}
@@ -70,9 +70,9 @@ def _hash_settings(value: Any) -> str:
 
 
 def _drop_non_settings(value: Any) -> Any:
-    """The value with its keys as text, without entries that are no settings."""
+    """Remove the entries in `_NOT_SETTINGS` at every level, and convert keys to text."""
     if isinstance(value, Mapping):
-        return {str(key): _drop_non_settings(each) for key, each in value.items() if str(key) not in _NOT_SETTINGS}
+        return {str(key): _drop_non_settings(entry) for key, entry in value.items() if str(key) not in _NOT_SETTINGS}
     if isinstance(value, list | tuple):
-        return [_drop_non_settings(each) for each in value]
+        return [_drop_non_settings(entry) for entry in value]
     return value

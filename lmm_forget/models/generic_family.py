@@ -1,9 +1,8 @@
-"""Any image-text-to-text model of Transformers, by the identity of its modules alone.
+"""The family of any image-text-to-text model of Transformers that has no family of its own.
 
-The map (`mapping.map_model_parts`) needs no forward pass. On a loaded model it is then checked against the truth:
-autograd
-is asked which parameters of tower and projector stand behind what the decoder is given. Where both disagree the
-model is refused with a list of what was found, and needs a family of its own.
+`part_detection.map_model_parts` maps the modules without a forward pass. On the loaded model the map is then checked:
+the autograd graph shows which parameters of tower and projector affect the decoder's inputs. If the two disagree, the
+model is refused with a list of the modules, and needs a family of its own.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from lmm_forget.models.family import Family, limit_pixels
 
 
 def is_image_text_to_text(model_type: str | None) -> bool:
-    """Whether AutoModelForImageTextToText knows the model type."""
+    """Whether Transformers' AutoModelForImageTextToText knows the model type."""
     return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 class GenericFamily(Family):
-    """A family without a file of its own; refuses what it cannot map with certainty."""
+    """Maps the parts of any model type; refuses models that it cannot map with certainty."""
 
     name = "generic"
     model_types = ()
@@ -47,18 +46,18 @@ class GenericFamily(Family):
         self.hf_class = AutoModelForImageTextToText._model_mapping[type(config)]
 
     def get_vision_feature_layer(self) -> int | Sequence[int] | None:
-        """`vision_feature_layer` where the configuration has one; -1 is taken as the tower's last output."""
+        """`vision_feature_layer` if the configuration has one; -1 means the tower's last output."""
         selected: int | Sequence[int] | None = getattr(self.config, "vision_feature_layer", None)
         return None if selected == -1 else selected
 
     def get_answer_prefix(self, processor: ProcessorMixin) -> str:
-        """The space that some templates write behind their assistant header."""
+        """The space that some templates write after the assistant header."""
         return find_opening_space(processor)
 
     def apply_image_limits(self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
-        """`max_tiles` where the image processor cuts patches, pixels where it merges them as Qwen's does.
+        """Set `max_tiles` if the image processor cuts tiles, and pixel limits if it merges patches as Qwen's does.
 
-        Raises ConfigError for a bound that this processor does not have.
+        Raises ConfigError for a limit that this processor does not have.
         """
         images: Any = processor.image_processor
         pixels = {key: value for key, value in image_limits.items() if key != "max_tiles"}
@@ -73,9 +72,9 @@ class GenericFamily(Family):
             limit_pixels(processor, pixels)
 
     def verify_components(self, model: PreTrainedModel, processor: ProcessorMixin, components: ComponentMap) -> None:
-        """Ask autograd which parameters the decoder's input rests on; ConfigError where the map says otherwise."""
-        picture = Image.linear_gradient("L").convert("RGB").resize((64, 48))
-        batch = self.encode_batch(processor, ["?"], [[picture]]).tensors
+        """Raise ConfigError if the autograd graph of the decoder's inputs contradicts the map; see the module."""
+        image = Image.linear_gradient("L").convert("RGB").resize((64, 48))
+        batch = self.encode_batch(processor, ["?"], [[image]]).tensors
         upstream_ids = _find_parameters_before_decoder(model, components.text_model, batch)
         mismatched = [
             info.name
@@ -95,7 +94,7 @@ class GenericFamily(Family):
 
 
 class _DecoderReached(Exception):
-    """The decoder was reached; carries the tensors that it was given."""
+    """Stops the forward pass at the decoder; carries the decoder's inputs."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         super().__init__()
@@ -105,10 +104,10 @@ class _DecoderReached(Exception):
 def _find_parameters_before_decoder(
     model: PreTrainedModel, text_model: nn.Module, batch: dict[str, Tensor]
 ) -> set[int]:
-    """Ids of all parameters that stand behind the decoder's inputs; the decoder itself does not run.
+    """Ids of all parameters that affect the decoder's inputs; the decoder itself does not run.
 
-    No activations are kept: the graph is walked, not differentiated. Raises ConfigError when the model cannot take
-    what its processor made.
+    No activations are saved, because the graph is only traversed. Raises ConfigError if the model cannot process its
+    processor's output.
     """
 
     def stop_at_decoder(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -173,10 +172,10 @@ def _find_leaf_ids(tensors: Sequence[Tensor]) -> set[int]:
 
 def _iterate_component_descriptions(model: PreTrainedModel, components: ComponentMap) -> Iterator[str]:
     names = {module: name for name, module in model.named_modules()}
-    for what, modules in (
+    for part_name, modules in (
         ("decoder", (components.text_model,)),
         ("tower", components.get_modules("vision")),
         ("projector", components.get_modules("projector")),
     ):
         for module in modules:
-            yield f"{what} {names[module]} ({type(module).__name__})"
+            yield f"{part_name} {names[module]} ({type(module).__name__})"

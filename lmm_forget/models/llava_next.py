@@ -11,7 +11,7 @@ from lmm_forget.models.family import Family, limit_tiles
 
 
 class LlavaNext(Family):
-    """LLaVA-NeXT (LLaVA 1.6) as Transformers ships it (`llava_next`)."""
+    """LLaVA-NeXT (LLaVA 1.6) as in Transformers (`llava_next`)."""
 
     name = "llava_next"
     model_types = ("llava_next",)
@@ -20,12 +20,12 @@ class LlavaNext(Family):
     apply_image_limits = staticmethod(limit_tiles)
 
     def get_vision_feature_layer(self) -> int | Sequence[int] | None:
-        """`vision_feature_layer`: the features are taken before the tower's last norm."""
+        """`vision_feature_layer` of the configuration: a hidden state before the tower's last norm."""
         selected: int | Sequence[int] = self.config.vision_feature_layer
         return selected
 
     def iterate_processor_checks(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
-        """Patches, tiles, their grids, and whether the class token is kept."""
+        """Patch size, tile size, grids of tiles, and whether the class token is kept."""
         vision = config.vision_config
         yield "patch_size", processor.patch_size, vision.patch_size
         images = processor.image_processor

@@ -11,7 +11,7 @@ from lmm_forget.models.family import Family, limit_tiles
 
 
 class LlavaOnevision(Family):
-    """LLaVA-OneVision as Transformers ships it (`llava_onevision`)."""
+    """LLaVA-OneVision as in Transformers (`llava_onevision`)."""
 
     name = "llava_onevision"
     model_types = ("llava_onevision",)
@@ -20,12 +20,12 @@ class LlavaOnevision(Family):
     apply_image_limits = staticmethod(limit_tiles)
 
     def get_vision_feature_layer(self) -> int | Sequence[int] | None:
-        """`vision_feature_layer`: the features are taken before the tower's last norm."""
+        """`vision_feature_layer` of the configuration: a hidden state before the tower's last norm."""
         selected: int | Sequence[int] = self.config.vision_feature_layer
         return selected
 
     def iterate_processor_checks(self, config: Any, processor: Any) -> Iterator[tuple[str, Any, Any]]:
-        """Patches, tiles, their grids, and whether the class token is kept."""
+        """Tokens per tile, tile size, grids of tiles, and whether the class token is kept."""
         vision = config.vision_config
         yield "num_image_tokens", processor.num_image_tokens, (vision.image_size // vision.patch_size) ** 2
         images = processor.image_processor

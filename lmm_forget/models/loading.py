@@ -1,4 +1,4 @@
-"""From a `model` config node to a loaded model with its processor, family and component map."""
+"""Load the model of a `model` config node, with its processor, family and component map."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from lmm_forget.models.model_source import resolve_model_source
 
 @dataclass
 class LMM:
-    """A loaded model with all that is needed to ask it, train it and name its parts.
+    """A loaded model with what training and generation need.
 
-    `spec` is the resolved `model` config node; `end_token_ids` are the tokens at which generation stops.
+    `spec` is the resolved `model` config node; generation stops at a token in `end_token_ids`.
     """
 
     model: PreTrainedModel
@@ -43,9 +43,9 @@ class LMM:
 def load_model(spec: Mapping[str, Any]) -> LMM:
     """Load the model that a resolved `model` config node describes.
 
-    `path` is a local folder or `package:<name>`; without it `hub_id` (and `revision`) is fetched. Only safetensors
-    weights are read and no remote code runs. The dtype is `dtype` ("auto" or absent: the checkpoint's). Raises
-    ConfigError when the model cannot be found or read.
+    Its key `path` is a local folder or `package:<name>`; without it, `hub_id` (and `revision`) is downloaded. Its key
+    `dtype` is the dtype of the weights ("auto" or absent: that of the checkpoint). Only safetensors are read, and no
+    remote code runs. Raises ConfigError if the model cannot be found or read.
     """
     source, revision = resolve_model_source(spec)
     common: dict[str, Any] = {"trust_remote_code": False, "local_files_only": bool(spec.get("path"))}
@@ -65,22 +65,22 @@ def load_model(spec: Mapping[str, Any]) -> LMM:
         raise ConfigError(f"model.image={image_limits} must be keys and values, as in model.image.max_tiles=4")
     _apply_image_limits(family, config, processor, image_limits)
     with convert_load_errors(spec, source, "model"), silence_load_report():
-        model, info = family.hf_class.from_pretrained(
+        model, loading_info = family.hf_class.from_pretrained(
             source,
             config=config,
             dtype=_parse_dtype(spec),
             attn_implementation=spec.get("attention") or "sdpa",
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # so that they are listed; the next line refuses them
+            ignore_mismatched_sizes=True,  # reported in loading_info and refused below
             output_loading_info=True,
             **common,
         )
-    verify_loaded_weights(model, info, source)
+    verify_loaded_weights(model, loading_info, source)
     return assemble_model(model.eval(), processor, spec)
 
 
 def assemble_model(model: PreTrainedModel, processor: ProcessorMixin, spec: Mapping[str, Any]) -> LMM:
-    """Put a model and its processor together as an LMM."""
+    """Build the LMM of a model and its processor. Raises ConfigError if the model's parts cannot be mapped."""
     family = resolve_family(model)
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -94,9 +94,9 @@ def assemble_model(model: PreTrainedModel, processor: ProcessorMixin, spec: Mapp
 
 
 def build_meta_model(architecture: str) -> PreTrainedModel:
-    """The model of a packaged architecture on the meta device: shapes and dtypes, no weights, no network, seconds.
+    """Build the model of an architecture in the package on the meta device: shapes and dtypes without weights.
 
-    Raises ConfigError listing the architectures that exist.
+    It needs no network and takes seconds. Raises ConfigError, listing the architectures, for an unknown one.
     """
     if architecture not in list_architectures():
         raise ConfigError(
@@ -107,9 +107,9 @@ def build_meta_model(architecture: str) -> PreTrainedModel:
 
 
 def build_meta_model_from_spec(spec: Mapping[str, Any]) -> PreTrainedModel:
-    """The meta-device model of a `model` config node: of its `path` if it has one, else of its `architecture`.
+    """Build the model of a `model` config node on the meta device, from its `path` or else its `architecture`.
 
-    Raises ConfigError when neither can be read without a network.
+    Raises ConfigError if it has neither, or if the folder cannot be read.
     """
     if spec.get("path"):
         source, _ = resolve_model_source(spec)
@@ -125,20 +125,20 @@ def build_meta_model_from_spec(spec: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def list_architectures() -> list[str]:
-    """Names of the packaged architectures."""
+    """Names of the architectures in the package."""
     folder = files("lmm_forget.models") / "architectures"
     return sorted(p.name.removesuffix(".json") for p in folder.iterdir() if p.name.endswith(".json"))
 
 
 def _instantiate_on_meta(data: Mapping[str, Any], dtype: torch.dtype | str) -> PreTrainedModel:
-    """The model of a `config.json`'s content on the meta device, in `dtype` ("auto": the one the file names)."""
+    """The model that the content of a `config.json` describes, on the meta device ("auto": the file's dtype)."""
     if "model_type" not in data:
         raise ConfigError("the model's config.json names no model_type")
     family = get_family_class(str(data["model_type"]))
     config = AutoConfig.for_model(**data)
     with torch.device("meta"):
-        chosen = (config.dtype or torch.float32) if dtype == "auto" else dtype
-        return family(config).hf_class._from_config(config, dtype=chosen)
+        resolved_dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
+        return family(config).hf_class._from_config(config, dtype=resolved_dtype)
 
 
 def _parse_dtype(spec: Mapping[str, Any]) -> torch.dtype | str:

@@ -1,4 +1,4 @@
-"""Where a `model` config node says that its model lies; reads no weights and imports no torch."""
+"""Resolve where the model of a `model` config node is stored; reads no weights and imports no torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from lmm_forget.errors import ConfigError
 
 PACKAGE_PREFIX = "package:"
-"""Prefix of a `path` that names a model shipped inside this package."""
+"""Prefix of a `path` that names a model inside this package."""
 MODEL_FILES = frozenset({".json", ".safetensors", ".jinja", ".model"})
-"""Kinds of files that are read from a model's folder."""
+"""Suffixes of the files that are read from a model's folder."""
 VOCABULARY_FILES = frozenset({"vocab.txt", "merges.txt"})
-"""Files of other kinds that are read as well."""
+"""Names of further files that are read."""
 
 
 def find_packaged_model(name: str) -> Path:
-    """The folder of a model shipped inside the package. Raises ConfigError listing the ones that are there."""
+    """The folder of a model inside this package. Raises ConfigError, listing the models, for an unknown one."""
     root = Path(str(files("lmm_forget"))) / "tiny" / "weights"
     folder = root / name
     if not (folder / "config.json").is_file():
@@ -31,7 +31,7 @@ def find_packaged_model(name: str) -> Path:
 
 
 def resolve_model_source(spec: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Where to load from, and the hub revision if it is a hub id."""
+    """(folder or hub id, hub revision or None) of a `model` config node. Raises ConfigError if there is no model."""
     path = spec.get("path")
     if path:
         if str(path).startswith(PACKAGE_PREFIX):
@@ -46,7 +46,7 @@ def resolve_model_source(spec: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def fingerprint_folder(folder: Path) -> str:
-    """SHA-256 (hex) over names and bytes of the files that a model is read from; links are followed.
+    """SHA-256 (hex) over names and bytes of the files from which a model is read; links are followed.
 
     Raises OSError for a file that cannot be read.
     """

@@ -1,7 +1,7 @@
-"""The parts of any image-text-to-text model, found by module identity: configurations, containment and shapes.
+"""Find the parts of any image-text-to-text model from configurations, nesting and shapes of its modules.
 
-A model knows which of its modules runs on `text_config` and which on `vision_config`; everything else follows from
-where modules lie. What does not follow is refused, with a list of what was found.
+The modules with the model's `text_config` and `vision_config` are the decoder and the vision tower; the other parts
+follow from the nesting of modules. A model whose parts are not certain is refused with a list of the modules.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lmm_forget.models.components import ModelParts
 def map_model_parts(model: PreTrainedModel, vision_feature_layer: int | Sequence[int] | None = None) -> ModelParts:
     """The parts of a loaded model with one vision tower, one decoder and an output head.
 
-    `get_vision_feature_layer` says which of the tower's hidden states the projector reads; None: the tower's last
-    output. Raises ConfigError, listing what was found, when a part is missing or could be more than one module.
+    The projector reads the tower's hidden state `vision_feature_layer`, or several; None: the tower's last output.
+    Raises ConfigError, listing the candidates, if a part is missing or could be more than one module.
     """
     names = {module: name or "the model" for name, module in model.named_modules()}
     text = _require_single_module(
@@ -59,9 +59,7 @@ def _find_text_config_key(model: PreTrainedModel) -> str:
 
 
 def _find_vision_config_key(model: PreTrainedModel) -> str:
-    """The one sub-configuration beside the decoder's. Raises ConfigError when there are others (audio, a decoder of
-    pictures) or none.
-    """
+    """The only sub-configuration besides the decoder's. Raises ConfigError if there are several (audio) or none."""
     text = model.config.get_text_config()
     others = [k for k in model.config.sub_configs if getattr(model.config, k, None) not in (None, text)]
     if len(others) != 1:
@@ -73,7 +71,7 @@ def _find_vision_config_key(model: PreTrainedModel) -> str:
 
 
 def _find_modules_with_config(model: PreTrainedModel, key: str) -> list[nn.Module]:
-    """The outermost modules inside `model` whose configuration is of the class of `model.config.<key>`."""
+    """The outermost modules inside `model` whose configuration has the class of `model.config.<key>`."""
     config_class = type(getattr(model.config, key, None))
     matching: list[nn.Module] = []
 
@@ -91,7 +89,7 @@ def _find_modules_with_config(model: PreTrainedModel, key: str) -> list[nn.Modul
 def _find_layer_list(
     root: nn.Module, depth: int | None, part_name: str, model: PreTrainedModel, names: dict[nn.Module, str]
 ) -> nn.ModuleList:
-    """The list of `depth` layers in `part`; lists inside of layers (experts) do not count."""
+    """The module list of `depth` layers in `root`; lists inside of layers (experts) do not count."""
     lists: list[nn.Module] = []
 
     def visit(module: nn.Module) -> None:
@@ -109,7 +107,7 @@ def _find_layer_list(
 
 
 def _iterate_unclaimed_modules(model: nn.Module, claimed: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    """The outermost modules with parameters that neither lie in, nor contain, nor are a claimed module."""
+    """The outermost modules with parameters that are not, do not contain and are not inside a claimed module."""
     inside = {m for part in claimed for m in part.modules()}
     for child in model.children():
         if child in inside:
@@ -121,12 +119,12 @@ def _iterate_unclaimed_modules(model: nn.Module, claimed: Sequence[nn.Module]) -
 
 
 def _list_other_children(tower: nn.Module, layers: nn.ModuleList) -> list[nn.Module]:
-    """The tower's children without the one that holds its layers."""
+    """The tower's children except the one that contains its layers."""
     return [child for child in tower.children() if layers not in child.modules()]
 
 
 def _has_output_width(module: nn.Module, width: int | None) -> bool:
-    """Whether the module's last linear layer, or that of each of its entries, gives `width` features."""
+    """Whether the last linear layer of the module, or of each entry of a module list, has `width` outputs."""
     if isinstance(module, nn.ModuleList):
         return len(module) > 0 and all(_has_output_width(entry, width) for entry in module)
     linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
@@ -139,11 +137,11 @@ def _find_unused_modules(
     projectors: Sequence[nn.Module],
     vision_feature_layer: int | Sequence[int] | None,
 ) -> tuple[nn.Module, ...]:
-    """Modules of the tower that the features which the projector reads never pass through.
+    """Modules of the tower that do not affect the features which the projector reads.
 
-    Hidden state k is the output of layer k - 1 *before* the final norm, hidden state 0 the embeddings. So the layers
-    behind the last one read, the final norm and a pooling head get no gradient; of the tower's own last output only
-    the pooling head is missed.
+    Hidden state k is the output of layer k - 1 *before* the final norm; hidden state 0 is the embeddings. So the layers
+    after the last hidden state that is read, the final norm and a pooling head are unused. If the projector reads the
+    tower's last output, only a pooling head is unused.
     """
     children = list(tower.children())
     holder = next(i for i, child in enumerate(children) if layers in child.modules())
@@ -151,8 +149,8 @@ def _find_unused_modules(
     if vision_feature_layer is None:
         return tuple(child for child in tail if type(child).__name__.endswith("PoolingHead"))
     states = len(layers) + 1
-    chosen = [vision_feature_layer] if isinstance(vision_feature_layer, int) else list(vision_feature_layer)
-    last = max(k % states for k in chosen)
+    feature_layers = [vision_feature_layer] if isinstance(vision_feature_layer, int) else list(vision_feature_layer)
+    last = max(k % states for k in feature_layers)
     return (*(layers[i] for i in range(last, len(layers))), *tail)
 
 

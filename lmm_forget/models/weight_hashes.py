@@ -1,4 +1,4 @@
-"""Content hashes of weights: what a stage key, a record and a frozen-tensor check stand on."""
+"""Content hashes of weights, for stage keys, records and the check that frozen tensors did not change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def hash_tensor(tensor: torch.Tensor) -> str:
-    """SHA-256 (hex) over dtype, shape and bytes; equal exactly when the tensors are bit-identical."""
+    """SHA-256 (hex) over dtype, shape and bytes; equal exactly if the tensors are bit-identical."""
     data = tensor.detach().to("cpu").contiguous()
     digest = hashlib.sha256(f"{data.dtype}{tuple(data.shape)}".encode())
     if data.numel():
@@ -19,7 +19,7 @@ def hash_tensor(tensor: torch.Tensor) -> str:
 
 
 def hash_weights(hashes: Mapping[str, str]) -> str:
-    """SHA-256 (hex) over the sorted (name, tensor hash) pairs, so that one changed tensor needs one new leaf only."""
+    """SHA-256 (hex) over `hashes` (name -> tensor hash) sorted by name; a changed tensor needs only one new hash."""
     digest = hashlib.sha256()
     for name in sorted(hashes):
         digest.update(f"{name}\0{hashes[name]}\n".encode())
@@ -27,5 +27,5 @@ def hash_weights(hashes: Mapping[str, str]) -> str:
 
 
 def hash_parameters(model: nn.Module) -> dict[str, str]:
-    """Hash of every parameter by name, in `named_parameters` order; tied parameters count once."""
+    """Name -> hash of every parameter, in the order of `named_parameters`; tied parameters appear once."""
     return {name: hash_tensor(p) for name, p in model.named_parameters()}

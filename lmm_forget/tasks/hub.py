@@ -319,7 +319,7 @@ class HubTask(Task):
         if split != "test" and "train" not in self.splits:
             files = self._load_training_samples().get(split)
             if files is None or not (files or files.skipped):
-                raise self._make_missing_split_error(split, "" if self.role == "target" else "; it is not taught")
+                raise self._make_missing_split_error(split, "" if self.role == "target" else "; it is not trained")
             return files
         if split in self.splits and not (split == "train" and self._has_validation_cut()):
             return HubSamples(self, self._open_split(split), split)

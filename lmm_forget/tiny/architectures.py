@@ -1,8 +1,8 @@
 """The tiny LMMs: Hugging Face's model and processor classes with small sizes, and one small tokenizer for all.
 
 All three encode an image of 64 x 64 as 4 x 4 cells of 16 x 16 pixels, the cells in which the synthetic images are
-drawn. They have the same decoder size and the same words in the prompt. They differ where the real families differ: vision
-tower, projector, positions, and the tokens before and after an image in Qwen's prompt.
+drawn. They have the same decoder size and the same words in the prompt. They differ where the real families differ:
+vision tower, projector, positions, and the tokens before and after an image in Qwen's prompt.
 """
 
 from __future__ import annotations

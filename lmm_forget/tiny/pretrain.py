@@ -242,7 +242,7 @@ class PretrainRun:
                 file.unlink()
 
     def compute_learning_rate(self) -> float:
-        """Learning rate of the next step: in each cycle a linear warm-up over 5 % of the steps, then a cosine to zero."""
+        """Learning rate of the next step: in each cycle a linear warm-up over 5 % of its steps, then a cosine to 0."""
         ends = [
             *(round(end_fraction * self.args.steps) for end_fraction, _ in LEARNING_RATE_CYCLES),
             self.args.steps + self.args.more,

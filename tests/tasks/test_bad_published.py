@@ -130,7 +130,7 @@ def test_sources_that_are_not_there_or_empty(tmp_path: Path, made: Made) -> None
             assert "\n" not in str(caught.value) and str(caught.value).startswith("task ai2d: ")
     with pytest.raises(DataError, match=r"has no split 'dev'; it has test"):
         made("pathvqa", path=str(repo), splits={"test": "dev", "train": "test"}).validate_split("test")
-    with pytest.raises(DataError, match=r"no train samples; it has test; it is not taught"):
+    with pytest.raises(DataError, match=r"no train samples; it has test; it is not trained"):
         made("ai2d", path=str(repo)).validate_split("train")
     seed = str(published.write("seedbench", tmp_path / "seed"))
     with pytest.raises(DataError, match=r"seed \(test\) has no rows where {'data_type': 'sound'}"):
