@@ -1,4 +1,4 @@
-"""Which questions turned wrong, and in whose manner they are answered now."""
+"""Find answers that changed from right to wrong, and the format of the new answers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 CORRECT_THRESHOLD = 0.5
-"""A score of at least this counts as right, for scores that give parts."""
+"""Partial scores of at least this value count as right."""
 
 
 def classify_answer_format(text: str) -> str:
-    """In which format a text answers: one of `KINDS`; a time before a number, and a number anywhere in it counts.
+    """The format of an answer, one of `ANSWER_FORMATS`; the first of these rules that matches decides.
 
-    A letter or a yes or no must be the whole answer, or begin it.
+    A time anywhere in the text is "clock", a letter as the whole answer "letter", "yes" or "no" at the start "yes_no",
+    a number in digits or words anywhere "number", and everything else "other".
     """
     text = text.strip()
     if _CLOCK.search(text):
@@ -39,25 +40,25 @@ def classify_answer_format(text: str) -> str:
 def collect_wrong_flips(
     task: str, answers_before: Sequence[Mapping[str, Any]], answers_after: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The samples that `before` answered right and `after` does not; rows as in flips.parquet.
+    """The samples that were answered right before and wrong after, as rows of flips.parquet.
 
-    Both hold answers (sample_id, image_id, question, references, text, value) to the same samples in the same
-    order; DataError otherwise.
+    Both arguments have answers (sample_id, image_id, question, references, text, value) to the same samples in the same
+    order; raises DataError otherwise.
     """
     rows = []
-    for old, new in _pair_answers(task, answers_before, answers_after):
-        if old["value"] >= CORRECT_THRESHOLD > new["value"]:
+    for before, after in _pair_answers(task, answers_before, answers_after):
+        if before["value"] >= CORRECT_THRESHOLD > after["value"]:
             rows.append(
                 {
                     "task": task,
-                    "sample_id": new["sample_id"],
-                    "image_id": new["image_id"],
-                    "question": new["question"],
-                    "reference": new["references"][0],
-                    "before": old["text"],
-                    "after": new["text"],
-                    "answer_format": classify_answer_format(new["text"]),
-                    "format_before": classify_answer_format(old["text"]),
+                    "sample_id": after["sample_id"],
+                    "image_id": after["image_id"],
+                    "question": after["question"],
+                    "reference": after["references"][0],
+                    "before": before["text"],
+                    "after": after["text"],
+                    "answer_format": classify_answer_format(after["text"]),
+                    "format_before": classify_answer_format(before["text"]),
                 }
             )
     return rows
@@ -66,21 +67,22 @@ def collect_wrong_flips(
 def count_answer_flips(
     task: str, answers_before: Sequence[Mapping[str, Any]], answers_after: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """How many answers of a task turned wrong and right, and the formats of those that turned wrong.
+    """Count the answers of a task that changed from right to wrong and back, and the formats of the wrong ones.
 
-    `answer_format` counts all of them by format; `changed_formats` only those whose right answer had another format.
+    In the result, `answer_format` counts the answers that became wrong by their format, and `changed_formats` only
+    those of them whose right answer before had another format. Raises DataError as `collect_wrong_flips` does.
     """
     rows = collect_wrong_flips(task, answers_before, answers_after)
     pairs = list(_pair_answers(task, answers_before, answers_after))
     return {
         "n": len(pairs),
-        "right_before": sum(old["value"] >= CORRECT_THRESHOLD for old, _ in pairs),
+        "right_before": sum(before["value"] >= CORRECT_THRESHOLD for before, _ in pairs),
         "right_to_wrong": len(rows),
-        "wrong_to_right": sum(new["value"] >= CORRECT_THRESHOLD > old["value"] for old, new in pairs),
-        "answer_format": {kind: sum(row["answer_format"] == kind for row in rows) for kind in ANSWER_FORMATS},
+        "wrong_to_right": sum(after["value"] >= CORRECT_THRESHOLD > before["value"] for before, after in pairs),
+        "answer_format": {name: sum(row["answer_format"] == name for row in rows) for name in ANSWER_FORMATS},
         "changed_formats": {
-            kind: sum(row["answer_format"] == kind and row["format_before"] != kind for row in rows)
-            for kind in ANSWER_FORMATS
+            name: sum(row["answer_format"] == name and row["format_before"] != name for row in rows)
+            for name in ANSWER_FORMATS
         },
     }
 

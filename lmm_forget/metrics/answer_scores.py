@@ -1,4 +1,4 @@
-"""From answers as they lie in tables to the matrices that the figures of merit need."""
+"""Convert tables of answers to the score matrices from which figures of merit are computed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ AnswerColumns = Mapping[str, Sequence[Any]]  # sample_id, image_id, value, and g
 
 
 def build_task_scores(task: str, stages: Sequence[AnswerColumns]) -> TaskScores:
-    """Scores of one task, its samples matched by id across stages.
+    """The scores of one task, with samples matched by id across stages.
 
-    stages[0] is the base, stages[s] the answers after stage s; each holds the columns `sample_id`,
-    `image_id`, `value` (0..1) and optionally `group` (None for tasks that are no macro task), all of one
-    length.
+    `stages[0]` has the answers of the base, `stages[s]` those after stage s. Each has columns of equal length:
+    `sample_id`, `image_id`, `value` (0..1) and optionally `group` (None unless the task is a macro task).
 
-    Raises DataError if a column is missing or short, an id occurs twice, the stages hold different samples,
-    or an image or group of a sample changes.
+    Raises DataError if a column is missing or has another length, an id occurs twice, the stages have different
+    samples, or the image or group of a sample changes.
     """
     if not stages:
         raise DataError(f"task {task}: no answers, expected those of the base and of each stage")
@@ -34,7 +33,7 @@ def build_task_scores(task: str, stages: Sequence[AnswerColumns]) -> TaskScores:
         if answers.keys() != base_answers.keys():
             unmatched_id = min(answers.keys() ^ base_answers.keys())
             raise DataError(
-                f"task {task}: sample {unmatched_id} was not asked both at the base and after stage {stage}"
+                f"task {task}: sample {unmatched_id} was not answered both at the base and after stage {stage}"
             )
         for column, sample in enumerate(sample_ids):
             if answers[sample][1:] != base_answers[sample][1:]:
@@ -42,12 +41,12 @@ def build_task_scores(task: str, stages: Sequence[AnswerColumns]) -> TaskScores:
             values[stage, column] = answers[sample][0]
     images = [base_answers[sample][1] for sample in sample_ids]
     groups = [base_answers[sample][2] for sample in sample_ids]
-    given_groups = [group for group in groups if group is not None]
-    if not given_groups:
+    present_groups = [group for group in groups if group is not None]
+    if not present_groups:
         return TaskScores(task, values, images)
-    if len(given_groups) < len(groups):
+    if len(present_groups) < len(groups):
         raise DataError(f"task {task}: sample {sample_ids[groups.index(None)]} has no group, others have")
-    return TaskScores(task, values, images, given_groups)
+    return TaskScores(task, values, images, present_groups)
 
 
 def compute_figures_from_answers(
@@ -59,7 +58,7 @@ def compute_figures_from_answers(
     seed: int = 0,
     confidence_level: float = 0.95,
 ) -> dict[str, Any]:
-    """The figures of merit from plain columns: `answers[task][stage]` as in `build_task_scores`."""
+    """`compute_figures_of_merit` from tables: `answers[task][stage]` has the columns of `build_task_scores`."""
     scores = {
         task: build_task_scores(task, answers[task])
         for task in dict.fromkeys((*trained_tasks, *suite))
@@ -71,7 +70,7 @@ def compute_figures_from_answers(
 
 
 def _index_rows_by_sample(task: str, stage: int, columns: AnswerColumns) -> dict[str, tuple[float, str, str | None]]:
-    """{sample id: (value, image id, group)} of one stage's columns."""
+    """Sample id -> (value, image id, group) of one stage's answers."""
     for name in ("sample_id", "image_id", "value"):
         if name not in columns:
             raise DataError(f"task {task}, stage {stage}: the answers have no column {name}")

@@ -1,9 +1,9 @@
-"""The cluster bootstrap: images are drawn with replacement, and every question about an image goes with it.
+"""The cluster bootstrap: images are drawn with replacement, each with all its questions.
 
-Questions about one image are not independent, so the image is the unit that is drawn. One draw serves all
-stages of a task, which pairs the stages: a difference between two of them is taken inside the same draw. See
-Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 8, for the resampling; intervals.py makes
-intervals of the draws.
+Questions about one image are not independent, so images are drawn instead of questions. The same draws are used for all
+stages of a task, so the stages are paired: a difference between two stages is computed within each draw. For the
+resampling see Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 8; intervals.py computes intervals
+from the draws.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lmm_forget.errors import DataError
 
 Floats = NDArray[np.float64]
 POINTS = 100.0  # a score of 1.0 is 100 percentage points
-_MAX_BLOCK_ELEMENTS = 1 << 22  # elements of a weights matrix held in memory at a time (32 MiB)
-_DECIMALS = 10  # rounds away what the order of a sum leaves behind, so that equal runs write equal bytes
+_MAX_BLOCK_ELEMENTS = 1 << 22  # elements of the weights in memory at a time (32 MiB)
+_DECIMALS = 10  # removes differences by the order of summation, so that equal runs write equal bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +52,13 @@ class TaskScores:
 
     @property
     def num_stages(self) -> int:
-        """Number of stages, the base not counted."""
+        """Number of stages, without the base."""
         return int(self.values.shape[0]) - 1
 
 
 @dataclass(frozen=True, eq=False)
 class ClusterSums:
-    """What a draw of clusters needs to know: sums [C, S + 1, G] and counts [C, G] per cluster and group."""
+    """Sums of scores [C, S + 1, G] and numbers of samples [C, G] per cluster (C) and group (G)."""
 
     sums: Floats
     counts: Floats
@@ -69,9 +69,9 @@ class ClusterSums:
         return int(self.counts.shape[0])
 
     def compute_metric(self, weights: Floats) -> Floats:
-        """The task's metric [R, S + 1] in 0..1 under cluster weights [R, C].
+        """The task's metric [R, S + 1] in 0..1 for cluster weights [R, C].
 
-        Mean over groups of the group's weighted mean; a group without weight is dropped from that draw.
+        It is the mean over groups of their weighted means; a draw ignores groups without weight.
         """
         clusters, rows, groups = self.sums.shape
         totals = (weights @ self.sums.reshape(clusters, rows * groups)).reshape(-1, rows, groups)
@@ -81,9 +81,9 @@ class ClusterSums:
         return np.asarray(means.sum(axis=2) / has_weight.sum(axis=1)[:, None])
 
     def compute_influence(self) -> Floats:
-        """Each cluster's influence [C, S + 1] on the task's metric in 0..1; a column adds up to zero.
+        """The influence [C, S + 1] of each cluster on the task's metric in 0..1; every column sums to zero.
 
-        The first-order change of the metric per unit of the cluster's weight.
+        It is the first-order change of the metric per unit of the cluster's weight.
         """
         counts = self.counts.sum(axis=0)  # [G]
         means = self.sums.sum(axis=0) / counts  # [S + 1, G]
@@ -92,7 +92,7 @@ class ClusterSums:
 
 
 def check_score_range(task: str, values: Floats) -> None:
-    """Raise DataError unless every score lies in 0..1."""
+    """Raise DataError unless every score is in 0..1."""
     if not bool(np.all((values >= 0.0) & (values <= 1.0))):
         invalid_score = values[~((values >= 0.0) & (values <= 1.0))].flat[0]
         raise DataError(f"task {task}: found the score {invalid_score}, scores lie in 0..1")
@@ -107,7 +107,7 @@ def to_label_array(task: str, name: str, labels: ArrayLike, num_samples: int) ->
 
 
 def sum_by_cluster(scores: TaskScores) -> ClusterSums:
-    """Sums and counts per cluster and group; clusters are sorted, so the order of samples has no say."""
+    """Sums and counts per cluster and group. Clusters are sorted, so the order of samples does not matter."""
     labels, cluster = np.unique(np.asarray(scores.clusters), return_inverse=True)
     if scores.groups is None:
         groups, group = 1, np.zeros(len(cluster), dtype=np.intp)
@@ -124,7 +124,7 @@ def sum_by_cluster(scores: TaskScores) -> ClusterSums:
 
 
 def draw_cluster_weights(rng: np.random.Generator, num_resamples: int, num_clusters: int) -> Iterator[Floats]:
-    """Multinomial weights, `clusters` draws with replacement in each row; yields blocks [r, C] of R rows."""
+    """Weights of `num_clusters` draws with replacement per row, `num_resamples` rows, yielded in blocks [r, C]."""
     block = max(1, _MAX_BLOCK_ELEMENTS // num_clusters)
     for start in range(0, num_resamples, block):
         rows = min(block, num_resamples - start)
@@ -137,8 +137,10 @@ def draw_cluster_weights(rng: np.random.Generator, num_resamples: int, num_clust
 class BootstrapResamples:
     """A task's metric in the data and in every resample, in points.
 
-    data [S + 1], drawn [R, S + 1]; influence [C, S + 1] of each cluster on `data`; `interval` is False where a single
-    cluster leaves nothing to resample.
+    observed      [S + 1] the metric in the data
+    resampled     [R, S + 1] the metric in each resample
+    influence     [C, S + 1] the influence of each cluster on `observed`
+    has_interval  False if there is only one cluster, which cannot be resampled
     """
 
     observed: Floats
@@ -150,8 +152,7 @@ class BootstrapResamples:
 def resample_task(scores: TaskScores, *, num_resamples: int = 2000, seed: int = 0) -> BootstrapResamples:
     """Resample one task's image clusters, jointly for all stages.
 
-    The generator is seeded by (seed, task name): a task's draws depend neither on the other tasks nor on
-    their order.
+    The generator is seeded by (seed, task name), so a task's draws do not depend on other tasks or their order.
     """
     sums = sum_by_cluster(scores)
     name = int.from_bytes(hashlib.sha256(scores.task.encode()).digest()[:8], "big")
@@ -169,12 +170,12 @@ def resample_task(scores: TaskScores, *, num_resamples: int = 2000, seed: int = 
 
 
 def round_float(number: float) -> float:
-    """A plain float without rounding dust or a negative zero."""
+    """Convert to float, rounded to 10 decimals, without negative zero."""
     return round(float(number), _DECIMALS) + 0.0
 
 
 def check_bootstrap_settings(num_resamples: int, confidence_level: float) -> None:
-    """Raise DataError for a number of resamples or a level that cannot give an interval."""
+    """Raise DataError for a number of resamples below 1 or a confidence level outside 0..1."""
     if num_resamples < 1:
         raise DataError(f"resamples={num_resamples}: expected at least 1 (2000 is usual)")
     if not 0.0 < confidence_level < 1.0:
@@ -184,5 +185,5 @@ def check_bootstrap_settings(num_resamples: int, confidence_level: float) -> Non
 def resample_tasks(
     tasks: Sequence[str], scores: dict[str, TaskScores], *, num_resamples: int, seed: int
 ) -> dict[str, BootstrapResamples]:
-    """Draws of every task in `tasks`, each drawn once however often it is named."""
+    """`resample_task` for every task in `tasks`, once for tasks that occur several times."""
     return {task: resample_task(scores[task], num_resamples=num_resamples, seed=seed) for task in dict.fromkeys(tasks)}

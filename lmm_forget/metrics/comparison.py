@@ -1,7 +1,7 @@
-"""Two models that answered the same questions: the change, its interval, a test, and what could have been seen.
+"""Compare two models that answered the same questions: change, interval, significance test and detectable change.
 
-The image is the unit throughout: questions about one image change together more often than not, so the interval
-redraws images, the test swaps the two models' answers image by image, and the standard error sums over images.
+The unit is the image, because answers to questions about one image often change together: the interval resamples
+images, the test swaps the two models' answers image by image, and the standard error sums over images.
 """
 
 from __future__ import annotations
@@ -28,23 +28,26 @@ from lmm_forget.metrics.intervals import estimate_with_interval
 from lmm_forget.metrics.significance import is_binary, run_mcnemar_test
 
 NUM_SWAPS = 10_000
-"""Random swaps where the test's distribution cannot be counted out; the smallest p-value is then 1 / 10,001."""
-_MAX_ENUMERATED_IMAGES = 12  # images up to which all 2 ** 12 swaps are counted out
-_MIN_SIGNIFICANT_CHANGES = 6  # as few changes, all in one direction, can be significant at 5 %: 2 * 0.5 ** 6 = 0.031
+"""Random swaps if the exact distribution cannot be computed; the smallest p-value is then 1 / 10,001."""
+_MAX_ENUMERATED_IMAGES = 12  # up to this number of images all 2 ** 12 swaps are enumerated
+_MIN_SIGNIFICANT_CHANGES = 6  # fewer changes are never significant at 5 %: 2 * 0.5 ** 6 = 0.031
 _POWER_FACTOR = float(ndtri(0.975) + ndtri(0.8))
 
 
 def compare_task_scores(scores: TaskScores, *, num_resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """One task answered by two models: row 0 of `scores` is the first, row 1 the second.
+    """Compare two models on one task: row 0 of `scores` is the first model, row 1 the second.
 
-    Returns, in points where it is no count or probability: `n` questions about `images` images; `before` and `after`;
-    the change `value` with its 95 % interval `low`, `high` (`intervals.bca`) and standard error `stderr`; `p_value` of
-    the swap test (see `compute_swap_test_p_value`); `gained` and `lost`, the questions whose score rose and fell;
-    `resolvable`, the
-    change that this sample would show at the 5 % level four times in five; and `mcnemar`, McNemar's test for
-    comparison (None for partial scores), which takes every question for independent.
+    Returns a dictionary (scores and changes in points):
 
-    `low`, `high`, `stderr` and `resolvable` are None with a single image. Raises DataError unless there are two rows.
+    - n, images: numbers of questions and of images
+    - before, after: the scores of the two models
+    - value, low, high, stderr: the change, its 95 % interval (`compute_bca_interval`) and its standard error
+    - p_value: of the swap test (`compute_swap_test_p_value`)
+    - gained, lost: numbers of questions whose score rose and fell
+    - resolvable: the change that these questions show at the 5 % level with 80 % power (`compute_detectable_change`)
+    - mcnemar: McNemar's test for comparison, which treats questions as independent (None for partial scores)
+
+    low, high, stderr and resolvable are None with a single image. Raises DataError unless there are two rows.
     """
     _require_two_rows([scores])
     check_bootstrap_settings(num_resamples, 0.95)
@@ -72,10 +75,10 @@ def compare_task_scores(scores: TaskScores, *, num_resamples: int = 2000, seed: 
 
 
 def compare_mean_scores(tasks: Sequence[TaskScores], *, num_resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """The mean change over several tasks, each as in `compare_task_scores`: tasks weigh the same, images stay in
-    their task.
+    """Compare two models by their mean change over several tasks with equal weights.
 
-    Returns {tasks, value, low, high, stderr, p_value, gained, lost, resolvable}. Raises DataError without tasks.
+    Images are resampled within their task. Returns {tasks, value, low, high, stderr, p_value, gained, lost, resolvable}
+    as in `compare_task_scores`. Raises DataError without tasks.
     """
     _require_two_rows(tasks)
     check_bootstrap_settings(num_resamples, 0.95)
@@ -101,13 +104,14 @@ def compare_mean_scores(tasks: Sequence[TaskScores], *, num_resamples: int = 200
 
 
 def compute_swap_test_p_value(cluster_changes: Floats, *, seed: int = 0, num_swaps: int = NUM_SWAPS) -> float:
-    """Two-sided p-value of "the two models are exchangeable", from each image's change [C] (any common unit).
+    """Two-sided p-value of the hypothesis that the two models are exchangeable, from each image's change [C].
 
-    If they were, swapping their answers to all questions about an image would be as likely as not: the sum of the
-    changes is compared with its distribution over all 2 ** C choices of signs. That is a randomisation test (Fisher,
-    The Design of Experiments, 1935, section 21) with the image as its unit; with right/wrong scores and one question
-    per image it is McNemar's exact test. The distribution is counted out where changes are multiples of one step (as
-    with right/wrong scores) or few; else it is sampled, (1 + hits) / (1 + swaps).
+    `cluster_changes` may have any common unit. Under the hypothesis, swapping the two models' answers to all questions
+    about an image is as likely as not swapping them. The sum of the changes is compared with its distribution over all
+    2 ** C choices of signs: a randomisation test (Fisher, The Design of Experiments, 1935, section 21) with the image
+    as its unit. With right/wrong scores and one question per image it is McNemar's exact test. The distribution is
+    exact if the changes are multiples of one step (as for right/wrong scores) or few; else `num_swaps` swaps are
+    sampled, and the p-value is (1 + hits) / (1 + num_swaps).
     """
     sizes = np.abs(np.asarray(cluster_changes, dtype=np.float64))
     nonzero_changes = np.asarray(cluster_changes, dtype=np.float64)[sizes > 1e-12]
@@ -118,7 +122,7 @@ def compute_swap_test_p_value(cluster_changes: Floats, *, seed: int = 0, num_swa
     rounded_multiples = np.rint(multiples)
     if np.allclose(multiples, rounded_multiples, rtol=0, atol=1e-6) and np.abs(rounded_multiples).sum() < 2e5:
         return _compute_exact_swap_p_value(rounded_multiples.astype(np.int64))
-    # what rounding makes of two equal sums must not decide whether one of them counts
+    # rounding errors must not decide whether an equal sum counts
     limit = abs(nonzero_changes.sum()) - 1e-9 * sizes.sum()
     if len(nonzero_changes) <= _MAX_ENUMERATED_IMAGES:
         signs = 1.0 - 2.0 * ((np.arange(2 ** len(nonzero_changes))[:, None] >> np.arange(len(nonzero_changes))) & 1)
@@ -132,34 +136,34 @@ def compute_swap_test_p_value(cluster_changes: Floats, *, seed: int = 0, num_swa
 
 
 def apply_holm_correction(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number, in the order given.
+    """Correct p-values for multiple tests; the result has the order of `p_values`.
 
-    The k-th smallest of m is multiplied by m - k + 1, then none may fall below a smaller one's, and none exceeds 1.
-    Holm, Scandinavian Journal of Statistics 6 (1979) 65-70. Raises DataError for a number outside 0..1.
+    Holm, Scandinavian Journal of Statistics 6 (1979) 65-70: the k-th smallest of m p-values is multiplied by m - k + 1,
+    raised to the largest corrected value before it, and limited to 1. Raises DataError for a number outside 0..1.
     """
     if not all(0.0 <= p <= 1.0 for p in p_values):
         raise DataError("Holm's correction needs p-values between 0 and 1")
     corrected = [1.0] * len(p_values)
-    least = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        least = max(least, min(1.0, p_values[place] * (len(p_values) - rank)))
-        corrected[place] = least
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        corrected[index] = largest
     return corrected
 
 
 def compute_detectable_change(stderr: float, num_questions: int) -> float:
-    """The smallest true change, in points, that n questions show at the two-sided 5 % level with 80 % power.
+    """The smallest true change, in points, that a comparison shows at the two-sided 5 % level with 80 % power.
 
-    (z_0.975 + z_0.8) times the standard error of the paired change, and never less than six questions: fewer than
-    six changed answers cannot be significant, however much they agree.
+    It is (z_0.975 + z_0.8) times the standard error `stderr` (points) of the paired change, but at least 6 of the
+    `num_questions` questions, because fewer than six changed answers are never significant.
     """
     return round_float(max(_POWER_FACTOR * stderr, _MIN_SIGNIFICANT_CHANGES / num_questions * POINTS))
 
 
 def _compute_exact_swap_p_value(steps: np.ndarray) -> float:
-    """The swap test of whole numbers, by the exact distribution of their signed sum."""
+    """The p-value of the swap test for whole-number changes, from the exact distribution of their signed sum."""
     sizes, counts = np.unique(np.abs(steps), return_counts=True)
-    probabilities = np.ones(1)  # ways[u]: probability that the steps swapped upwards add up to u
+    probabilities = np.ones(1)  # probabilities[u]: that the positive changes sum to u
     for size, count in zip(sizes, counts, strict=True):
         part = np.zeros(size * count + 1)
         part[::size] = _compute_heads_probabilities(count)
@@ -168,19 +172,19 @@ def _compute_exact_swap_p_value(steps: np.ndarray) -> float:
     up = int(steps[steps > 0].sum())
     if 2 * up == total:
         return 1.0
-    # the sum is 2 u - total, symmetric about 0; adding from the small end keeps small probabilities exact
+    # the sum is 2 u - total, symmetric about 0; summation from the small end keeps small probabilities exact
     return float(min(1.0, 2.0 * probabilities[: min(up, total - up) + 1].sum()))
 
 
 def _compute_heads_probabilities(num_tosses: int) -> Floats:
-    """Probability of 0, 1, … `tosses` heads."""
+    """Probabilities [num_tosses + 1] of 0, 1, …, `num_tosses` heads of a fair coin."""
     heads = np.arange(num_tosses + 1)
     ways = gammaln(num_tosses + 1) - gammaln(heads + 1) - gammaln(num_tosses - heads + 1)
     return np.asarray(np.exp(ways - num_tosses * np.log(2.0)))
 
 
 def _compute_cluster_changes(scores: TaskScores) -> Floats:
-    """Each image's part [C] of the task's change, in points: they add up to it."""
+    """The contribution [C] of each image to the task's change, in points; their sum is the change."""
     sums = sum_by_cluster(scores)
     share = sums.counts.sum(axis=0) * sums.counts.shape[1]  # n_g G
     return np.asarray(((sums.sums[:, 1, :] - sums.sums[:, 0, :]) / share).sum(axis=1) * POINTS)
@@ -193,7 +197,7 @@ def _compute_stderr(influence: Floats) -> float:
 
 
 def _estimate_mean_change(resamples: Sequence[BootstrapResamples], influence: Floats) -> dict[str, float | None]:
-    """{value, low, high} of the mean change over tasks."""
+    """{value, low, high} of the mean change over tasks, in points."""
     observed = float(np.mean([each.observed[1] - each.observed[0] for each in resamples]))
     resampled = np.mean([each.resampled[:, 1] - each.resampled[:, 0] for each in resamples], axis=0)
     return estimate_with_interval(
@@ -202,7 +206,7 @@ def _estimate_mean_change(resamples: Sequence[BootstrapResamples], influence: Fl
 
 
 def _compute_change_influence(resamples: BootstrapResamples) -> Floats:
-    """Each image's influence [C] on the task's change, in points."""
+    """The influence [C] of each image on the task's change, in points."""
     return np.asarray(resamples.influence[:, 1] - resamples.influence[:, 0])
 
 
@@ -215,6 +219,6 @@ def _require_two_rows(tasks: Sequence[TaskScores]) -> None:
 
 
 def _derive_seed(seed: int, *names: str) -> int:
-    """A seed of its own for each test, the same in every run."""
+    """A seed that is different for each test and the same in every run."""
     text = "/".join((str(seed), "swap", *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -1,18 +1,19 @@
-"""The figures of merit: how much was learned, and what it cost.
+"""The figures of merit: learning and forgetting over the stages of a job.
 
 With a[s, t] the score of task t after stage s, base[t] = a[0, t], T stages, and t_s the task of stage s:
 
     target learning      mean over stages s of a[s, t_s] - base[t_s]
-    target forgetting    mean over tasks t last taught at a stage s_t < T of a[T, t] - a[s_t, t]
+    target forgetting    mean over tasks t last trained at a stage s_t < T of a[T, t] - a[s_t, t]
     target overall       mean over distinct targets t of a[T, t] - base[t]
-    held-out forgetting  mean over the suite of a[s, b] - base[b], for each stage s; the figure is s = T
-      worst              the smallest of these over the stages, the stage chosen anew in each resample
+    held-out forgetting  mean over the suite's benchmarks b of a[s, b] - base[b], for each stage s; the figure is s = T
+      worst              the smallest of these over the stages; each resample chooses its own worst stage
       recovery           final - worst (never negative, so its interval carries no significance)
       sum                sum instead of mean over the suite, at s = T
 
-All in percentage points; negative is forgetting. Intervals are BCa intervals (see intervals.py) of a bootstrap over
-images, one joint draw per task across all stages (see bootstrap.py); that of recovery, which is never negative and
-often exactly zero, is the plain percentiles. They cover the choice of questions, not of training seeds.
+All are in percentage points; negative values mean forgetting. Intervals are BCa intervals (see intervals.py) of a
+bootstrap over images with the same draws for all stages of a task (see bootstrap.py). For recovery, which is never
+negative and often exactly zero, they are plain percentiles. Intervals cover the choice of questions, not of training
+seeds.
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ def compute_figures_of_merit(
 ) -> dict[str, Any]:
     """The `figures` of results.json.
 
-    taught  task of stage 1..T, in order (a task may be taught again)
-    suite   the held-out benchmarks (may be empty)
-    scores  by task; values [T + 1, n]
+    trained_tasks  the tasks of stages 1..T, in order (a task may be trained again)
+    suite          the held-out benchmarks (may be empty)
+    scores         task -> scores with values [T + 1, n]
 
-    Returns target_learning, target_forgetting, target_overall and heldout_forgetting, each {value, low, high}
-    in points; heldout_forgetting also per_stage (T of them), worst (with `stage`, counted from 1), recovery
-    and sum. Where a figure does not exist (forgetting with nothing taught before the last stage; held-out
-    without a suite) all three are None; where a task has only one image, low and high are None.
+    Returns target_learning, target_forgetting, target_overall and heldout_forgetting, each {value, low, high} in
+    points. heldout_forgetting also has per_stage (T estimates), worst (with `stage`, counted from 1), recovery and sum.
+    If a figure is not defined (target forgetting of one stage, held-out forgetting without a suite), its three values
+    are None; if a task has only one image, low and high are None.
 
-    Raises DataError if nothing was taught, a task's scores are missing or have another number of stages, or a
-    target stands in the suite.
+    Raises DataError if there is no stage, a task's scores are missing or have another number of stages, or a target is
+    in the suite.
     """
     check_bootstrap_settings(num_resamples, confidence_level)
     _check_tasks_and_scores(trained_tasks, suite, scores)
@@ -82,7 +83,7 @@ def compute_figures_of_merit(
 def _estimate_mean_change(
     changes: Sequence[StageChange], resamples: Mapping[str, BootstrapResamples], confidence_level: float
 ) -> dict[str, float | None]:
-    """Mean of paired changes, in the data and in each resample."""
+    """{value, low, high} of the mean of paired changes, in points."""
     observed = np.mean(
         [resamples[task].observed[after] - resamples[task].observed[before] for task, before, after in changes]
     )
@@ -90,26 +91,26 @@ def _estimate_mean_change(
         [resamples[task].resampled[:, after] - resamples[task].resampled[:, before] for task, before, after in changes],
         axis=0,
     )
-    influence_of_task: dict[str, Floats] = {}  # a task changed twice has the same images both times
+    influence_of_task: dict[str, Floats] = {}  # two changes of a task share its images
     for task, before, after in changes:
         influence = resamples[task].influence
         influence_of_task[task] = influence_of_task.get(task, 0.0) + (influence[:, after] - influence[:, before]) / len(
             changes
         )
-    interval = all(resamples[task].has_interval for task in influence_of_task)
+    has_interval = all(resamples[task].has_interval for task in influence_of_task)
     return estimate_with_interval(
         float(observed),
         resampled,
         np.concatenate(list(influence_of_task.values())),
         confidence_level=confidence_level,
-        has_interval=interval,
+        has_interval=has_interval,
     )
 
 
 def _compute_heldout_figures(
     benchmarks: Sequence[BootstrapResamples], num_stages: int, confidence_level: float
 ) -> dict[str, Any]:
-    """Held-out forgetting with its stages, its worst stage, recovery and sum."""
+    """Held-out forgetting per stage and at the last one, with worst stage, recovery and sum."""
     if not benchmarks:
         undefined_stages: dict[str, Any] = {"per_stage": [make_undefined_estimate() for _ in range(num_stages)]}
         return (
@@ -124,7 +125,9 @@ def _compute_heldout_figures(
     num_benchmarks, has_interval = len(benchmarks), all(benchmark.has_interval for benchmark in benchmarks)
     observed = np.mean([_subtract_base(benchmark.observed[None, :])[0] for benchmark in benchmarks], axis=0)  # [T]
     resampled = np.mean([_subtract_base(benchmark.resampled) for benchmark in benchmarks], axis=0)  # [R, T]
-    influence = np.concatenate([_subtract_base(each.influence) for each in benchmarks]) / num_benchmarks  # [C, T]
+    influence = (
+        np.concatenate([_subtract_base(benchmark.influence) for benchmark in benchmarks]) / num_benchmarks
+    )  # [C, T]
 
     def estimate_figure(value: float, resampled: Floats, influence: Floats | None) -> dict[str, float | None]:
         return estimate_with_interval(
@@ -160,7 +163,7 @@ def _check_tasks_and_scores(
     trained_tasks: Sequence[str], suite: Sequence[str], scores: Mapping[str, TaskScores]
 ) -> None:
     if not trained_tasks:
-        raise DataError("no stage was taught: learning and forgetting need at least one")
+        raise DataError("no stage was trained: learning and forgetting need at least one")
     overlapping_tasks = sorted(set(trained_tasks) & set(suite))
     if overlapping_tasks:
         raise DataError(

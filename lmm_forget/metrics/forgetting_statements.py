@@ -1,9 +1,9 @@
-"""Which of three statements about forgetting hold in a sweep, said as carefully as its size allows.
+"""Judge which of three statements about forgetting hold in a sweep; small sweeps give hints only.
 
-The statements (of arXiv 2510.08564): output shift goes together with forgetting; where forgetting recovers at
-a later stage, the shift goes back; late MLP blocks write most of it. Which figures decide is fixed here, for all sweeps
-alike: the mass of number tokens in the model's own answers (the paper's figure) and along given ones, and of the whole
-distribution the divergence from the base (kl) and the loss on the given answers (nll).
+The statements (of arXiv 2510.08564) are: output shift goes together with forgetting; where forgetting recovers at a
+later stage, the shift goes back; late MLP blocks write most of the shift. The same figures decide in all sweeps: the
+probability mass of number tokens in the model's own answers (the paper's figure) and in given answers, the divergence
+from the base (kl), and the loss on the given answers (nll).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lmm_forget.metrics.shift_correlation import MIN_RUNS
 DECIDING_FIGURES = (("number_mass", "free"), ("number_mass", "forced"), ("kl", "forced"), ("nll", "forced"))
 SIGNIFICANCE_LEVEL = 0.05
 MIN_RISES = 6
-"""With fewer rises not even all of them going back gives a sign test below 0.05 (2 · 0.5⁵ = 0.0625)."""
+"""With fewer rises the sign test cannot be below 0.05, even if the shift goes back at all (2 · 0.5⁵ = 0.0625)."""
 MIN_JOBS = 6
-"""An interval that resamples fewer jobs is too rough to settle anything, on whichever side of zero it lies."""
+"""An interval from fewer jobs is too inaccurate for a verdict; it gives a hint only."""
 LAYER_PARTS = ("early_attention", "late_attention", "early_mlp", "late_mlp")
 VERDICT_HOLDS, VERDICT_DOES_NOT_HOLD, VERDICT_NOT_SHOWN = "holds here", "does not hold here", "not shown here"
 VERDICT_HINT_HOLDS, VERDICT_HINT_DOES_NOT_HOLD = "a hint that it holds", "a hint that it does not hold"
@@ -31,21 +31,21 @@ STATEMENT_TITLES = (
 
 
 def judge_forgetting_statements(correlations: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The three statements with their evidence, from what `connection` found.
+    """The three statements with their evidence, from the result of `correlate_shift_with_forgetting`.
 
-    Each is {number, statement, evidence}; an evidence is {figure, prompts, mode, verdict, why} and, for the third,
-    {figure: "folded", recipe, verdict, why}. A verdict is "holds here", "does not hold here", "not shown here", or,
-    where fewer than 6 jobs were resampled, "a hint that it holds" or "a hint that it does not hold".
+    Each is {number, statement, evidence}. Evidence is a list of {figure, prompts, mode, verdict, why}, or for the third
+    statement of {figure: "folded", recipe, verdict, why}. A verdict is "holds here", "does not hold here" or "not shown
+    here"; with fewer than 6 jobs, "a hint that it holds" or "a hint that it does not hold".
     """
     correlation_evidence: list[dict[str, Any]] = []
     recovery_evidence: list[dict[str, Any]] = []
     for shift in correlations["shifts"]:
         for figure, mode in DECIDING_FIGURES:
-            against = shift["figures"].get(figure, {}).get("heldout")
-            if mode != shift["mode"] or against is None:
+            correlation = shift["figures"].get(figure, {}).get("heldout")
+            if mode != shift["mode"] or correlation is None:
                 continue
             description = {"figure": figure, "prompts": shift["prompts"], "mode": mode}
-            correlation_evidence.append({**description, **_judge_correlation(against)})
+            correlation_evidence.append({**description, **_judge_correlation(correlation)})
             recovery_evidence.append({**description, **_judge_recovery(shift["recovery"][figure])})
     recipes = dict.fromkeys(entry["recipe"] for entry in correlations["layers"])
     layer_evidence = [
@@ -61,7 +61,7 @@ def judge_forgetting_statements(correlations: Mapping[str, Any]) -> list[dict[st
 
 
 def _judge_correlation(correlation: Mapping[str, Any]) -> dict[str, str]:
-    """By the sign of Spearman's rho: a larger shift, a lower held-out mean."""
+    """Judge by the sign of Spearman's rho, which is negative if a larger shift means a lower held-out mean."""
     rho, jobs = correlation["spearman"], correlation["runs"]
     if rho["value"] is None:
         return {"verdict": VERDICT_NOT_SHOWN, "why": f"{correlation['n']} models give no correlation"}
@@ -77,7 +77,7 @@ def _judge_correlation(correlation: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _judge_recovery(recovery: Mapping[str, Any]) -> dict[str, str]:
-    """By the sign test over the stages after which the held-out mean had risen."""
+    """Judge by the sign test over the stages after which the held-out mean rose."""
     num_rises, num_shrunk, p = recovery["recovered"], recovery["shift_went_back"], recovery["p"]
     rho = recovery["changes"]["spearman"]
     changes = "" if rho["value"] is None else f"; all changes from stage to stage: Spearman {format_correlation(rho)}"
@@ -97,7 +97,7 @@ def _judge_recovery(recovery: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _judge_late_mlp_share(layer_shares: Sequence[Mapping[str, Any]], recipe: str) -> dict[str, str]:
-    """By which half of which kind of block has the largest share, after most of a recipe's stages."""
+    """Judge by whether late MLP blocks have the largest share of the shift after most of a recipe's stages."""
     recipe_shares = [entry["folded"] for entry in layer_shares if entry["recipe"] == recipe and "folded" in entry]
     recipe_shares = [parts for parts in recipe_shares if all(parts[name] is not None for name in LAYER_PARTS)]
     if not recipe_shares:
@@ -114,7 +114,7 @@ def _judge_late_mlp_share(layer_shares: Sequence[Mapping[str, Any]], recipe: str
 
 
 def format_correlation(estimate: Mapping[str, float | None]) -> str:
-    """`-0.82 [-0.94, -0.62]`, the value alone where there is no interval, `n/a` where there is no value."""
+    """Format as "-0.82 [-0.94, -0.62]", as "-0.82" without an interval, or as "n/a" without a value."""
     if estimate["value"] is None:
         return "n/a"
     if estimate["low"] is None:
@@ -123,7 +123,7 @@ def format_correlation(estimate: Mapping[str, float | None]) -> str:
 
 
 def describe_resampling(correlations: Mapping[str, Any]) -> str:
-    """What the intervals rest on, in a few sentences."""
+    """Explain in a few sentences what the intervals resample."""
     jobs, recipes = correlations["jobs"], len({point["recipe"] for point in correlations["points"]})
     if jobs < MIN_RUNS:
         return f"No intervals: points of one job are not independent, and there are only {jobs} jobs to resample."

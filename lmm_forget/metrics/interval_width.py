@@ -1,4 +1,4 @@
-"""What a part of a benchmark can tell apart, before anything is asked."""
+"""Predict the width of confidence intervals on a subset of a benchmark, before evaluation."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ASSUMED_CHANGE_RATE = 0.2
-"""Assumed share of the questions whose answer turns from right to wrong or back between two models."""
+"""Assumed fraction of questions whose answer changes from right to wrong or back between two models."""
 NORMAL_QUANTILE = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
 
 
 def compute_interval_half_width(num_questions: int, change_rate: float = ASSUMED_CHANGE_RATE) -> float:
-    """Half a 95 % interval of a paired change in accuracy, in points, at no true change.
+    """Half the width, in points, of the 95 % interval of a paired change in accuracy if there is no true change.
 
-    A question changes by ±1 with probability `changed`, so the mean over n questions has variance changed / n
-    (the variance under McNemar's null hypothesis).
+    Each question changes by ±1 with probability `change_rate`, so the mean over n questions has the variance
+    change_rate / n (the variance under McNemar's null hypothesis).
     """
     return 100.0 * NORMAL_QUANTILE * math.sqrt(change_rate / num_questions)
 
 
 def compute_mean_half_width(question_counts: Sequence[int], change_rate: float = ASSUMED_CHANGE_RATE) -> float:
-    """The same for the mean over benchmarks with so many questions each, in points."""
+    """As `compute_interval_half_width`, for the mean over benchmarks with these numbers of questions, in points."""
     return math.sqrt(sum(compute_interval_half_width(n, change_rate) ** 2 for n in question_counts)) / len(
         question_counts
     )
 
 
 def describe_interval_widths(config: Mapping[str, Any]) -> str | None:
-    """One line on what the subsets of a resolved configuration's suite can tell apart; None without subsets."""
+    """A line with the interval widths of the suite's subsets in a resolved configuration; None without subsets."""
     suite = config["suite"]
     subsets = [config["tasks"][name].get("subset") for name in suite["tasks"]]
     sizes = [part["samples"] for part in subsets if part]

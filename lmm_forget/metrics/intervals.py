@@ -1,10 +1,10 @@
-"""The interval of a change: bias-corrected and accelerated (BCa), with the image as its unit.
+"""The bias-corrected and accelerated (BCa) bootstrap interval of a change, with the image as unit.
 
-A change that sits in few images is skewed, and the plain percentiles of its resamples then miss the truth too often
-(benchmarks/coverage.py counts how often). BCa moves the two percentiles by how far the resamples lie to one side of the
-data and by the skewness of the images' influences: Efron, Journal of the American Statistical Association 82 (1987)
-171-185. Its level is widened as Student's t is wider than the normal, which percentiles of few images are not:
-Hesterberg, The American Statistician 69 (2015) 371-386.
+If few images cause a change, its distribution is skewed, and plain percentiles of the resamples miss the true value too
+often (benchmarks/coverage.py measures how often). BCa corrects the two percentiles for the bias of the resamples and
+for the skewness of the images' influences (Efron, Journal of the American Statistical Association 82, 1987, 171-185).
+The interval is widened as Student's t is wider than the normal distribution, because percentiles of few images are too
+narrow (Hesterberg, The American Statistician 69, 2015, 371-386).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lmm_forget.metrics.bootstrap import Floats, round_float
 def compute_bca_interval(
     value: float, resampled: Floats, influence: Floats, *, confidence_level: float = 0.95
 ) -> tuple[float, float]:
-    """Low and high end of `value`'s interval, from its resamples [R] and each image's influence on it [C].
+    """(low, high) of the interval of `value`, from its resamples [R] and the influence of each image on it [C].
 
-    Both ends are the value where no resample differs, or with fewer than two images.
+    Both are `value` if all resamples are equal or there are fewer than two images.
     """
     clusters = len(influence)
     if clusters < 2 or float(np.ptp(resampled)) <= 1e-9 * max(1.0, abs(value)):
@@ -33,7 +33,7 @@ def compute_bca_interval(
     widened_quantile = np.sqrt(clusters / (clusters - 1)) * float(stdtrit(clusters - 1, (1.0 + confidence_level) / 2.0))
     low, high = np.quantile(
         resampled,
-        [_adjust_percentile(bias, acceleration, arm) for arm in (-widened_quantile, widened_quantile)],
+        [_adjust_percentile(bias, acceleration, quantile) for quantile in (-widened_quantile, widened_quantile)],
     )
     return float(low), float(high)
 
@@ -46,9 +46,10 @@ def estimate_with_interval(
     confidence_level: float = 0.95,
     has_interval: bool = True,
 ) -> dict[str, float | None]:
-    """{value, low, high}: the value in the data with its `bca` interval.
+    """{value, low, high}: the value in the data with its interval, from resamples [R] and influences [C].
 
-    Without influences, the plain percentiles of the resamples. low and high are None where `interval` is False.
+    It is the BCa interval, or without influences the plain percentiles of the resamples. low and high are None if
+    `has_interval` is False.
     """
     if not has_interval:
         return {"value": round_float(value), "low": None, "high": None}
@@ -61,12 +62,12 @@ def estimate_with_interval(
 
 
 def make_undefined_estimate() -> dict[str, float | None]:
-    """The estimate of a figure that does not exist for this run."""
+    """The estimate of a figure that is not defined for this job: all None."""
     return {"value": None, "low": None, "high": None}
 
 
 def _adjust_percentile(bias: float, acceleration: float, quantile: float) -> float:
-    """The percentile that BCa takes for a plain normal quantile `arm`; 0 or 1 where the formula has no answer."""
+    """The percentile that BCa uses for a normal quantile; 0 or 1 where the formula is not defined."""
     shifted = bias + quantile
     below = 1.0 - acceleration * shifted
     if below <= 0.0:

@@ -1,7 +1,7 @@
-"""Does forgetting go together with the shift of the output distribution? Correlations over the jobs of a sweep.
+"""Correlate forgetting with the shift of the output distribution, over the jobs of a sweep.
 
-A point is a model: a job's model after a stage, or at a milestone whose held-out scores were asked. Points of one
-job are not independent, so intervals resample whole jobs (a cluster bootstrap; Cameron, Gelbach and Miller, 2008).
+A point is a model: a job's model after a stage, or at a milestone with held-out scores. Points of one job are not
+independent, so intervals resample whole jobs (a cluster bootstrap; Cameron, Gelbach and Miller, 2008).
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from lmm_forget.metrics.bootstrap import round_float
 Floats = NDArray[np.float64]
 NUM_RESAMPLES, CONFIDENCE_LEVEL = 2000, 0.95
 MIN_RUNS, MIN_POINTS = 3, 3
-"""Below so many jobs an interval says nothing; below so many points there is no correlation."""
+"""The smallest numbers of jobs for an interval and of points for a correlation."""
 
 
 def correlate_shift_with_forgetting(
     results: Sequence[Mapping[str, Any]], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """How the shift on each set of prompts goes together with held-out forgetting, over jobs with probes.
+    """Correlate the shift on each set of prompts with held-out forgetting, over the jobs that have probes.
 
-    `results` are contents of results.json with `job.job` naming the job. Returns `shifts`, one entry per prompts
-    and mode: `figures` maps each shift figure to its correlation with the change of the held-out mean
-    (`against: heldout`, points) and with the rise of the reference's nll (`against: nll`), `recovery` says whether
-    the shift went back when the held-out mean recovered, and `base` holds the base's own values; `points` holds
-    the data; `layers` the shares of what the blocks write; `jobs` their number.
+    `results` are contents of results.json whose `job.job` names the job. Returns
+
+    - jobs: the number of jobs with probes
+    - shifts: one entry per set of prompts and mode, with the keys `figures` (shift figure -> its correlations with the
+      change of the held-out mean, "heldout" in points, and with the rise of the references' nll, "nll"), `recovery`
+      (see `_test_recovery`) and `base` (the base's values)
+    - layers: the shares of the blocks in the change of the logits (see `_compute_layer_shares`)
+    - points: the data
     """
     with_probes = [result for result in results if "probes" in result]
     points = [point for result in with_probes for point in _collect_points(result)]
@@ -63,22 +66,22 @@ def compute_correlations(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Pearson's r and Spearman's rho of two series, each {value, low, high}, over points that belong to `runs`.
+    """Pearson's r and Spearman's rho of two series, each {value, low, high}; `runs` has the job of each point.
 
-    The 95 % percentile interval resamples runs; draws without variance are left out. low and high are None with
-    fewer than 3 runs, all of it with fewer than 3 points or without variance.
+    The 95 % percentile interval resamples jobs and ignores draws without variance. low and high are None with fewer
+    than 3 jobs; value is None too with fewer than 3 points or without variance.
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     names, run = np.unique(np.asarray(runs), return_inverse=True)
     entry: dict[str, Any] = {"n": len(a), "runs": len(names)}
     members = [np.flatnonzero(run == k) for k in range(len(names))]
     rng = np.random.default_rng(seed)
-    picks = rng.integers(0, max(len(names), 1), size=(num_resamples, len(names)))
+    drawn_runs = rng.integers(0, max(len(names), 1), size=(num_resamples, len(names)))
     for name, correlation in (("pearson", _compute_pearson), ("spearman", _compute_spearman)):
         value = correlation(a, b) if len(a) >= MIN_POINTS else None
         low = high = None
         if value is not None and len(names) >= MIN_RUNS:
-            resampled = _resample_correlation(correlation, a, b, members, picks)
+            resampled = _resample_correlation(correlation, a, b, members, drawn_runs)
             low, high = (
                 round_float(q) for q in np.quantile(resampled, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
             )
@@ -93,12 +96,12 @@ def _resample_correlation(
     run_indices: Sequence[NDArray[np.intp]],
     drawn_runs: NDArray[np.int64],
 ) -> list[float]:
-    """`both` of every draw of runs; all draws at once where the runs have equally many points (30 times faster)."""
-    if len({len(of) for of in run_indices}) > 1:
-        drawn = [
-            correlation(a[i], b[i]) for i in (np.concatenate([run_indices[k] for k in pick]) for pick in drawn_runs)
+    """The correlation in every draw of jobs, all at once if jobs have equally many points (30 times faster)."""
+    if len({len(indices) for indices in run_indices}) > 1:
+        correlations = [
+            correlation(a[i], b[i]) for i in (np.concatenate([run_indices[k] for k in draw]) for draw in drawn_runs)
         ]
-        return [r for r in drawn if r is not None]
+        return [r for r in correlations if r is not None]
     point_indices = np.stack(run_indices)[drawn_runs].reshape(len(drawn_runs), -1)
     x, y = a[point_indices], b[point_indices]
     if correlation is _compute_spearman:
@@ -124,7 +127,7 @@ def _compute_spearman(a: Floats, b: Floats) -> float | None:
 
 
 def _collect_points(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One point per model of a job that was looked at, the base left out (it is zero by definition)."""
+    """One point per probed model of a job, without the base, whose shift is zero by definition."""
     base, suite = result["base"], result["config"]["suite"]["tasks"]
     base_readings = _index_readings_by_prompts(base["probes"]["readings"])
     label = {"job": result["job"].get("job"), "recipe": result["config"]["recipe"]["name"]}
@@ -157,7 +160,7 @@ def _index_readings_by_prompts(
 
 
 def _compute_shift(reading: Mapping[str, Any], base_reading: Mapping[str, Any]) -> dict[str, float]:
-    """Shift figures of a reading against the base's: rises of masses, entropy and nll; divergences as they are."""
+    """Shift figures of a reading: differences from the base for masses, entropy and nll; divergences unchanged."""
     shift = {
         f"{name}_mass": mass["mean"] - base_reading["mass"][name]["mean"]
         for name, mass in reading["mass"].items()
@@ -205,7 +208,7 @@ def _correlate_one_shift(
 
 
 def _extract_base_values(result: Mapping[str, Any], key: tuple[str, str]) -> dict[str, float]:
-    """The base's own masses, entropy and nll on one set of prompts; masses are shares, the others nats."""
+    """The base's masses (fractions), entropy and nll (nats) on one set of prompts."""
     reading = _index_readings_by_prompts(result["base"]["probes"]["readings"]).get(key)
     if reading is None:
         return {}
@@ -216,14 +219,17 @@ def _extract_base_values(result: Mapping[str, Any], key: tuple[str, str]) -> dic
 def _test_recovery(
     points: Sequence[Mapping[str, Any]], key: tuple[str, str], name: str, num_resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Does the shift go back to the base where the held-out mean rises again? From stage to stage within a job.
+    """Test whether the shift goes back towards the base where the held-out mean rises from one stage to the next.
 
-    The distance from the base is the shift's absolute value. The way from the base to the first stage is left out:
-    there the one can only fall and the other only grow. `recovered` counts stages after which the held-out mean had
-    risen, `shift_went_back` those of them with a smaller distance, `p` is the two-sided sign test of these counts
-    (it takes stages for independent, which those of one job are not); `fell` and `shift_grew` are the same where it
-    fell; `rises` lists the former; `changes` correlates the change of the distance with that of the held-out mean
-    (negative where they go together).
+    The distance from the base is the absolute value of the shift. The step from the base to the first stage is left
+    out, because there the distance can only grow. Returns
+
+    - recovered: the number of stages after which the held-out mean rose; rises: these stages
+    - shift_went_back: how many of them have a smaller distance than the stage before
+    - p: the two-sided sign test of these counts, which treats stages as independent (those of one job are not)
+    - fell, shift_grew: the number of stages after which the mean fell, and how many of them have a larger distance
+    - changes: the correlation of the change of the distance with that of the held-out mean (negative if they go
+      together)
     """
     steps: list[dict[str, Any]] = []
     stages = [p for p in points if p["step"] is None and name in p["shift"][key] and p["heldout"] is not None]
@@ -259,7 +265,10 @@ def _test_recovery(
 
 
 def _compute_layer_shares(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Shares of the change in logits by block and half of the decoder, per stage: of norms, and signed (direct)."""
+    """Shares of attention and MLP in both halves of the decoder in the change of the logits, per stage.
+
+    "norm" and "folded" are shares of norms; "direct" is signed.
+    """
     layer_shares = []
     for stage in result["stages"]:
         for reading in stage.get("probes", {}).get("readings", ()):

@@ -1,4 +1,4 @@
-"""Is a change more than luck? Paired comparisons of one task at two stages."""
+"""Significance of a change of one task between two stages, by paired comparisons."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lmm_forget.metrics.bootstrap import (
 )
 from lmm_forget.metrics.intervals import estimate_with_interval
 
-_MAX_EXACT_CHANGES = 25  # changed answers below which the chi-square approximation is not used
+_MAX_EXACT_CHANGES = 25  # with fewer changed answers the exact test is used instead of chi-square
 
 
 def run_mcnemar_test(scores_before: ArrayLike, scores_after: ArrayLike) -> dict[str, float | int | str]:
     """McNemar's test on paired right/wrong scores.
 
-    before, after [n] of 0 and 1, the same samples in the same order. Returns gained (wrong, then right), lost
-    (right, then wrong), n, p_value (two-sided) and method: "exact" (binomial) for fewer than 25 changed
-    answers, else "chi2" with Edwards' continuity correction. It counts every question as independent; where
-    many share an image, the clustered interval of `estimate_paired_change` is the wider and the better one. McNemar,
+    `scores_before` and `scores_after` are [n] of 0 and 1, the same samples in the same order. Returns gained (wrong,
+    then right), lost (right, then wrong), n, p_value (two-sided) and method: "exact" (binomial) for fewer than 25
+    changed answers, else "chi2" with Edwards' continuity correction. The test treats all questions as independent; if
+    many share an image, use the wider interval of `estimate_paired_change`, which resamples images. McNemar,
     Psychometrika 12 (1947) 153-157.
 
     Raises DataError if lengths differ or a score is neither 0 nor 1.
@@ -38,7 +38,7 @@ def run_mcnemar_test(scores_before: ArrayLike, scores_after: ArrayLike) -> dict[
     if first.shape != second.shape:
         raise DataError(f"McNemar's test pairs {len(first)} samples with {len(second)}, expected the same samples")
     if not (is_binary(first) and is_binary(second)):
-        raise DataError("McNemar's test needs scores that are 0 or 1; use paired_change for partial scores")
+        raise DataError("McNemar's test needs scores that are 0 or 1; use estimate_paired_change for partial scores")
     gained, lost = int(np.sum((first == 0) & (second == 1))), int(np.sum((first == 1) & (second == 0)))
     num_changed = gained + lost
     if num_changed < _MAX_EXACT_CHANGES:
@@ -59,10 +59,10 @@ def estimate_paired_change(
     seed: int = 0,
     confidence_level: float = 0.95,
 ) -> dict[str, Any]:
-    """A task's change from stage `before` to stage `after` (0 is the base), in points.
+    """A task's change from `stage_before` to `stage_after` (0 is the base), in points.
 
-    Returns {value, low, high, mcnemar}; `mcnemar` is None where scores are not all 0 or 1. Raises DataError if
-    there is no such stage.
+    Returns {value, low, high, mcnemar}; mcnemar (`run_mcnemar_test`) is None if not all scores are 0 or 1. Raises
+    DataError for a stage that does not exist.
     """
     check_bootstrap_settings(num_resamples, confidence_level)
     for stage in (stage_before, stage_after):
@@ -80,7 +80,7 @@ def estimate_paired_change(
 def estimate_changes_from_base(
     scores: TaskScores, *, num_resamples: int = 2000, seed: int = 0, confidence_level: float = 0.95
 ) -> list[dict[str, Any]]:
-    """`estimate_paired_change` of every stage from the base, from one set of resamples."""
+    """`estimate_paired_change` from the base to every stage, with one set of resamples."""
     check_bootstrap_settings(num_resamples, confidence_level)
     resamples = resample_task(scores, num_resamples=num_resamples, seed=seed)
     return [

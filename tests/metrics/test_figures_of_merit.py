@@ -155,7 +155,7 @@ def test_level_and_seed() -> None:
 @pytest.mark.parametrize(
     ("taught", "suite", "words"),
     [
-        ([], ["x"], "no stage was taught"),
+        ([], ["x"], "no stage was trained"),
         (["a", "b", "c"], ["nowhere"], "task nowhere has no scores (there are scores of: a, b, c, x, y)"),
         (["a", "b"], ["x"], "task a has scores of 3 stages besides the base, expected 2"),
         (["a", "b", "c"], ["x", "a"], "task a is a target and in the held-out suite"),
