@@ -128,7 +128,7 @@ def _download_with_retries(
             if content is None:
                 return DownloadResult(request, f"larger than {MAX_IMAGE_BYTES // 1_000_000} MB")
             if _hash_bytes(content) != request.sha256:
-                return DownloadResult(request, "the picture behind the link is another one now")
+                return DownloadResult(request, "the image behind the link has changed")
             _write_atomically(content, target)
             return DownloadResult(request)
         if attempt < max_retries:

@@ -29,8 +29,8 @@ def print_data_report(report: Mapping[str, Any]) -> None:
         "own answer scores 0": lambda s: str(s["unscored"]["count"]),
         "answer, words": lambda s: _format_spread(s.get("answers", {}).get("words")),
         "question, characters": lambda s: _format_spread(s.get("question_characters")),
-        "picture, width": lambda s: _format_spread(s.get("pixels", {}).get("width")),
-        "picture, height": lambda s: _format_spread(s.get("pixels", {}).get("height")),
+        "image, width": lambda s: _format_spread(s.get("pixels", {}).get("width")),
+        "image, height": lambda s: _format_spread(s.get("pixels", {}).get("height")),
         "options": lambda s: ", ".join(f"{n}: {count}" for n, count in s.get("choices", {}).items()),
         "tokens": lambda s: _format_spread(s.get("tokens")),
         "longer than the context": lambda s: str(s["too_long"]["count"]) if "too_long" in s else "",
@@ -54,7 +54,7 @@ def print_data_report(report: Mapping[str, Any]) -> None:
             first = ", ".join(" = ".join(ids) for ids in section["first"][:3])
             console.print(
                 Text(
-                    f"pictures in both {pair}: {section['same_pixels']} the same, {section['look_alike']} look alike "
+                    f"images in both {pair}: {section['same_pixels']} the same, {section['look_alike']} look alike "
                     f"({first})"
                 ),
                 style="red" if section["same_pixels"] else "",
@@ -72,7 +72,7 @@ def print_prepare_report(report: Mapping[str, Any], output_dir: str, task_name: 
     usable = ", ".join(f"{split} {count:,}" for split, count in report["usable_rows"].items())
     console.print(
         Text(
-            f"{report['images']:,} pictures: {report['downloaded']:,} downloaded, {report['already_there']:,} were "
+            f"{report['images']:,} images: {report['downloaded']:,} downloaded, {report['already_there']:,} were "
             f"there, {len(report['gone']):,} gone"
         )
     )
@@ -80,7 +80,7 @@ def print_prepare_report(report: Mapping[str, Any], output_dir: str, task_name: 
         console.print(Text(f"  {count:>6,}  {reason}"))
     console.print(Text(f"{report['rows']:,} rows: usable {usable or 'none'}; {report['lost_rows']:,} lost"))
     if report["may_come_back"]:
-        console.print(Text(f"{report['may_come_back']:,} failed in passing; the same command tries them again"))
+        console.print(Text(f"{report['may_come_back']:,} failed temporarily; the same command tries them again"))
     console.print(Text(f"use it: +tasks.{task_name}.train_path={output_dir}"))
 
 

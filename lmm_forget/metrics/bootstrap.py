@@ -95,7 +95,7 @@ def check_score_range(task: str, values: Floats) -> None:
     """Raise DataError unless every score is in 0..1."""
     if not bool(np.all((values >= 0.0) & (values <= 1.0))):
         invalid_score = values[~((values >= 0.0) & (values <= 1.0))].flat[0]
-        raise DataError(f"task {task}: found the score {invalid_score}, scores lie in 0..1")
+        raise DataError(f"task {task}: found the score {invalid_score}, scores are in 0..1")
 
 
 def to_label_array(task: str, name: str, labels: ArrayLike, num_samples: int) -> NDArray[np.str_]:

@@ -241,8 +241,8 @@ def _check_images_are_rgb(images: Sequence[Sequence[Image]]) -> None:
         for image in per_sample:
             if image.mode != "RGB" or 0 in image.size:
                 raise DataError(
-                    f"sample {i} of the batch: a picture of {_format_size(image)} in mode {image.mode}; "
-                    "pictures have to be RGB (lmm_forget.tasks.images.convert_to_rgb)"
+                    f"sample {i} of the batch: an image of {_format_size(image)} in mode {image.mode}; "
+                    "images have to be RGB (lmm_forget.tasks.images.convert_to_rgb)"
                 )
 
 
@@ -257,7 +257,7 @@ def _process_batch(
             try:
                 _call_processor(processor, [prompt], [per_sample])
             except (ValueError, RuntimeError, ZeroDivisionError, IndexError) as error:
-                sizes = ", ".join(map(_format_size, per_sample)) or "no pictures"
+                sizes = ", ".join(map(_format_size, per_sample)) or "no images"
                 cause = str(error).strip().split("\n")[0] or type(error).__name__
                 raise DataError(
                     f"sample {i} of the batch: {type(processor).__name__} cannot take it ({sizes}): {cause}"
@@ -280,9 +280,9 @@ def _check_images_are_separated(
     for i, (num_runs, per_sample) in enumerate(zip(runs.tolist(), images, strict=True)):
         if num_runs < len(per_sample):
             raise DataError(
-                f"sample {i} of the batch: its {len(per_sample)} pictures stand side by side in the prompt, and the "
+                f"sample {i} of the batch: its {len(per_sample)} images stand side by side in the prompt, and the "
                 f"model would take them for {num_runs}; the chat template of its {type(processor).__name__} has to put "
-                "tokens around each picture, as <|vision_start|> and <|vision_end|>"
+                "tokens around each image, such as <|vision_start|> and <|vision_end|>"
             )
 
 
@@ -320,7 +320,7 @@ def _append_answers(batch: dict[str, Tensor], lengths: list[int], answer_ids: li
     if unknown_keys:
         raise ConfigError(
             f"the processor returns {unknown_keys[0]!r} per token, whose value on answers is unknown; "
-            "a family of its own in lmm_forget/models can say it"
+            "a family of its own in lmm_forget/models can define it"
         )
     labels = torch.full((rows, width), IGNORE_INDEX, dtype=torch.long)
     fills = {"input_ids": pad_id, **{key: 0 for key in _PER_TOKEN_DEFAULTS if key in batch}}

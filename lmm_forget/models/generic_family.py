@@ -84,7 +84,7 @@ class GenericFamily(Family):
         ]
         if mismatched:
             raise ConfigError(
-                f"{type(model).__name__} cannot be mapped with certainty: whether pictures reach the decoder through "
+                f"{type(model).__name__} cannot be mapped with certainty: whether images reach the decoder through "
                 f"{len(mismatched)} of its tensors "
                 f"({', '.join(mismatched[:3])}{', …' if len(mismatched) > 3 else ''}) cannot be "
                 "told from its modules; found: "
@@ -128,9 +128,7 @@ def _find_parameters_before_decoder(
         return _find_leaf_ids(reached.tensors)
     except (ValueError, RuntimeError, TypeError) as error:
         cause = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ConfigError(
-            f"{type(model).__name__} cannot take what its processor makes of a picture: {cause}"
-        ) from None
+        raise ConfigError(f"{type(model).__name__} cannot take what its processor makes of an image: {cause}") from None
     finally:
         handle.remove()
         for p, flag in flags:

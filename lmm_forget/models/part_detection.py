@@ -41,7 +41,7 @@ def map_model_parts(model: PreTrainedModel, vision_feature_layer: int | Sequence
     if not projectors:
         raise _make_mapping_error(model, f"nothing in the tower ends in the decoder's width of {width}", [tower], names)
     if len(between) > 1:
-        raise _make_mapping_error(model, "more than one module lies between tower and decoder", between, names)
+        raise _make_mapping_error(model, "more than one module is between tower and decoder", between, names)
     return ModelParts(
         text_model=text,
         lm_head=head,

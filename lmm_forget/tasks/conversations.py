@@ -66,7 +66,7 @@ def parse_exchanges(item: Mapping[str, Any], image_names: Sequence[str], locatio
                 "alternate"
             )
     if turns[-1].role == "system":
-        raise DataError(f"{location}: a system turn behind the last answer, which no question can be asked with")
+        raise DataError(f"{location}: a system turn after the last answer, which belongs to no question")
     mark_count = sum(name is None for turn in turns for name in turn.image_names)
     if mark_count != len(image_names):
         raise DataError(
@@ -114,33 +114,27 @@ def _parse_turn(turn: Any, location: str, turn_number: int) -> _Turn:
         raise DataError(f"{location}: turn {turn_number} is a {type(turn).__name__}, not an object")
     turn_keys = next((keys for keys in _TURN_FORMATS.values() if keys[0] in turn), None)
     if turn_keys is None:
-        raise DataError(
-            f"{location}: turn {turn_number} does not say whom it is from; it has {', '.join(map(repr, turn))}"
-        )
+        raise DataError(f"{location}: turn {turn_number} has no speaker; it has {', '.join(map(repr, turn))}")
     speaker, content = turn[turn_keys[0]], turn.get(turn_keys[1])
     role = SPEAKER_ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         raise DataError(
             f"{location}: turn {turn_number} is from {str(speaker)[:40]!r}; there are "
             f"{', '.join(SPEAKER_ROLES)}, and no other "
-            "turn can be taught or asked"
+            "turn can be used"
         )
     tool_call = next((key for key in _TOOL_CALL_KEYS if turn.get(key)), None)
     if tool_call is not None:
-        raise DataError(
-            f"{location}: turn {turn_number} calls a tool ({tool_call!r}), which can be neither taught nor asked"
-        )
+        raise DataError(f"{location}: turn {turn_number} calls a tool ({tool_call!r}), which cannot be used")
     text, image_names = _parse_content(content, f"{location}: '{role} turn'")
     unsupported_mark = _UNSUPPORTED_MARK.search(text)
     if unsupported_mark and role == "human":
-        raise DataError(
-            f"{location}: turn {turn_number} has the mark {unsupported_mark[0]}; models are shown pictures only"
-        )
+        raise DataError(f"{location}: turn {turn_number} has the mark {unsupported_mark[0]}; models get images only")
     if image_names and role != "human":
         raise DataError(
             f"{location}: turn {turn_number}, a {role} turn, has {len(image_names)} {IMAGE_MARK} "
             f"mark{'s' * (len(image_names) != 1)}; only "
-            "questions show pictures"
+            "questions have images"
         )
     return _Turn(role, text, image_names)
 

@@ -137,7 +137,7 @@ class DatasetSplit:
         source = self.source
         if source.path is None:
             if source.hub is None:
-                raise DataError(f"task {source.task_name}: neither hub nor path says where {source.split} lies")
+                raise DataError(f"task {source.task_name}: neither hub nor path is given for {source.split}")
             builder = load_dataset_builder(source.hub, source.config, revision=source.revision)
         else:
             builder = self._make_local_builder(Path(source.path).expanduser())

@@ -239,7 +239,7 @@ def _decode_data_url(url: str) -> bytes:
     if scheme != "data":
         if scheme == "file":
             raise DataError("is a URL; give the file's path")
-        raise DataError("is a link, and nothing is downloaded; store the picture and give the file's path")
+        raise DataError("is a link, and nothing is downloaded; store the image and give the file's path")
     match = _DATA_URL.fullmatch(url)
     if match is None:
         raise DataError("is no data URL; it looks like data:image/png;base64,…")
@@ -267,7 +267,7 @@ def _describe_source(source: Path | str) -> str:
 def _suggest_fix(source: ImageSource) -> str:
     """A hint for a missing path that looks like base64; else empty."""
     if isinstance(source, Path) and _BASE64.search(str(source)):
-        return "; if it is the picture in base64, write data:image/png;base64, in front"
+        return "; if it is the image in base64, write data:image/png;base64, in front"
     return ""
 
 

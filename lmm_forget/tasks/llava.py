@@ -138,7 +138,7 @@ def _build_item_rows(
     _reject_duplicate_keys(item, location)
     unsupported = next((key for key in UNSUPPORTED_KEYS if item.get(key)), None)
     if unsupported is not None:
-        raise DataError(f"{location}: it has {unsupported!r}, which models are not shown here; only pictures are")
+        raise DataError(f"{location}: it has {unsupported!r}, which is not supported; models get images only")
     split = item.get("split")
     if split is not None and split not in SPLITS:
         raise DataError(f"{location}: split {shorten_value(split)!r} is not one of {', '.join(SPLITS)}")
@@ -146,7 +146,7 @@ def _build_item_rows(
     item_exchanges = parse_exchanges(item, _list_image_names(item, location), location)
     if len(item_exchanges) > 1 and turn_policy == "one":
         raise DataError(
-            f"{location}: {len(item_exchanges)} exchanges; turns=first keeps one, turns=each asks each by itself"
+            f"{location}: {len(item_exchanges)} exchanges; turns=first keeps one, turns=each makes a sample of each"
         )
     image_id = item.get("image_id")
     for turn, exchange in enumerate(item_exchanges if turn_policy == "each" else item_exchanges[:1]):

@@ -133,5 +133,5 @@ def _parse_stored_image(stored: Any, root: Path) -> ImageSource:
     name = path if isinstance(stored, dict) else stored
     if not isinstance(name, str) or not name:
         kind = "null" if name is None else f"a {type(name).__name__}" if name else "empty"
-        raise DataError(f"image is {kind}, not a picture, a path or a data URL")
+        raise DataError(f"image is {kind}, not an image, a path or a data URL")
     return parse_image_source(name, root)

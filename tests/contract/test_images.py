@@ -85,7 +85,5 @@ def test_what_a_processor_cannot_take_is_named() -> None:
 @pytest.mark.parametrize("mode", ["P", "RGBA", "I;16", "L"])
 def test_pictures_that_nobody_converted_are_refused(mode: str) -> None:
     lmm = subject("llava_next")
-    with pytest.raises(
-        DataError, match=f"sample 1 of the batch: a picture of 4 x 5 pixels in mode {mode}; pictures have"
-    ):
+    with pytest.raises(DataError, match=f"sample 1 of the batch: an image of 4 x 5 pixels in mode {mode}; images have"):
         lmm.family.encode_batch(lmm.processor, ["a", "b"], [[picture()], [Image.new(mode, (4, 5))]])

@@ -99,9 +99,7 @@ def test_pictures_that_a_template_merges_are_found_before_anything_is_asked() ->
     lmm.processor.chat_template = lmm.processor.chat_template.replace("<|vision_start|>", "")
     lmm.processor.chat_template = lmm.processor.chat_template.replace("<|vision_end|>", "")
     task.made[5] = replace(task.made[5], images=(picture(), picture(112, 56, 1)))
-    with pytest.raises(
-        DataError, match=r"1 of 8 samples cannot be asked \(first: q5: its 2 pictures stand side by side"
-    ):
+    with pytest.raises(DataError, match=r"1 of 8 samples cannot be asked \(first: q5: its 2 images stand side by side"):
         check_lengths(lmm, task, task.made, is_training=False)
     for taught in (False, True):
         kept = check_lengths(lmm, task, task.made, is_training=taught, on_bad_sample="skip").samples

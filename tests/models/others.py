@@ -176,7 +176,7 @@ def other_lmm(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, f
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
-        # Parameters that start at zero would hide whether pictures reach the decoder.
+        # Parameters that start at zero would hide whether images reach the decoder.
         for p in model.parameters():
             if not p.any():
                 torch.nn.init.normal_(p, std=0.02)

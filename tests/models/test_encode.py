@@ -131,7 +131,7 @@ def test_pictures_that_a_template_leaves_side_by_side_are_refused_by_position(na
     assert torch.isfinite(logits_of(lmm, [one, []])).all(), "one picture cannot merge with another"
     with pytest.raises(
         DataError,
-        match="sample 1 of the batch: its 2 pictures stand side by side in the prompt, and "
+        match="sample 1 of the batch: its 2 images stand side by side in the prompt, and "
         "the model would take them for 1; the chat template of its Qwen.*VLProcessor has to put",
     ):
         logits_of(lmm, [one, two, []])

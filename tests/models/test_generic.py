@@ -213,7 +213,7 @@ def test_a_second_module_between_tower_and_decoder_is_refused() -> None:
     lmm = other_lmm("gemma3")
     lmm.model.model.resampler = nn.Linear(4, 4)
     expected = (
-        r"more than one module lies between tower and decoder; found: model.multi_modal_projector "
+        r"more than one module is between tower and decoder; found: model.multi_modal_projector "
         r"\(Gemma3MultiModalProjector, 0.0 M parameters\), model.resampler \(Linear, 0.0 M parameters\)"
     )
     with pytest.raises(ConfigError, match=expected):
@@ -223,7 +223,7 @@ def test_a_second_module_between_tower_and_decoder_is_refused() -> None:
 def test_a_processor_that_does_not_fit_is_refused() -> None:
     lmm = other_lmm("internvl")
     lmm.processor.image_seq_length = 9
-    with pytest.raises(ConfigError, match="cannot take what its processor makes of a picture: .*do not match"):
+    with pytest.raises(ConfigError, match="cannot take what its processor makes of an image: .*do not match"):
         assemble_model(lmm.model, lmm.processor, {})
 
 

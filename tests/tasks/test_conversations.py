@@ -177,9 +177,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"conversations": [human("?"), gpt(" \n")]}, "'gpt turn' is empty"),
     ({"conversations": [system(" "), human("?"), gpt("x")]}, "'system turn' is empty"),
     ({"conversations": [system("Be kind.")]}, "0 turns; questions"),
-    ({"conversations": [human("?"), gpt("x"), system("Be kind.")]}, "a system turn behind the last answer"),
+    ({"conversations": [human("?"), gpt("x"), system("Be kind.")]}, "a system turn after the last answer"),
     ({"conversations": [human("?"), gpt("x"), "bye"]}, "turn 2 is a str, not an object"),
-    ({"conversations": [human("?"), {"value": "x"}]}, "turn 1 does not say whom it is from; it has 'value'"),
+    ({"conversations": [human("?"), {"value": "x"}]}, "turn 1 has no speaker; it has 'value'"),
     ({"conversations": [human("?"), {"from": "gpt"}]}, "'gpt turn' is null"),
     ({"conversations": [human("?"), {"from": None, "value": "x"}]}, "turn 1 is from 'None'"),
     (

@@ -89,7 +89,7 @@ def test_problems_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["problems"] == 4 and "no validation samples" in report["absent"]["validation"]
     assert main(["check", "task=mine", "--config-dir", str(tmp_path / "conf"), "sheet=none"]) == 1
     shown = " ".join(capsys.readouterr().out.split())
-    assert "train, unusable: 4: image" in shown and "pictures in both train/test: 1 the same" in shown
+    assert "train, unusable: 4: image" in shown and "images in both train/test: 1 the same" in shown
 
 
 def test_samples_longer_than_the_context_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

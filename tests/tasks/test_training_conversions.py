@@ -176,7 +176,7 @@ def test_pixmo_count_is_downloaded_verified_and_resumed(
         assert (report["images"], report["rows"], report["downloaded"]) == (9, 10, 6)
         assert report["reasons"] == {
             "HTTP 404": 1,
-            "the picture behind the link is another one now": 1,
+            "the image behind the link has changed": 1,
             "HTTP 500": 1,
         }
         assert (report["lost_rows"], report["may_come_back"]) == (3, 1)
@@ -185,7 +185,7 @@ def test_pixmo_count_is_downloaded_verified_and_resumed(
         before = dict(asked)
         assert main(command) == 0
         shown = capsys.readouterr().out
-        assert "9 pictures: 0 downloaded, 6 were there, 3 gone" in shown and "1 failed in passing" in shown
+        assert "9 images: 0 downloaded, 6 were there, 3 gone" in shown and "1 failed temporarily" in shown
         assert {path for path in asked if asked[path] > before[path]} == {"/down/6.png"}, "only what may come back"
         files = sorted((out / "images").glob("*/*"))
         assert all(hashlib.sha256(file.read_bytes()).hexdigest() == file.name for file in files)

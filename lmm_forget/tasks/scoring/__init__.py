@@ -1,1 +1,1 @@
-"""Scorers: pure functions of an answer and its sample; every score lies in 0..1."""
+"""Scorers: pure functions of an answer and its sample; every score is in 0..1."""
