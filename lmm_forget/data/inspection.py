@@ -211,9 +211,9 @@ def _summarize_split(summary: SplitSummary) -> dict[str, Any]:
         "unscored": {"count": len(summary.unscorable), "first": _shorten_lines(summary.unscorable)},
     }
     if summary.read_samples:
-        entry["question_characters"] = compute_spread(summary.question_lengths)
+        entry["question_characters"] = compute_min_median_max(summary.question_lengths)
         entry["answers"] = {
-            "words": compute_spread(summary.answer_lengths),
+            "words": compute_min_median_max(summary.answer_lengths),
             "formats": dict(summary.format_counts.most_common()),
             "different": len(summary.answer_counts),
             "most_common": [[text[:80], n] for text, n in summary.answer_counts.most_common(5)],
@@ -221,9 +221,9 @@ def _summarize_split(summary: SplitSummary) -> dict[str, Any]:
         entry["choices"] = {str(n): count for n, count in sorted(summary.choice_counts.items())}
     if summary.image_sizes:
         widths, heights = zip(*summary.image_sizes, strict=True)
-        entry["pixels"] = {"width": compute_spread(widths), "height": compute_spread(heights)}
+        entry["pixels"] = {"width": compute_min_median_max(widths), "height": compute_min_median_max(heights)}
     if summary.token_counts or summary.too_long:
-        entry["tokens"] = compute_spread(summary.token_counts) if summary.token_counts else None
+        entry["tokens"] = compute_min_median_max(summary.token_counts) if summary.token_counts else None
         entry["too_long"] = {"count": len(summary.too_long), "first": _shorten_lines(summary.too_long)}
     return entry
 
@@ -232,7 +232,7 @@ def _shorten_lines(lines: Sequence[str]) -> list[str]:
     return [shorten_value(line, 400) for line in lines[:MAX_LISTED]]
 
 
-def compute_spread(values: Sequence[float]) -> dict[str, float]:
+def compute_min_median_max(values: Sequence[float]) -> dict[str, float]:
     """The smallest value, the median and the largest value."""
     return {"min": min(values), "median": median(values), "max": max(values)}
 

@@ -54,7 +54,7 @@ def compute_figures_from_answers(
     suite: Sequence[str],
     answers: Mapping[str, Sequence[AnswerColumns]],
     *,
-    resamples: int = 2000,
+    num_resamples: int = 2000,
     seed: int = 0,
     confidence_level: float = 0.95,
 ) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def compute_figures_from_answers(
         if task in answers
     }
     return compute_figures_of_merit(
-        trained_tasks, suite, scores, num_resamples=resamples, seed=seed, confidence_level=confidence_level
+        trained_tasks, suite, scores, num_resamples=num_resamples, seed=seed, confidence_level=confidence_level
     )
 
 

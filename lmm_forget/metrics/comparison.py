@@ -84,10 +84,12 @@ def compare_mean_scores(tasks: Sequence[TaskScores], *, num_resamples: int = 200
     check_bootstrap_settings(num_resamples, 0.95)
     resamples = [resample_task(scores, num_resamples=num_resamples, seed=seed) for scores in tasks]
     cluster_changes = np.concatenate([_compute_cluster_changes(scores) for scores in tasks]) / len(tasks)
-    influences = [_compute_change_influence(each) for each in resamples]
-    has_intervals = all(each.has_interval for each in resamples)
+    influences = [_compute_change_influence(task_resamples) for task_resamples in resamples]
+    has_intervals = all(task_resamples.has_interval for task_resamples in resamples)
     stderr = (
-        float(np.sqrt(sum(_compute_stderr(each) ** 2 for each in influences)) / len(tasks)) if has_intervals else None
+        float(np.sqrt(sum(_compute_stderr(influence) ** 2 for influence in influences)) / len(tasks))
+        if has_intervals
+        else None
     )
     min_questions = min(int(scores.values.shape[1]) for scores in tasks) * len(tasks)
     return {

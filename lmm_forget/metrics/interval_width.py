@@ -32,7 +32,7 @@ def describe_interval_widths(config: Mapping[str, Any]) -> str | None:
     """A line with the interval widths of the suite's subsets in a resolved configuration; None without subsets."""
     suite = config["suite"]
     subsets = [config["tasks"][name].get("subset") for name in suite["tasks"]]
-    sizes = [part["samples"] for part in subsets if part]
+    sizes = [subset["samples"] for subset in subsets if subset]
     if not sizes or len(sizes) < len(subsets) or not all(isinstance(size, int) for size in sizes):
         return None
     limit = config["data"].get("eval_samples")

@@ -278,15 +278,15 @@ def _compute_layer_shares(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             entry |= {"stage": stage["index"], "task": stage["task"], "prompts": reading["prompts"]}
             half = len(reading["folded"]["mlp"]) // 2
             for variant in ("norm", "folded", "direct"):
-                values = {kind: reading[variant][kind] for kind in ("attention", "mlp")}
+                values = {block: reading[variant][block] for block in ("attention", "mlp")}
                 if values["mlp"][0] is None:
                     continue
                 total = 1.0 if variant == "direct" else sum(sum(v) for v in values.values())
                 parts = {
-                    f"{part}_{kind}": round_float(sum(v[:half] if part == "early" else v[half:]) / total)
+                    f"{part}_{block}": round_float(sum(v[:half] if part == "early" else v[half:]) / total)
                     if total
                     else None
-                    for kind, v in values.items()
+                    for block, v in values.items()
                     for part in ("early", "late")
                 }
                 entry[variant] = parts

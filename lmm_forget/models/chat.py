@@ -82,14 +82,14 @@ def render_chat(processor: ProcessorMixin, messages: list[dict[str, Any]], *, ad
     return text if isinstance(text, str) else text[0]
 
 
-def find_closing_token(processor: ProcessorMixin) -> str:
+def find_answer_end_token(processor: ProcessorMixin) -> str:
     """The first special token after the answer in a rendered assistant turn; the tokenizer's EOS if there is none."""
     after = _render_answered_turn(processor).rpartition(_ANSWER_PLACEHOLDER)[2]
     positions = [(after.index(token), token) for token in list_reserved_tokens(processor) if token in after]
     return min(positions)[1] if positions else str(processor.tokenizer.eos_token)
 
 
-def find_opening_space(processor: ProcessorMixin) -> str:
+def find_answer_prefix(processor: ProcessorMixin) -> str:
     """The spaces that the template writes between its generation prompt and an answer ("Assistant: yes"), or ""."""
     prompt = render_chat(processor, build_user_turn("?", 0), add_generation_prompt=True)
     answered = _render_answered_turn(processor).rpartition(_ANSWER_PLACEHOLDER)[0]

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.models.chat import (
     build_chat_messages,
-    find_closing_token,
+    find_answer_end_token,
     reject_reserved_tokens,
     render_chat,
 )
@@ -103,7 +103,7 @@ class Family(ABC):
 
     def get_end_of_answer_token(self, processor: ProcessorMixin) -> str:
         """The special token that ends an assistant turn in the processor's chat template."""
-        return find_closing_token(processor)
+        return find_answer_end_token(processor)
 
     def get_answer_prefix(self, processor: ProcessorMixin) -> str:
         """The text between the assistant header and the first word of the answer."""

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.chat import find_opening_space
+from lmm_forget.models.chat import find_answer_prefix
 from lmm_forget.models.components import ComponentMap
 from lmm_forget.models.family import Family, limit_pixels
 
@@ -52,7 +52,7 @@ class GenericFamily(Family):
 
     def get_answer_prefix(self, processor: ProcessorMixin) -> str:
         """The space that some templates write after the assistant header."""
-        return find_opening_space(processor)
+        return find_answer_prefix(processor)
 
     def apply_image_limits(self, config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
         """Set `max_tiles` if the image processor cuts tiles, and pixel limits if it merges patches as Qwen's does.

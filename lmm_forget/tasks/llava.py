@@ -63,11 +63,11 @@ def read_llava_rows(
             range(len(items)),
             key=lambda i: hashlib.sha256(f"{_get_item_name(items[i], i)}".encode()).digest(),
         )
-        chosen = sorted(ranked[:max_items])
+        item_numbers = sorted(ranked[:max_items])
     else:
-        chosen = list(range(len(items)))
+        item_numbers = list(range(len(items)))
     file_rows = FileRows()
-    for item_number in chosen:
+    for item_number in item_numbers:
         item = items[item_number]
         location = f"{path}: item {item_number} (id {shorten_value(_get_item_name(item, item_number))})"
         try:

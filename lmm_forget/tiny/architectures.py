@@ -99,7 +99,7 @@ def fit_tokenizer(vocab_size: int = 1024) -> Tokenizer:
     return bpe
 
 
-def load_shipped_tokenizer() -> Tokenizer:
+def load_packaged_tokenizer() -> Tokenizer:
     """The tokenizer in the package, the same for all tiny models; `fit_tokenizer` made it."""
     return Tokenizer.from_file(str(WEIGHTS / "tiny_onevision" / "tokenizer.json"))
 
@@ -112,7 +112,7 @@ def _wrap_tokenizer(
     Tokens of `extra_tokens` that it lacks are appended to its vocabulary.
     """
     return PreTrainedTokenizerFast(
-        tokenizer_object=base_tokenizer or load_shipped_tokenizer(),
+        tokenizer_object=base_tokenizer or load_packaged_tokenizer(),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         extra_special_tokens=extra_tokens,

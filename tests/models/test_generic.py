@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import lmm_forget
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.chat import find_opening_space
+from lmm_forget.models.chat import find_answer_prefix
 from lmm_forget.models.components import COMPONENTS
 from lmm_forget.models.family import IGNORE_INDEX, resolve_family
 from lmm_forget.models.generic_family import GenericFamily
@@ -109,14 +109,14 @@ def test_the_answer_and_its_end_are_what_is_taught(kind: str) -> None:
 
 
 def test_only_spaces_open_an_answer() -> None:
-    assert find_opening_space(other_processor("idefics3")) == " "
-    assert {find_opening_space(other_processor(kind)) for kind in OTHERS if kind != "idefics3"} == {""}
+    assert find_answer_prefix(other_processor("idefics3")) == " "
+    assert {find_answer_prefix(other_processor(kind)) for kind in OTHERS if kind != "idefics3"} == {""}
     thinking = other_processor("qwen3_vl")
     thinking.chat_template = thinking.chat_template.replace(
         "{% elif content['type'] == 'text' %}",
         "{% elif content['type'] == 'text' %}{% if message['role'] == 'assistant' %}<think></think>{% endif %}",
     )
-    assert find_opening_space(thinking) == ""
+    assert find_answer_prefix(thinking) == ""
 
 
 @pytest.mark.parametrize("family", FAMILIES)

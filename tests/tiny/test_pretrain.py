@@ -16,7 +16,7 @@ from lmm_forget.tiny.architectures import (
     VISION_START,
     build_onevision,
     fit_tokenizer,
-    load_shipped_tokenizer,
+    load_packaged_tokenizer,
 )
 
 # Cells of 16 x 16 pixels: LLaVA has a base view, a tile and a newline per row.
@@ -61,7 +61,7 @@ def test_batches_equal_the_real_processors(family: str) -> None:
 
 def test_all_families_share_tokenizer_prompt_and_size() -> None:
     """Qwen's has two tokens more, where the LLaVAs have the blank and the line break around a picture."""
-    vocabulary = load_shipped_tokenizer().get_vocab()
+    vocabulary = load_packaged_tokenizer().get_vocab()
     assert sorted(vocabulary.values()) == list(range(1024))
     around = {VISION_START: 1024, VISION_END: 1025}
     prompts, texts = set(), set()

@@ -58,9 +58,9 @@ def _parse_hour(text: str) -> int:
     return HOUR_BY_WORD[text] if text in HOUR_BY_WORD else int(text)
 
 
-def compute_dial_distance(a: int, b: int) -> int:
+def compute_clock_distance(first_minutes: int, second_minutes: int) -> int:
     """Minutes between two times along the shorter way around the dial, 0..360."""
-    difference = abs(a - b) % DIAL_MINUTES
+    difference = abs(first_minutes - second_minutes) % DIAL_MINUTES
     return min(difference, DIAL_MINUTES - difference)
 
 
@@ -101,5 +101,5 @@ class ClockTimeScorer(AnswerScorer):
             reference = parse_time(text)
             if reference is None:
                 raise DataError(f"sample {sample.id}: answer {text!r} is not a time such as 03:45")
-            is_near |= answer_minutes is not None and compute_dial_distance(answer_minutes, reference) <= tolerance
+            is_near |= answer_minutes is not None and compute_clock_distance(answer_minutes, reference) <= tolerance
         return float(is_near)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.scoring.markup import extract_final_answers, extract_stated_answers, strip_markup
-from lmm_forget.tasks.scoring.numbers import join_ranges, normalize_numbers
+from lmm_forget.tasks.scoring.numbers import join_number_ranges, normalize_numbers
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
 from lmm_forget.tasks.scoring.tokenizing import (
     contains_words,
-    contains_words_unnegated,
+    contains_words_without_negation,
     normalize_text,
     tokenize_text,
 )
@@ -54,12 +54,12 @@ def states_any_reference(answer: str, references: Sequence[str]) -> bool:
     """
     parts = [_tokenize_statement(part) for part in extract_stated_answers(answer)]
     reference_tokens = [_tokenize_statement(strip_markup(reference)) for reference in references]
-    return any(contains_words_unnegated(part, reference) for part in parts for reference in reference_tokens)
+    return any(contains_words_without_negation(part, reference) for part in parts for reference in reference_tokens)
 
 
 def _tokenize_statement(text: str) -> list[str]:
     """The tokens of a text, with a token "not" added after words such as "without", which negate the next one."""
-    return tokenize_text(join_ranges(normalize_numbers(DENYING_WORDS.sub(r"\g<0> not", text))))
+    return tokenize_text(join_number_ranges(normalize_numbers(DENYING_WORDS.sub(r"\g<0> not", text))))
 
 
 def extract_yes_no(answer: str) -> str | None:

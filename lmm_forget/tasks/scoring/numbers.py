@@ -182,7 +182,7 @@ def normalize_numbers(text: str) -> str:
     return _UNIT.sub(r"\1 ", text)
 
 
-def join_ranges(text: str) -> str:
+def join_number_ranges(text: str) -> str:
     """Join "5-6", "5 to 6" and "5 or 6" to one word each, so that neither number is found alone."""
     return _RANGE.sub(r"\1_\2_\3", text)
 

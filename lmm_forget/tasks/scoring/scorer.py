@@ -34,7 +34,7 @@ class AnswerScorer(ABC):
 
     def __call__(self, answer: str, sample: Sample) -> dict[str, float | None]:
         """Score one answer; see the class docstring. Raises DataError for a reference that is not valid here."""
-        folded_answer, folded = fold_unicode(answer), fold_sample(sample)
+        folded_answer, folded = fold_unicode(answer), fold_sample_texts(sample)
         value = self.score_strict(folded_answer, folded)
         tolerant = value if value >= 1 else max(value, self.score_tolerant(truncate_middle(folded_answer), folded))
         compat_rule = get_compat_rule(self.compat)
@@ -53,7 +53,7 @@ class AnswerScorer(ABC):
         """The score if other formats are accepted too; called only if the strict score is below 1."""
 
 
-def fold_sample(sample: Sample) -> Sample:
+def fold_sample_texts(sample: Sample) -> Sample:
     """Apply `fold_unicode` to question, references and options; returns the same object if all are ASCII."""
     if sample.question.isascii() and all(map(str.isascii, (*sample.answers, *(sample.choices or ())))):
         return sample

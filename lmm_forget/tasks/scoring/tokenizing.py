@@ -68,7 +68,7 @@ def contains_words(answer_words: Sequence[str], reference_words: Sequence[str]) 
     return next(_find_occurrences(answer_words, reference_words), None) is not None
 
 
-def contains_words_unnegated(answer_words: Sequence[str], reference_words: Sequence[str]) -> bool:
+def contains_words_without_negation(answer_words: Sequence[str], reference_words: Sequence[str]) -> bool:
     """Whether `answer_words` contain `reference_words` in a place without a negation before it."""
     return any(
         not _ends_in_negation(answer_words[:start]) for start in _find_occurrences(answer_words, reference_words)

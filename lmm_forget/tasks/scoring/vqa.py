@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 from lmm_forget.tasks.scoring.markup import extract_stated_answers, strip_markup
-from lmm_forget.tasks.scoring.numbers import join_ranges, normalize_numbers
+from lmm_forget.tasks.scoring.numbers import join_number_ranges, normalize_numbers
 from lmm_forget.tasks.scoring.scorer import AnswerScorer
-from lmm_forget.tasks.scoring.tokenizing import contains_words_unnegated, tokenize_text
+from lmm_forget.tasks.scoring.tokenizing import contains_words_without_negation, tokenize_text
 from lmm_forget.tasks.scoring.unicode_folding import fold_unicode
 from lmm_forget.tasks.scoring.vqa_normalizer import (
     ARTICLES,
@@ -35,26 +35,27 @@ def compute_vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     answer = fold_unicode(answer)
     normalized = normalize_vqa_answer(answer)
     matches = sum(
-        normalized == normalize_vqa_answer(reference) and have_same_numbers(answer, reference)
+        normalized == normalize_vqa_answer(reference) and contain_same_numbers(answer, reference)
         for reference in map(fold_unicode, references)
     )
     return _compute_accuracy(matches, len(references))
 
 
-def have_same_numbers(a: str, b: str) -> bool:
+def contain_same_numbers(first_text: str, second_text: str) -> bool:
     """Whether two texts have the same numbers in order, with signs.
 
     Texts with different counts of numbers pass, because one may spell a number in words, unless one has a fraction.
     """
-    if a == b or not (DIGIT.search(a) and DIGIT.search(b)):
+    if first_text == second_text or not (DIGIT.search(first_text) and DIGIT.search(second_text)):
         return True
-    first, second = list_numbers(normalize_numbers(a)), list_numbers(normalize_numbers(b))
+    first = extract_number_tokens(normalize_numbers(first_text))
+    second = extract_number_tokens(normalize_numbers(second_text))
     if len(first) != len(second):  # "2 and two"; but "1/2" is not "1 2"
         return not any("/" in str(number) for number in first + second)
     return first == second
 
 
-def list_numbers(text: str) -> list[Decimal | str]:
+def extract_number_tokens(text: str) -> list[Decimal | str]:
     """The numbers of a text in order; what is not a plain number ("1,5", "1/2") is returned as text."""
     return [_parse_number_token(token) for token in tokenize_text(text) if NUMERAL.match(token)]
 
@@ -95,7 +96,8 @@ class VQAAccuracyScorer(AnswerScorer):
             plain_reference = normalize_numbers(strip_markup(reference))
             reference_words = normalize_vqa_answer(plain_reference).split()
             num_agreeing += any(
-                contains_words_unnegated(answer_words, reference_words) and _has_whole_numbers(part, plain_reference)
+                contains_words_without_negation(answer_words, reference_words)
+                and _has_whole_numbers(part, plain_reference)
                 for answer_words, part in parts
             )
         return _compute_accuracy(num_agreeing, len(sample.answers))
@@ -103,10 +105,12 @@ class VQAAccuracyScorer(AnswerScorer):
 
 def _has_whole_numbers(answer: str, reference: str) -> bool:
     """Whether a reference has no numbers, or the answer contains it with its numbers whole."""
-    return DIGIT.search(reference) is None or contains_words_unnegated(
+    return DIGIT.search(reference) is None or contains_words_without_negation(
         _tokenize_for_vqa(answer), _tokenize_for_vqa(reference)
     )
 
 
 def _tokenize_for_vqa(text: str) -> list[str]:
-    return [DIGIT_OF_WORD.get(token, token) for token in tokenize_text(join_ranges(text)) if token not in ARTICLES]
+    return [
+        DIGIT_OF_WORD.get(token, token) for token in tokenize_text(join_number_ranges(text)) if token not in ARTICLES
+    ]

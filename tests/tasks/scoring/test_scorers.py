@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.scoring.choice_or_text import ChoiceOrTextScorer, parse_option_lines
-from lmm_forget.tasks.scoring.clock import ClockTimeScorer, compute_dial_distance, parse_time
+from lmm_forget.tasks.scoring.clock import ClockTimeScorer, compute_clock_distance, parse_time
 from lmm_forget.tasks.scoring.exact import ExactMatchScorer, YesNoScorer
 from lmm_forget.tasks.scoring.letters import OptionLetterScorer, extract_choice_letter
 from lmm_forget.tasks.scoring.markup import MAX_ANSWER_LENGTH, truncate_middle
@@ -378,9 +378,9 @@ def test_digits_survive_a_sentence(n: int, word: str) -> None:
 
 @given(a=st.integers(0, 719), b=st.integers(0, 719))
 def test_dial_distance_is_a_metric_on_the_dial(a: int, b: int) -> None:
-    assert compute_dial_distance(a, b) == compute_dial_distance(b, a) == compute_dial_distance(a + 720, b)
-    assert (compute_dial_distance(a, b) == 0) == (a == b)
-    assert 0 <= compute_dial_distance(a, b) <= 360
+    assert compute_clock_distance(a, b) == compute_clock_distance(b, a) == compute_clock_distance(a + 720, b)
+    assert (compute_clock_distance(a, b) == 0) == (a == b)
+    assert 0 <= compute_clock_distance(a, b) <= 360
     assert parse_time(f"{a // 60:02d}:{a % 60:02d}") == a == parse_time(f"{a // 60 + 12:02d}:{a % 60:02d}")
 
 

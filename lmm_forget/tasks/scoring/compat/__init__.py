@@ -36,7 +36,7 @@ COMPAT_RULES: Mapping[str, CompatRule] = {
     "paper.scienceqa": choice_rules.score_whole_letter,
     "paper.mmstar": choice_rules.score_mmstar_openings,
     "paper.ocrbench": text_rules.score_lowered_substring,
-    "paper.pixmocount": count_rules.score_replaced_words,
+    "paper.pixmocount": count_rules.score_first_number,
     "paper.countbench": count_rules.score_digits_then_words,
     "paper.clock": count_rules.score_hour_and_minute,
     "paper.pathvqa_exact_match": pathvqa_rules.score_word_precision,

@@ -26,7 +26,7 @@ def _parse_replaced_count(text: str) -> int | None:
     return int(match[0]) if match else None
 
 
-def score_replaced_words(answer: str, sample: Sample) -> float:
+def score_first_number(answer: str, sample: Sample) -> float:
     """PixMo-Count, public code: the first digits, after dots are deleted and number words replaced.
 
     Words are replaced inside words and in counting order, so "seventeen" is 7, "fourteen" 4, "someone" 1,
@@ -41,9 +41,9 @@ def score_digits_then_words(answer: str, sample: Sample) -> float:
 
     Of several number words the lowest one counts: "seventeen" is 7, "someone saw two" is 1.
     """
-    plain = _normalize_answer(answer)
-    match = DIGITS.search(plain)
-    count = int(match[0]) if match else next((n for n, word in enumerate(NUMBER_WORDS) if word in plain), None)
+    text = _normalize_answer(answer)
+    match = DIGITS.search(text)
+    count = int(match[0]) if match else next((n for n, word in enumerate(NUMBER_WORDS) if word in text), None)
     return float(count is not None and any(str(count) == reference.strip() for reference in sample.answers))
 
 
@@ -61,8 +61,8 @@ def score_whole_word(answer: str, sample: Sample) -> float:
     """CountBench, lmms-eval 0.7.3: the whole answer is the number, or a number word up to twenty ("none" is 0)."""
 
     def parse_count_text(text: str) -> str:
-        plain = text.strip().lower()
-        return str(NUMBER_WORDS.index(plain)) if plain in NUMBER_WORDS else "0" if plain == "none" else plain
+        word = text.strip().lower()
+        return str(NUMBER_WORDS.index(word)) if word in NUMBER_WORDS else "0" if word == "none" else word
 
     return float(any(parse_count_text(answer) == parse_count_text(reference) for reference in sample.answers))
 
@@ -73,9 +73,9 @@ def score_same_string(answer: str, sample: Sample) -> float:
 
 
 def _parse_hour_and_minute(text: str) -> tuple[int, int] | None:
-    plain = _normalize_answer(text)
-    match = TIME.search(plain)
-    numbers = match.groups() if match else DIGITS.findall(plain)[:2]
+    normalized = _normalize_answer(text)
+    match = TIME.search(normalized)
+    numbers = match.groups() if match else DIGITS.findall(normalized)[:2]
     return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else None
 
 
