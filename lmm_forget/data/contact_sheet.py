@@ -35,7 +35,7 @@ def draw_contact_sheet(task: Task, samples_by_split: Mapping[str, Sequence[Sampl
 
 def _load_font(size: int) -> ImageFont.FreeTypeFont:
     """The font of matplotlib, which has more than Latin letters; `size` in pixels."""
-    import matplotlib
+    import matplotlib  # half a second to import, needed only here
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 

@@ -56,7 +56,7 @@ class ArrowRowDecoder:
 
 def _make_converter(arrow_type: Any, feature: Any) -> ValueConverter | None:
     """A function that converts a value of this Arrow type and feature; None if values need no conversion."""
-    import pyarrow as pa
+    import pyarrow as pa  # slow to import, needed only for published data sets
 
     names = _get_label_names(feature)
     if names is not None and pa.types.is_integer(arrow_type):

@@ -1,4 +1,7 @@
-"""Open one split of a published data set with `datasets`: from the hub, or from a local copy in the same schema."""
+"""Open one split of a published data set with `datasets`: from the hub, or from a local copy in the same schema.
+
+Functions import `datasets` and pyarrow, because these take seconds and tasks of local files do not need them.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lmm_forget.config.instantiation import instantiate_config
 from lmm_forget.errors import DataError
+from lmm_forget.tasks.subset import SubsetTask
 from lmm_forget.tasks.task import Task
 
 
@@ -20,8 +21,6 @@ def build_task(node: Mapping[str, Any]) -> Task:
     task = instantiate_config(node, Task, f"task {node.get('name')}", DataError, convert_mode="object")  # type: ignore[type-abstract]
     if subset is None:
         return task
-    from lmm_forget.tasks.subset import SubsetTask
-
     try:
         return SubsetTask(task, **subset)
     except TypeError:
