@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL.Image import Image
-from transformers import AutoConfig, AutoProcessor
-from transformers.utils import logging
-
-from lmm_forget.data.inspection import CountTokensFunction
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.family import resolve_family
-from lmm_forget.models.model_source import resolve_model_source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lmm_forget.data.inspection import CountTokensFunction
 
 
 def make_token_counter(spec: Mapping[str, Any]) -> tuple[CountTokensFunction, int]:
@@ -20,6 +18,12 @@ def make_token_counter(spec: Mapping[str, Any]) -> tuple[CountTokensFunction, in
 
     `spec` is a `model` config node; its processor is loaded, its weights are not. Raises ConfigError.
     """
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.utils import logging
+
+    from lmm_forget.models.family import resolve_family
+    from lmm_forget.models.model_source import resolve_model_source
+
     logging.set_verbosity_error()
     source, _ = resolve_model_source(spec)
     try:

@@ -171,15 +171,15 @@ class Family(ABC):
 
 
 def resolve_family(model_or_config: Any) -> Family:
-    """The family of a model or configuration. Raises ConfigError listing the known model types."""
+    """The family of a model or configuration, bound to it. Raises ConfigError listing the known model types."""
     config = getattr(model_or_config, "config", model_or_config)
     return get_family_class(getattr(config, "model_type", None))(config)
 
 
 def get_family_class(model_type: str | None) -> type[Family]:
-    """The family class of a Transformers `model_type`; `GenericFamily` for image-text-to-text models without one.
+    """The family class of a Transformers `model_type`; the generic one for image-text-to-text models without their own.
 
-    Raises ConfigError, listing the known types, for any other type.
+    Raises ConfigError listing the known ones.
     """
     from lmm_forget.models.generic_family import GenericFamily, is_image_text_to_text
 

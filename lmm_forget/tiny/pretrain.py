@@ -303,7 +303,7 @@ class PretrainRun:
 def run_worker(rank: int, args: argparse.Namespace) -> None:
     """Train, score and save in one worker process (`rank` of `args.workers`)."""
     if args.workers > 1:
-        die_with_parent(os.getppid())
+        die_with_parent(os.getppid())  # a killed parent must not leave workers behind
         store = f"file://{Path(args.run).absolute()}/rendezvous-{os.getppid()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.workers)
     run = PretrainRun(args, rank)
