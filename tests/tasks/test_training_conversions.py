@@ -126,7 +126,7 @@ class _Web(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def web() -> Iterator[tuple[str, Counter[str]]]:
     asked: Counter[str] = Counter()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Web", (_Web,), {"evaluated": asked}))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Web", (_Web,), {"asked": asked}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", asked
