@@ -11,17 +11,17 @@ from lmm_forget.tiny import renderers
 
 
 class TinySamples(Sequence[Sample]):
-    """Samples of one renderer and split, rendered on access: the same index always gives the same image."""
+    """Samples of one renderer and split, drawn when asked for: the same index is always the same picture."""
 
     def __init__(self, renderer: str, split: str, size: int) -> None:
-        self.renderer, self.split, self.size = renderer, split, size
+        self.renderer, self.split, self.n = renderer, split, size
         self._questions_per_image = len(renderers.render_image(renderer, split, 0).questions)
 
     def __len__(self) -> int:
-        return self.size
+        return self.n
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not 0 <= index < self.size:
+        if not 0 <= index < self.n:
             raise IndexError(index)
         image_number, question_index = divmod(index, self._questions_per_image)
         rendered = renderers.render_image(self.renderer, self.split, image_number)
@@ -73,7 +73,7 @@ class TinyTask(Task):
         self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
 
     def load_samples(self, split: str) -> Sequence[Sample]:
-        """The split's samples. Raises DataError if the split is empty or does not exist."""
+        """The split's samples; DataError when it does not exist or is empty."""
         if not self.sizes.get(split):
             available = [s for s in SPLITS if self.sizes[s]]
             raise DataError(f"task {self.name}: no samples in split '{split}'; it has {', '.join(available)}")
