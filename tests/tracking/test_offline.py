@@ -49,8 +49,8 @@ def test_every_metric_config_and_table_is_there(tmp_path: Path, monkeypatch: pyt
     assert run.column("change/ai2d") == [0, -10, -20]
     assert run.column("heldout/mean") == [85, 75, 65]
     assert run.column("heldout/change") == [0, -10, -20]
-    assert run.column("taught/task") == ["count", "clock"]
-    assert run.column("taught/learning") == [20, 10]
+    assert run.column("stage/task") == ["count", "clock"]
+    assert run.column("stage/learning") == [20, 10]
     assert run.column("train/global_step") == [1, 11, 21, 23, 24, 34, 44, 46]
     assert run.column("train/loss") == pytest.approx([3.0, 2.0, 1.0, 0.8] * 2)
     assert run.column("train/learning_rate") == [1e-3] * 8
