@@ -25,8 +25,8 @@ def compare_job_stages(
 
     Returns {schema, first, second, benchmarks, heldout, targets, notes}. "benchmarks" maps each shared task to the
     result of `compare_task_scores` with its role and its Holm-corrected p-value (p_holm); "heldout" and "targets" are
-    results of `compare_mean_scores` over their tasks, None without any. Tasks and questions that only one stage was evaluated
-    on are left out, which "notes" says.
+    results of `compare_mean_scores` over their tasks, None without any. Tasks and questions that only one stage was
+    evaluated on are left out, which "notes" says.
 
     Raises DataError if the two share no question.
     """

@@ -39,8 +39,8 @@ class JobRow:
     """What a table or a picture shows of one job.
 
     `setting` is equal for configurations that differ only in seed or order, `content` for jobs that read the same
-    model, data and references; rows with both equal are grouped. `extra` names what distinguishes this row's setting from
-    others with the same recipe and learning rate. `named_model` is set if the sweep has several models.
+    model, data and references; rows with both equal are grouped. `extra` names what distinguishes this row's setting
+    from others with the same recipe and learning rate. `named_model` is set if the sweep has several models.
     """
 
     job: str

@@ -33,8 +33,8 @@ def format_sweep_answer(settings: Sequence[ExperimentSetting], differences: Sequ
     """The answer in a line or two, for each model; `differences` are those to the setting that forgot least.
 
     A setting counts as having learned or forgotten if its interval excludes zero, or if the interval of each of its
-    jobs does, on the same side (two seeds alone give too wide an interval). It counts as having learned more than another if
-    the interval of their difference excludes zero.
+    jobs does, on the same side (two seeds alone give too wide an interval). It counts as having learned more than
+    another if the interval of their difference excludes zero.
     """
     groups = group_settings_by_model(settings)
     if len(groups) < 2:

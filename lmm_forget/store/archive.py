@@ -162,7 +162,7 @@ class Store:
     def acquire_lease(
         self, name: str, *, wait: bool = True, on_wait: Callable[[str], None] | None = None
     ) -> Iterator[bool]:
-        """Hold the lease `name` during the `with` block; yields whether it is held. See `LeaseManager.acquire`."""
+        """Hold the lease `name` during the with block; yields whether it is held. See `LeaseManager.acquire`."""
         lease = self.leases.acquire(name, wait=wait, on_wait=on_wait)
         with self.wrap_write_errors(self.root / LEASES_FOLDER):
             is_held = lease.__enter__()

@@ -55,7 +55,7 @@ class LeaseManager:
 
     @contextmanager
     def acquire(self, name: str, *, on_wait: Callable[[str], None] | None = None, wait: bool = True) -> Iterator[bool]:
-        """Hold the lease `name` during the `with` block; yields whether it is held (always True if `wait`).
+        """Hold the lease `name` during the with block; yields whether it is held (always True if `wait`).
 
         `on_wait` is called once, with a description of the holder, if another process holds the lease. Raises OSError
         if the folder cannot be written.
