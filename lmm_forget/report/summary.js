@@ -112,10 +112,10 @@
     const moved = run[stage][1] - run[0][1];
     const way = field("way").value;
     if (way === "wrong" ? moved >= 0 : way === "right" ? moved <= 0 : moved === 0) return false;
-    const isSelected = field("text").value.trim().toLowerCase();
-    if (!wanted) return true;
+    const searchText = field("text").value.trim().toLowerCase();
+    if (!searchText) return true;
     const texts = [sample.id, sample.question, run[0][0], run[stage][0]].concat(sample.references);
-    return texts.some(function (text) { return text.toLowerCase().includes(wanted); });
+    return texts.some(function (text) { return text.toLowerCase().includes(searchText); });
   }
   function draw() {
     const index = field("job").value, job = data.jobs[index], stage = Number(field("stage").value);

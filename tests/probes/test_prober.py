@@ -23,7 +23,7 @@ from lmm_forget.recipes.method import Method
 from lmm_forget.recipes.wise_ft import WiseFT
 from lmm_forget.store import CorruptEntryError
 from tests.models.tiny import FAMILIES, tiny_lmm
-from tests.probes.looking import ANSWERS, alarm, prober, prompts, weights
+from tests.probes.small_prober import ANSWERS, alarm, prober, prompts, weights
 from tests.training.lesson import teach
 
 IMAGE = {"llava_onevision": "<image>", "llava_next": "<image>", "qwen2_5_vl": "<|image_pad|>"}
@@ -176,7 +176,7 @@ def plant(lmm: LMM, one: Prober, layer: int, sign: float) -> None:
         mlp.down_proj.weight[:, 7] = sign * 40 * direction / direction.norm()
 
 
-def test_looks_are_filed_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_saved_and_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prober(tiny_lmm("llava_onevision"), tmp_path)
     first = look(one)
     again = prober(tiny_lmm("llava_onevision"), tmp_path)
