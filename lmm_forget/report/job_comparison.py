@@ -12,7 +12,7 @@ from lmm_forget.metrics import TaskScores, apply_holm_correction, compare_mean_s
 from lmm_forget.report.job_identity import get_task_fingerprints, hash_base_model
 from lmm_forget.report.job_rows import list_heldout_tasks
 from lmm_forget.report.job_stages import JobStage
-from lmm_forget.report.stage_answers import ColumnValues, get_score_kind, read_answer_table
+from lmm_forget.report.stage_answers import ColumnValues, get_score_kind, read_answer_columns
 
 COMPARISON_SCHEMA = 1
 _ANSWER_COLUMNS = ("sample_id", "image_id", "question", "references", "value", "group")
@@ -73,7 +73,7 @@ def collect_shared_scores(first: JobStage, second: JobStage, notes: list[str]) -
     if scorings:
         notes.append("one of the two counts compat scores and the other strict ones: compared by strict ones")
     answers = (
-        read_answer_table(each.folder, columns=_ANSWER_COLUMNS, stages=[each.stage], score_kind=scoring)
+        read_answer_columns(each.folder, columns=_ANSWER_COLUMNS, stages=[each.stage], score_kind=scoring)
         for each in (first, second)
     )
     first_columns, second_columns = ({task: columns for (_, task), columns in each.items()} for each in answers)

@@ -54,7 +54,7 @@ def have_same_fingerprint(job_results: Iterable[Results], task: str, fingerprint
     return len(values - {None}) <= 1  # records of earlier versions lack it
 
 
-def are_scored_alike(first: Results, second: Results) -> bool:
+def have_comparable_scores(first: Results, second: Results) -> bool:
     """Whether two jobs share the base model, and questions, references and scorer of every task that both have."""
     tasks = first["base"]["scores"].keys() & second["base"]["scores"].keys()
     return hash_base_model(first) == hash_base_model(second) and all(

@@ -74,6 +74,11 @@ class JobRow:
         return ", ".join((name, *self.extra))
 
     @property
+    def main_learning_rate(self) -> float:
+        """The decoder's learning rate, else the vision tower's; 0 if neither trained anything."""
+        return self.learning_rate or self.vision_learning_rate or 0.0
+
+    @property
     def learning_rates(self) -> str:
         """The learning rates that trained something, e.g. `1e-4` or `5e-6, vision 2e-6`."""
         parts = [] if self.learning_rate is None else [format_learning_rate(self.learning_rate)]
@@ -93,7 +98,7 @@ def build_job_rows(results: Iterable[Mapping[str, Any]]) -> list[JobRow]:
         key=lambda row: (
             models.index(row.model),
             labels.index(row.label_within_model),
-            _get_sort_rate(row),
+            row.main_learning_rate,
             row.job,
         ),
     )
@@ -290,7 +295,3 @@ def _iterate_leaves(node: Any, prefix: str) -> Iterable[tuple[str, Any]]:
             yield from _iterate_leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
-
-
-def _get_sort_rate(row: JobRow) -> float:
-    return row.learning_rate or row.vision_learning_rate or 0.0

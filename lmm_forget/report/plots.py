@@ -21,7 +21,6 @@ from lmm_forget.report.experiment_settings import (
 )
 from lmm_forget.report.job_rows import (
     TINY_PREFIX,
-    JobRow,
     build_job_rows,
     format_learning_rate,
     format_points,
@@ -197,7 +196,7 @@ def _plot_trade_offs(axes: Axes, settings: Sequence[ExperimentSetting], labels: 
     for label, line in lines.items():
         place = labels.index(label)
         colour, marker = choose_colour_and_marker(place)
-        ordered = sorted(line, key=lambda s: _get_learning_rate(s.first_row))
+        ordered = sorted(line, key=lambda s: s.first_row.main_learning_rate)
         _plot_rate_line(axes, ordered, colour, marker, label, _LABEL_OFFSETS[place % 4])
     pareto_front = find_pareto_front([setting for line in lines.values() for setting in line])
     if len(pareto_front) > 1:
@@ -335,7 +334,7 @@ def _plot_rate_line(
         add_tooltip(axes, left, top, f"{setting.name}: learning {change_texts[0]}, held-out {change_texts[1]}")
         if len(settings) > 1:
             axes.annotate(
-                format_learning_rate(_get_learning_rate(setting.first_row)),
+                format_learning_rate(setting.first_row.main_learning_rate),
                 (left, top),
                 textcoords="offset points",
                 xytext=label_offset,
@@ -361,10 +360,6 @@ def choose_colour_and_marker(index: int) -> tuple[str, str]:
     Past the palette's end, colours repeat with other markers, so that no two recipes look the same.
     """
     return PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
-
-
-def _get_learning_rate(row: JobRow) -> float:
-    return row.learning_rate or row.vision_learning_rate or 0.0
 
 
 def _label_stage_ticks(axes: Axes, stages: Sequence[str]) -> None:

@@ -74,7 +74,7 @@ def iterate_shift_readings(job_results: Mapping[str, Any]) -> Iterator[TimedRead
     yield from iterate_readings(job_results, "output_shift")
 
 
-def choose_token_set(job_results: Mapping[str, Any], key: PromptsAndMode) -> str | None:
+def choose_plotted_token_set(job_results: Mapping[str, Any], key: PromptsAndMode) -> str | None:
     """The token set whose mass is drawn: "number" if it was probed, else the first; None without any."""
     for timed_reading in iterate_shift_readings(job_results):
         if (
@@ -141,7 +141,9 @@ def _plot_shift(results: Results, settings: Sequence[ExperimentSetting], keys: S
                     )
                 for when, value, moment in curve:
                     add_tooltip(panel, when, value, f"{setting.name} - {moment}: {value:.3g}")
-            name = next((n for s in settings for r in s.rows if (n := choose_token_set(results[r.job], key))), "")
+            name = next(
+                (n for s in settings for r in s.rows if (n := choose_plotted_token_set(results[r.job], key))), ""
+            )
             quantity_label = (
                 f"share of {format_token_set_name(name)} tokens" if quantity == "mass" else "KL from the base (nats)"
             )
@@ -162,7 +164,7 @@ def _compute_shift_curve(
     """(place on the time axis, mean over jobs, name of the moment), ordered by time."""
     values_by_moment: dict[tuple[float, str], list[float]] = {}
     for job in jobs:
-        name = choose_token_set(job, key)
+        name = choose_plotted_token_set(job, key)
         for timed_reading in iterate_shift_readings(job):
             value = (
                 _get_quantity(timed_reading.reading, quantity, name)
@@ -242,7 +244,7 @@ def _plot_shift_vs_forgetting(
     for setting in settings:
         for row in setting.rows:
             job = results[row.job]
-            name = choose_token_set(job, chosen_key)
+            name = choose_plotted_token_set(job, chosen_key)
             readings = [
                 each
                 for each in iterate_shift_readings(job)
@@ -276,7 +278,7 @@ def _plot_shift_vs_forgetting(
                 panel.plot([x], [y], color=colour, marker=marker, markersize=5, linestyle="none", label=label)
                 add_tooltip(panel, x, y, f"{point_label}: shift {x:+.3g}, held-out {y:+.1f}")
             name = next(
-                (n for s in settings for r in s.rows if (n := choose_token_set(results[r.job], chosen_key))),
+                (n for s in settings for r in s.rows if (n := choose_plotted_token_set(results[r.job], chosen_key))),
                 "",
             )
             quantity_label = (

@@ -12,7 +12,7 @@ from lmm_forget.report.experiment_settings import ExperimentSetting
 from lmm_forget.report.job_results import Sweep
 from lmm_forget.report.job_rows import list_heldout_tasks
 from lmm_forget.report.sample_pictures import SamplePicture, choose_changed_samples, read_sample_pictures
-from lmm_forget.report.stage_answers import read_answer_table
+from lmm_forget.report.stage_answers import read_answer_columns
 
 MAX_JOBS = 12
 """Jobs whose answers the page holds at most: the first of each setting, then the second of each, …"""
@@ -107,7 +107,7 @@ def _collect_job_answers(
 ) -> dict[tuple[str, str], list[list[Any]]]:
     """One job's [text, score] answers by (task, sample id), the base's first; adds its changed samples to `chosen`."""
     results = sweep.results[job]
-    answers = read_answer_table(sweep.folders[job], columns=_COLUMNS)
+    answers = read_answer_columns(sweep.folders[job], columns=_COLUMNS)
     stages = len(results["stages"])
     answers_by_sample: dict[tuple[str, str], list[list[Any]]] = {}
     counts: list[dict[str, list[int]]] = [{} for _ in range(stages)]

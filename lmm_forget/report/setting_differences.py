@@ -16,10 +16,10 @@ from lmm_forget.report.experiment_settings import (
     average_over_jobs,
     group_settings_by_model,
 )
-from lmm_forget.report.job_identity import are_scored_alike
+from lmm_forget.report.job_identity import have_comparable_scores
 from lmm_forget.report.job_results import Sweep
 from lmm_forget.report.job_rows import JobRow, list_heldout_tasks
-from lmm_forget.report.stage_answers import ColumnValues, get_score_kind, read_answer_table
+from lmm_forget.report.stage_answers import ColumnValues, get_score_kind, read_answer_columns
 
 MAX_SETTINGS = 24
 """With more settings than this, no differences are computed."""
@@ -84,7 +84,7 @@ def _compare_settings(
         (a, b)
         for a in reference_setting.rows
         for b in setting.rows
-        if (a.seed, a.tasks) == (b.seed, b.tasks) and are_scored_alike(sweep.results[a.job], sweep.results[b.job])
+        if (a.seed, a.tasks) == (b.seed, b.tasks) and have_comparable_scores(sweep.results[a.job], sweep.results[b.job])
     ]
     if len(pairs) == 1:
         basis = "questions" if pairs[0][0].seed is None else f"questions, seed {pairs[0][0].seed} of both"
@@ -136,7 +136,7 @@ def _compare_on_questions(
     sweep: Sweep, first_row: JobRow, second_row: JobRow
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """(learning, final held-out) difference of two jobs on the same questions; None where questions differ."""
-    if not are_scored_alike(*(sweep.results[row.job] for row in (first_row, second_row))):
+    if not have_comparable_scores(*(sweep.results[row.job] for row in (first_row, second_row))):
         # With different bases or references, a difference of scores is no difference in learning or forgetting.
         return None, None
     score_kinds = {get_score_kind(sweep.results[row.job]) for row in (first_row, second_row)}
@@ -144,7 +144,7 @@ def _compare_on_questions(
         return None, None
     try:
         first, second = (
-            read_answer_table(sweep.folders[row.job], columns=_ANSWER_COLUMNS, score_kind=min(score_kinds))
+            read_answer_columns(sweep.folders[row.job], columns=_ANSWER_COLUMNS, score_kind=min(score_kinds))
             for row in (first_row, second_row)
         )
     except DataError:

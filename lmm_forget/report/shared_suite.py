@@ -10,7 +10,7 @@ from lmm_forget.metrics import compute_figures_from_answers
 from lmm_forget.report.job_identity import hash_base_model, have_same_fingerprint
 from lmm_forget.report.job_results import Sweep
 from lmm_forget.report.job_rows import list_heldout_tasks
-from lmm_forget.report.stage_answers import get_score_kind, read_answer_table
+from lmm_forget.report.stage_answers import get_score_kind, read_answer_columns
 
 _ANSWER_COLUMNS = ("sample_id", "image_id", "value", "group")
 _UNDEFINED_ESTIMATE = {"value": None, "low": None, "high": None}
@@ -92,7 +92,7 @@ def _recompute_heldout_figures(
     sweep: Sweep, job: str, job_results: dict[str, Any], shared_tasks: list[str]
 ) -> dict[str, Any]:
     trained_tasks = [stage["task"] for stage in job_results["stages"]]
-    answers = read_answer_table(sweep.folders[job], columns=_ANSWER_COLUMNS, score_kind=get_score_kind(job_results))
+    answers = read_answer_columns(sweep.folders[job], columns=_ANSWER_COLUMNS, score_kind=get_score_kind(job_results))
     tasks = [*dict.fromkeys(trained_tasks), *shared_tasks]
     missing = [task for task in tasks for stage in range(len(trained_tasks) + 1) if (stage, task) not in answers]
     if missing:

@@ -21,7 +21,7 @@ def get_score_kind(results: Mapping[str, Any]) -> str:
     return str((results["config"].get("data") or {}).get("scoring", "strict"))
 
 
-def read_answer_table(
+def read_answer_columns(
     job_folder: Path,
     *,
     columns: Collection[str],
