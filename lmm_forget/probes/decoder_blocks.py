@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmm_forget.errors import ConfigError, LmmForgetError
-
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
+from lmm_forget.models.loading import LMM
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,13 +12,11 @@ from transformers import LogitsProcessor
 
 from lmm_forget.errors import ConfigError
 from lmm_forget.models.family import IGNORE_INDEX
+from lmm_forget.models.loading import LMM
 from lmm_forget.probes.decoder_blocks import Activations, DecoderBlocks, record_activations
 from lmm_forget.probes.output_shift import compute_distribution_metrics
 from lmm_forget.recipes.plain import has_plain_output_head
 from lmm_forget.tasks.task import Sample, Task
-
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
 
 
 @dataclass(frozen=True, eq=False)

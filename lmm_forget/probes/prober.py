@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from lmm_forget.files import (
     load_json_with_checksum,
     write_atomic,
 )
+from lmm_forget.models.loading import LMM
 from lmm_forget.probes.decoder_blocks import find_decoder_blocks
 from lmm_forget.probes.forward_passes import (
     ForcedPositions,
@@ -42,13 +43,10 @@ from lmm_forget.probes.reference_activations import ReferenceActivations, Refere
 from lmm_forget.probes.residual_to_logit import BlockContributions, OutputHead, ResidualToLogitProbe
 from lmm_forget.probes.token_sets import TokenSet
 from lmm_forget.progress import NullProgress, Progress
+from lmm_forget.recipes.selection import TunePlan
 from lmm_forget.store import probe_cache
 from lmm_forget.store.archive import CorruptEntryError, Store
 from lmm_forget.store.keys import hash_json, strip_task_paths
-
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
-    from lmm_forget.recipes.selection import TunePlan
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lmm_forget.probes.decoder_blocks import Activations
+from lmm_forget.probes.decoder_blocks import Activations
 
 VOCABULARY_CHUNK = 8192
 BLOCK_KINDS = ("attention", "mlp")
