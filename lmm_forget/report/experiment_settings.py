@@ -151,7 +151,7 @@ def summarize_seed_spread(settings: Sequence[ExperimentSetting]) -> list[dict[st
 
 
 def _encode_setting(job: UnfinishedJob) -> str:
-    """The setting (as in `JobRow.setting`) of a job without results; empty if its job.yaml does not tell it."""
+    """The setting (as in `JobRow.setting`) of a job without results; empty if its job.yaml names no tasks."""
     config = job.config or {}
     tasks = (config.get("sequence") or {}).get("tasks") or []
     return json.dumps(extract_setting_fields(config, tasks), sort_keys=True, default=str) if tasks else ""

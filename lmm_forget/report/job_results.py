@@ -68,7 +68,7 @@ def load_results(path: Path) -> dict[str, Any]:
 
 
 def _describe_malformed_part(results: Mapping[str, Any]) -> str | None:
-    """The first part of a record that is not as the schema says, in words; None if all of it is."""
+    """Describes the first part of a record that violates the schema; None if all of it is valid."""
     for key in ("job", "config", "plan", "base", "figures"):
         if not isinstance(results[key], Mapping):
             return f"{key} is {_describe_value(results[key])}, expected keys and values"

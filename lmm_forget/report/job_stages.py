@@ -43,8 +43,8 @@ class JobStage:
 
 def split_job_and_stage(text: str) -> tuple[Path, str | None]:
     """Folder and stage (None if not given) of FOLDER[@STAGE]; an existing folder with an @ in its name has no stage."""
-    folder, at, stage = text.rpartition("@")
-    if not at or Path(text).exists():
+    folder, separator, stage = text.rpartition("@")
+    if not separator or Path(text).exists():
         return Path(text), None
     return Path(folder), stage
 

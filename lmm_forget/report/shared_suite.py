@@ -66,7 +66,7 @@ def _add_mismatch_notes(sweep: Sweep) -> Sweep:
     notes = []
     for name, sentence in fingerprint_sentences:
         tasks = {task: [each for each in jobs if task in each["base"]["scores"]] for task in _list_scored_tasks(sweep)}
-        mismatched_tasks = [task for task, those in tasks.items() if not have_same_fingerprint(those, task, name)]
+        mismatched_tasks = [task for task, results in tasks.items() if not have_same_fingerprint(results, task, name)]
         if mismatched_tasks:
             named = ", ".join(mismatched_tasks[:3]) + (
                 f" and {len(mismatched_tasks) - 3} more" if len(mismatched_tasks) > 3 else ""

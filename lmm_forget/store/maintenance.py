@@ -115,7 +115,7 @@ def verify_entry(store: Store, entry: StoreEntry) -> VerificationFailure | None:
             num_corrupt_lines = sum(scan_response_file(path)[1] for path in entry.path.glob("*.jsonl"))
             if num_corrupt_lines:
                 return VerificationFailure(
-                    entry, f"{num_corrupt_lines} damaged lines; they are left out and asked again"
+                    entry, f"{num_corrupt_lines} damaged lines; they are left out and evaluated again"
                 )
         elif entry.kind == "partial":
             for state in entry.path.glob(f"step-*/{STATE_FILE}"):

@@ -99,7 +99,7 @@ class ResponseCache:
                 self._responses.update(_parse_batch(line))
             except ValueError:
                 self.num_corrupt_lines += 1
-                self.store.note(f"{path}: a line is damaged and was left out; its questions are asked again")
+                self.store.note(f"{path}: a line is damaged and was left out; its questions are evaluated again")
 
 
 def scan_response_file(path: Path) -> tuple[int, int, int]:

@@ -17,8 +17,8 @@ class BackgroundWriter:
     """Opens a W&B run in a thread of its own, performs the queued actions on it in order, and closes it.
 
     `open_run` opens the run, `close_run` closes it with an exit code. The thread never raises what they or an action
-    raise: `first_error` holds the first message. W&B's own timeouts bound the time that both take, and `close` does not
-    wait any longer than it was told to.
+    raise: `first_error` holds the first message. W&B's own timeouts bound the time that both take, and `close` waits no
+    longer than its own timeouts allow.
     """
 
     def __init__(self, open_run: Callable[[], Any], close_run: Callable[[Any, int], None]) -> None:
