@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.report.html_templates import render_template
+from lmm_forget.report.html_templates import read_template_file, render_template
 from lmm_forget.report.job_rows import TINY_PREFIX
 from lmm_forget.tasks.task_loading import build_task
 
@@ -86,7 +86,13 @@ def select_flip_examples(job_dir: Path, results: Mapping[str, Any], max_examples
 
 def render_flip_page(examples_by_job: Mapping[str, Sequence[FlipExample]]) -> str:
     """The examples as one HTML page, a table per job."""
-    return render_template("flips.html.j2", title=PAGE_TITLE, columns=EXAMPLE_COLUMNS, examples_by_job=examples_by_job)
+    return render_template(
+        "flips.html.j2",
+        title=PAGE_TITLE,
+        style=read_template_file("summary.css"),
+        columns=EXAMPLE_COLUMNS,
+        examples_by_job=examples_by_job,
+    )
 
 
 def render_flip_markdown(examples_by_job: Mapping[str, Sequence[FlipExample]]) -> str:
