@@ -32,9 +32,10 @@ def main() -> None:
         root = Path(folder) / "many"
         multiply(given.sweep, root, given.jobs)
         started, cpu = time.monotonic(), time.process_time()
+        from lmm_forget.report.sweep_report import load_sweep_report
         from lmm_forget.report.sweep_summary import write_sweep_summary
 
-        summary = write_sweep_summary(root)
+        summary = write_sweep_summary(load_sweep_report(root))
         print(
             f"{len(summary['jobs'])} jobs and {len(summary['unfinished'])} without results: "
             f"{time.monotonic() - started:.1f} s, of which {time.process_time() - cpu:.1f} s of one core"

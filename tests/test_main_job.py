@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.tracking.reader import Run, run_files
+from tests.tracking.run_reader import Run, run_files
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(1800)  # real sweeps of real processes; a busy machine is not a failure

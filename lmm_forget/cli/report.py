@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from lmm_forget.cli.parser import extract_format, parse_folder_argument, run_command
-from lmm_forget.report.job_results import load_sweep
-from lmm_forget.report.job_rows import build_job_rows
-from lmm_forget.report.shared_suite import restrict_to_shared_suite
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.report.sweep_table import print_sweep_table
 
@@ -30,11 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_report(words: Sequence[str]) -> None:
     output_format, rest = extract_format(words)
     folder = parse_folder_argument(rest, "report")
-    summary = write_sweep_summary(folder)
+    report = load_sweep_report(folder)
+    summary = write_sweep_summary(report)
     if output_format == "json":
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
-    sweep = restrict_to_shared_suite(load_sweep(folder))
-    rows = build_job_rows(sweep.results.values())
-    print_sweep_table(rows, Console(), notes=summary["notes"], unfinished=sweep.unfinished)
+    print_sweep_table(report.rows, report.settings, Console(), notes=report.notes, unfinished=report.sweep.unfinished)
     print(f"report: {folder / 'summary.html'}")

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from lmm_forget.evaluation.scored_answers import Answer
-
-ANSWER_SCHEMA_VERSION = b"2"
-"""Of the columns below; raised when one changes its meaning."""
+from lmm_forget.store.record_schemas import ANSWERS_SCHEMA
 
 ANSWER_SCHEMA = pa.schema(
     [
@@ -26,7 +24,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("tokens", pa.int32(), nullable=False),
         pa.field("logit_margin", pa.float64(), nullable=False),
     ],
-    metadata={"lmm_forget.answers": ANSWER_SCHEMA_VERSION},
+    metadata={"lmm_forget.answers": ANSWERS_SCHEMA},
 )
 
 

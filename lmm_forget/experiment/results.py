@@ -17,12 +17,12 @@ from lmm_forget.metrics.score_summary import build_score_entry
 from lmm_forget.metrics.significance import estimate_changes_from_base
 from lmm_forget.probes.probe_records import add_probe_entries, write_probe_tables
 from lmm_forget.store.keys import FIELDS_WITHOUT_WEIGHT_EFFECT, hash_json, strip_task_paths
+from lmm_forget.store.record_schemas import RESULTS_SCHEMA
 
 if TYPE_CHECKING:
     from lmm_forget.experiment.stage import JobContext, StageResult
     from lmm_forget.probes.prober import ProbeResult
 
-RESULTS_SCHEMA_VERSION = 2
 VERSIONED_LIBRARIES = (
     "torch",
     "torchvision",
@@ -110,7 +110,7 @@ def build_results(
     }
     changes = {task: estimate_changes_from_base(each) for task, each in scores.items()}
     results = {
-        "schema": RESULTS_SCHEMA_VERSION,
+        "schema": RESULTS_SCHEMA,
         "job": {"name": context.config["name"], "hash": hash_json(config)},
         "config": config,
         "plan": context.plan.to_json(),

@@ -1,1 +1,1 @@
-"""A stage model as an ordinary Hugging Face folder, built from the base and the deltas in the store."""
+"""Writes a stage's model as an ordinary Hugging Face folder, from the base model and the deltas in the store."""

@@ -1,24 +1,23 @@
-"""What an export is made from: a finished job, one of its stages, and where their weights lie."""
+"""The stage that is exported: a finished job, one of its stages, and the store with its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from lmm_forget.errors import ConfigError, StoreError
 from lmm_forget.experiment.job import read_job_config
 from lmm_forget.report.job_results import load_results, load_sweep
 from lmm_forget.store import Store
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True)
 class ExportedStage:
-    """A stage of a finished job: `results` and `config` (job.yaml) are the job's, `index` counts stages from 1."""
+    """A stage of a finished job: `results` and `config` (job.yaml) are the job's, `index` counts its stages from 1."""
 
     folder: Path
     results: Mapping[str, Any]
@@ -33,13 +32,13 @@ class ExportedStage:
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing was taught after it."""
+        """Whether it is the job's last stage."""
         return self.index == len(self.results["stages"])
 
     def find_tensor_sources(self) -> list[tuple[str, list[str]]]:
-        """Which tensors come from which stage: (stage key, tensor names), each tensor from its last writer.
+        """(stage key, tensor names) pairs: each changed tensor is read from the last stage that changed it.
 
-        Raises StoreError when the record of a stage that is needed is not in the store.
+        Raises StoreError if the record of a stage that is needed is not in the store.
         """
         tensor_sources: list[tuple[str, list[str]]] = []
         later_names: set[str] = set()
@@ -57,9 +56,9 @@ class ExportedStage:
         return tensor_sources
 
     def iterate_changed_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor in which the stage model differs from the base, with its name, one after the other.
+        """Yield (name, tensor) for every tensor in which the stage's model differs from the base.
 
-        Raises StoreError when a delta is not in the store.
+        Raises StoreError if a delta is not in the store.
         """
         for key, names in self.find_tensor_sources():
             delta = self.store.load_delta(key)  # mapped from the file: in memory only while it is read
@@ -68,10 +67,10 @@ class ExportedStage:
 
 
 def load_exported_stage(job_folder: str, stage_name: str, store_folder: str | None = None) -> ExportedStage:
-    """The stage `stage` ("last" or its number) of the finished job in the folder `run`.
+    """The stage `stage_name` ("last" or a number from 1) of the finished job in `job_folder`.
 
-    `store` replaces the one that the job used. Raises DataError or ConfigError for a folder that is no finished job,
-    and for a stage that it does not have.
+    `store_folder` replaces the store that the job used. Raises DataError or ConfigError for a folder that is no
+    finished job, and for a stage that the job does not have.
     """
     folder = Path(job_folder)
     results = _load_finished_results(folder)
@@ -88,13 +87,13 @@ def load_exported_stage(job_folder: str, stage_name: str, store_folder: str | No
 def _load_finished_results(folder: Path) -> Mapping[str, Any]:
     if (folder / "results.json").is_file():
         return load_results(folder / "results.json")
-    sweep = load_sweep(folder)  # says what is missing if this is no folder of jobs either
+    sweep = load_sweep(folder)  # raises DataError if this is no folder of jobs either
     if [job.job for job in sweep.unfinished] == [folder.resolve().name] and not sweep.results:
         (job,) = sweep.unfinished
-        why = f": {job.error}" if job.error else ""
-        raise ConfigError(f"run={folder}: the job has no results yet, it is {job.state}{why}; finish it first")
-    done = ", ".join(sorted(sweep.results)) or "none"
-    raise ConfigError(f"run={folder} is a sweep, choose one of its finished jobs: {done}")
+        reason = f": {job.error}" if job.error else ""
+        raise ConfigError(f"run={folder}: the job has no results yet, it is {job.state}{reason}; finish it first")
+    finished_jobs = ", ".join(sorted(sweep.results)) or "none"
+    raise ConfigError(f"run={folder} is a sweep, choose one of its finished jobs: {finished_jobs}")
 
 
 def _resolve_stage_index(stage_name: str, results: Mapping[str, Any]) -> int:

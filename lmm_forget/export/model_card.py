@@ -1,14 +1,13 @@
-"""The model card of an exported stage model: how it was made, and what that did to it."""
+"""The model card of an exported stage: how it was trained, and what it learned and forgot."""
 
 from __future__ import annotations
 
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 
-if TYPE_CHECKING:
-    from lmm_forget.export.exported_stage import ExportedStage
+from lmm_forget.export.exported_stage import ExportedStage
 
 _FIGURE_TITLES = {
     "target_learning": "target learning",
@@ -29,7 +28,7 @@ _TRAINING_FIELDS = (
 
 
 def render_model_card(stage: ExportedStage) -> str:
-    """README.md of an exported folder: Markdown under the YAML header that the Hugging Face hub reads."""
+    """The README.md of an exported folder: the YAML header that the Hugging Face hub reads, then Markdown."""
     results = stage.results
     config, suite = results["config"], results["config"]["suite"]["tasks"]
     trained_stages = results["stages"][: stage.index]
@@ -47,7 +46,7 @@ def render_model_card(stage: ExportedStage) -> str:
         revision=config["model"].get("revision"),
         index=stage.index,
         stages=len(results["stages"]),
-        taught=trained_stages,
+        trained_stages=trained_stages,
         recipe=config["recipe"],
         method=config["recipe"]["method"],
         plan=results["plan"],
@@ -69,7 +68,7 @@ def render_model_card(stage: ExportedStage) -> str:
 
 
 def _format_estimate(estimate: dict[str, Any]) -> str:
-    """`+1.2 [-0.3, +2.5]`, in percentage points; a dash where a figure does not exist."""
+    """`+1.2 [-0.3, +2.5]`, in percentage points; a dash if the figure does not exist."""
     if estimate.get("value") is None:
         return "–"
     text = f"{estimate['value']:+.1f}"

@@ -1,4 +1,4 @@
-"""Write a stage model: one copy of the model in memory, deltas put into it tensor by tensor, every hash compared."""
+"""Writes a stage's model: loads the base, copies the changed tensors into it one by one, and compares every hash."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging
 
 from lmm_forget.errors import ConfigError, LmmForgetError, StoreError
+from lmm_forget.export.exported_stage import ExportedStage
 from lmm_forget.export.model_card import render_model_card
 from lmm_forget.files import apply_default_permissions
-
-if TYPE_CHECKING:
-    from lmm_forget.export.exported_stage import ExportedStage
-    from lmm_forget.models.loading import LMM
+from lmm_forget.models.loading import LMM, load_model
+from lmm_forget.models.weight_hashes import hash_parameters, hash_tensor, hash_weights
 
 MAX_SHARD_SIZE = "5GB"
 """Largest weights file; a larger model gets several and an index."""
@@ -27,18 +30,19 @@ def export_stage(
     base_folder: str | None = None,
     report_progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write `stage` to the new folder `out`, which appears when it is complete; `base` replaces the job's model path.
+    """Write the model of `stage` to the new folder `output_folder`, which appears once it is complete.
 
-    `say` hears of each step. Returns what was written: folder, stage, task, weights_hash, dtype, bytes, files. Raises
-    ConfigError when `out` exists or the base cannot be loaded or is another one, StoreError for deltas that do not fit.
+    `base_folder` replaces the job's model path; `report_progress` is called with one line before each step. Returns
+    what was written: out (the folder), stage, task, weights_hash, dtype, bytes, files. Raises ConfigError if
+    `output_folder` exists, or the base cannot be loaded or is not the job's; StoreError for deltas that do not fit.
     """
     require_new_folder(output_folder)
-    stage.find_tensor_sources()  # what is missing is said before anything is loaded
+    stage.find_tensor_sources()  # raises, before anything is loaded, if a record is missing
     if base_folder is not None and not (Path(base_folder) / "config.json").is_file():
         raise ConfigError(f"base={base_folder} has no config.json; name the folder of the base model")
     draft = output_folder.with_name(f".{output_folder.name}.{os.getpid()}")
     try:
-        draft.mkdir(parents=True)  # so is a folder that cannot be written
+        draft.mkdir(parents=True)  # fails here, before anything is loaded, if the folder cannot be written
     except OSError as error:
         raise ConfigError(f"out={output_folder} cannot be written: {error.strerror or error}") from None
     try:
@@ -60,9 +64,7 @@ def export_stage(
 
 
 def _write_model(stage: ExportedStage, lmm: LMM, draft: Path, output_folder: Path) -> list[Path]:
-    """Write everything into `draft` and let it become `out`; returns the files. Raises ConfigError."""
-    from safetensors import SafetensorError
-
+    """Write everything into `draft`, then rename it to `output_folder`; returns the files. Raises ConfigError."""
     try:
         lmm.model.save_pretrained(draft, max_shard_size=MAX_SHARD_SIZE)
         lmm.processor.save_pretrained(draft)
@@ -72,7 +74,7 @@ def _write_model(stage: ExportedStage, lmm: LMM, draft: Path, output_folder: Pat
             apply_default_permissions(path)
         require_new_folder(output_folder)
         draft.rename(output_folder)
-    except (OSError, SafetensorError) as error:  # a full disk may come as either
+    except (OSError, SafetensorError) as error:  # a full disk raises either of them
         raise ConfigError(
             f"out={output_folder} cannot be written: {getattr(error, 'strerror', None) or error}"
         ) from None
@@ -80,17 +82,13 @@ def _write_model(stage: ExportedStage, lmm: LMM, draft: Path, output_folder: Pat
 
 
 def require_new_folder(output_folder: Path) -> None:
-    """Raise ConfigError if `out` is there already, whatever it is."""
+    """Raise ConfigError if something exists at this path, whatever it is."""
     if output_folder.exists() or output_folder.is_symlink():
         raise ConfigError(f"out={output_folder} exists already and is never overwritten; choose another folder")
 
 
 def load_stage_model(stage: ExportedStage, base_folder: str | None, report_progress: Callable[[str], None]) -> LMM:
-    """The stage's model, bit for bit the one that was evaluated (its hashes say so). Raises as `export` does."""
-    import torch
-
-    from lmm_forget.models.weight_hashes import hash_parameters, hash_tensor, hash_weights
-
+    """The stage's model, bit for bit the one that was evaluated: its hash is checked. Raises as `export_stage` does."""
     lmm = _load_base_model(stage.config["model"], base_folder)
     hashes = hash_parameters(lmm.model)
     expected_hash = stage.results["base"]["weights_hash"]
@@ -117,10 +115,6 @@ def load_stage_model(stage: ExportedStage, base_folder: str | None, report_progr
 
 
 def _load_base_model(model_config: Mapping[str, Any], base_folder: str | None) -> LMM:
-    from transformers.utils import logging
-
-    from lmm_forget.models.loading import load_model
-
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

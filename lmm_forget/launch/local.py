@@ -166,19 +166,20 @@ def write_and_print_summary(sweep_dir: Path, already_reported: Sequence[JobOutco
         return
     from rich.console import Console
 
-    from lmm_forget.report import job_results, job_rows, shared_suite, sweep_summary, sweep_table
+    from lmm_forget.report import sweep_report, sweep_summary, sweep_table
 
-    content = sweep_summary.write_sweep_summary(sweep_dir)
-    sweep = shared_suite.restrict_to_shared_suite(job_results.load_sweep(sweep_dir))
+    report = sweep_report.load_sweep_report(sweep_dir)
+    sweep_summary.write_sweep_summary(report)
     reported_names = {outcome.job.name for outcome in already_reported}
     sweep_table.print_sweep_table(
-        job_rows.build_job_rows(sweep.results.values()),
+        report.rows,
+        report.settings,
         Console(),
-        notes=content["notes"],
-        unfinished=[job for job in sweep.unfinished if job.job not in reported_names],
+        notes=report.notes,
+        unfinished=[job for job in report.sweep.unfinished if job.job not in reported_names],
     )
     print(f"summary: {sweep_dir / 'summary.html'}")
-    for name, results in sweep.results.items():
+    for name, results in report.sweep.results.items():
         for repair in results["job"].get("repairs", ()):
             print(f"{name}: {repair}", file=sys.stderr)
 

@@ -1,19 +1,17 @@
-"""The blocks of a decoder, found by module identity, and a recording of what each of them writes."""
+"""Finds the attention and MLP blocks of a decoder, and records their outputs in a forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmm_forget.errors import ConfigError, LmmForgetError
-
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
+from lmm_forget.models.loading import LMM
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,11 @@ class DecoderBlocks:
 
 @dataclass
 class Activations:
-    """What a forward pass wrote at n chosen positions, on the model's device, in the model's dtype.
+    """Hidden states of a forward pass at n selected positions, on the model's device, in the model's dtype.
 
-    final [n, d] behind the final norm; and, when blocks are recorded, embedding [n, d] (the stream in front of
-    the first layer), attention and mlp [L, n, d] (what each block adds to the stream), and scale [n] (fp64), the
-    factor 1 / rms by which the final norm divides the stream.
+    `final_hidden` [n, d] is the output of the final norm. If blocks are recorded: `embedding` [n, d] is the residual
+    stream before the first layer, `attention` and `mlp` [L, n, d] are what each block adds to the stream, and
+    `norm_scale` [n] (fp64) is 1 / rms of the whole stream, the factor that the final norm applies.
     """
 
     final_hidden: Tensor
@@ -48,7 +46,7 @@ class Activations:
 
 
 def find_decoder_blocks(lmm: LMM) -> DecoderBlocks:
-    """The blocks of `lmm`'s decoder. Raises ConfigError for a decoder that is built otherwise.
+    """The blocks of `lmm`'s decoder. Raises ConfigError for a decoder of another structure.
 
     The attention block of a layer is the child that owns its output projection, the MLP block the one that owns
     its down projection; the final norm is the text model's own child.
@@ -80,7 +78,7 @@ def find_decoder_blocks(lmm: LMM) -> DecoderBlocks:
 
 @dataclass
 class _ActivationRecorder:
-    """Rows taken from a pass; `at` are the (row, position) indices and `width` the length of the sequences."""
+    """Records states at `positions`, (row, position) indices [n] into sequences of `sequence_length` tokens."""
 
     positions: tuple[Tensor, Tensor]
     sequence_length: int
@@ -103,10 +101,10 @@ def record_activations(
     positions: tuple[Tensor, Tensor],
     record_blocks: bool,
 ) -> Activations:
-    """Run `batch` (input_ids [B, T], expanded with image tokens) and keep what was written at `at`.
+    """Run `batch` (input_ids [B, T], image tokens included) and record the states at `positions`.
 
-    `at` are row and position indices [n]; `deep` records the blocks too. LmmForgetError when the decoder's
-    sequence is not the one of `input_ids`.
+    `positions` are row and position indices, [n] each; `record_blocks` records the blocks too. Raises LmmForgetError if
+    the decoder's sequence does not have the length of input_ids.
     """
     recorder = _ActivationRecorder(positions, batch["input_ids"].shape[1])
     model: Any = lmm.model

@@ -1,10 +1,10 @@
-"""The two ways of walking through an answer: made to say a given one (`forced`), or saying its own (`free`)."""
+"""The two kinds of forward pass: forced, along a given answer; free, along the answer that the model generates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,20 +12,18 @@ from transformers import LogitsProcessor
 
 from lmm_forget.errors import ConfigError
 from lmm_forget.models.family import IGNORE_INDEX
+from lmm_forget.models.loading import LMM
 from lmm_forget.probes.decoder_blocks import Activations, DecoderBlocks, record_activations
 from lmm_forget.probes.output_shift import compute_distribution_metrics
 from lmm_forget.recipes.plain import has_plain_output_head
 from lmm_forget.tasks.task import Sample, Task
 
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
-
 
 @dataclass(frozen=True, eq=False)
 class PromptSet:
-    """A task with the samples whose questions are used as prompts: at most `limit` of its test split.
+    """A task whose questions are used as prompts: `samples`, at most `max_samples` of its test split.
 
-    `node` is its configuration, `data` the fingerprint of the split.
+    `task_config` is the task's configuration, `data_fingerprint` the fingerprint of the split.
     """
 
     task: Task
@@ -40,20 +38,20 @@ class GreedyAnswer(Protocol):
 
     @property
     def text(self) -> str:
-        """What was said."""
+        """The generated text."""
 
     @property
     def tokens(self) -> int:
-        """Its length in tokens."""
+        """Its length in tokens, the end token included."""
 
 
 GreedyGenerator = Callable[..., Sequence[GreedyAnswer]]
-"""Answers a batch greedily: (lmm, questions, images, max_new_tokens, listeners, systems) -> one answer each."""
+"""Answers a batch greedily: (lmm, questions, images, max_new_tokens, logits_processors, system_prompts) -> answers."""
 
 
 @dataclass(frozen=True)
 class ForcedPositions:
-    """Positions of a forced batch: `sample` (its number among the prompts), `target` token, what was written; [n]."""
+    """The n answer positions of a forced batch: their sample's number among the prompts, their token, their states."""
 
     sample_indices: Tensor
     target_tokens: Tensor
@@ -63,7 +61,7 @@ class ForcedPositions:
 def make_prompt_batches(
     prompt_set: PromptSet, sample_indices: Sequence[int], batch_size: int
 ) -> Iterator[list[tuple[int, Sample]]]:
-    """The chosen samples in batches, images of equal size and questions of equal length side by side."""
+    """The selected samples in batches, with images of equal size and questions of similar length together."""
     for start in range(0, len(sample_indices), 8 * batch_size):
         window = [(i, prompt_set.samples[i]) for i in sample_indices[start : start + 8 * batch_size]]
         window.sort(key=lambda item: ([image.size for image in item[1].images], len(item[1].question), item[0]))
@@ -79,10 +77,11 @@ def run_forced_pass(
     answers: Sequence[str],
     record_blocks: bool,
 ) -> ForcedPositions:
-    """Walk a batch through `answers` (one per sample) and keep what was written where their tokens are predicted.
+    """Run a batch along `answers` (one per sample) and record the states that predict their tokens.
 
-    The position that predicts a token is the one before it in the sequence as the decoder sees it, image
-    tokens included. Raises ConfigError for a model whose logits are more than its head on the final state.
+    The position that predicts a token is the one before it in the decoder's sequence, image tokens included.
+    `record_blocks` records the states of every block too. Raises ConfigError for a model whose logits are not just its
+    output head applied to the final hidden state.
     """
     if not has_plain_output_head(lmm.model):
         raise ConfigError(f"probe: {type(lmm.model).__name__} adds to its output head; it cannot be probed")
@@ -106,14 +105,14 @@ def run_forced_pass(
 
 
 class _DistributionRecorder(LogitsProcessor):
-    """Notes the figures of every row's distribution at every step, and changes nothing."""
+    """Records the metrics of every row's distribution at every generation step; changes no score."""
 
     def __init__(self, token_sets: Mapping[str, Tensor]) -> None:
         self._token_sets = token_sets
         self.step_metrics: list[dict[str, Tensor]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Note one step; `scores` is [B, vocabulary]."""
+        """Record one step; `scores` is [B, vocabulary]."""
         metrics = compute_distribution_metrics(scores, self._token_sets)
         self.step_metrics.append({name: values.double().cpu() for name, values in metrics.items()})
         return scores
@@ -126,7 +125,7 @@ def run_free_pass(
     batch: Sequence[tuple[int, Sample]],
     token_sets: Mapping[str, Tensor],
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Let the model answer; yields (sample number, text, figures [positions] by name), the end token's position too."""
+    """Let the model answer a batch; yields (sample number, answer, metrics by name [positions, with the end token])."""
     recorder = _DistributionRecorder(token_sets)
     answers = generate_greedily(
         lmm,

@@ -1,4 +1,4 @@
-"""How far a next-token distribution has moved: figures of each position, over the whole vocabulary."""
+"""How far a next-token distribution has moved from the base's: metrics per position, over the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_LOGIT_ELEMENTS = 1 << 23
-"""Elements of a block of logits (64 MiB in fp64)."""
+"""Largest number of elements of a block of logits (64 MiB in fp64)."""
 
 
 def compute_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """`hidden` [n, d] through the unembedding `weight` [V, d] in fp32: bf16 logits would be a noise floor, [n, V]."""
+    """Logits [n, V] in fp32 of `hidden` [n, d] with the output head's `weight` [V, d].
+
+    They are not computed in bf16, whose rounding would hide small shifts.
+    """
     if weight.dtype == torch.float32:
         return F.linear(hidden.float(), weight)
     rows = max(1, MAX_LOGIT_ELEMENTS // weight.shape[1])
@@ -24,10 +27,10 @@ def compute_logits(hidden: Tensor, weight: Tensor) -> Tensor:
 def compute_distribution_metrics(
     logits: Tensor, token_sets: Mapping[str, Tensor], targets: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Figures of the next-token distributions softmax(`scores`) [n, V], each [n] in fp64.
+    """Metrics of the next-token distributions softmax(`logits`), `logits` [n, V]; each metric is [n], in fp64.
 
-    `mass:<set>` is the probability of all tokens of a set together (`sets` holds their ids), `entropy` is in
-    nats, `top` the likeliest token, `nll` the negative log-likelihood of `targets` [n] in nats.
+    mass:<set> is the total probability of the tokens in a set (`token_sets` maps its name to their ids), entropy is in
+    nats, top the id of the likeliest token, nll the negative log-likelihood of `targets` [n] in nats.
     """
     logp = F.log_softmax(logits.double(), dim=-1)
     p = logp.exp()
@@ -40,16 +43,16 @@ def compute_distribution_metrics(
 
 
 def compute_shift_metrics(tuned_logits: Tensor, base_logits: Tensor) -> dict[str, Tensor]:
-    """How far softmax(`tuned`) lies from softmax(`base`) (scores [n, V]), each [n] in fp64.
+    """Distance of softmax(`tuned_logits`) from softmax(`base_logits`), both [n, V]; each metric is [n], in fp64.
 
-    `kl` = KL(tuned || base) and `js`, the Jensen-Shannon divergence (at most ln 2), in nats; `agreement` is 1
-    where both have the same likeliest token.
+    kl is KL(tuned || base), js the Jensen-Shannon divergence (at most ln 2), both in nats; agreement is 1 where both
+    have the same likeliest token, else 0.
     """
-    logp, logq = (F.log_softmax(scores.double(), dim=-1) for scores in (tuned_logits, base_logits))
+    logp, logq = (F.log_softmax(logits.double(), dim=-1) for logits in (tuned_logits, base_logits))
     p, q = logp.exp(), logq.exp()
     logm = torch.logaddexp(logp, logq) - math.log(2.0)
     kl = _compute_kl_divergence(p, logp, logq)
-    # Where the two are one distribution, log of their mean differs from both by a rounding; that is no shift.
+    # Where both distributions are equal, the log of their mean differs from them by rounding; that is no shift.
     is_same = (logp == logq).all(dim=-1)
     js = 0.5 * (_compute_kl_divergence(p, logp, logm) + _compute_kl_divergence(q, logq, logm))
     return {
@@ -60,7 +63,7 @@ def compute_shift_metrics(tuned_logits: Tensor, base_logits: Tensor) -> dict[str
 
 
 def split_rows(num_rows: int, vocabulary_size: int) -> Iterator[slice]:
-    """Slices of n rows whose logits fit the memory bound."""
+    """Slices of `num_rows` rows, each small enough that its logits have at most `MAX_LOGIT_ELEMENTS` elements."""
     rows = max(1, MAX_LOGIT_ELEMENTS // vocabulary_size)
     for start in range(0, num_rows, rows):
         yield slice(start, min(start + rows, num_rows))

@@ -1,4 +1,4 @@
-"""From figures of single positions to what a record holds: rows per sample, and aggregates with intervals."""
+"""From metrics of single token positions to records: one row per sample, and aggregates with intervals."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from lmm_forget.metrics.bootstrap import draw_cluster_weights, round_float
 
 CONFIDENCE_LEVEL, NUM_RESAMPLES = 0.95, 2000
 MIN_POSITION_SHARE = 0.05
-"""Positions that a smaller share of the samples reaches are left out of `by_position`."""
+"""Positions that a smaller share of the samples reaches are left out of the means by position."""
 FloatArray = NDArray[np.float64]
 
 
 @dataclass
 class PositionMetrics:
-    """Figures of every position of every sample, for one model, one set of prompts and one mode.
+    """Metrics at every answer position of every sample, for one model, one set of prompts and one mode.
 
-    `texts[i]` is what sample i said or was made to say, `figures[name][i]` holds one value per position.
+    `mode` is "free" or "forced". `texts[i]` is the answer that the model generated (free) or was given (forced) for
+    sample i; `metrics[name][i]` holds one value per position of that answer.
     """
 
     mode: str
@@ -33,25 +34,25 @@ class PositionMetrics:
 
     @classmethod
     def create_empty(cls, mode: str, sample_ids: list[str], image_ids: list[str]) -> PositionMetrics:
-        """For samples whose figures are still to come, in any order."""
+        """Without metrics yet; `set_sample` adds them, in any order of the samples."""
         return cls(mode, sample_ids, image_ids, [""] * len(sample_ids))
 
     def set_sample(self, index: int, text: str, metrics: Mapping[str, FloatArray]) -> None:
-        """The figures of sample number `index`."""
+        """Set the answer and the metrics (one value per position) of sample number `index`."""
         self.texts[index] = text
         for name, values in metrics.items():
-            nothing = [np.empty(0) for _ in self.sample_ids]
-            self.metrics.setdefault(name, nothing)[index] = np.asarray(values, dtype=np.float64)
+            empty = [np.empty(0) for _ in self.sample_ids]
+            self.metrics.setdefault(name, empty)[index] = np.asarray(values, dtype=np.float64)
 
     def compute_sample_means(self, metric: str) -> FloatArray:
-        """[samples]: mean over each sample's positions."""
+        """Mean over each sample's positions, [samples]."""
         return np.array([values.mean() for values in self.metrics[metric]])
 
 
 def summarize_output_shift(
     position_metrics: PositionMetrics, prompt_set_name: str, token_sets: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
-    """The aggregates of one output-shift look; schema in docs/probes.md."""
+    """The reading of the output-shift probe: aggregates over positions and samples (schema in docs/probes.md)."""
     num_positions = np.array([len(values) for values in position_metrics.metrics["entropy"]])
     clusters = position_metrics.image_ids
     means = {name: position_metrics.compute_sample_means(name) for name in position_metrics.metrics if name != "top"}
@@ -84,7 +85,7 @@ def summarize_output_shift(
 
 
 def bootstrap_mean_interval(values: FloatArray, clusters: Sequence[str], *, seed: int = 0) -> dict[str, float | None]:
-    """{mean, low, high} of sample values [n]: percentile interval over resampled images (`clusters` [n])."""
+    """{mean, low, high} of sample values [n]; percentile bootstrap interval, resampling images (`clusters` [n])."""
     names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     mean = round_float(float(values.mean()))
     if len(names) < 2:
@@ -122,7 +123,7 @@ def _average_by_position(
 def make_sample_table(
     position_metrics: PositionMetrics, prompt_set_name: str, token_set_names: Sequence[str]
 ) -> pa.Table:
-    """One row per sample: what was said, and its means (and the sets' largest mass) over positions."""
+    """One row per sample: its answer, and the means (of masses the maxima too) of its metrics over positions."""
     n = len(position_metrics.sample_ids)
     columns: dict[str, Any] = {
         "prompts": [prompt_set_name] * n,
@@ -140,17 +141,3 @@ def make_sample_table(
         values = position_metrics.compute_sample_means(name) if has_metric else [None] * n
         columns[name] = pa.array(values, pa.float64())
     return pa.table(columns)
-
-
-def flatten_probe_entry(probe_entry: Mapping[str, Any] | None) -> dict[str, float]:
-    """The figures of a `probes` entry that curves are drawn of, as `probe/<prompts>/<mode>/number_mass` and so on."""
-    metrics: dict[str, float | None] = {}
-    for reading in (probe_entry or {}).get("readings", ()):
-        if reading["probe"] == "output_shift":
-            prefix = f"probe/{reading['prompts']}/{reading['mode']}"
-            metrics |= {f"{prefix}/{name}_mass": mass["mean"] for name, mass in reading["mass"].items()}
-            metrics |= {f"{prefix}/{name}": reading[name] for name in ("entropy", "nll", "kl", "js", "agreement")}
-        else:
-            prefix = f"probe/{reading['prompts']}/norm"
-            metrics |= {f"{prefix}/{kind}": float(np.mean(reading["norm"][kind])) for kind in ("attention", "mlp")}
-    return {name: value for name, value in metrics.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What a `probe` configuration asks for, as the prober needs it."""
+"""The typed form of a `probe` configuration."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 PROBE_VERSION = 2
-"""Raised on purpose when probing changes what the same model and prompts give."""
+"""Part of every key; raised when the same model and prompts give other readings than before."""
 
 
 @dataclass(frozen=True)
 class DriftAlarm:
-    """Bounds on the drift from the base, looked at every `every` steps on `n` prompts; `action` is stop or warn."""
+    """Bounds on the drift from the base, checked every `every_n_steps` optimizer steps on `num_prompts` prompts.
+
+    `bounds` maps a metric of `Prober.measure_drift` to its largest allowed value; `action` is "stop" or "warn".
+    """
 
     bounds: Mapping[str, float]
     action: str
@@ -22,7 +25,7 @@ class DriftAlarm:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """A resolved `probe` node; fields as in conf/probe/output_shift.yaml."""
+    """A resolved `probe` configuration; conf/probe/output_shift.yaml explains its fields."""
 
     output_shift: bool
     residual_to_logit: bool
@@ -39,7 +42,7 @@ class ProbeConfig:
 
     @classmethod
     def from_config(cls, probe_config: Mapping[str, Any]) -> ProbeConfig | None:
-        """The spec of a resolved node, None for `probe=none`; its values were checked when it was composed."""
+        """From a resolved configuration, whose values were checked when it was composed; None for `probe=none`."""
         if not (probe_config.get("output_shift") or probe_config.get("residual_to_logit")):
             return None
         bounds = {name: float(bound) for name, bound in probe_config["stop_when"].items() if bound is not None}
@@ -61,11 +64,11 @@ class ProbeConfig:
         )
 
     def get_milestone_steps(self, task: str) -> tuple[int, ...]:
-        """The steps after which the model is looked at in a stage that teaches `task`."""
+        """The optimizer steps after which the model is probed in a stage that trains `task`."""
         return self.at_steps if self.at_tasks is None or task in self.at_tasks else ()
 
     def describe_result_settings(self) -> dict[str, Any]:
-        """The part that decides what a look at one model gives."""
+        """The fields that decide the readings of one model; part of the key that they are saved under."""
         return {
             "output_shift": self.output_shift,
             "residual_n": self.residual_n if self.residual_to_logit else None,

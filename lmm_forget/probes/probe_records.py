@@ -1,4 +1,4 @@
-"""What probes leave behind: their entries in results.json, the tables and the pictures of a job's folder."""
+"""What a job records of its probes: their entries in results.json, and the tables in the job's folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmm_forget.probes.prober import Prober, ProbeResult
 
 _ANSWER_FIELDS = ("sample_id", "image_id", "question", "references", "text", "value")
 TaskAnswers = Mapping[str, Sequence[Any]]
-"""Answers by task (objects with the fields of evaluation.answers.Answer)."""
+"""Answers by task: objects with the fields of evaluation.scored_answers.Answer."""
 FLIPS_SCHEMA = pa.schema(
     [
         ("stage", pa.int32()),
@@ -27,7 +27,7 @@ FLIPS_SCHEMA = pa.schema(
 
 
 class ProbedStage(Protocol):
-    """A finished stage as the records need it."""
+    """A finished stage, with what its probe records are made from."""
 
     @property
     def index(self) -> int:
@@ -35,11 +35,11 @@ class ProbedStage(Protocol):
 
     @property
     def answers(self) -> TaskAnswers:
-        """Its answers by task."""
+        """The answers of its model, by task."""
 
     @property
     def probes(self) -> StageProbeResults | None:
-        """What was seen of it."""
+        """Its probe results; None if it was not probed."""
 
 
 def add_probe_entries(
@@ -49,21 +49,21 @@ def add_probe_entries(
     base_answers: TaskAnswers,
     stages: Sequence[ProbedStage],
 ) -> None:
-    """Put the `probes` entries into the content of results.json: of the job, the base and every stage."""
+    """Add the `probes` entries of the job, the base and every stage to `results`, the content of results.json."""
     results["probes"] = {
-        "forced_on": prober.spec.forced_on,
+        "forced_on": prober.config.forced_on,
         "layers": prober.blocks.num_layers,
-        "token_sets": {name: found.to_json() for name, found in prober.sets.items()},
+        "token_sets": {name: token_set.to_json() for name, token_set in prober.token_sets.items()},
     }
     results["base"]["probes"] = {"readings": base_result.readings}
     for stage, entry in zip(stages, results["stages"], strict=True):
-        entry_of_stage = make_stage_probe_entry(base_answers, stage)
-        if entry_of_stage is not None:
-            entry["probes"] = entry_of_stage
+        probe_entry = make_stage_probe_entry(base_answers, stage)
+        if probe_entry is not None:
+            entry["probes"] = probe_entry
 
 
 def make_stage_probe_entry(base_answers: TaskAnswers, stage: ProbedStage) -> dict[str, Any] | None:
-    """The `probes` entry of a stage in results.json; None if nothing was looked at."""
+    """The `probes` entry of a stage in results.json; None if it was not probed."""
     if stage.probes is None:
         return None
     flips = {
@@ -76,7 +76,7 @@ def make_stage_probe_entry(base_answers: TaskAnswers, stage: ProbedStage) -> dic
 def write_probe_tables(
     job_dir: Path, base_result: ProbeResult, base_answers: TaskAnswers, stages: Sequence[ProbedStage]
 ) -> None:
-    """Write probes.parquet and flips.parquet into a job's folder (see docs/probes.md)."""
+    """Write probes.parquet and flips.parquet (docs/probes.md) into a job's folder."""
     tables = [_add_stage_columns(base_result.table, 0, None)]
     flips: list[dict[str, Any]] = []
     for stage in stages:

@@ -1,4 +1,4 @@
-"""Looks at a model: through its own answers, along given ones, and into its blocks; each look is filed in the store."""
+"""Probes models: along their own answers, along given ones, and in their blocks; every result is saved in the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from lmm_forget.files import (
     load_json_with_checksum,
     write_atomic,
 )
+from lmm_forget.models.loading import LMM
 from lmm_forget.probes.decoder_blocks import find_decoder_blocks
 from lmm_forget.probes.forward_passes import (
     ForcedPositions,
@@ -42,18 +43,19 @@ from lmm_forget.probes.reference_activations import ReferenceActivations, Refere
 from lmm_forget.probes.residual_to_logit import BlockContributions, OutputHead, ResidualToLogitProbe
 from lmm_forget.probes.token_sets import TokenSet
 from lmm_forget.progress import NullProgress, Progress
+from lmm_forget.recipes.selection import TunePlan
 from lmm_forget.store import probe_cache
 from lmm_forget.store.archive import CorruptEntryError, Store
 from lmm_forget.store.keys import hash_json, strip_task_paths
 
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
-    from lmm_forget.recipes.selection import TunePlan
-
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What was seen of one model: readings for results.json, and one row per prompt and mode."""
+    """The probe result of one model.
+
+    `readings` are aggregates for results.json, `table` has one row per prompt and mode (probes.parquet), `scores` are
+    the model's scores by task, if it was evaluated too.
+    """
 
     readings: list[dict[str, Any]]
     table: pa.Table
@@ -61,11 +63,12 @@ class ProbeResult:
 
 
 class Prober:
-    """Compares models with the base on some prompts. Make it while the model is the base.
+    """Compares models with the base model on some prompts. Build it while `lmm` holds the base's weights.
 
-    `identity` is what decides the base's answers besides weights and prompts (processor, versions, settings of
-    the model); `greedy` answers a batch (see passes.Greedy); `refer(key)` hears what the looks rest on in the store.
-    Raises ConfigError for a model that cannot be probed, or token sets the tokenizer does not have.
+    `generate_greedily` answers a batch (`GreedyGenerator`), `weights_hash` is the base's. `settings_identity` is what
+    decides the base's answers besides weights and prompts (processor, versions, settings of the model).
+    `record_reference` is called with the key of every store entry that the results need, so that the store keeps it.
+    Raises ConfigError for a model that cannot be probed.
     """
 
     def __init__(
@@ -83,17 +86,15 @@ class Prober:
         batch_size: int,
         record_reference: Callable[[str], None] = lambda key: None,
     ) -> None:
-        self.spec, self.lmm, self.prompts, self.sets = config, lmm, list(prompt_sets), dict(token_sets)
-        self._generate_greedily, self._store, self._batch_size, self._record_reference = (
-            generate_greedily,
-            store,
-            batch_size,
-            record_reference,
-        )
+        self.config, self.lmm, self.prompt_sets, self.token_sets = config, lmm, list(prompt_sets), dict(token_sets)
+        self._generate_greedily, self._record_reference = generate_greedily, record_reference
+        self._store, self._batch_size = store, batch_size
         self.base_weights_hash, self._settings_identity = weights_hash, dict(settings_identity)
         self.blocks = find_decoder_blocks(lmm)
         device = lmm.model.device
-        self._token_ids = {name: torch.tensor(found.ids, device=device) for name, found in self.sets.items()}
+        self._token_ids = {
+            name: torch.tensor(token_set.ids, device=device) for name, token_set in self.token_sets.items()
+        }
         head = self._get_current_head()
         trainable_ids = {id(p) for name, p in lmm.model.named_parameters() if name in set(plan.trainable)}
         base_weight = head.weight.detach().clone() if id(head.weight) in trainable_ids else head.weight
@@ -109,28 +110,30 @@ class Prober:
         phase_name: str,
         load_weights: Callable[[], None] = lambda: None,
     ) -> ProbeResult:
-        """Readings of the model whose hash is `weights`; from the store if somebody looked at it before.
+        """The result of the model with this hash, from the store if it was probed before.
 
-        `ready` is called before the model is used, so that one of which everything is known need not be put
-        together.
+        `load_weights` puts the model's weights into `lmm`; it is called only if a result is missing in the store.
         """
-        missing_prompts = [p for p in self.prompts if self.load_result(self._make_result_key(p, weights_hash)) is None]
-        progress.start_phase(phase_name, sum(len(p.samples) for p in missing_prompts), "prompt")
+        missing_prompts = [
+            each for each in self.prompt_sets if self.load_result(self._make_result_key(each, weights_hash)) is None
+        ]
+        progress.start_phase(phase_name, sum(len(prompt_set.samples) for prompt_set in missing_prompts), "prompt")
         if missing_prompts:
             load_weights()
-        return _merge_results([self._probe_prompts(p, weights_hash, progress) for p in self.prompts])
+        return _merge_results([self._probe_prompts(each, weights_hash, progress) for each in self.prompt_sets])
 
     @torch.no_grad()
     def probe_during_training(self, key: str, compute_scores: Callable[[], dict[str, Any]] | None) -> None:
-        """File under `key` the readings of the model in the middle of a training, with the scores `ask` gives."""
-        result = _merge_results([self._compute_result(prompts, NullProgress()) for prompts in self.prompts])
+        """Probe the model in the middle of a stage and save the result, with scores if given, under `key`."""
+        result = _merge_results([self._compute_result(each, NullProgress()) for each in self.prompt_sets])
         self.save_result(key, ProbeResult(result.readings, result.table, compute_scores() if compute_scores else None))
 
     @torch.no_grad()
     def measure_drift(self, prompt_set: PromptSet, num_prompts: int, task: str) -> dict[str, float]:
-        """How far the model has moved from the base along the forced answers of `n` prompts, by alarm figure.
+        """How far the model has moved from the base on forced answers to `num_prompts` prompts, by metric.
 
-        kl and js are means over positions, then samples; nll and `<set>_mass` are differences from the base.
+        kl and js (nats) are means over positions, then samples; nll (nats) and `<set>_mass` (probability) are
+        differences of such means from the base's. `trained_mass` is the mass of the token set learned from `task`.
         """
         reference, sample_indices = (
             self._get_reference(prompt_set),
@@ -160,7 +163,7 @@ class Prober:
 
         drift = {name: average_metric(model_metrics, name) for name in ("kl", "js")}
         drift["nll"] = average_metric(model_metrics, "nll") - average_metric(base_metrics, "nll")
-        for name in self.sets:
+        for name in self.token_sets:
             label = "trained" if name == f"trained:{task}" else name
             drift[f"{label}_mass"] = average_metric(model_metrics, f"mass:{name}") - average_metric(
                 base_metrics, f"mass:{name}"
@@ -168,7 +171,7 @@ class Prober:
         return drift
 
     def load_result(self, key: str) -> ProbeResult | None:
-        """The look filed under `key`, None if there is none. Damaged if it is not what was filed."""
+        """The result saved under `key`; None if there is none. Raises CorruptEntryError for a damaged one."""
         content = self.load_json(key)
         if content is None:
             return None
@@ -184,7 +187,7 @@ class Prober:
         return ProbeResult(content["readings"], table, content["scores"])
 
     def save_result(self, key: str, result: ProbeResult) -> None:
-        """File a look; the JSON file comes last and makes it whole."""
+        """Save a result; the JSON file is written last and marks it as complete."""
         path = self._make_path(key, probe_cache.PARQUET_SUFFIX)
         self._record_reference(key)
         buffer = io.BytesIO()
@@ -195,14 +198,14 @@ class Prober:
         self.save_json(key, content)
 
     def save_json(self, key: str, content: Mapping[str, Any]) -> None:
-        """File plain data under `key`."""
+        """Save plain data under `key`."""
         path = self._make_path(key, probe_cache.JSON_SUFFIX)
         self._record_reference(key)
         with self._store.wrap_write_errors(path):
             write_atomic(path, dump_json_with_checksum(content))
 
     def load_json(self, key: str) -> dict[str, Any] | None:
-        """What `note` filed under `key`, None if nothing. Damaged if it is not what was filed."""
+        """What `save_json` saved under `key`; None if nothing. Raises CorruptEntryError for a damaged file."""
         path = self._make_path(key, probe_cache.JSON_SUFFIX)
         try:
             content = load_json_with_checksum(path.read_text(encoding="utf-8"))
@@ -214,19 +217,19 @@ class Prober:
         return content
 
     def describe_identity(self) -> dict[str, Any]:
-        """What decides a look besides the model that is looked at, as JSON data."""
+        """What decides a result besides the weights of the probed model, as JSON data; part of every key."""
         return {
             "base": self.base_weights_hash,
-            "look": self.spec.describe_result_settings(),
-            "sets": {name: list(found.ids) for name, found in self.sets.items()},
-            "prompts": [self._describe_prompts(p) for p in self.prompts],
+            "look": self.config.describe_result_settings(),
+            "sets": {name: list(token_set.ids) for name, token_set in self.token_sets.items()},
+            "prompts": [self._describe_prompts(each) for each in self.prompt_sets],
             **self._settings_identity,
         }
 
     def _probe_prompts(self, prompt_set: PromptSet, weights_hash: str, progress: Progress) -> ProbeResult:
         key = self._make_result_key(prompt_set, weights_hash)
         if weights_hash == self.base_weights_hash:
-            with self._store.acquire_lease(f"imprint-{self._get_reference_path(prompt_set).stem}"):
+            with self._store.acquire_lease(f"reference-{self._get_reference_path(prompt_set).stem}"):
                 self._get_reference(prompt_set)
         if (result := self.load_result(key)) is None:
             with self._store.acquire_lease(f"probe-{key}"):
@@ -238,16 +241,16 @@ class Prober:
     def _compute_result(self, prompt_set: PromptSet, progress: Progress) -> ProbeResult:
         readings: list[dict[str, Any]] = []
         tables: list[pa.Table] = []
-        name, spec = prompt_set.task.name, self.spec
-        token_ids = {label: found.ids for label, found in self.sets.items()}
-        if spec.output_shift and "free" in spec.modes:
+        name, config = prompt_set.task.name, self.config
+        token_ids = {label: token_set.ids for label, token_set in self.token_sets.items()}
+        if config.output_shift and "free" in config.modes:
             free_metrics = self._run_free_passes(prompt_set)
             readings.append(summarize_output_shift(free_metrics, name, token_ids))
-            tables.append(make_sample_table(free_metrics, name, list(self.sets)))
+            tables.append(make_sample_table(free_metrics, name, list(self.token_sets)))
         forced_metrics, contributions = self._run_forced_passes(prompt_set)
-        if spec.output_shift and "forced" in spec.modes:
+        if config.output_shift and "forced" in config.modes:
             readings.append(summarize_output_shift(forced_metrics, name, token_ids))
-            tables.append(make_sample_table(forced_metrics, name, list(self.sets)))
+            tables.append(make_sample_table(forced_metrics, name, list(self.token_sets)))
         if contributions is not None:
             readings.append(
                 {"probe": "residual_to_logit", "prompts": name, "mode": "forced", **contributions.to_json()}
@@ -258,19 +261,19 @@ class Prober:
     def _run_free_passes(self, prompt_set: PromptSet) -> PositionMetrics:
         positions = PositionMetrics.create_empty("free", *_get_sample_ids(prompt_set))
         for batch in make_prompt_batches(prompt_set, range(len(prompt_set.samples)), self._batch_size):
-            for number, text, figures in run_free_pass(
+            for number, text, metrics in run_free_pass(
                 self.lmm, self._generate_greedily, prompt_set, batch, self._token_ids
             ):
-                positions.set_sample(number, text, figures)
+                positions.set_sample(number, text, metrics)
         return positions
 
     def _run_forced_passes(self, prompt_set: PromptSet) -> tuple[PositionMetrics, BlockContributions | None]:
-        """Both forced probes in one pass; samples that only one of them needs are walked for that one alone."""
+        """Run both forced probes in one pass; samples that only one of them needs are run for that probe alone."""
         reference = self._get_reference(prompt_set)
         positions = PositionMetrics.create_empty("forced", *_get_sample_ids(prompt_set))
         block_samples = self._select_block_samples(prompt_set)
         other_samples = (
-            sorted(set(range(len(prompt_set.samples))) - set(block_samples)) if self.spec.output_shift else []
+            sorted(set(range(len(prompt_set.samples))) - set(block_samples)) if self.config.output_shift else []
         )
         contributions = BlockContributions(self.blocks.num_layers) if block_samples else None
         probe = (
@@ -283,7 +286,7 @@ class Prober:
                 base_activations = reference.get_activations(
                     rows.sample_indices, rows.target_tokens, with_blocks, rows.target_tokens.device
                 )
-                if self.spec.output_shift:
+                if self.config.output_shift:
                     _store_sample_metrics(
                         positions, rows, reference, self._compute_shift(rows, base_activations.final_hidden)
                     )
@@ -292,24 +295,24 @@ class Prober:
         return positions, contributions
 
     def _compute_shift(self, forced_positions: ForcedPositions, base_hidden: Tensor) -> dict[str, Tensor]:
-        """Figures of every position of `rows` against the base's final states `before` [n, d]."""
-        tuned, base = self._get_current_head().weight, self._base_head.weight
+        """Metrics [n] of every forced position, against the base's final hidden states `base_hidden` [n, d]."""
+        tuned_weight, base_weight = self._get_current_head().weight, self._base_head.weight
 
-        def compute_slice(at: slice) -> dict[str, Tensor]:
-            own = compute_logits(forced_positions.activations.final_hidden[at], tuned)
-            figures = compute_distribution_metrics(own, self._token_ids, forced_positions.target_tokens[at])
-            return figures | compute_shift_metrics(own, compute_logits(base_hidden[at], base))
+        def compute_slice(rows: slice) -> dict[str, Tensor]:
+            tuned_logits = compute_logits(forced_positions.activations.final_hidden[rows], tuned_weight)
+            metrics = compute_distribution_metrics(tuned_logits, self._token_ids, forced_positions.target_tokens[rows])
+            return metrics | compute_shift_metrics(tuned_logits, compute_logits(base_hidden[rows], base_weight))
 
-        return _compute_by_slices(compute_slice, len(base_hidden), tuned.shape[0])
+        return _compute_by_slices(compute_slice, len(base_hidden), tuned_weight.shape[0])
 
     def _compute_distribution(
         self, final_hidden: Tensor, target_tokens: Tensor, head_weight: Tensor
     ) -> dict[str, Tensor]:
-        """Figures of distributions alone, from states `final` [n, d] behind the final norm."""
+        """Metrics [n] of the distributions alone, from hidden states `final_hidden` [n, d] after the final norm."""
 
-        def compute_slice(at: slice) -> dict[str, Tensor]:
+        def compute_slice(rows: slice) -> dict[str, Tensor]:
             return compute_distribution_metrics(
-                compute_logits(final_hidden[at], head_weight), self._token_ids, target_tokens[at]
+                compute_logits(final_hidden[rows], head_weight), self._token_ids, target_tokens[rows]
             )
 
         return _compute_by_slices(compute_slice, len(final_hidden), head_weight.shape[0])
@@ -328,7 +331,7 @@ class Prober:
             )
 
     def _get_reference(self, prompt_set: PromptSet) -> ReferenceActivations:
-        """The base's states, from memory, from the store, or made now (only while the model is the base)."""
+        """The base's states, from memory, from the store, or computed now (only while `lmm` holds the base)."""
         name = prompt_set.task.name
         if name not in self._references:
             path = self._get_reference_path(prompt_set)
@@ -344,7 +347,7 @@ class Prober:
 
     def _build_reference(self, prompt_set: PromptSet) -> ReferenceActivations:
         samples = range(len(prompt_set.samples))
-        if self.spec.forced_on == "base":
+        if self.config.forced_on == "base":
             answers = self._run_free_passes(prompt_set).texts
         else:
             answers = [prompt_set.task.get_target_answer(prompt_set.samples[i]) for i in samples]
@@ -359,7 +362,9 @@ class Prober:
 
     def _select_block_samples(self, prompt_set: PromptSet) -> list[int]:
         return (
-            select_evenly_spaced(len(prompt_set.samples), self.spec.residual_n) if self.spec.residual_to_logit else []
+            select_evenly_spaced(len(prompt_set.samples), self.config.residual_n)
+            if self.config.residual_to_logit
+            else []
         )
 
     def _get_current_head(self) -> OutputHead:
@@ -384,9 +389,9 @@ class Prober:
         )
 
     def _get_reference_path(self, prompt_set: PromptSet) -> Path:
-        """Token sets and modes do not change what the base wrote."""
+        """Where the base's states are saved; token sets and modes do not change them, so the key leaves them out."""
         reference_settings = {
-            "forced_on": self.spec.forced_on,
+            "forced_on": self.config.forced_on,
             "deep": self._select_block_samples(prompt_set),
         }
         relevant_identity = {k: v for k, v in self.describe_identity().items() if k not in ("look", "sets")}
@@ -400,7 +405,7 @@ class Prober:
 
 
 def select_evenly_spaced(total: int, count: int) -> list[int]:
-    """`n` of `total` numbers, evenly spaced from the first on; all of them if there are not more."""
+    """`count` of the numbers 0 … total - 1, evenly spaced from 0 on; all of them if `count` is not smaller."""
     return sorted({k * total // count for k in range(count)}) if count < total else list(range(total))
 
 
@@ -410,14 +415,14 @@ def _get_sample_ids(prompt_set: PromptSet) -> tuple[list[str], list[str]]:
 
 
 def _merge_results(results: Sequence[ProbeResult]) -> ProbeResult:
-    tables = [look.table for look in results if look.table.num_columns]
-    joined = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
-    return ProbeResult([reading for look in results for reading in look.readings], joined)
+    tables = [result.table for result in results if result.table.num_columns]
+    table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+    return ProbeResult([reading for result in results for reading in result.readings], table)
 
 
 def _compute_by_slices(compute_slice: Any, num_rows: int, vocabulary_size: int) -> dict[str, Tensor]:
-    """`some(slice)` over blocks of rows, put together on the CPU."""
-    parts = [compute_slice(at) for at in split_rows(num_rows, vocabulary_size)]
+    """Call `compute_slice` for blocks of rows that fit into memory; concatenates its metrics on the CPU, in fp64."""
+    parts = [compute_slice(rows) for rows in split_rows(num_rows, vocabulary_size)]
     return {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
 
 
@@ -427,7 +432,7 @@ def _store_sample_metrics(
     reference: ReferenceActivations,
     metrics: Mapping[str, Tensor],
 ) -> None:
-    """Hand each sample its positions' figures."""
+    """Split metrics [n] of positions by sample and store each sample's in `position_metrics`."""
     sample = forced_positions.sample_indices.cpu()
     for sample_index in sample.unique().tolist():
         is_of_sample = sample == sample_index

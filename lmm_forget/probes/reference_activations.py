@@ -1,4 +1,4 @@
-"""What the base model wrote: the one copy of hidden states that every later model is compared with."""
+"""The base model's hidden states, saved once; every later model is compared with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lmm_forget.errors import StoreError
@@ -18,10 +19,11 @@ BLOCK_STATE_NAMES = ("embedding", "attention", "mlp", "scale")
 
 @dataclass(frozen=True)
 class ReferenceActivations:
-    """The base's states along the forced answers, on the CPU.
+    """The base's hidden states at the positions of the forced answers, on the CPU.
 
-    `answers` are the forced texts by sample; sample i's positions are rows first[i] : first[i + 1] of `target`
-    [N] and `final` [N, d], and deep[i] : deep[i + 1] of the blocks' states (an empty range where it has none).
+    `answers` are the forced texts by sample. Sample i's positions are rows row_offsets[i] : row_offsets[i + 1] of
+    `target_tokens` [N] and of states["final"] [N, d], and block_row_offsets[i] : block_row_offsets[i + 1] of the states
+    in `BLOCK_STATE_NAMES` (an empty range for a sample without them); attention and mlp are [L, rows, d].
     """
 
     answers: list[str]
@@ -33,9 +35,9 @@ class ReferenceActivations:
     def get_activations(
         self, sample_indices: Tensor, target_tokens: Tensor, with_blocks: bool, device: torch.device
     ) -> Activations:
-        """The base's states for a batch whose positions [n] belong to `samples` [n], each one's in order.
+        """The base's states for a batch of n positions, position k of sample `sample_indices[k]`, on `device`.
 
-        Raises StoreError when the positions' tokens are not those that the base was led along.
+        Raises StoreError if `target_tokens` [n] are not the tokens that the base was forced to.
         """
         order = list(dict.fromkeys(sample_indices.tolist()))
         rows = torch.cat([torch.arange(self.row_offsets[i], self.row_offsets[i + 1]) for i in order])
@@ -54,15 +56,13 @@ class ReferenceActivations:
         )
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file that appears whole or not at all."""
+        """Write a safetensors file, completely or not at all."""
         metadata = {"answers": self.answers, "first": self.row_offsets, "deep": self.block_row_offsets}
         write_activation_file(path, metadata, {"target": self.target_tokens, **self.states})
 
     @classmethod
     def load(cls, path: Path) -> ReferenceActivations:
         """Read what `save` wrote. Raises StoreError if it cannot be read, or a bit of it changed."""
-        from safetensors import SafetensorError
-
         try:
             metadata, tensors = read_activation_file(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -72,7 +72,7 @@ class ReferenceActivations:
 
 
 class ReferenceCollector:
-    """Collects the base's states batch by batch, in whatever order the samples come."""
+    """Collects the base's states batch by batch, in any order of the samples; `answers` are the forced texts."""
 
     def __init__(self, answers: Sequence[str]) -> None:
         self._answers = list(answers)
@@ -80,7 +80,7 @@ class ReferenceCollector:
         self._block_states: dict[int, dict[str, Tensor]] = {}
 
     def add_batch(self, sample_indices: Tensor, target_tokens: Tensor, activations: Activations) -> None:
-        """Keep what was written at n positions of samples `sample` [n]."""
+        """Add the states at n positions, position k of sample `sample_indices[k]`."""
         for number in sample_indices.unique().tolist():
             rows = (sample_indices == number).nonzero().squeeze(1)
             self._final_states[number] = target_tokens[rows].cpu(), activations.final_hidden[rows].cpu()
@@ -94,7 +94,7 @@ class ReferenceCollector:
                 }
 
     def build_reference(self) -> ReferenceActivations:
-        """Everything, in the samples' order."""
+        """All states, in the order of the samples. Every sample must have been added."""
         row_offsets, block_row_offsets = [0], [0]
         for i in range(len(self._answers)):
             row_offsets.append(row_offsets[-1] + len(self._final_states[i][0]))

@@ -1,24 +1,23 @@
-"""How much each block of the decoder writes of the change in logits, without a logit being computed.
+"""How much each block of the decoder contributes to the change in logits, without computing the logits.
 
 With h the output of a block at a position, W the unembedding, b the base and t the tuned model, and D = W_t - W_b:
 
     || W_t h_t - W_b h_b ||^2 = d' G d + 2 d' C h_b + h_b' E h_b,     d = h_t - h_b,
     G = W_t' W_t,  C = W_t' D,  E = D' D                              (hidden x hidden, in fp64)
 
-Expanding the two norms and their product instead cancels: it loses everything at relative changes below 1e-3.
+Computing it as ||W_t h_t||^2 - 2 <W_t h_t, W_b h_b> + ||W_b h_b||^2 would cancel: at relative changes below 1e-3 all
+digits are lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lmm_forget.probes.decoder_blocks import Activations
+from lmm_forget.probes.decoder_blocks import Activations
 
 VOCABULARY_CHUNK = 8192
 BLOCK_KINDS = ("attention", "mlp")
@@ -26,7 +25,7 @@ BLOCK_KINDS = ("attention", "mlp")
 
 @dataclass(frozen=True)
 class OutputHead:
-    """What turns the stream into logits: the unembedding `weight` [V, d] and the final norm's `gain` [d]."""
+    """What turns the residual stream into logits: the head's `weight` [V, d] and the final norm's `norm_gain` [d]."""
 
     weight: Tensor
     norm_gain: Tensor
@@ -34,7 +33,7 @@ class OutputHead:
 
 @dataclass(frozen=True)
 class GramMatrices:
-    """G, C and E of the module's formula, [d, d] in fp64; C and E are None where both models share one head."""
+    """G, C and E of the formula above, [d, d] in fp64; C and E are None if both models share one head."""
 
     tuned_gram: Tensor
     cross_gram: Tensor | None
@@ -42,9 +41,9 @@ class GramMatrices:
 
     @classmethod
     def from_weights(cls, tuned_weight: Tensor, base_weight: Tensor, *, is_centred: bool = False) -> GramMatrices:
-        """From the unembeddings [V, d]; `centred` takes from each column its mean over the vocabulary.
+        """From the heads' weights [V, d]; `is_centred` subtracts each column's mean over the vocabulary.
 
-        A shift common to all logits changes no probability; centred Grams do not see it.
+        A change that is equal for all logits changes no probability; centred matrices ignore it.
         """
         shared = tuned_weight is base_weight
         width = tuned_weight.shape[1]
@@ -83,18 +82,18 @@ class GramMatrices:
 
 @dataclass
 class BlockContributions:
-    """Sums over positions of what each block writes; samples weigh the same, positions within a sample too.
+    """Sums over positions of what each block contributes; samples weigh the same, positions within a sample too.
 
-    Norms and signed values are sample means of position means; the direct share is a ratio of sums.
+    Norms and signed values are means over samples of means over positions; the direct share is a ratio of sums.
     """
 
     num_layers: int
     num_samples: int = 0
     num_tokens: int = 0
     metric_sums: dict[str, Tensor] = field(default_factory=dict)
-    """By figure, [L, 2] (attention, MLP): sums of the samples' means."""
+    """By metric, [L, 2] (attention, MLP): sums of the samples' means."""
     projection_sums: Tensor | None = None
-    """[2 L + 1]: projections of each block's (then the embedding's) change on the whole change."""
+    """[2 L + 1]: projections of each block's (last: the embedding's) change onto the whole change."""
     squared_change_sum: float = 0.0
 
     def add_positions(
@@ -104,7 +103,10 @@ class BlockContributions:
         projections: Tensor,
         squared_changes: Tensor,
     ) -> None:
-        """Take in values [L, 2, n] of n positions that belong to samples `sample` [n] (any integers)."""
+        """Add n positions, position k of sample `sample_indices[k]` (any integers).
+
+        `metrics` are [L, 2, n], `projections` [2 L + 1, n], `squared_changes` [n].
+        """
         _, group_indices, counts = sample_indices.unique(return_inverse=True, return_counts=True)
         weights = 1.0 / counts[group_indices].double()
         for name, values in metrics.items():
@@ -119,7 +121,7 @@ class BlockContributions:
         self.squared_change_sum += float(squared_changes.sum())
 
     def to_json(self) -> dict[str, object]:
-        """The figures of a reading: by variant, one value per layer for attention and for MLP."""
+        """The content of a reading (docs/probes.md): by variant, one value per layer for attention and for MLP."""
         mean = {name: values / self.num_samples for name, values in self.metric_sums.items()}
         reading: dict[str, object] = {"n": self.num_samples, "tokens": self.num_tokens}
         reading.update({name: _split_by_block_kind(v) for name, v in mean.items() if not name.startswith("toward:")})
@@ -140,10 +142,10 @@ class BlockContributions:
 
 
 class ResidualToLogitProbe:
-    """The probe of one model against the base; its Grams are made once, for as many positions as come."""
+    """Compares one model with the base; its Gram matrices are computed once and serve for all positions."""
 
     def __init__(self, tuned_head: OutputHead, base_head: OutputHead, token_sets: Mapping[str, Tensor]) -> None:
-        """`sets` are token ids by name. A head that is the base's own tensor is taken as unchanged."""
+        """`token_sets` maps names to token ids. A head that is the same tensor as the base's counts as unchanged."""
         self._tuned_head, self._base_head = tuned_head, base_head
         self._grams = GramMatrices.from_weights(tuned_head.weight, base_head.weight)
         self._base_grams = (
@@ -164,7 +166,7 @@ class ResidualToLogitProbe:
         sample_indices: Tensor,
         contributions: BlockContributions,
     ) -> None:
-        """Add what the blocks wrote at n positions of samples `sample` [n] to `into`."""
+        """Add the blocks' contributions at n positions (k-th: of sample `sample_indices[k]`) to `contributions`."""
         num_layers = contributions.num_layers
         names = ("norm", "shared", "folded", *(f"toward:{name}" for name in self._set_directions))
         metrics = {
@@ -202,22 +204,22 @@ class ResidualToLogitProbe:
     def _compute_stream_change(
         self, tuned_activations: Activations, base_activations: Activations
     ) -> tuple[Tensor, Tensor]:
-        """(y_t - y_b, y_b) of the whole stream as the sum of what was written to it, behind the norm."""
+        """(y_t - y_b, y_b), [n, d]: change and base value of the whole residual stream after the final norm."""
         y_t, y_b = (
-            self._apply_final_norm(_sum_stream(written), written, head)
-            for written, head in ((tuned_activations, self._tuned_head), (base_activations, self._base_head))
+            self._apply_final_norm(_sum_stream(activations), activations, head)
+            for activations, head in ((tuned_activations, self._tuned_head), (base_activations, self._base_head))
         )
         return y_t - y_b, y_b
 
     @staticmethod
     def _apply_final_norm(hidden: Tensor, activations: Activations, head: OutputHead) -> Tensor:
-        """The final norm applied with the stream's own scale: y = gain * h / rms(stream), fp64."""
+        """The final norm with the scale of the whole stream: y = gain * h / rms(stream), in fp64."""
         assert activations.norm_scale is not None
         return hidden.double() * activations.norm_scale[:, None] * head.norm_gain.double()
 
 
 def _sum_stream(activations: Activations) -> Tensor:
-    """Everything written to the stream, summed in fp64, [n, d]."""
+    """The residual stream [n, d]: embedding and all blocks' outputs, summed in fp64."""
     assert activations.embedding is not None and activations.attention is not None and activations.mlp is not None
     return (
         activations.embedding.double() + activations.attention.double().sum(dim=0) + activations.mlp.double().sum(dim=0)
@@ -225,7 +227,7 @@ def _sum_stream(activations: Activations) -> Tensor:
 
 
 def _compute_set_direction(weight: Tensor, token_ids: Tensor) -> Tensor:
-    """Mean row of a token set less the mean row of the vocabulary, [d] in fp64."""
+    """Mean row of a token set minus the mean row of the vocabulary, [d] in fp64."""
     return weight[token_ids].double().mean(dim=0) - weight.double().mean(dim=0)
 
 

@@ -1,7 +1,7 @@
-"""Sets of tokens that stand for an answer format: numbers, option letters, yes and no, times, or what a task teaches.
+"""Sets of tokens that stand for an answer format: numbers, option letters, yes and no, times, or a task's answers.
 
-They are found by looking at every token of a tokenizer as text: with and without a leading space, in any case. A word
-that the tokenizer writes in several pieces has no token of its own; such words are listed as `split`, not guessed at.
+The text of every token of a tokenizer is matched, with and without a leading space, in any case. A word that the
+tokenizer splits into several tokens has no token of its own; such words are only listed (`TokenSet.split_words`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _LETTER = re.compile(r"\(?[A-Z][.):]?")
 _CLOCK = re.compile(r":|:?[0-5]?\d|[0-2]?\d:([0-5]\d?)?", re.ASCII)
 
 MIN_ANSWER_SHARE, MIN_FREQUENCY_RATIO = 0.01, 4.0
-"""A learned token stands in at least this share of a task's answers, and so many times more often than elsewhere."""
+"""A learned token occurs in at least this share of a task's answers, and so many times more often than elsewhere."""
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """A named set of token ids (ascending) with their texts; `split` are words of it that are no single token."""
+    """A named set of token ids (ascending) with their texts; `split_words` are words of it that are no single token."""
 
     name: str
     source: str
@@ -42,7 +42,7 @@ class TokenSet:
     split_words: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What results.json shows of it."""
+        """Its entry in results.json."""
         return {
             "source": self.source,
             "size": len(self.ids),
@@ -52,7 +52,7 @@ class TokenSet:
 
 
 def decode_token_texts(tokenizer: Any) -> dict[int, str]:
-    """Text of every ordinary token by id, its leading space kept; special tokens are left out."""
+    """The text of every ordinary token by id, with its leading space; special tokens are left out."""
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     ids = [i for i in range(len(tokenizer)) if i not in special]
@@ -77,7 +77,7 @@ def find_number_tokens(token_texts: Mapping[int, str]) -> TokenSet:
 
 
 def find_letter_tokens(token_texts: Mapping[int, str]) -> TokenSet:
-    """Option letters A to Z, bare or with a bracket, stop or colon; capitals only, as `a` is mostly an article."""
+    """Option letters A to Z, bare or with a bracket, stop or colon; capitals only, because "a" is mostly an article."""
     letters = [chr(code) for code in range(ord("A"), ord("Z") + 1)]
     return _find_matching_tokens(
         "letter", "option letters", token_texts, lambda core: bool(_LETTER.fullmatch(core)), letters
@@ -104,9 +104,9 @@ TOKEN_SET_FINDERS: Mapping[str, Callable[[Mapping[int, str]], TokenSet]] = {
     "yes_no": find_yes_no_tokens,
     "clock": find_clock_tokens,
 }
-"""The sets that every tokenizer is searched for, by name."""
+"""Functions that find a set in any tokenizer, by the set's name."""
 LEARNED_SET_NAME = "trained"
-"""The name that stands for one learned set per taught task, `taught:<task>`."""
+"""The name that stands for one learned set per trained task, which is called trained:<task>."""
 
 
 def find_learned_tokens(
@@ -116,11 +116,11 @@ def find_learned_tokens(
     other_texts: Iterable[str],
     token_texts: Mapping[int, str],
 ) -> TokenSet:
-    """Tokens typical of a task's training answers: frequent in them, and rare in the texts `elsewhere`.
+    """Tokens typical of a task's training answers: frequent in them, and rare in `other_texts`.
 
-    A token counts if at least 1 % of the answers hold it, and at least 4 times the share of the other texts.
-    Where none is rare elsewhere, all frequent ones count, and the source says so. Raises ConfigError for answers
-    that hold no token at all.
+    A token counts if at least 1 % of the answers contain it, and at least 4 times the share of the other texts. If none
+    is rare in the other texts, all frequent ones count, and the set's source says so. Raises ConfigError for answers
+    without any token.
     """
     answer_frequency, num_answers = _count_document_frequency(tokenizer, answers)
     other_frequency, num_other_texts = _count_document_frequency(tokenizer, other_texts)
@@ -148,7 +148,7 @@ def find_token_sets(
     training_answers: Mapping[str, Sequence[str]],
     other_texts: Sequence[str],
 ) -> dict[str, TokenSet]:
-    """The token sets called `names`; `lessons` holds training answers by task, for `taught`.
+    """The token sets with these names; `training_answers` (by task) and `other_texts` serve for the name "trained".
 
     Raises ConfigError for an unknown name, or a set of which the tokenizer has no token.
     """
@@ -197,7 +197,7 @@ def _make_token_set(
 
 
 def _count_document_frequency(tokenizer: Any, texts: Iterable[str]) -> tuple[Counter[int], int]:
-    """In how many texts each token stands, and how many texts there are."""
+    """In how many texts each token occurs, and how many texts there are."""
     frequency: Counter[int] = Counter()
     num_texts = 0
     for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:

@@ -1,4 +1,4 @@
-"""Tables, pictures and summaries, drawn from results.json alone (no model library is imported)."""
+"""Tables, pictures, pages and summaries, made from jobs' records alone; imports no model library."""
 
 from lmm_forget.report.job_results import Sweep, UnfinishedJob, load_results, load_sweep
 from lmm_forget.report.job_rows import JobRow, build_job_rows, list_report_notes

@@ -1,4 +1,4 @@
-"""A comparison as a table: 80 columns, no colour needed to read it."""
+"""Comparisons as tables of 80 columns that are readable without colours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TABLE_LEGEND = (
 
 
 def print_comparisons(comparisons: Sequence[Mapping[str, Any]], notes: Sequence[str], console: Console) -> None:
-    """Print comparisons made by `compare_job_stages`, with what was left out and what the conditions say."""
+    """Print results of `compare_job_stages`, their notes, and the verdicts of the --fail-if conditions."""
     for comparison in comparisons:
         first, second = comparison["first"], comparison["second"]
         for letter, side in (("A", first), ("B", second)):
@@ -43,7 +43,7 @@ def print_comparisons(comparisons: Sequence[Mapping[str, Any]], notes: Sequence[
 
 
 def build_comparison_table(comparison: Mapping[str, Any]) -> Table:
-    """One line per benchmark by role, below them the mean."""
+    """A row per benchmark, grouped by role, each group with its mean."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("", overflow="fold", min_width=16)
     for heading in ("A", "B", "B - A", "95 %", "-/+", "p ", "sees"):
@@ -67,7 +67,7 @@ def build_comparison_table(comparison: Mapping[str, Any]) -> Table:
 
 
 def format_p_value(p_value: float) -> str:
-    """A p-value to three decimals, `<.001` below them."""
+    """A p-value with three decimals, or `<.001`."""
     return "<.001" if p_value < 0.001 else f"{p_value:.3f}".lstrip("0") if p_value < 1 else "1"
 
 
@@ -85,7 +85,7 @@ def _format_comparison_cells(entry: Mapping[str, Any], p_value: float) -> tuple[
 
 
 def _describe_stage(side: Mapping[str, Any]) -> str:
-    """What the name leaves open: which stage it is."""
+    """Which of the job's stages it is, in brackets."""
     return f"  (after stage {side['stage']} of {side['stages']})" if side["stage"] else "  (before any stage)"
 
 

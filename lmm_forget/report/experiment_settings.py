@@ -1,4 +1,4 @@
-"""Jobs that differ in seed or order alone, taken together: mean, interval and spread, and which of them are missing."""
+"""Groups jobs that differ only in seed or order: their mean, interval and spread, and the jobs that are missing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lmm_forget.report.job_rows import FIGURE_TITLES, JobRow, extract_setting_fi
 class ExperimentSetting:
     """One recipe at one learning rate, with all its seeds and orders.
 
-    `name` tells it from all others of the sweep, `within` from the others of its model.
-    `figures` maps a figure to {value, low, high, over, jobs, sd, min, max}: of a single job its own interval, over
-    "questions"; of several the mean and Student's 95 % interval over "jobs". `heldout_per_stage` holds the same for
-    the held-out change after each stage, where all jobs have as many. `missing` are its jobs without results.
+    `name` is unique in the sweep, `name_within_model` among the settings of its model. `figures` maps a figure of merit
+    to {value, low, high, over, jobs, sd, min, max}: for a single job its own interval (`over` is "questions"), for
+    several the mean and Student's 95 % interval (`over` is "jobs"). `heldout_per_stage` holds the same for the held-out
+    change after each stage, empty if the jobs differ in their number of stages. `missing` are jobs without results.
     """
 
     name: str
@@ -33,17 +33,17 @@ class ExperimentSetting:
 
     @property
     def first_row(self) -> JobRow:
-        """The job that stands for choices all of them share."""
+        """The row to read the choices from that all jobs of the setting share."""
         return self.rows[0]
 
     @property
     def tasks(self) -> tuple[str, ...] | None:
-        """The order in which skills were taught; None where the jobs differ in it."""
+        """The tasks in the order of training; None if the jobs differ in it."""
         return self.first_row.tasks if len({row.tasks for row in self.rows}) == 1 else None
 
     @property
     def stage_names(self) -> list[str]:
-        """Names of the stages: the skills, or numbers where orders differ."""
+        """Names of the stages: the trained tasks, or numbers if the jobs differ in their order."""
         count = max(len(row.tasks) for row in self.rows)
         return list(self.tasks) if self.tasks else [f"stage {stage}" for stage in range(1, count + 1)]
 
@@ -55,7 +55,7 @@ class ExperimentSetting:
 
 
 def group_rows_by_setting(rows: Sequence[JobRow], unfinished: Sequence[UnfinishedJob] = ()) -> list[ExperimentSetting]:
-    """Settings in the order of their first rows; jobs without results stand with the setting that they belong to."""
+    """The settings in the order of their first rows; jobs without results are added to the setting they belong to."""
     groups: dict[tuple[str, str], list[JobRow]] = {}
     for row in rows:
         groups.setdefault((row.setting, row.content), []).append(row)
@@ -92,7 +92,7 @@ def group_rows_by_setting(rows: Sequence[JobRow], unfinished: Sequence[Unfinishe
 
 
 def group_settings_by_model(settings: Sequence[ExperimentSetting]) -> list[list[ExperimentSetting]]:
-    """The settings of each model, in their order: what was learned and lost is compared within a model only."""
+    """The settings of each model, in their order: learning and forgetting are only compared within a model."""
     groups: dict[str | None, list[ExperimentSetting]] = {}
     for setting in settings:
         groups.setdefault(setting.first_row.model, []).append(setting)
@@ -100,7 +100,7 @@ def group_settings_by_model(settings: Sequence[ExperimentSetting]) -> list[list[
 
 
 def average_over_jobs(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One figure over jobs; see `ExperimentSetting.figures`. Jobs in which it does not exist are not counted."""
+    """Mean and interval of one figure over jobs (see `ExperimentSetting.figures`); skips jobs where it is None."""
     defined_estimates = [estimate for estimate in estimates if estimate["value"] is not None]
     values = [float(estimate["value"]) for estimate in defined_estimates]
     entry: dict[str, Any] = {"jobs": len(values), "sd": None, "min": None, "max": None}
@@ -126,10 +126,10 @@ def average_over_jobs(estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summarize_seed_spread(rows: Sequence[JobRow]) -> list[dict[str, Any]]:
+def summarize_seed_spread(settings: Sequence[ExperimentSetting]) -> list[dict[str, Any]]:
     """For each setting with several jobs: {label, rates, jobs, <figure>: {mean, low, high, sd, min, max}}."""
     entries = []
-    for setting in group_rows_by_setting(rows):
+    for setting in settings:
         if len(setting.rows) < 2:
             continue
         entry: dict[str, Any] = {
@@ -151,7 +151,7 @@ def summarize_seed_spread(rows: Sequence[JobRow]) -> list[dict[str, Any]]:
 
 
 def _encode_setting(job: UnfinishedJob) -> str:
-    """The setting to which a job without results belongs; empty if its job.yaml does not say."""
+    """The setting (as in `JobRow.setting`) of a job without results; empty if its job.yaml names no tasks."""
     config = job.config or {}
     tasks = (config.get("sequence") or {}).get("tasks") or []
     return json.dumps(extract_setting_fields(config, tasks), sort_keys=True, default=str) if tasks else ""

@@ -1,4 +1,4 @@
-"""Conditions on a comparison, for scripts that must stop: `heldout < -1.0`, `worst.high < 0`, `tiny_ai2d.lost > 20`."""
+"""Conditions on a comparison, at which a script stops: `heldout < -1.0`, `worst.high < 0`, `tiny_ai2d.lost > 20`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FailCondition:
 
     @classmethod
     def parse(cls, text: str) -> FailCondition:
-        """Read a condition. Raises ConfigError if it is none."""
+        """Parse a condition. Raises ConfigError for invalid text."""
         match = _PATTERN.fullmatch(text)
         if not match:
             raise ConfigError(f'--fail-if "{text}" is no condition, expected e.g. "heldout < -1.0"')
@@ -45,10 +45,10 @@ class FailCondition:
         return cls(text, name, field, match["sign"], float(match["number"]))
 
     def evaluate(self, comparison: Mapping[str, Any]) -> dict[str, Any]:
-        """{condition, value, holds} of a comparison made by `compare_job_stages`.
+        """{condition, value, holds} for a result of `compare_job_stages`.
 
-        Raises ConfigError for a name that it does not have, DataError where the figure does not exist: a gate that
-        cannot be checked must not pass.
+        Raises ConfigError for an unknown name, DataError if the value does not exist: a condition that cannot be
+        checked must not count as passed.
         """
         entry = self._find_entry(comparison)
         if self.field not in entry:

@@ -1,4 +1,4 @@
-"""Stage by benchmark and stage by task: the numbers behind the heat maps, and the heat maps as pictures."""
+"""Heat maps of stages against benchmarks and against tasks: their numbers, and their drawing as pictures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Results = Mapping[str, Mapping[str, Any]]
 CHANGE_COLOURS = LinearSegmentedColormap.from_list("change", ["#b2182b", "#f4a582", "#f7f7f7", "#92c5de", "#2166ac"])
 SCORE_COLOURS = LinearSegmentedColormap.from_list("score", ["#f7f7f7", "#9ecfbf", "#1a9a78", "#0b5b46"])
 MAX_MATRICES = 12
-"""Settings that a picture still shows; more would be too small to read."""
+"""Settings that a picture shows at most; more would be too small to read."""
 
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """One number of a matrix (None: it does not exist), its words, and whether this stage taught the task."""
+    """One number of a matrix (None: it does not exist), its tooltip, and whether this stage trained this task."""
 
     value: float | None
     tooltip: str
@@ -33,9 +33,9 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class StageMatrix:
-    """Tasks (rows) by stages (columns) of one setting; `note` says which jobs the numbers are of.
+    """Tasks (rows) by stages (columns) of one setting; `note` says from which jobs the numbers are.
 
-    The first `taught` rows are skills that were taught.
+    The first `num_trained_rows` rows are trained tasks, the others are held out.
     """
 
     title: str
@@ -48,8 +48,8 @@ class StageMatrix:
 def build_heldout_change_matrix(setting: ExperimentSetting, results: Results) -> StageMatrix | None:
     """Change of each held-out benchmark since the base, after each stage; the last row is their mean.
 
-    Over several jobs each cell is a mean; where they differ in order, stages are told by their number. None without
-    held-out benchmarks or where jobs have different numbers of stages.
+    Over several jobs each cell is a mean; if they differ in order, stages are named by number. Returns None without
+    held-out benchmarks, or if jobs have different numbers of stages.
     """
     jobs = [results[row.job] for row in setting.rows]
     tasks = [task for task in list_heldout_tasks(jobs[0]) if all(task in job["base"]["scores"] for job in jobs)]
@@ -79,9 +79,10 @@ def build_heldout_change_matrix(setting: ExperimentSetting, results: Results) ->
 
 
 def build_score_matrix(setting: ExperimentSetting, results: Results) -> StageMatrix:
-    """Score of every task at the base and after each stage, the taught ones first.
+    """Score of every task at the base and after each stage, trained tasks first.
 
-    The mean over jobs where they share an order; else of the first job, since a mean over orders means nothing here.
+    A mean over the setting's jobs if they share an order; else the first job's, because columns of different orders
+    cannot be averaged.
     """
     rows_shown = setting.rows if setting.tasks else setting.rows[:1]
     jobs = [results[row.job] for row in rows_shown]
@@ -98,13 +99,13 @@ def build_score_matrix(setting: ExperimentSetting, results: Results) -> StageMat
             cells.append(
                 MatrixCell(
                     value,
-                    f"{task} {moment}: {value:.1f}{', just taught' if is_just_trained else ''}",
+                    f"{task} {moment}: {value:.1f}{', just trained' if is_just_trained else ''}",
                     is_just_trained,
                 )
             )
         rows.append((task.removeprefix(TINY_PREFIX), cells))
     note = (
-        _format_jobs_note(setting) if setting.tasks else f"of {rows_shown[0].job}; the other jobs teach in other orders"
+        _format_jobs_note(setting) if setting.tasks else f"of {rows_shown[0].job}; the other jobs train in other orders"
     )
     return StageMatrix(
         setting.name,
@@ -116,7 +117,7 @@ def build_score_matrix(setting: ExperimentSetting, results: Results) -> StageMat
 
 
 def plot_heat_maps(matrices: Sequence[StageMatrix], title: str, *, is_change: bool) -> Figure:
-    """Heat maps of at most `PANELS` matrices, one below the other, with one scale of colours."""
+    """Draw at most `MAX_MATRICES` matrices, one below the other, with one scale of colours."""
     shown = list(matrices)[:MAX_MATRICES]
     values = [abs(cell.value) for m in shown for _, cells in m.rows for cell in cells if cell.value is not None]
     max_value = max(values, default=1.0) or 1.0
@@ -157,14 +158,14 @@ def plot_heat_maps(matrices: Sequence[StageMatrix], title: str, *, is_change: bo
 
 
 def format_whole_number(value: float | None, *, with_sign: bool) -> str:
-    """A cell's number without decimals; no negative zero, nothing where there is no number."""
+    """A cell's number without decimals and without negative zero; empty for None."""
     if value is None:
         return ""
     return f"{round(value):+d}" if with_sign and round(value) else f"{round(value):d}"
 
 
 def format_cell_colour(value: float | None, max_value: float, *, is_change: bool) -> str:
-    """The background of an HTML cell: transparent at zero, so that it suits a light and a dark page."""
+    """The CSS background of a cell: transparent at zero, so that it suits a light and a dark page."""
     if value is None:
         return "transparent"
     strength = min(1.0, abs(value) / max_value) if max_value else 0.0

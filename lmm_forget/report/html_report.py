@@ -1,14 +1,9 @@
-"""The report as one HTML file: no other file, no network, nothing but what the records say."""
+"""The report of a sweep as one HTML file that needs no other file and no network."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
-
-import jinja2
-import yaml
 
 from lmm_forget.report.comparison_table import format_p_value
 from lmm_forget.report.experiment_settings import ExperimentSetting, group_settings_by_model
@@ -19,21 +14,23 @@ from lmm_forget.report.heat_maps import (
     format_cell_colour,
     format_whole_number,
 )
+from lmm_forget.report.html_templates import encode_script_json, read_template_file, render_template
 from lmm_forget.report.job_results import Sweep
 from lmm_forget.report.job_rows import (
     FIGURE_TITLES,
     NOTE_TEXTS,
     TESTED_FIGURES,
     JobRow,
-    extract_setting_fields,
     format_parameter_count,
     format_points,
     is_significant,
     list_heldout_tasks,
 )
 from lmm_forget.report.plots import embed_svg, format_change, plot_targets_per_stage, render_svg
+from lmm_forget.report.provenance import describe_provenance
 from lmm_forget.report.sample_browser import SampleBrowser
 from lmm_forget.report.setting_differences import MAX_SETTINGS, SettingDifference
+from lmm_forget.report.sweep_report import SweepReport
 from lmm_forget.report.sweep_table import format_interval
 from lmm_forget.report.text_formats import (
     format_job_count,
@@ -44,10 +41,11 @@ from lmm_forget.report.text_formats import (
 from lmm_forget.report.verdict import find_pareto_front
 
 MAX_HEATMAPS = 12
-"""Settings whose heat maps a page carries."""
+"""Settings whose heat maps the page shows at most."""
 MAX_OPEN_HEATMAPS = 6
+"""Heat maps that are shown at once; the others are folded away."""
 MAX_DETAILED_JOBS = 12
-"""Jobs whose own pictures a page carries."""
+"""Up to this number of jobs, the page shows a picture of each."""
 PLOT_DESCRIPTIONS = {
     "learning_vs_forgetting": "target learning against held-out forgetting, a point per recipe and learning rate",
     "heldout_per_stage": "held-out mean at the base and after each stage",
@@ -65,81 +63,57 @@ FIGURE_EXPLANATIONS = {
 
 
 def render_html_report(
+    report: SweepReport,
     summary: Mapping[str, Any],
-    sweep: Sweep,
-    rows: Sequence[JobRow],
-    settings: Sequence[ExperimentSetting],
     *,
     svg_documents: Mapping[str, str],
     differences: Sequence[SettingDifference],
     sample_browser: SampleBrowser,
 ) -> str:
-    """The whole document. `figures` are SVG documents by name; those that `PLOT_DESCRIPTIONS` names are shown."""
+    """The whole page. `svg_documents` are pictures by name; those that `PLOT_DESCRIPTIONS` names are shown."""
+    sweep, settings = report.sweep, report.settings
     inline_svgs = {
         name: embed_svg(svg_documents[name], text, name)
         for name, text in PLOT_DESCRIPTIONS.items()
         if name in svg_documents
     }
     groups = group_settings_by_model(settings)
-    return (
-        _create_jinja_environment()
-        .get_template("summary.html.j2")
-        .render(
-            summary=summary,
-            style=_read_template("summary.css"),
-            script=_read_template("summary.js"),
-            settings=[_format_setting_row(setting, group) for group in groups for setting in group],
-            headings=FIGURE_TITLES,
-            explained=FIGURE_EXPLANATIONS,
-            several=any(len(setting.rows) > 1 for setting in settings),
-            jobs=[_format_job_row(row) for row in rows],
-            unfinished=sweep.unfinished,
-            missing=format_missing_jobs(len(rows), sweep.unfinished) if sweep.unfinished else "",
-            orphans=_count_jobs_without_setting(sweep, settings),
-            compared=_group_by_reference(differences),
-            panels=len(groups),
-            by_question=any(each.basis.startswith("questions") for each in differences),
-            most=MAX_SETTINGS,
-            pictures=inline_svgs,
-            changes=_build_heat_maps(settings, sweep, is_change=True),
-            matrices=_build_heat_maps(settings, sweep, is_change=False),
-            hidden_heatmaps=max(0, len(settings) - MAX_HEATMAPS),
-            open_heatmaps=MAX_OPEN_HEATMAPS,
-            details=_render_job_plots(sweep),
-            costs=[_format_cost_row(setting) for setting in settings],
-            samples=_encode_script_json(sample_browser.data) if sample_browser else "",
-            sample_notes=sample_browser.notes,
-            made=_describe_provenance(sweep, settings),
-            subtitle=_format_subtitle(sweep, rows),
-            about=_describe_experiment(sweep, rows),
-            tiny=NOTE_TEXTS["tiny"] if NOTE_TEXTS["tiny"] in summary["notes"] else "",
-            notes=sweep.notes,
-        )
+    return render_template(
+        "summary.html.j2",
+        summary=summary,
+        style=read_template_file("summary.css"),
+        script=read_template_file("summary.js"),
+        settings=[_format_setting_row(setting, group) for group in groups for setting in group],
+        headings=FIGURE_TITLES,
+        explained=FIGURE_EXPLANATIONS,
+        several=any(len(setting.rows) > 1 for setting in settings),
+        jobs=[_format_job_row(row) for row in report.rows],
+        unfinished=sweep.unfinished,
+        missing=format_missing_jobs(len(report.rows), sweep.unfinished) if sweep.unfinished else "",
+        orphans=_count_jobs_without_setting(sweep, settings),
+        compared=_group_by_reference(differences),
+        panels=len(groups),
+        by_question=any(difference.basis.startswith("questions") for difference in differences),
+        most=MAX_SETTINGS,
+        pictures=inline_svgs,
+        changes=_build_heat_maps(settings, sweep, is_change=True),
+        matrices=_build_heat_maps(settings, sweep, is_change=False),
+        hidden_heatmaps=max(0, len(settings) - MAX_HEATMAPS),
+        open_heatmaps=MAX_OPEN_HEATMAPS,
+        details=_render_job_plots(sweep),
+        costs=[_format_cost_row(setting) for setting in settings],
+        samples=encode_script_json(sample_browser.data) if sample_browser else "",
+        sample_notes=sample_browser.notes,
+        made=describe_provenance(sweep),
+        subtitle=_format_subtitle(sweep, report.rows),
+        about=_describe_experiment(sweep, report.rows),
+        tiny=NOTE_TEXTS["tiny"] if NOTE_TEXTS["tiny"] in summary["notes"] else "",
+        notes=sweep.notes,
     )
-
-
-def _create_jinja_environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _read_template(name: str) -> str:
-    return resources.files("lmm_forget.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _encode_script_json(data: Any) -> str:
-    """JSON that cannot end the <script> element it stands in."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _format_setting_row(setting: ExperimentSetting, model_settings: Sequence[ExperimentSetting]) -> dict[str, Any]:
-    """A row of the table; `group` are all settings of its model."""
+    """A row of the table of settings; `model_settings` are all settings of its model."""
     parameters, rates = format_parameters_and_rates(setting.first_row)
     figures = []
     for figure in FIGURE_TITLES:
@@ -188,15 +162,15 @@ def _format_job_row(row: JobRow) -> dict[str, Any]:
 
 
 def _count_jobs_without_setting(sweep: Sweep, settings: Sequence[ExperimentSetting]) -> int:
-    """Jobs without results of settings that have no result at all."""
+    """Number of jobs without results whose setting has no finished job either."""
     return len(sweep.unfinished) - sum(len(setting.missing) for setting in settings)
 
 
 def _group_by_reference(differences: Sequence[SettingDifference]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The differences to each reference, in the order of references."""
+    """(reference, its differences as table rows), in the order of the references."""
     rows_by_reference: dict[str, list[dict[str, Any]]] = {}
-    for each in differences:
-        rows_by_reference.setdefault(each.against, []).append(_format_difference_row(each))
+    for difference in differences:
+        rows_by_reference.setdefault(difference.against, []).append(_format_difference_row(difference))
     return list(rows_by_reference.items())
 
 
@@ -216,11 +190,13 @@ def _format_difference_row(difference: SettingDifference) -> dict[str, Any]:
 
 
 def _build_heat_maps(settings: Sequence[ExperimentSetting], sweep: Sweep, *, is_change: bool) -> list[dict[str, Any]]:
-    """Heat maps as tables: every cell with its text, colour and tip."""
+    """The heat maps as tables for the template: every cell with its text, colour and tooltip."""
     build_matrix = build_heldout_change_matrix if is_change else build_score_matrix
-    matrices = [m for setting in settings[:MAX_HEATMAPS] if (m := build_matrix(setting, sweep.results)) is not None]
+    matrices = [
+        matrix for setting in settings[:MAX_HEATMAPS] if (matrix := build_matrix(setting, sweep.results)) is not None
+    ]
     absolute_values = [
-        abs(cell.value) for m in matrices for _, cells in m.rows for cell in cells if cell.value is not None
+        abs(cell.value) for matrix in matrices for _, cells in matrix.rows for cell in cells if cell.value is not None
     ]
     max_value = max(absolute_values, default=1.0) if is_change else 100.0
     return [_format_heat_map(matrix, max_value, is_change) for matrix in matrices]
@@ -318,7 +294,7 @@ def _format_subtitle(sweep: Sweep, rows: Sequence[JobRow]) -> str:
         part
         for part in (
             models,
-            f"taught {order}",
+            f"trained on {order}",
             f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds" if seeds else "",
             jobs_text + (f", {len(sweep.unfinished)} without results" if sweep.unfinished else ""),
         )
@@ -327,14 +303,14 @@ def _format_subtitle(sweep: Sweep, rows: Sequence[JobRow]) -> str:
 
 
 def _describe_experiment(sweep: Sweep, rows: Sequence[JobRow]) -> str:
-    """What was done, for somebody who meets such a page for the first time."""
+    """Two sentences that explain the experiment to a new reader."""
     if not rows:
         return ""
     num_heldout = len(list_heldout_tasks(next(iter(sweep.results.values()))))
     num_tasks = max(len(row.tasks) for row in rows)
-    training_sentence = f"{num_tasks} skills were taught, one after another" if num_tasks > 1 else "A skill was taught"
+    training_sentence = f"{num_tasks} skills were trained one after another" if num_tasks > 1 else "A skill was trained"
     evaluation_sentence = (
-        f"; before and after each, the model answered {num_heldout} benchmarks that were never taught"
+        f"; before and after each, the model was evaluated on {num_heldout} benchmarks that were never trained"
         if num_heldout
         else ""
     )
@@ -343,72 +319,3 @@ def _describe_experiment(sweep: Sweep, rows: Sequence[JobRow]) -> str:
         "What it learned shows in the "
         f"skills, what it forgot in {'the held-out benchmarks and ' if num_heldout else ''}the earlier skills."
     )
-
-
-def _describe_provenance(sweep: Sweep, settings: Sequence[ExperimentSetting]) -> dict[str, Any]:
-    """How the numbers came about: what all jobs share, what differs, versions, data, stage keys."""
-    results = sweep.results
-    setting_fields = {
-        job: extract_setting_fields(found["config"], ()) | {"seed": found["config"].get("seed")}
-        for job, found in results.items()
-    }
-    names = list(dict.fromkeys(name for each in setting_fields.values() for name in each if name != "trained"))
-    differing_names = [name for name in names if len({str(each.get(name)) for each in setting_fields.values()}) > 1]
-    whole_configs = [found["config"] for found in results.values()]
-    shared = _intersect_configs(whole_configs) if whole_configs else {}
-    versions: dict[str, list[str]] = {}
-    for job_results in results.values():
-        for name, version in (job_results.get("versions") or {}).items():
-            known_values = versions.setdefault(name, [])
-            if version not in known_values:
-                known_values.append(version)
-    data: dict[tuple[str, str], list[str]] = {}
-    for job_results in results.values():
-        for task, entry in (job_results.get("data") or {}).items():
-            for use, about in entry.items():
-                data_description = f"{about['samples']:,} of {about['split']}, {about['fingerprint']}"
-                known_values = data.setdefault((task, use), [])
-                if data_description not in known_values:
-                    known_values.append(data_description)
-    if "git" in versions:  # of this code, not of the program
-        versions["the code (git commit)"] = versions.pop("git")
-    return {
-        "shared": yaml.safe_dump(shared, sort_keys=False, allow_unicode=True, width=100) if shared else "",
-        "differ": differing_names[:20],
-        "values": [
-            (job, [_format_value(setting_fields[job].get(name)) for name in differing_names[:20]]) for job in results
-        ],
-        "versions": [(name, ", ".join(known)) for name, known in versions.items()],
-        "mixed": [name for name, known in versions.items() if len(known) > 1],
-        "data": [(task, use, known) for (task, use), known in data.items()],
-        "jobs": [
-            {
-                "job": job,
-                "hash": found["job"].get("hash"),
-                "base": str(found["base"].get("weights_hash") or "")[:16],
-                "stages": [(stage["task"], str(stage.get("key") or "")[:16]) for stage in found["stages"]],
-            }
-            for job, found in results.items()
-        ],
-    }
-
-
-def _format_value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _intersect_configs(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all configurations have in common, in the layout of the first."""
-    first_config, *others = configs
-    shared_config: dict[str, Any] = {}
-    for key, value in first_config.items():
-        if not all(key in other_config for other_config in others):
-            continue
-        values = [other_config[key] for other_config in others]
-        if isinstance(value, Mapping) and all(isinstance(each, Mapping) for each in values):
-            inner = _intersect_configs([value, *values])
-            if inner or not value:
-                shared_config[key] = inner
-        elif all(each == value for each in values):
-            shared_config[key] = value
-    return shared_config

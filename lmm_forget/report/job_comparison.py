@@ -1,4 +1,4 @@
-"""Two places compared on the questions that both answered: per benchmark, over the suite, and over the targets."""
+"""Compares two job stages on the questions that both answered: per benchmark, over the suite, over the targets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmm_forget.metrics import TaskScores, apply_holm_correction, compare_mean_s
 from lmm_forget.report.job_identity import get_task_fingerprints, hash_base_model
 from lmm_forget.report.job_rows import list_heldout_tasks
 from lmm_forget.report.job_stages import JobStage
-from lmm_forget.report.stage_answers import ColumnValues, get_score_kind, read_answer_table
+from lmm_forget.report.stage_answers import ColumnValues, get_score_kind, read_answer_columns
 
 COMPARISON_SCHEMA = 1
 _ANSWER_COLUMNS = ("sample_id", "image_id", "question", "references", "value", "group")
@@ -23,11 +23,12 @@ def compare_job_stages(
 ) -> dict[str, Any]:
     """Paired differences, second minus first, in points (docs/compare.md says what every entry means).
 
-    Returns {schema, first, second, benchmarks, heldout, targets, notes}. `benchmarks` maps each task that both answered
-    to `compare_task_scores` with its `role` and `p_holm`; `heldout` and `targets` are `compare_mean_scores` over
-    their tasks, None without any. What only one of them was asked is left out, and `notes` says so.
+    Returns {schema, first, second, benchmarks, heldout, targets, notes}. "benchmarks" maps each shared task to the
+    result of `compare_task_scores` with its role and its Holm-corrected p-value (p_holm); "heldout" and "targets" are
+    results of `compare_mean_scores` over their tasks, None without any. Tasks and questions that only one stage was
+    evaluated on are left out, which "notes" says.
 
-    Raises DataError if they share no question.
+    Raises DataError if the two share no question.
     """
     notes: list[str] = []
     scores = collect_shared_scores(first, second, notes)
@@ -66,23 +67,23 @@ def compare_job_stages(
 
 
 def collect_shared_scores(first: JobStage, second: JobStage, notes: list[str]) -> dict[str, TaskScores]:
-    """Scores of the tasks and questions that both answered, row 0 of the first; `notes` hears what was left out."""
+    """Scores of the shared questions by task, row 0 of the first; appends to `notes` what is left out."""
     scorings = {get_score_kind(each.results) for each in (first, second)}
     scoring = scorings.pop() if len(scorings) == 1 else "strict"
     if scorings:
         notes.append("one of the two counts compat scores and the other strict ones: compared by strict ones")
     answers = (
-        read_answer_table(each.folder, columns=_ANSWER_COLUMNS, stages=[each.stage], score_kind=scoring)
+        read_answer_columns(each.folder, columns=_ANSWER_COLUMNS, stages=[each.stage], score_kind=scoring)
         for each in (first, second)
     )
     first_columns, second_columns = ({task: columns for (_, task), columns in each.items()} for each in answers)
-    for job_stage, own_columns, other_columns in (
+    for job_stage, columns_here, columns_there in (
         (first, first_columns, second_columns),
         (second, second_columns, first_columns),
     ):
-        unshared_tasks = [task for task in own_columns if task not in other_columns]
+        unshared_tasks = [task for task in columns_here if task not in columns_there]
         if unshared_tasks:
-            notes.append(f"only {job_stage.name} was asked {', '.join(unshared_tasks)}: left out")
+            notes.append(f"only {job_stage.name} was evaluated on {', '.join(unshared_tasks)}: left out")
     scores_by_task: dict[str, TaskScores] = {}
     for task in (task for task in first_columns if task in second_columns):
         scores = _pair_task_scores(task, first_columns[task], second_columns[task], notes)
@@ -106,7 +107,7 @@ def _pair_task_scores(
         )
     if len(shared_ids) < max(len(left), len(right)):
         notes.append(
-            f"{task}: {len(left)} and {len(right)} questions were asked, {len(shared_ids)} by both: the "
+            f"{task}: {len(left)} and {len(right)} questions were evaluated, {len(shared_ids)} by both: the "
             "others are left out"
         )
     if not matching_ids:
@@ -137,7 +138,7 @@ def _has_different_scorer(task: str, first: JobStage, second: JobStage) -> bool:
 
 
 def _determine_role(task: str, first: JobStage, second: JobStage) -> str:
-    """Held-out where both held it out, target where one of them taught it, else other."""
+    """`target` if one of the two trained the task, `held-out` if both held it out, else `other`."""
     if any(task == stage["task"] for each in (first, second) for stage in each.results["stages"]):
         return "target"
     is_heldout = all(task in list_heldout_tasks(each.results) for each in (first, second))

@@ -1,4 +1,4 @@
-"""A job's own pictures of what its probes saw: every set of tokens over the stages, and the blocks after each stage."""
+"""Pictures of one job's probe readings: every token set over the stages, and the decoder blocks after each stage."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lmm_forget.report.plots import (
     save_figure,
 )
 from lmm_forget.report.probe_plots import (
+    LEARNED_SET_PREFIX,
     PROGRESS_AXIS_LABEL,
     format_prompts_label,
     format_token_set_name,
@@ -28,7 +29,7 @@ MAX_COLUMNS = 3
 
 
 def save_probe_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write shift_per_stage and layers_per_stage, each .png and .svg, as far as there are readings for them."""
+    """Write shift_per_stage and layers_per_stage, each as .png and .svg, if the job has readings for them."""
     figures = {
         "shift_per_stage": plot_shift_per_stage(results),
         "layers_per_stage": plot_layers_per_stage(results),
@@ -39,7 +40,7 @@ def save_probe_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def plot_shift_per_stage(results: Mapping[str, Any]) -> Figure | None:
-    """Share of each token set on each set of prompts at the base, at milestones and after each stage."""
+    """Share of each token set at the base, at milestones and after each stage; a panel per prompts and mode."""
     readings = list(iterate_readings(results, "output_shift"))
     prompt_modes = list(dict.fromkeys((each.reading["prompts"], each.reading["mode"]) for each in readings))
     if not prompt_modes:
@@ -63,9 +64,9 @@ def plot_shift_per_stage(results: Mapping[str, Any]) -> Figure | None:
                     marker=marker,
                     markersize=4,
                     linewidth=1.2,
-                    linestyle="--" if name.startswith("taught:") else "-",
-                    label=f"taught by {format_token_set_name(name)}"
-                    if name.startswith("taught:")
+                    linestyle="--" if name.startswith(LEARNED_SET_PREFIX) else "-",
+                    label=f"trained on {format_token_set_name(name)}"
+                    if name.startswith(LEARNED_SET_PREFIX)
                     else format_token_set_name(name),
                 )
             panel.set_title(
@@ -80,7 +81,7 @@ def plot_shift_per_stage(results: Mapping[str, Any]) -> Figure | None:
 
 
 def plot_layers_per_stage(results: Mapping[str, Any]) -> Figure | None:
-    """Norm of the change in logits that each layer's attention and MLP write, a panel per stage, on one scale."""
+    """Norm of the change in logits from each layer's attention and MLP; a panel per stage, all on one scale."""
     readings = [each for each in iterate_readings(results, "residual_to_logit") if each.stage and each.step is None]
     readings = [each for each in readings if each.reading["prompts"] == readings[0].reading["prompts"]]
     if not readings:

@@ -1,4 +1,4 @@
-"""Reading what jobs left behind: finished results, and the names of those that did not get there."""
+"""Reads the records of jobs: results of the finished ones, and the state of the others."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import yaml
 from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import DataError
 from lmm_forget.report.job_identity import hash_job
+from lmm_forget.store.record_schemas import RESULTS_SCHEMA
 
-RESULTS_SCHEMA = 2
 _REQUIRED_KEYS = ("job", "config", "plan", "base", "stages", "figures")
 
 
 @dataclass(frozen=True)
 class UnfinishedJob:
-    """A job without usable results: its folder's name, its state and, if they are known, why and what it is."""
+    """A job without usable results: its folder's name, its state and, if known, its error and configuration."""
 
     job: str
     state: str
@@ -30,9 +30,10 @@ class UnfinishedJob:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A folder of jobs: results of the finished ones by job name, the others, and what a reader must be told.
+    """A folder of jobs: `results` of the finished ones and `folders` by job name, and the `unfinished` ones.
 
-    One configuration that lies in two folders (a single run and a sweep's job) is one job: `results` holds it once.
+    A job that lies in two folders (once as a single run, once as a sweep's job) stands in `results` once; `notes` are
+    sentences that a reader of the report must know.
     """
 
     name: str
@@ -61,13 +62,13 @@ def load_results(path: Path) -> dict[str, Any]:
     malformed_part = _describe_malformed_part(results)
     if malformed_part:
         raise DataError(f"{path}: {malformed_part}; delete it and run the same command again")
-    # a job's name is its folder's: the record need not repeat it
+    # a job is named by its folder, which may have been renamed
     results["job"] = {**results["job"], "job": path.resolve().parent.name}
     return results
 
 
 def _describe_malformed_part(results: Mapping[str, Any]) -> str | None:
-    """What of a record cannot be read as what it is; None where all of it can."""
+    """Describes the first part of a record that violates the schema; None if all of it is valid."""
     for key in ("job", "config", "plan", "base", "figures"):
         if not isinstance(results[key], Mapping):
             return f"{key} is {_describe_value(results[key])}, expected keys and values"
@@ -112,8 +113,8 @@ def _describe_value(value: Any) -> str:
 def load_sweep(folder: Path) -> Sweep:
     """All jobs directly under `folder`, or the one job that `folder` itself is.
 
-    A folder counts as a job if it holds results.json, status.json or job.yaml; of folders with one configuration the
-    first counts, and `notes` names the others. Raises DataError if there is none.
+    A folder is a job if it holds results.json, status.json or job.yaml. Of several folders with the same job one
+    counts, and `notes` names the others. Raises DataError if there is no job.
     """
     folders = find_job_folders(folder)
     finished: dict[str, dict[str, Any]] = {}
@@ -133,7 +134,7 @@ def load_sweep(folder: Path) -> Sweep:
 def _merge_duplicate_jobs(
     results: Mapping[str, dict[str, Any]],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Every job once, and which folders repeat one; of these the one that was looked into counts."""
+    """(every job once, notes that name the folders which repeat one); of equal jobs a probed one counts."""
     groups: dict[str, list[str]] = {}
     for job, job_results in results.items():
         groups.setdefault(hash_job(job_results), []).append(job)
@@ -145,12 +146,12 @@ def _merge_duplicate_jobs(
             if job == kept_job:
                 continue
             dropped.add(job)
-            are_equal = _list_figure_values(results[job]) == _list_figure_values(results[kept_job])
+            are_figures_equal = _list_figure_values(results[job]) == _list_figure_values(results[kept_job])
             notes.append(
                 f"{job} is {kept_job} once more (the same configuration and data): it counts once, as {kept_job}"
-                f"{'' if are_equal else ', although their figures differ'}."
+                f"{'' if are_figures_equal else ', although their figures differ'}."
             )
-    return {job: found for job, found in results.items() if job not in dropped}, notes
+    return {job: job_results for job, job_results in results.items() if job not in dropped}, notes
 
 
 def _list_figure_values(results: Mapping[str, Any]) -> list[Any]:
@@ -159,7 +160,7 @@ def _list_figure_values(results: Mapping[str, Any]) -> list[Any]:
 
 
 def _describe_schema_mismatch(results: Any) -> str:
-    """Why a record is refused: its schema, who wrote it, and what helps."""
+    """Why a record is refused: its schema, the version that wrote it, and the remedy."""
     if not isinstance(results, dict) or not isinstance(results.get("schema"), int):
         found_schema = results.get("schema") if isinstance(results, dict) else None
         return f"schema {found_schema}, this version reads schema {RESULTS_SCHEMA}"
@@ -189,14 +190,14 @@ def find_job_folders(folder: Path) -> list[Path]:
 
 
 def require_readable_results(sweep: Sweep) -> None:
-    """Raise DataError where no job has results that can be read and some job's cannot: there is nothing to show."""
+    """Raise DataError if no job has readable results and some job has unreadable ones: there is nothing to show."""
     unreadable = [job for job in sweep.unfinished if job.state == "unreadable"]
     if unreadable and not sweep.results:
         raise DataError(unreadable[0].error or f"{unreadable[0].job} cannot be read")
 
 
 def _read_job_state(job_folder: Path) -> UnfinishedJob:
-    """What status.json says about a job without results."""
+    """A job without results, with the state and error from its status.json."""
     try:
         status = json.loads((job_folder / "status.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""One row per job: the choices that tell jobs apart, and the figures of merit, read from results.json."""
+"""One row per job: the choices in which jobs differ, and the figures of merit, read from results.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lmm_forget.store.keys import FIELDS_WITHOUT_WEIGHT_EFFECT, TASK_PATH_FIELDS
 
 Estimate = Mapping[str, Any]  # {value, low, high} in points
 
-TINY_PREFIX = "tiny_"  # begins the name of every stand-in task
+TINY_PREFIX = "tiny_"
+"""Begins the name of every synthetic task, which stands in for a real benchmark."""
 FIGURE_TITLES: dict[str, str] = {
     "learning": "target learning",
     "forgetting": "target forgetting",
@@ -22,7 +23,7 @@ FIGURE_TITLES: dict[str, str] = {
     "recovery": "held-out recovery",
 }
 TESTED_FIGURES = ("learning", "forgetting", "final")
-"""Figures whose interval tests zero; the worst stage is picked after the fact, and recovery is never negative."""
+"""Figures tested against zero; neither the worst stage, which is selected afterwards, nor recovery, which is >= 0."""
 NOTE_TEXTS = {
     "units": "Percentage points; 0 is no change, negative is forgetting; with 95 % intervals (low, high); "
     "* excludes 0.",
@@ -35,11 +36,11 @@ NOTE_TEXTS = {
 
 @dataclass(frozen=True)
 class JobRow:
-    """What a table or a picture of several jobs shows of one job.
+    """What a table or a picture shows of one job.
 
-    `setting` is equal for configurations that differ in seed or order alone, `content` for jobs that read the same
-    model, data and references: rows with both equal are taken together. `extra` holds what tells this row's setting
-    from others with the same recipe and learning rate.
+    `setting` is equal for configurations that differ only in seed or order, `content` for jobs that read the same
+    model, data and references; rows with both equal are grouped. `extra` names what distinguishes this row's setting
+    from others with the same recipe and learning rate. `named_model` is set if the sweep has several models.
     """
 
     job: str
@@ -63,14 +64,19 @@ class JobRow:
 
     @property
     def label(self) -> str:
-        """`within`, with the model where the sweep has several."""
+        """`label_within_model`, with the model's name if the sweep has several."""
         return self.label_within_model if self.named_model is None else f"{self.label_within_model}, {self.named_model}"
 
     @property
     def label_within_model(self) -> str:
-        """Recipe, with its layer range where it has one, and what else tells its setting from others of the model."""
+        """Recipe, its layer range if it has one, and `extra`; settings of a model with equal labels differ in rate."""
         name = self.recipe if self.layers == "all" else f"{self.recipe} {self.layers}"
         return ", ".join((name, *self.extra))
+
+    @property
+    def main_learning_rate(self) -> float:
+        """The decoder's learning rate, else the vision tower's; 0 if neither trained anything."""
+        return self.learning_rate or self.vision_learning_rate or 0.0
 
     @property
     def learning_rates(self) -> str:
@@ -82,7 +88,7 @@ class JobRow:
 
 
 def build_job_rows(results: Iterable[Mapping[str, Any]]) -> list[JobRow]:
-    """Rows of finished jobs, by model and recipe (in the order they come), then learning rate, then job name."""
+    """Rows of finished jobs, sorted by model and recipe (in order of appearance), learning rate and job name."""
     results_list = list(results)
     rows = _add_distinguishing_labels([_build_job_row(result) for result in results_list], results_list)
     models = list(dict.fromkeys(row.model for row in rows))
@@ -92,16 +98,16 @@ def build_job_rows(results: Iterable[Mapping[str, Any]]) -> list[JobRow]:
         key=lambda row: (
             models.index(row.model),
             labels.index(row.label_within_model),
-            _get_sort_rate(row),
+            row.main_learning_rate,
             row.job,
         ),
     )
 
 
 def extract_setting_fields(config: Mapping[str, Any], trained_tasks: Iterable[str]) -> dict[str, Any]:
-    """The leaves of a configuration that make a setting, by dotted name: no seed, no order, only what moves weights.
+    """The fields that define a setting, by dotted name: those that change weights, without seed and order.
 
-    The same of a results.json and of the job.yaml before it.
+    They are the same for the configuration in results.json and the one in job.yaml.
     """
     excluded_fields = {"seed", "sequence", "tasks", *FIELDS_WITHOUT_WEIGHT_EFFECT[""]}
     setting_fields: dict[str, Any] = {
@@ -123,12 +129,12 @@ def extract_setting_fields(config: Mapping[str, Any], trained_tasks: Iterable[st
 
 
 def list_heldout_tasks(results: Mapping[str, Any]) -> list[str]:
-    """The scored benchmarks of a job's suite, in the record's order.
+    """The scored benchmarks of a job's suite that it never trained, in the record's order.
 
-    `config.suite.tasks` names them, with or without the `tiny_` of their stand-ins; a record without it held
-    out everything that it scored and never taught.
+    config.suite.tasks names the suite, with or without `TINY_PREFIX`; without it, every scored task that was never
+    trained counts.
     """
-    if "heldout_tasks" in results:  # narrowed to what all jobs of a sweep share
+    if "heldout_tasks" in results:  # restricted to what all jobs of a sweep share
         return list(results["heldout_tasks"])
     scored_tasks, trained_tasks = results["base"]["scores"], {stage["task"] for stage in results["stages"]}
     suite = (results["config"].get("suite") or {}).get("tasks")
@@ -142,7 +148,7 @@ def compute_mean_score(scores: Mapping[str, Mapping[str, Any]], tasks: Sequence[
 
 
 def list_report_notes(results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What a reader must know beside the numbers."""
+    """Sentences that a reader must know to understand the numbers."""
     has_tiny_tasks = any(task.startswith(TINY_PREFIX) for result in results for task in result["base"]["scores"])
     return [
         NOTE_TEXTS["units"],
@@ -159,7 +165,7 @@ def is_significant(figure: str, estimate: Estimate) -> bool:
 
 
 def format_points(value: float | None) -> str:
-    """Points with sign and one decimal, e.g. `-0.6`; `n/a` where there is no such figure."""
+    """Points with sign and one decimal, e.g. `-0.6`; `n/a` for None."""
     if value is None:
         return "n/a"
     return f"{round(value, 1) + 0.0:+.1f}"
@@ -216,7 +222,7 @@ def _build_job_row(result: Mapping[str, Any]) -> JobRow:
 
 
 def _collect_costs(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """What the job took: bytes of a stage's delta and of the optimizer, seconds, and the process's peak memory."""
+    """Cost of the job: bytes of a stage's delta and of the optimizer, steps, seconds, and peak memory in bytes."""
     plan, timings = result["plan"], result.get("timings") or {}
     stages = [stage for stage in timings.get("stages") or [] if isinstance(stage, Mapping)]
     steps = [stage.get("steps") for stage in result["stages"]]
@@ -234,7 +240,7 @@ def _collect_costs(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _add_distinguishing_labels(rows: Sequence[JobRow], results: Sequence[Mapping[str, Any]]) -> list[JobRow]:
-    """The rows, each with what tells its setting from others of the same recipe and learning rate."""
+    """The rows with `extra` and `named_model`, so that settings of the same recipe and learning rate differ in name."""
     several_models = len({row.model for row in rows}) > 1
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, row in enumerate(rows):
@@ -250,7 +256,7 @@ def _add_distinguishing_labels(rows: Sequence[JobRow], results: Sequence[Mapping
         }
         names = sorted({name for each in leaves.values() for name in each})
         differing_names = [name for name in names if len({str(leaves[place].get(name)) for place in places}) > 1]
-        if "trained" in differing_names:  # the skills name themselves; their own settings need not
+        if "trained" in differing_names:  # the tasks differ in name, so their settings need not be shown
             differing_names = [name for name in differing_names if not name.startswith("tasks.")]
         for place in places:
             defined_names = [name for name in differing_names if leaves[place].get(name) is not None]
@@ -264,7 +270,7 @@ def _add_distinguishing_labels(rows: Sequence[JobRow], results: Sequence[Mapping
 def _distinguish_by_inputs(
     rows: Sequence[JobRow], places: Sequence[int], extra_labels: Mapping[int, list[str]]
 ) -> None:
-    """Tell rows apart whose configurations are equal and whose model or data are not: by job, or by a digest."""
+    """Add a label to rows of equal configuration but different model or data: the job's name, or a hash."""
     by_setting: dict[str, list[int]] = {}
     for place in places:
         by_setting.setdefault(rows[place].setting, []).append(place)
@@ -279,7 +285,7 @@ def _distinguish_by_inputs(
 
 def _format_setting_field(name: str, value: Any) -> str:
     if name == "trained":
-        return f"taught {str(value).replace(TINY_PREFIX, '')}"
+        return f"trained on {str(value).replace(TINY_PREFIX, '')}"
     return f"{name.rsplit('.', 1)[-1]} {value}"
 
 
@@ -289,7 +295,3 @@ def _iterate_leaves(node: Any, prefix: str) -> Iterable[tuple[str, Any]]:
             yield from _iterate_leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
-
-
-def _get_sort_rate(row: JobRow) -> float:
-    return row.learning_rate or row.vision_learning_rate or 0.0

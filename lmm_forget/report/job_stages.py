@@ -1,4 +1,4 @@
-"""What can be compared: a job after one of its stages, or its base; named as `FOLDER`, `FOLDER@2`, `FOLDER@base`."""
+"""A job at one of its stages, or at its base, named on the command line as FOLDER, FOLDER@2 or FOLDER@base."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class JobStage:
 
     @property
     def name(self) -> str:
-        """The job's name and its stage, e.g. `demo/sa_proj@base`; the last stage goes without saying."""
+        """The job's name and its stage, e.g. `demo/sa_proj@base`; without @ for the last stage."""
         job = "/".join(self.folder.resolve().parts[-2:])
         if self.stage == self.last_stage:
             return job
@@ -42,15 +42,15 @@ class JobStage:
 
 
 def split_job_and_stage(text: str) -> tuple[Path, str | None]:
-    """Folder and stage of `FOLDER[@STAGE]`; a folder whose own name holds an @ is taken as it stands."""
-    folder, at, stage = text.rpartition("@")
-    if not at or Path(text).exists():
+    """Folder and stage (None if not given) of FOLDER[@STAGE]; an existing folder with an @ in its name has no stage."""
+    folder, separator, stage = text.rpartition("@")
+    if not separator or Path(text).exists():
         return Path(text), None
     return Path(folder), stage
 
 
 def _describe_missing_job(folder: Path) -> str:
-    """Why a folder without results is no job; where it is a sweep, which jobs it has."""
+    """Why a folder without results is no job; for a sweep, which finished jobs it has."""
     jobs = sorted(path.parent.name for path in folder.glob("*/results.json"))
     if not jobs:
         return f"{folder}: holds no job, expected a folder with results.json"
@@ -58,7 +58,7 @@ def _describe_missing_job(folder: Path) -> str:
 
 
 def load_job_stage(folder: Path, stage: str | None) -> JobStage:
-    """A job folder at `base`, `last` (the default) or the stage of that number.
+    """The job in `folder` at `stage`: "base", "last" (also for None) or a number from 1.
 
     Raises DataError if the job has no usable results, ConfigError for a stage that does not exist.
     """

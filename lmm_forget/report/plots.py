@@ -1,4 +1,4 @@
-"""Pictures of one job and of a sweep, drawn by matplotlib without a screen and without global state."""
+"""Pictures of one job and of a sweep, drawn by matplotlib without a display and without global state."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ from lmm_forget.report.experiment_settings import (
 )
 from lmm_forget.report.job_rows import (
     TINY_PREFIX,
-    JobRow,
     build_job_rows,
     format_learning_rate,
     format_points,
 )
 from lmm_forget.report.verdict import find_pareto_front
 
-# Middle tones that keep their contrast on white and on a dark page; markers tell the lines apart as well.
+# Middle tones have enough contrast on a white and on a dark page; lines also differ in their markers.
 PALETTE = ("#3b82d6", "#d9722e", "#1a9a78", "#c653a0", "#a5851f", "#8a6fd6", "#d64545", "#7d8590")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_LINE_DASHES = ("-", "--", ":", "-.")  # tells the learning rates of one recipe apart
-_LABEL_OFFSETS = ((6, 5), (6, -12), (-25, -12), (-25, 5))  # where a point's learning rate stands
+_LINE_DASHES = ("-", "--", ":", "-.")  # one per learning rate of a recipe
+_LABEL_OFFSETS = ((6, 5), (6, -12), (-25, -12), (-25, 5))  # of a point's learning rate, in typographic points
 PARETO_FRONT_LABEL = "best trade-offs"
 PANEL_SIZE = (5.4, 3.8)
-"""Inches of a picture with one panel."""
-TEXT_COLOUR = "#5b6168"  # replaced by the page's own colour where a picture is set into HTML
+"""Width and height of a picture with one panel, in inches."""
+TEXT_COLOUR = "#5b6168"  # embed_svg replaces it by the page's text colour
 PLOT_STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 11,
@@ -56,32 +55,32 @@ PLOT_STYLE = {
 
 
 def save_job_plots(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write `heldout_per_stage` and `plot_targets_per_stage` of one job, each .png and .svg, into its folder."""
+    """Write heldout_per_stage and targets_per_stage of one job, each as .png and .svg, into its folder."""
     figures = {
-        "heldout_per_stage": plot_heldout_per_stage(build_job_rows([results])),
+        "heldout_per_stage": plot_heldout_per_stage(group_rows_by_setting(build_job_rows([results]))),
         "targets_per_stage": plot_targets_per_stage(results),
     }
     return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
 
 
-def plot_heldout_per_stage(rows: Sequence[JobRow]) -> Figure:
-    """Held-out mean at the base and after each stage, a line per setting, with the interval of each change.
+def plot_heldout_per_stage(settings: Sequence[ExperimentSetting]) -> Figure:
+    """Held-out mean at the base and after each stage; a line per setting, with the interval of each change.
 
-    Jobs that differ in seed or order alone are thin lines behind their mean. A panel for each model.
+    Jobs of one setting are thin lines behind their mean. Each model has its own panel.
     """
-    groups = group_settings_by_model(group_rows_by_setting(rows))
+    groups = group_settings_by_model(settings)
     labels = _list_setting_labels(groups)
     title = "Held-out mean per stage (bars: 95 % interval of the change)"
     with matplotlib.rc_context(PLOT_STYLE):
         figure, panels = create_panels_by_model(groups, "held-out mean (points)", title)
-        for axes, settings in zip(panels, groups, strict=True):
-            _plot_stage_lines(axes, settings, labels)
+        for axes, model_settings in zip(panels, groups, strict=True):
+            _plot_stage_lines(axes, model_settings, labels)
         add_legend(panels)
     return figure
 
 
 def _plot_stage_lines(axes: Axes, settings: Sequence[ExperimentSetting], labels: Sequence[str]) -> None:
-    """One model's settings, coloured by their place in `labels`."""
+    """Draw one model's settings; a setting's colour follows from the position of its label in `labels`."""
     seen_labels: list[str] = []
     for setting in settings:
         base = setting.heldout_base
@@ -127,9 +126,9 @@ def _plot_stage_lines(axes: Axes, settings: Sequence[ExperimentSetting], labels:
 
 
 def plot_targets_per_stage(results: Mapping[str, Any]) -> Figure:
-    """Score of each target at the base and after each stage; a ring marks the stages that taught it."""
+    """Score of each target at the base and after each stage; a ring marks the stages that trained it."""
     with matplotlib.rc_context(PLOT_STYLE):
-        figure, axes = create_axes("score (points)", "Targets after each stage (ring: just taught)")
+        figure, axes = create_axes("score (points)", "Targets after each stage (ring: just trained)")
         stages = results["stages"]
         scores = [results["base"]["scores"], *(stage["scores"] for stage in stages)]
         trained_tasks = [stage["task"] for stage in stages]
@@ -168,28 +167,28 @@ def plot_targets_per_stage(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def plot_learning_vs_forgetting(rows: Sequence[JobRow]) -> Figure:
-    """Target learning against final held-out forgetting, a point per setting with both intervals.
+def plot_learning_vs_forgetting(settings: Sequence[ExperimentSetting]) -> Figure:
+    """Target learning against final held-out forgetting; a point per setting, with both intervals.
 
-    A line joins the learning rates of one recipe; the dashed one joins the settings that no other beats in both.
-    Jobs that differ in seed or order alone are small points around their mean. A panel for each model.
+    A line joins the learning rates of one recipe; a dashed line joins the settings that no other beats in both. Jobs of
+    one setting are small points around their mean. Each model has its own panel.
     """
-    groups = group_settings_by_model(group_rows_by_setting(rows))
+    groups = group_settings_by_model(settings)
     labels = _list_setting_labels(groups)
     with matplotlib.rc_context(PLOT_STYLE):
         figure, panels = create_panels_by_model(
             groups, "held-out forgetting, final (points)", "What was learned, and what it cost"
         )
-        for axes, settings in zip(panels, groups, strict=True):
+        for axes, model_settings in zip(panels, groups, strict=True):
             axes.set_xlabel("target learning (points)")
             axes.axhline(0, color=TEXT_COLOUR, linewidth=0.6, alpha=0.6)
-            _plot_trade_offs(axes, settings, labels)
+            _plot_trade_offs(axes, model_settings, labels)
         add_legend(panels)
     return figure
 
 
 def _plot_trade_offs(axes: Axes, settings: Sequence[ExperimentSetting], labels: Sequence[str]) -> None:
-    """One model's settings, coloured by their place in `labels`."""
+    """Draw one model's settings; a setting's colour follows from the position of its label in `labels`."""
     lines: dict[str, list[ExperimentSetting]] = {}
     for setting in settings:
         if setting.figures["final"]["value"] is not None and setting.figures["learning"]["value"] is not None:
@@ -197,7 +196,7 @@ def _plot_trade_offs(axes: Axes, settings: Sequence[ExperimentSetting], labels: 
     for label, line in lines.items():
         place = labels.index(label)
         colour, marker = choose_colour_and_marker(place)
-        ordered = sorted(line, key=lambda s: _get_learning_rate(s.first_row))
+        ordered = sorted(line, key=lambda s: s.first_row.main_learning_rate)
         _plot_rate_line(axes, ordered, colour, marker, label, _LABEL_OFFSETS[place % 4])
     pareto_front = find_pareto_front([setting for line in lines.values() for setting in line])
     if len(pareto_front) > 1:
@@ -206,14 +205,14 @@ def _plot_trade_offs(axes: Axes, settings: Sequence[ExperimentSetting], labels: 
 
 
 def _list_setting_labels(groups: Sequence[Sequence[ExperimentSetting]]) -> list[str]:
-    """What has a colour of its own: recipes, and what tells their settings apart within a model."""
+    """The labels that have a colour of their own, in order of appearance."""
     return list(dict.fromkeys(setting.first_row.label_within_model for group in groups for setting in group))
 
 
 def save_figure(figure: Figure, path_stem: Path, svg_document: str | None = None) -> list[Path]:
-    """Write `<stem>.png` (on white) and `<stem>.svg` (no background); returns their paths.
+    """Write `path_stem`.png (on white) and `path_stem`.svg (no background); returns their paths.
 
-    `document` is the figure's `svg`, where it was drawn already.
+    `svg_document` is the result of `render_svg`, if the figure was already rendered.
     """
     buffer = io.BytesIO()
     with matplotlib.rc_context(PLOT_STYLE):
@@ -232,9 +231,9 @@ def render_svg(figure: Figure) -> str:
 
 
 def embed_svg(svg_document: str, description: str, id_prefix: str) -> str:
-    """A figure's `svg` as an element for an HTML page, its ink in the page's colour, its tips in `data-tip`.
+    """An SVG document as an element for an HTML page, with the page's text colour and tooltips in `data-tip`.
 
-    `name` begins the ids in it: several figures on a page must not share them.
+    `id_prefix` begins all ids in it, because several pictures on a page must not share them.
     """
     element = svg_document[svg_document.index("<svg") :].replace(TEXT_COLOUR, "currentColor")
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.S)
@@ -244,12 +243,12 @@ def embed_svg(svg_document: str, description: str, id_prefix: str) -> str:
 
 
 def add_tooltip(axes: Axes, x: float, y: float, text: str) -> None:
-    """An invisible point that says `text` when a reader points at it."""
+    """Add an invisible point that shows `text` when a reader points at it."""
     axes.plot([x], [y], marker="o", markersize=13, alpha=0.0, gid=f"tip:{text}", zorder=9)
 
 
 def format_change(estimate: Mapping[str, Any]) -> str:
-    """`-79.9 [-81.6, -78.1]`, the value alone where there is no interval."""
+    """`-79.9 [-81.6, -78.1]`; the value alone without an interval."""
     interval_text = (
         "" if estimate["low"] is None else f" [{format_points(estimate['low'])}, {format_points(estimate['high'])}]"
     )
@@ -257,7 +256,7 @@ def format_change(estimate: Mapping[str, Any]) -> str:
 
 
 def create_axes(ylabel: str, title: str) -> tuple[Figure, Axes]:
-    """One picture of the usual size, with its axis and title."""
+    """A picture of `PANEL_SIZE` with one panel."""
     figure = Figure(figsize=PANEL_SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_ylabel(ylabel)
@@ -269,7 +268,7 @@ def create_axes(ylabel: str, title: str) -> tuple[Figure, Axes]:
 def create_panels_by_model(
     groups: Sequence[Sequence[ExperimentSetting]], ylabel: str, title: str
 ) -> tuple[Figure, list[Axes]]:
-    """A picture of the usual size, or panels of one scale beside each other, each named by its model."""
+    """A picture with a panel per model, all on one scale; each panel has its model's name if there are several."""
     if len(groups) < 2:
         figure, axes = create_axes(ylabel, title)
         return figure, [axes]
@@ -298,7 +297,7 @@ def _plot_rate_line(
     label: str,
     label_offset: tuple[int, int],
 ) -> None:
-    """One recipe's settings in the order of their learning rates, each named by its rate."""
+    """Draw one recipe's settings, sorted by learning rate, as a line whose points are labelled with their rates."""
     learning = [setting.figures["learning"] for setting in settings]
     final = [setting.figures["final"] for setting in settings]
     x, y = [estimate["value"] for estimate in learning], [estimate["value"] for estimate in final]
@@ -335,7 +334,7 @@ def _plot_rate_line(
         add_tooltip(axes, left, top, f"{setting.name}: learning {change_texts[0]}, held-out {change_texts[1]}")
         if len(settings) > 1:
             axes.annotate(
-                format_learning_rate(_get_learning_rate(setting.first_row)),
+                format_learning_rate(setting.first_row.main_learning_rate),
                 (left, top),
                 textcoords="offset points",
                 xytext=label_offset,
@@ -345,9 +344,9 @@ def _plot_rate_line(
 
 
 def _compute_error_bar(estimate: Mapping[str, Any]) -> tuple[float, float]:
-    """Lengths of an error bar below and above the value; none without an interval.
+    """Lengths of an error bar below and above the value; (0, 0) without an interval.
 
-    None over two jobs either: their interval is so wide that nothing else could be seen, and both jobs are drawn.
+    Also (0, 0) over two jobs: their interval would be too wide for the picture, and both jobs are drawn anyway.
     """
     if estimate["low"] is None or (estimate.get("over") == "jobs" and estimate["jobs"] < 3):
         return 0.0, 0.0
@@ -356,15 +355,11 @@ def _compute_error_bar(estimate: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def choose_colour_and_marker(index: int) -> tuple[str, str]:
-    """Colour and marker of the recipe at this place.
+    """Colour and marker of recipe number `index`.
 
-    Past the palette's end colours start again with other markers, so that no two look the same.
+    Past the palette's end, colours repeat with other markers, so that no two recipes look the same.
     """
     return PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
-
-
-def _get_learning_rate(row: JobRow) -> float:
-    return row.learning_rate or row.vision_learning_rate or 0.0
 
 
 def _label_stage_ticks(axes: Axes, stages: Sequence[str]) -> None:
@@ -373,7 +368,7 @@ def _label_stage_ticks(axes: Axes, stages: Sequence[str]) -> None:
 
 
 def add_legend(panels: Axes | Sequence[Axes]) -> None:
-    """A legend under the picture, where it hides no point; what several panels share stands there once."""
+    """Add a legend below the picture, where it hides no point; a label that several panels share appears once."""
     handles_by_label: dict[str, Any] = {}
     for axes in [panels] if isinstance(panels, Axes) else panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -385,7 +380,7 @@ def add_legend(panels: Axes | Sequence[Axes]) -> None:
     width = 60 * figure.get_size_inches()[0] / PANEL_SIZE[0]  # characters that fit beside each other
     columns = max(1, min(4, int(width // (max(map(len, labels)) + 6))))
     lines = -(-len(labels) // columns)
-    if lines > 4:  # room that the legend takes is not the picture's to give
+    if lines > 4:  # make the figure higher, so that the panels keep their size
         figure.set_figheight(figure.get_figheight() + 0.2 * (lines - 4))
     handles = [handles_by_label[label] for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))

@@ -1,6 +1,6 @@
-"""What the probes saw, as pictures: the shift over time, which layers made it, and whether it goes with forgetting.
+"""Pictures of a sweep's probe readings: the shift over time, the layers behind it, and its relation to forgetting.
 
-Reads the `probes` entries of results.json (docs/results_schema.md); whatever a job did not record is left out.
+They come from the `probes` entries of results.json (docs/results_schema.md); what a job did not record is left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from lmm_forget.report.plots import (
 Results = Mapping[str, Mapping[str, Any]]
 PromptsAndMode = tuple[str, str]  # prompts, mode
 MAX_PANELS = 6
-PROGRESS_AXIS_LABEL = "skill just taught (between skills: steps within the stage, on a logarithmic scale)"
+PROGRESS_AXIS_LABEL = "skill just trained (between skills: steps within the stage, on a logarithmic scale)"
+LEARNED_SET_PREFIX = "trained:"
+"""Begins the name of a token set that was learned from a trained task's answers."""
 MODE_LABELS = {"free": "own answers", "forced": "along given answers"}
 _LAYER_UNITS = (
     ("folded", "logits, final norm folded in"),
@@ -40,7 +42,7 @@ _LAYER_UNITS = (
 
 @dataclass(frozen=True)
 class TimedReading:
-    """One reading with its time: `stage` 0 is the base, `when` its place on the axis (milestones between stages)."""
+    """A reading with its time: `stage` (0: base), `step` (None: after the stage), and its place on the time axis."""
 
     stage: int
     step: int | None
@@ -49,7 +51,7 @@ class TimedReading:
 
 
 def plot_probe_readings(results: Results, settings: Sequence[ExperimentSetting]) -> dict[str, Figure]:
-    """`probe_shift`, `probe_layers` and `probe_vs_forgetting`, each only where a job recorded what it draws."""
+    """The pictures probe_shift, probe_layers and probe_vs_forgetting, each only if a job has the readings for it."""
     jobs = [results[row.job] for setting in settings for row in setting.rows]
     figures: dict[str, Figure] = {}
     keys = list(
@@ -68,12 +70,12 @@ def plot_probe_readings(results: Results, settings: Sequence[ExperimentSetting])
 
 
 def iterate_shift_readings(job_results: Mapping[str, Any]) -> Iterator[TimedReading]:
-    """The output-shift readings of a job, in time."""
+    """The output-shift readings of a job, ordered by time."""
     yield from iterate_readings(job_results, "output_shift")
 
 
-def choose_token_set(job_results: Mapping[str, Any], key: PromptsAndMode) -> str | None:
-    """The set of tokens whose mass is drawn: numbers where they were watched, else the first."""
+def choose_plotted_token_set(job_results: Mapping[str, Any], key: PromptsAndMode) -> str | None:
+    """The token set whose mass is drawn: "number" if it was probed, else the first; None without any."""
     for timed_reading in iterate_shift_readings(job_results):
         if (
             timed_reading.reading["prompts"],
@@ -84,12 +86,12 @@ def choose_token_set(job_results: Mapping[str, Any], key: PromptsAndMode) -> str
 
 
 def iterate_readings(job_results: Mapping[str, Any], probe_name: str) -> Iterator[TimedReading]:
-    """The readings of one probe in a job, in time."""
+    """The readings of one probe in a job, ordered by time."""
     for stage, entry in enumerate((job_results["base"], *job_results["stages"])):
         probes = entry.get("probes") or {}
         steps = max(entry.get("steps") or 1, 1)
         for milestone in probes.get("milestones") or []:
-            # the first steps move most: milestones lie on a logarithmic scale between two stages
+            # The first steps change most, so milestones lie on a logarithmic scale between two stages.
             log_fraction = math.log1p(milestone["step"]) / math.log1p(max(steps, milestone["step"]))
             for reading in milestone.get("readings") or []:
                 if reading.get("probe") == probe_name and log_fraction < 1:
@@ -100,7 +102,7 @@ def iterate_readings(job_results: Mapping[str, Any], probe_name: str) -> Iterato
 
 
 def _plot_shift(results: Results, settings: Sequence[ExperimentSetting], keys: Sequence[PromptsAndMode]) -> Figure:
-    """Mass of a token set (and the divergence from the base) over stages and milestones, a line per setting."""
+    """Mass of a token set, and the KL divergence from the base, over stages and milestones; a line per setting."""
     panels: list[tuple[PromptsAndMode, str]] = []
     for key in keys:
         panels.append((key, "mass"))
@@ -139,7 +141,9 @@ def _plot_shift(results: Results, settings: Sequence[ExperimentSetting], keys: S
                     )
                 for when, value, moment in curve:
                     add_tooltip(panel, when, value, f"{setting.name} - {moment}: {value:.3g}")
-            name = next((n for s in settings for r in s.rows if (n := choose_token_set(results[r.job], key))), "")
+            name = next(
+                (n for s in settings for r in s.rows if (n := choose_plotted_token_set(results[r.job], key))), ""
+            )
             quantity_label = (
                 f"share of {format_token_set_name(name)} tokens" if quantity == "mass" else "KL from the base (nats)"
             )
@@ -157,10 +161,10 @@ def _plot_shift(results: Results, settings: Sequence[ExperimentSetting], keys: S
 def _compute_shift_curve(
     jobs: Sequence[Mapping[str, Any]], key: PromptsAndMode, quantity: str
 ) -> list[tuple[float, float, str]]:
-    """(when, mean over jobs, what the moment is called), in time."""
+    """(place on the time axis, mean over jobs, name of the moment), ordered by time."""
     values_by_moment: dict[tuple[float, str], list[float]] = {}
     for job in jobs:
-        name = choose_token_set(job, key)
+        name = choose_plotted_token_set(job, key)
         for timed_reading in iterate_shift_readings(job):
             value = (
                 _get_quantity(timed_reading.reading, quantity, name)
@@ -175,7 +179,7 @@ def _compute_shift_curve(
 
 
 def _plot_layers(results: Results, settings: Sequence[ExperimentSetting]) -> Figure:
-    """How far attention and MLP of each layer moved the logits, after the last stage (thin: after earlier ones)."""
+    """Norm of the change in logits from each layer, after the last stage (thin lines: after earlier stages)."""
     shown_settings = [
         setting
         for setting in settings
@@ -188,11 +192,12 @@ def _plot_layers(results: Results, settings: Sequence[ExperimentSetting]) -> Fig
         figure, axes = _create_panels(len(shown_settings), 2.1)
         for setting, panel in zip(shown_settings, axes, strict=True):
             readings = [
-                here
-                for here in iterate_readings(results[setting.first_row.job], "residual_to_logit")
-                if here.stage and here.step is None
+                timed_reading
+                for timed_reading in iterate_readings(results[setting.first_row.job], "residual_to_logit")
+                if timed_reading.stage and timed_reading.step is None
             ]
-            readings = [here for here in readings if here.reading["prompts"] == readings[-1].reading["prompts"]]
+            last_prompts = readings[-1].reading["prompts"]
+            readings = [each for each in readings if each.reading["prompts"] == last_prompts]
             variant, unit = next((p for p in _LAYER_UNITS if readings[-1].reading.get(p[0])), _LAYER_UNITS[-1])
             for place, (side, label) in enumerate((("attention", "attention"), ("mlp", "MLP"))):
                 colour, marker = choose_colour_and_marker(place)
@@ -228,7 +233,7 @@ def _plot_layers(results: Results, settings: Sequence[ExperimentSetting]) -> Fig
 def _plot_shift_vs_forgetting(
     results: Results, settings: Sequence[ExperimentSetting], keys: Sequence[PromptsAndMode]
 ) -> Figure | None:
-    """Drift of the token mass since the base against the held-out change, a point per job and stage."""
+    """Shift of the token mass and KL since the base against the held-out change; a point per job and stage."""
     trained_tasks = {
         stage["task"] for setting in settings for row in setting.rows for stage in results[row.job]["stages"]
     }
@@ -239,7 +244,7 @@ def _plot_shift_vs_forgetting(
     for setting in settings:
         for row in setting.rows:
             job = results[row.job]
-            name = choose_token_set(job, chosen_key)
+            name = choose_plotted_token_set(job, chosen_key)
             readings = [
                 each
                 for each in iterate_shift_readings(job)
@@ -273,7 +278,7 @@ def _plot_shift_vs_forgetting(
                 panel.plot([x], [y], color=colour, marker=marker, markersize=5, linestyle="none", label=label)
                 add_tooltip(panel, x, y, f"{point_label}: shift {x:+.3g}, held-out {y:+.1f}")
             name = next(
-                (n for s in settings for r in s.rows if (n := choose_token_set(results[r.job], chosen_key))),
+                (n for s in settings for r in s.rows if (n := choose_plotted_token_set(results[r.job], chosen_key))),
                 "",
             )
             quantity_label = (
@@ -323,5 +328,5 @@ def _get_quantity(reading: Mapping[str, Any], quantity: str, token_set: str | No
 
 
 def format_token_set_name(name: str) -> str:
-    """The name of a token set as readers see it."""
-    return name.removeprefix("taught:").removeprefix(TINY_PREFIX).replace("_", "/")
+    """The name of a token set for a legend, without prefixes."""
+    return name.removeprefix(LEARNED_SET_PREFIX).removeprefix(TINY_PREFIX).replace("_", "/")

@@ -1,4 +1,4 @@
-"""Samples that turned wrong or right, as the page's browser shows them: question, reference, answers, picture."""
+"""Samples that turned wrong or right, for the sample browser of the page: question, reference, answers, picture."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from lmm_forget.report.experiment_settings import ExperimentSetting
 from lmm_forget.report.job_results import Sweep
 from lmm_forget.report.job_rows import list_heldout_tasks
 from lmm_forget.report.sample_pictures import SamplePicture, choose_changed_samples, read_sample_pictures
-from lmm_forget.report.stage_answers import read_answer_table
+from lmm_forget.report.stage_answers import read_answer_columns
 
 MAX_JOBS = 12
-"""Jobs whose answers a page carries: the first of each setting, then the next of each."""
+"""Jobs whose answers the page holds at most: the first of each setting, then the second of each, …"""
 MAX_PICTURE_BYTES = 4_000_000
-"""Of all pictures on a page, before they are written as text (a third more)."""
+"""Bytes of all pictures on a page, before base64, which adds a third."""
 MAX_TEXT_LENGTH = 400
-"""Characters of a question or an answer that a page shows."""
+"""Characters of a question or an answer that the page shows at most."""
 MAX_SAMPLES = 600
+"""Samples that the page holds at most."""
 _COLUMNS = ("sample_id", "question", "references", "text", "value")
 
 
 @dataclass
 class SampleBrowser:
-    """What the browser shows; `data` goes onto the page as JSON, `notes` tell what it does not show."""
+    """The content of the sample browser: `data` becomes JSON on the page, `notes` say what is left out."""
 
     data: dict[str, Any] = field(default_factory=lambda: {"jobs": [], "tasks": [], "samples": [], "pictures": []})
     notes: list[str] = field(default_factory=list)
@@ -74,7 +75,7 @@ def build_sample_browser(sweep: Sweep, settings: Sequence[ExperimentSetting]) ->
             encoded_image = base64.b64encode(image.webp).decode("ascii")
             size = [image.width, image.height]
             sample_browser.data["pictures"].append(["data:image/webp;base64," + encoded_image, *size])
-        # the answer at the base is the first of any job's; all start from the same model or say otherwise
+        # The first answer of every job is the base's; a note says so if the jobs have different bases.
         entry["runs"] = {str(job_names.index(job)): each[key] for job, each in answers_by_job.items() if key in each}
         sample_browser.data["samples"].append(entry)
     shown_tasks = {entry["task"] for entry in sample_browser.data["samples"]}
@@ -90,7 +91,7 @@ def build_sample_browser(sweep: Sweep, settings: Sequence[ExperimentSetting]) ->
 
 
 def _choose_shown_jobs(settings: Sequence[ExperimentSetting]) -> list[str]:
-    """Jobs whose answers are shown: the first of every setting, then the second of every …"""
+    """At most `MAX_JOBS` jobs: the first of every setting, then the second of every, …"""
     max_rows = max((len(setting.rows) for setting in settings), default=0)
     turns = [setting.rows[turn].job for turn in range(max_rows) for setting in settings if turn < len(setting.rows)]
     selected_jobs = set(turns[:MAX_JOBS])
@@ -104,9 +105,9 @@ def _collect_job_answers(
     samples: dict[tuple[str, str], dict[str, Any]],
     chosen: dict[tuple[str, str], None],
 ) -> dict[tuple[str, str], list[list[Any]]]:
-    """One job's answers by (task, sample id), the base first; its chosen samples are added to `chosen`."""
+    """One job's [text, score] answers by (task, sample id), the base's first; adds its changed samples to `chosen`."""
     results = sweep.results[job]
-    answers = read_answer_table(sweep.folders[job], columns=_COLUMNS)
+    answers = read_answer_columns(sweep.folders[job], columns=_COLUMNS)
     stages = len(results["stages"])
     answers_by_sample: dict[tuple[str, str], list[list[Any]]] = {}
     counts: list[dict[str, list[int]]] = [{} for _ in range(stages)]
@@ -120,7 +121,10 @@ def _collect_job_answers(
                 scores_by_sample.setdefault(sample, []).append([_truncate_text(text), round(value, 3)])
         for stage in range(stages):
             score_changes = [each[stage + 1][1] - each[0][1] for each in scores_by_sample.values()]
-            counts[stage][task] = [sum(m < 0 for m in score_changes), sum(m > 0 for m in score_changes)]
+            counts[stage][task] = [
+                sum(change < 0 for change in score_changes),
+                sum(change > 0 for change in score_changes),
+            ]
         base_table = tables[0] or {}
         questions = {
             sample: (question, references)
@@ -150,7 +154,7 @@ def _collect_job_answers(
 
 
 def _balance_tasks(keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """At most `MAX_SAMPLES` of the keys, tasks taking turns: whoever looks at all of them sees every task soon."""
+    """At most `MAX_SAMPLES` of the (task, sample id) keys; tasks take turns, so that every task appears early."""
     by_task: dict[str, list[tuple[str, str]]] = {}
     for key in keys:
         by_task.setdefault(key[0], []).append(key)

@@ -1,7 +1,7 @@
-"""Small pictures of the samples whose answers changed: kept by the job, which has the images, shown by the page.
+"""Small pictures of samples whose answers changed: a job, which has the images, writes them for the report's page.
 
-A job's data may be gone or elsewhere when somebody reads its report, so it leaves pictures.parquet beside its answers:
-a few samples of each task, the same ones in every job as far as they changed there, at most `MAX_TOTAL_BYTES` in all.
+A job's data may be gone when its report is made, so the job writes pictures.parquet beside its answers: a few samples
+of each task, in every job the same ones as far as they changed there, at most `MAX_TOTAL_BYTES` in all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from lmm_forget.errors import DataError
@@ -22,17 +24,17 @@ from lmm_forget.tasks.task import Sample
 PICTURES_FILE = "pictures.parquet"
 PICTURES_VERSION = b"1"
 MAX_SAMPLES_PER_DIRECTION = 8
-"""Samples kept per task of those that got worse at some stage, and again of those that got better."""
+"""Samples per task that got worse at some stage, and again as many that got better, at most."""
 MAX_TOTAL_BYTES = 3_000_000
-"""Of all pictures of a job."""
+"""Bytes of all pictures of a job."""
 MAX_SIDE_PIXELS = 288
-"""Pixels of a picture's longer side; smaller ones are kept as they are."""
+"""Longer side of a picture in pixels; smaller images keep their size."""
 _SCORE_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class SamplePicture:
-    """A sample's first image as WebP; `images` says how many the sample has."""
+    """A sample's first image as WebP; `num_images` is the number of images that the sample has."""
 
     webp: bytes
     width: int
@@ -43,10 +45,11 @@ class SamplePicture:
 def choose_changed_samples(
     scores_by_sample: Mapping[str, Sequence[float]], max_per_direction: int = MAX_SAMPLES_PER_DIRECTION
 ) -> list[str]:
-    """The samples of one task worth showing: `values` maps a sample's id to its scores at the base and every stage.
+    """Ids of changed samples of a task; `scores_by_sample` maps an id to its scores at the base and after every stage.
 
-    At most `most` that fell below their base's score at some stage and as many that rose above it, in the order of a
-    hash of their ids: another job chooses the same ones where they changed in it too.
+    At most `max_per_direction` whose score fell below the base's at some stage, and as many whose score rose above it.
+    They are taken in the order of a hash of their ids, so that another job selects the same samples if they changed
+    there too.
     """
     order = sorted(scores_by_sample, key=lambda sample: hashlib.sha256(sample.encode()).digest())
     lowered = [
@@ -64,14 +67,11 @@ def write_sample_pictures(
     samples: Mapping[str, Sequence[Sample]],
     max_bytes: int = MAX_TOTAL_BYTES,
 ) -> Path:
-    """Write pictures.parquet: for each task of `values` (see `choose`), of the samples chosen.
+    """Write pictures.parquet with the samples of each task that `choose_changed_samples` selects from its scores.
 
-    `samples` are the task's in the order in which they were asked. Tasks take turns, so that none is left out when
-    `max_bytes` are reached. An image that cannot be read any more is left out.
+    `samples` holds each task's samples in the order of its scores. Tasks take turns, so that none is left out when
+    `max_bytes` is reached. An image that cannot be read any more is left out.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows: list[dict[str, Any]] = []
     remaining_bytes = max_bytes
     for task, sample_id, place in _interleave_tasks(scores_by_task):
@@ -103,10 +103,7 @@ def write_sample_pictures(
 
 
 def read_sample_pictures(folder: Path) -> dict[tuple[str, str], SamplePicture]:
-    """A job's pictures by (task, sample id); empty if it left none, or none that this version can read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """A job's pictures by (task, sample id); empty if it wrote none, or none that this version can read."""
     try:
         table = pq.read_table(folder / PICTURES_FILE)
     except (FileNotFoundError, pa.ArrowException, OSError):
@@ -120,7 +117,7 @@ def read_sample_pictures(folder: Path) -> dict[tuple[str, str], SamplePicture]:
 
 
 def shrink_image(image: Image.Image) -> Image.Image:
-    """At most `LONGEST` pixels on the longer side, RGB."""
+    """An RGB copy of the image, its longer side at most `MAX_SIDE_PIXELS`."""
     small = image.convert("RGB")
     small.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS), Image.Resampling.LANCZOS)
     return small
@@ -135,7 +132,7 @@ def _encode_webp(image: Image.Image) -> bytes:
 def _interleave_tasks(
     scores_by_task: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> Iterable[tuple[str, str, int]]:
-    """(task, sample id, place in the task) of the chosen samples: the first of each task, the second of each …"""
+    """(task, sample id, index in the task) of the selected samples: the first of each task, the second of each, …"""
     chosen = {task: choose_changed_samples(each) for task, each in scores_by_task.items()}
     places = {task: {sample: i for i, sample in enumerate(each)} for task, each in scores_by_task.items()}
     for turn in range(max(map(len, chosen.values()), default=0)):

@@ -1,4 +1,4 @@
-"""Is one setting better than another? Paired differences to the one of its model that forgot least."""
+"""Paired differences of every setting to the one of its model that forgot least."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lmm_forget.report.experiment_settings import (
     average_over_jobs,
     group_settings_by_model,
 )
-from lmm_forget.report.job_identity import are_scored_alike
+from lmm_forget.report.job_identity import have_comparable_scores
 from lmm_forget.report.job_results import Sweep
 from lmm_forget.report.job_rows import JobRow, list_heldout_tasks
-from lmm_forget.report.stage_answers import ColumnValues, get_score_kind, read_answer_table
+from lmm_forget.report.stage_answers import ColumnValues, get_score_kind, read_answer_columns
 
 MAX_SETTINGS = 24
-"""Settings up to which differences are taken."""
+"""With more settings than this, no differences are computed."""
 _ANSWER_COLUMNS = ("sample_id", "image_id", "question", "references", "value", "group")
 AnswerTables = Mapping[tuple[int, str], ColumnValues]
 
 
 @dataclass(frozen=True)
 class SettingDifference:
-    """One setting minus the reference, in points: {value, low, high, p_value, p_holm} or None where it has no sense.
+    """One setting minus the reference, in points: {value, low, high, p_value, p_holm}, or None if not comparable.
 
-    `against` is the reference's name. `basis` says what was paired: "questions" of two jobs, or "jobs" of equal seed
-    and order.
+    `against` is the reference's name. `basis` says what was paired: "questions" of two jobs, or pairs of jobs of equal
+    seed and order.
     """
 
     name: str
@@ -43,13 +43,13 @@ class SettingDifference:
 
 
 def choose_reference_setting(settings: Sequence[ExperimentSetting]) -> ExperimentSetting | None:
-    """The setting to compare with: the one whose held-out mean fell least; None without two to choose from."""
-    known = [s for s in settings if s.figures["final"]["value"] is not None]
-    return max(known, key=lambda s: float(s.figures["final"]["value"])) if len(known) > 1 else None
+    """The setting whose held-out mean fell least; None with fewer than two settings."""
+    candidates = [s for s in settings if s.figures["final"]["value"] is not None]
+    return max(candidates, key=lambda s: float(s.figures["final"]["value"])) if len(candidates) > 1 else None
 
 
 def compare_settings_to_reference(sweep: Sweep, settings: Sequence[ExperimentSetting]) -> list[SettingDifference]:
-    """Every other setting against the `reference` of its model; empty with more than `MOST` settings.
+    """Every other setting against the reference setting of its model; empty with more than `MAX_SETTINGS` settings.
 
     Single jobs are paired question by question (bootstrap over images, swap test), settings of several jobs by equal
     seed and order (Student's t over the pairs; the questions of the pair where there is a single one). P-values are
@@ -84,7 +84,7 @@ def _compare_settings(
         (a, b)
         for a in reference_setting.rows
         for b in setting.rows
-        if (a.seed, a.tasks) == (b.seed, b.tasks) and are_scored_alike(sweep.results[a.job], sweep.results[b.job])
+        if (a.seed, a.tasks) == (b.seed, b.tasks) and have_comparable_scores(sweep.results[a.job], sweep.results[b.job])
     ]
     if len(pairs) == 1:
         basis = "questions" if pairs[0][0].seed is None else f"questions, seed {pairs[0][0].seed} of both"
@@ -109,7 +109,7 @@ def _compare_single_jobs(
     job_pair: tuple[JobRow, JobRow],
     basis: str,
 ) -> SettingDifference:
-    """`of`: the setting and its reference; `pair`: the jobs of reference and setting."""
+    """Compare two jobs; `settings` are the setting and its reference, `job_pair` the rows of reference and setting."""
     learning, final = _compare_on_questions(sweep, *job_pair)
     are_comparable = learning is not None or final is not None
     setting, best = settings
@@ -120,7 +120,7 @@ def _compare_single_jobs(
 def _compare_figure_pairs(
     estimate_pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
 ) -> dict[str, Any] | None:
-    """Student's paired comparison of jobs; None with fewer than two pairs."""
+    """Student's paired t-test over pairs of jobs; None with fewer than two pairs."""
     gaps = [b["value"] - a["value"] for a, b in estimate_pairs if a["value"] is not None and b["value"] is not None]
     if len(gaps) < 2:
         return None
@@ -135,16 +135,16 @@ def _compare_figure_pairs(
 def _compare_on_questions(
     sweep: Sweep, first_row: JobRow, second_row: JobRow
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Learning and final held-out difference of two jobs, on the same questions; None where these differ."""
-    if not are_scored_alike(*(sweep.results[row.job] for row in (first_row, second_row))):
-        # Each has its own base to fall from, or its own references: scores do not say what was learned or lost.
+    """(learning, final held-out) difference of two jobs on the same questions; None where questions differ."""
+    if not have_comparable_scores(*(sweep.results[row.job] for row in (first_row, second_row))):
+        # With different bases or references, a difference of scores is no difference in learning or forgetting.
         return None, None
     score_kinds = {get_score_kind(sweep.results[row.job]) for row in (first_row, second_row)}
     if len(score_kinds) > 1:
         return None, None
     try:
         first, second = (
-            read_answer_table(sweep.folders[row.job], columns=_ANSWER_COLUMNS, score_kind=min(score_kinds))
+            read_answer_columns(sweep.folders[row.job], columns=_ANSWER_COLUMNS, score_kind=min(score_kinds))
             for row in (first_row, second_row)
         )
     except DataError:
@@ -178,9 +178,9 @@ def _compare_mean_on_stages(
 ) -> dict[str, Any] | None:
     try:
         pairs = [(task, first_answers[stage, task], second_answers[later, task]) for task, stage, later in task_stages]
-        if any(_index_questions(one) != _index_questions(two) for _, one, two in pairs):
+        if any(_index_questions(first) != _index_questions(second) for _, first, second in pairs):
             return None
-        scores: list[TaskScores] = [build_task_scores(task, [one, two]) for task, one, two in pairs]
+        scores: list[TaskScores] = [build_task_scores(task, [first, second]) for task, first, second in pairs]
         comparison = compare_mean_scores(scores)
     except (DataError, KeyError):
         return None

@@ -1,4 +1,4 @@
-"""Jobs that held out different benchmarks: their held-out figures over what all of them share, so that they compare."""
+"""Makes jobs with different suites comparable: held-out figures over the benchmarks that all of them share."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from lmm_forget.metrics import compute_figures_from_answers
 from lmm_forget.report.job_identity import hash_base_model, have_same_fingerprint
 from lmm_forget.report.job_results import Sweep
 from lmm_forget.report.job_rows import list_heldout_tasks
-from lmm_forget.report.stage_answers import get_score_kind, read_answer_table
+from lmm_forget.report.stage_answers import get_score_kind, read_answer_columns
 
 _ANSWER_COLUMNS = ("sample_id", "image_id", "value", "group")
 _UNDEFINED_ESTIMATE = {"value": None, "low": None, "high": None}
 
 
 def restrict_to_shared_suite(sweep: Sweep) -> Sweep:
-    """The sweep itself where all finished jobs held out the same; else a copy with held-out figures of the shared ones.
+    """A copy of the sweep whose held-out figures cover only the benchmarks that all finished jobs held out.
 
-    They are computed anew from the jobs' answers; a job without readable answers has none. `notes` says what was left
-    out, and which benchmarks were asked with different questions.
+    They are recomputed from the jobs' answers; a job without readable answers has none. If all jobs held out the same
+    benchmarks, figures stay as they are. `notes` of the result say what is left out, and for which tasks questions,
+    references or scorers differ between jobs.
     """
     sweep = _add_mismatch_notes(sweep)
     suites = {job: list_heldout_tasks(results) for job, results in sweep.results.items()}
@@ -52,9 +53,9 @@ def restrict_to_shared_suite(sweep: Sweep) -> Sweep:
 
 
 def _add_mismatch_notes(sweep: Sweep) -> Sweep:
-    """The sweep, with a note where jobs answered different questions of a task, or were scored in different ways."""
+    """The sweep with notes on tasks whose questions, references or scorers differ between jobs, and on other bases."""
     fingerprint_sentences = (
-        ("fingerprint", "were not asked the same questions of {}: part of a difference may be the questions"),
+        ("fingerprint", "were not evaluated on the same questions of {}: part of a difference may be the questions"),
         (
             "references",
             "were not scored by the same references of {}: part of a difference may be the references",
@@ -65,16 +66,15 @@ def _add_mismatch_notes(sweep: Sweep) -> Sweep:
     notes = []
     for name, sentence in fingerprint_sentences:
         tasks = {task: [each for each in jobs if task in each["base"]["scores"]] for task in _list_scored_tasks(sweep)}
-        mismatched_tasks = [task for task, those in tasks.items() if not have_same_fingerprint(those, task, name)]
+        mismatched_tasks = [task for task, results in tasks.items() if not have_same_fingerprint(results, task, name)]
         if mismatched_tasks:
             named = ", ".join(mismatched_tasks[:3]) + (
                 f" and {len(mismatched_tasks) - 3} more" if len(mismatched_tasks) > 3 else ""
             )
             notes.append(f"The jobs {sentence.format(named)}.")
     bases_by_model: dict[str, set[str]] = {}
-    have_base_fingerprints = all(
-        each["base"].get("fingerprints") for each in jobs
-    )  # an earlier version's record tells weights alone
+    # Records of earlier versions hold the hash of the weights alone.
+    have_base_fingerprints = all(each["base"].get("fingerprints") for each in jobs)
     for each in jobs:
         base = hash_base_model(each) if have_base_fingerprints else str(each["base"].get("weights_hash"))
         bases_by_model.setdefault(str((each["config"].get("model") or {}).get("name")), set()).add(base)
@@ -92,7 +92,7 @@ def _recompute_heldout_figures(
     sweep: Sweep, job: str, job_results: dict[str, Any], shared_tasks: list[str]
 ) -> dict[str, Any]:
     trained_tasks = [stage["task"] for stage in job_results["stages"]]
-    answers = read_answer_table(sweep.folders[job], columns=_ANSWER_COLUMNS, score_kind=get_score_kind(job_results))
+    answers = read_answer_columns(sweep.folders[job], columns=_ANSWER_COLUMNS, score_kind=get_score_kind(job_results))
     tasks = [*dict.fromkeys(trained_tasks), *shared_tasks]
     missing = [task for task in tasks for stage in range(len(trained_tasks) + 1) if (stage, task) not in answers]
     if missing:

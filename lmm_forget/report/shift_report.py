@@ -1,4 +1,4 @@
-"""How shift and forgetting go together, for readers: the scatter plot, and the tables and verdicts as Markdown."""
+"""Relation of output shift and forgetting as a report: a scatter plot, and tables and verdicts as Markdown."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ REPLY_FORMATS = ("number", "letter", "yes_no", "clock", "other")
 
 
 def plot_shift_scatter(findings: Findings) -> Figure | None:
-    """Each deciding shift figure against the held-out change: a point per model, hollow where training went on.
+    """Each deciding shift metric against the held-out change; a point per model, hollow for a milestone in a stage.
 
-    None where nothing can be drawn. Only the first set of prompts is shown.
+    Only the first set of prompts is shown. None if there is nothing to draw.
     """
     panels = [
         (shift, name)
@@ -88,9 +88,10 @@ def render_shift_report(
     flip_counts: Sequence[Findings],
     skipped_jobs: Sequence[str] = (),
 ) -> str:
-    """Everything as Markdown: verdicts, course of the shift, correlations, recoveries, layers, what is said instead.
+    """The report as Markdown: verdicts, shift over time, correlations, recoveries, layers, formats of wrong answers.
 
-    `left_out` names jobs that are in none of it.
+    `findings` come from `correlate_shift_with_forgetting`, `statements` from `judge_forgetting_statements`,
+    `flip_counts` from `count_flips`; `skipped_jobs` names jobs that none of them covers.
     """
     points = findings["points"]
     recipes = list(dict.fromkeys(point["recipe"] for point in points))
@@ -118,11 +119,11 @@ def render_shift_report(
     lines += ["Beside the rise in points: how the distance of each figure from the base changed.", ""]
     lines += _format_markdown_table(("job", "after", "held-out", *figures), _format_recovery_rows(findings))
     if findings["layers"]:
-        lines += ["## Who writes the change in logits (shares of the norms, final norm folded in)", ""]
+        lines += ["## Which blocks change the logits (shares of the norms, final norm folded in)", ""]
         lines += _format_markdown_table(
             ("job", "after", *map(format_part_name, LAYER_PARTS)), format_layer_rows(findings)
         )
-    lines += ["## Held-out questions that turned wrong, and formats said instead", ""]
+    lines += ["## Held-out questions that turned wrong, and formats of the answers now", ""]
     lines += _format_markdown_table(("job", "after", "wrong", *REPLY_FORMATS), format_flip_rows(flip_counts))
     return "\n".join(lines)
 
@@ -138,7 +139,7 @@ def format_verdicts(findings: Findings, statements: Sequence[Findings]) -> list[
             )
             lines.append(f"   - {subject}: **{evidence['verdict']}** ({evidence['why']})")
         if not each["evidence"]:
-            lines.append("   - nothing was recorded that could tell")
+            lines.append("   - no record can decide it")
     return [*lines, "", describe_resampling(findings), ""]
 
 
@@ -148,7 +149,7 @@ def format_part_name(part: str) -> str:
 
 
 def format_layer_rows(findings: Findings) -> list[tuple[str, ...]]:
-    """Job, skill just taught, and the four parts' shares in percent."""
+    """Rows of (job, task just trained, the four parts' shares in percent)."""
     return [
         (
             str(e["job"]),
@@ -161,7 +162,7 @@ def format_layer_rows(findings: Findings) -> list[tuple[str, ...]]:
 
 
 def format_flip_rows(flip_counts: Sequence[Findings]) -> list[tuple[str, ...]]:
-    """Job, skill just taught, how many turned wrong, and how many of them were answered in each other format."""
+    """Rows of (job, task just trained, questions that turned wrong, how many of them now have each other format)."""
     return [
         (
             str(row["job"]),
@@ -174,7 +175,7 @@ def format_flip_rows(flip_counts: Sequence[Findings]) -> list[tuple[str, ...]]:
 
 
 def _format_shift_tables(findings: Findings, recipes: Sequence[str]) -> Iterator[str]:
-    """A table per deciding figure: a line per recipe, a column per model on the way; means over a recipe's jobs."""
+    """A table per deciding metric: a row per recipe, a column per stage or milestone; means over a recipe's jobs."""
     places = dict.fromkeys(
         (p["stage"], p["task"], p["step"])
         for p in sorted(findings["points"], key=lambda p: (p["stage"], p["step"] or float("inf")))
@@ -216,7 +217,7 @@ def _format_shift_rows(
 
 
 def _format_recovery_rows(findings: Findings) -> list[tuple[str, ...]]:
-    """Job, skill just taught, rise of the held-out mean, and how each deciding figure's distance changed."""
+    """Rows of (job, task just trained, rise of the held-out mean, change of each deciding metric's distance)."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for shift, name in _list_deciding_figures(findings):
         for rise in shift["recovery"][name]["rises"]:
@@ -226,7 +227,7 @@ def _format_recovery_rows(findings: Findings) -> list[tuple[str, ...]]:
 
 
 def _list_deciding_figures(findings: Findings) -> list[tuple[Findings, str]]:
-    """(entry of `shifts`, figure) of every figure that decides."""
+    """(entry of findings["shifts"], metric) for every metric that decides a statement."""
     return [
         (shift, name)
         for shift in findings["shifts"]

@@ -1,4 +1,4 @@
-"""The answers that a job left beside its results, read without the libraries that made them."""
+"""Reads a job's answers.parquet, without the libraries that made the answers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.errors import DataError
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-ANSWERS_VERSION = b"2"
-"""Of answers.parquet that this reader understands."""
+from lmm_forget.errors import DataError
+from lmm_forget.store.record_schemas import ANSWERS_SCHEMA
+
 ColumnValues = dict[str, list[Any]]
 
 
 def get_score_kind(results: Mapping[str, Any]) -> str:
-    """Which score a job's results call `value`: "strict" or "compat"."""
+    """Which score a job's results hold under value: "strict" or "compat"."""
     return str((results["config"].get("data") or {}).get("scoring", "strict"))
 
 
-def read_answer_table(
+def read_answer_columns(
     job_folder: Path,
     *,
     columns: Collection[str],
@@ -27,23 +30,17 @@ def read_answer_table(
 ) -> dict[tuple[int, str], ColumnValues]:
     """A job's answers.parquet as {(stage, task): {column: values}}; stage 0 is the base.
 
-    Only `columns`, and only `stages` where they are given. With `scoring="compat"` the column `value` is the public
-    code's score, and answers for which there is none are left out. Raises DataError if the file is missing, damaged
-    or of another version.
+    Reads only `columns`, and only `stages` if given. With `score_kind="compat"` the column value holds the public
+    code's score, and answers without one are left out. Raises DataError if the file is missing, damaged or of another
+    version.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     path = job_folder / "answers.parquet"
     try:
         schema = pq.read_schema(path)
         version = (schema.metadata or {}).get(b"lmm_forget.answers")
-        if version != ANSWERS_VERSION:
-            found_version = version.decode() if version else "none"
-            raise DataError(
-                f"{path}: answers of version {found_version}, this version reads {ANSWERS_VERSION.decode()}"
-            )
+        if version != ANSWERS_SCHEMA:
+            file_version = version.decode() if version else "none"
+            raise DataError(f"{path}: answers of version {file_version}, this version reads {ANSWERS_SCHEMA.decode()}")
         source_columns = {name: "compat" if name == "value" and score_kind == "compat" else name for name in columns}
         missing = sorted({"stage", "task", *source_columns.values()} - set(schema.names))
         if missing:
@@ -59,7 +56,7 @@ def read_answer_table(
     if score_kind == "compat" and "value" in source_columns:
         table = table.filter(pc.is_valid(table["compat"]))
     columns_by_task: dict[tuple[int, str], ColumnValues] = {}
-    # rows of one stage and task lie together: cut there instead of filtering once for each
+    # Rows of one stage and task are adjacent, so slices are enough and no filtering per task is needed.
     stage, task = table["stage"].to_numpy(), table["task"].to_pylist()
     edges = [0, *(i for i in range(1, len(task)) if task[i] != task[i - 1] or stage[i] != stage[i - 1])]
     for start, end in zip(edges, [*edges[1:], len(task)], strict=True):

@@ -40,7 +40,7 @@
   const field = (name) => document.getElementById("filter-" + name);
   const cards = document.getElementById("cards");
   const more = document.getElementById("more");
-  const told = document.getElementById("told");
+  const sampleCount = document.getElementById("sample-count");
   let shown = PAGE;
 
   function element(tag, words, text) {
@@ -86,7 +86,7 @@
     const words = element("div");
     const count = sample.images > 1 ? ", first of " + sample.images + " images" : "";
     words.append(element("div", "about", plain(sample.task) + " \u00b7 " + sample.id + count));
-    words.append(element("div", "asked", sample.question));
+    words.append(element("div", "prompt", sample.question));
     made.append(words);
     const list = element("dl");
     list.append(element("dt", "", "reference"), element("dd", "", sample.references.join(" | ")));
@@ -108,41 +108,41 @@
   function fits(sample, run, stage) {
     const task = field("task").value;
     const about = data.tasks.find(function (each) { return each.name === sample.task; });
-    if (task === "held-out" ? !about.held_out : task === "taught" ? about.held_out : task && task !== sample.task) return false;
+    if (task === "held-out" ? !about.held_out : task === "trained" ? about.held_out : task && task !== sample.task) return false;
     const moved = run[stage][1] - run[0][1];
     const way = field("way").value;
     if (way === "wrong" ? moved >= 0 : way === "right" ? moved <= 0 : moved === 0) return false;
-    const wanted = field("text").value.trim().toLowerCase();
-    if (!wanted) return true;
+    const searchText = field("text").value.trim().toLowerCase();
+    if (!searchText) return true;
     const texts = [sample.id, sample.question, run[0][0], run[stage][0]].concat(sample.references);
-    return texts.some(function (text) { return text.toLowerCase().includes(wanted); });
+    return texts.some(function (text) { return text.toLowerCase().includes(searchText); });
   }
   function draw() {
     const index = field("job").value, job = data.jobs[index], stage = Number(field("stage").value);
-    const found = data.samples.filter(function (sample) {
+    const fitting = data.samples.filter(function (sample) {
       return sample.runs[index] && fits(sample, sample.runs[index], stage);
     });
-    cards.replaceChildren(...found.slice(0, shown).map(function (sample) { return card(sample, sample.runs[index], stage, job); }));
-    more.hidden = found.length <= shown;
+    cards.replaceChildren(...fitting.slice(0, shown).map(function (sample) { return card(sample, sample.runs[index], stage, job); }));
+    more.hidden = fitting.length <= shown;
     const task = field("task").value, way = field("way").value;
     let all = 0;
     data.tasks.forEach(function (each) {
-      const wanted = task === "held-out" ? each.held_out : task === "taught" ? !each.held_out : !task || task === each.name;
+      const isSelected = task === "held-out" ? each.held_out : task === "trained" ? !each.held_out : !task || task === each.name;
       const count = job.counts[stage - 1][each.name];
-      if (wanted && count) all += way === "wrong" ? count[0] : way === "right" ? count[1] : count[0] + count[1];
+      if (isSelected && count) all += way === "wrong" ? count[0] : way === "right" ? count[1] : count[0] + count[1];
     });
     const turned = way === "wrong" ? "turned wrong" : way === "right" ? "turned right" : "changed";
-    told.textContent = found.length === 0 ? "No kept sample fits (" + all.toLocaleString("en") + " questions " + turned + " here in all)."
-      : Math.min(shown, found.length) + " of " + found.length + " kept samples shown; " + all.toLocaleString("en") +
+    sampleCount.textContent = fitting.length === 0 ? "No kept sample fits (" + all.toLocaleString("en") + " questions " + turned + " here in all)."
+      : Math.min(shown, fitting.length) + " of " + fitting.length + " kept samples shown; " + all.toLocaleString("en") +
         " questions " + turned + " after this stage in all.";
   }
   data.jobs.forEach(function (job, index) { option(field("job"), index, job.name); });
   const held = data.tasks.some(function (task) { return task.held_out; });
-  const taught = data.tasks.some(function (task) { return !task.held_out; });
+  const trained = data.tasks.some(function (task) { return !task.held_out; });
   if (held) option(field("task"), "held-out", "all held-out benchmarks");
-  if (taught) option(field("task"), "taught", "all taught skills");
+  if (trained) option(field("task"), "trained", "all trained skills");
   option(field("task"), "", "everything");
-  data.tasks.forEach(function (task) { option(field("task"), task.name, plain(task.name) + (task.held_out ? "" : " (taught)")); });
+  data.tasks.forEach(function (task) { option(field("task"), task.name, plain(task.name) + (task.held_out ? "" : " (trained)")); });
   stages();
   field("job").addEventListener("change", stages);
   for (const name of ["job", "stage", "task", "way"]) {

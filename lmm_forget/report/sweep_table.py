@@ -1,4 +1,4 @@
-"""The table at the end of a run and of a sweep: readable at 80 columns, and in a log without colours."""
+"""The table at the end of a run or a sweep; readable at 80 columns, and in a log without colours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmm_forget.report.experiment_settings import summarize_seed_spread
+from lmm_forget.report.experiment_settings import ExperimentSetting, summarize_seed_spread
 from lmm_forget.report.job_results import UnfinishedJob
 from lmm_forget.report.job_rows import (
     FIGURE_TITLES,
@@ -22,8 +22,8 @@ from lmm_forget.report.job_rows import (
 )
 
 MAX_LISTED_JOBS = 24
-"""Jobs up to which each has its line; of more, where they are seeds and orders of a few settings, only those show."""
-_WIDE_COLUMNS = 118  # columns from which choices get columns of their own
+"""With more jobs than this, if they are seeds or orders of a few settings, only the settings are printed."""
+_WIDE_COLUMNS = 118  # from this width on, parameters and learning rate have columns of their own
 _FIGURE_HEADINGS = {
     "learning": "target\nlearning",
     "forgetting": "target\nforgetting",
@@ -35,13 +35,14 @@ _FIGURE_HEADINGS = {
 
 def print_sweep_table(
     rows: Sequence[JobRow],
+    settings: Sequence[ExperimentSetting],
     console: Console,
     *,
     notes: Iterable[str] = (),
     unfinished: Sequence[UnfinishedJob] = (),
 ) -> None:
-    """Print the table of `rows`, the spread over seeds and orders, the notes and the unfinished jobs."""
-    spreads = summarize_seed_spread(rows)
+    """Print the table of `rows`, the spread over seeds and orders of `settings`, the notes and the unfinished jobs."""
+    spreads = summarize_seed_spread(settings)
     is_abridged = len(rows) > MAX_LISTED_JOBS and bool(spreads)
     if rows and not is_abridged:
         console.print(build_sweep_table(rows, console.width))
@@ -56,7 +57,7 @@ def print_sweep_table(
 
 
 def build_sweep_table(rows: Sequence[JobRow], width: int = 80) -> Table:
-    """A rich table of jobs; below `_WIDE_COLUMNS` columns the choices share the first column."""
+    """A table with a row per job; at a `width` below `_WIDE_COLUMNS`, all choices share the first column."""
     is_wide = width >= _WIDE_COLUMNS
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1 if is_wide else 0, 0, 0), pad_edge=False, show_edge=False)
     table.add_column(
@@ -118,7 +119,7 @@ def build_spread_table(spreads: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def format_interval(estimate: Estimate, *, use_brackets: bool = True) -> str:
-    """`[-2.5, -0.7]`, `-2.5/-0.7` where room is short; empty if there is no interval."""
+    """`[-2.5, -0.7]`, or `-2.5/-0.7` without brackets; empty if there is no interval."""
     if estimate["low"] is None:
         return ""
     low, high = format_points(estimate["low"]), format_points(estimate["high"])
@@ -126,7 +127,7 @@ def format_interval(estimate: Estimate, *, use_brackets: bool = True) -> str:
 
 
 def format_marked_value(figure: str, estimate: Estimate) -> str:
-    """The value with its mark: `-79.9*` where the interval excludes zero, a blank in its place where not."""
+    """The value with its mark: `-79.9*` if the interval excludes zero, with a blank instead of the * if not."""
     mark = "*" if is_significant(figure, estimate) else " " if estimate["low"] is not None else ""
     return f"{format_points(estimate['value'])}{mark}"
 
@@ -141,7 +142,7 @@ def _stack_text(value: str, below: str) -> Text:
 
 
 def _find_ambiguous_labels(rows: Sequence[JobRow]) -> set[tuple[str, str]]:
-    """(label, rates) that several jobs share, so that they need the job's name beside them."""
+    """(label, rates) pairs that several jobs share, so that the table must show the jobs' names too."""
     keys = [(row.label, row.learning_rates) for row in rows]
     return {key for key in keys if keys.count(key) > 1}
 

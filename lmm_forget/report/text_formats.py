@@ -1,4 +1,4 @@
-"""The summary for other programs and papers: Markdown, CSV and LaTeX."""
+"""The summary as Markdown, CSV and LaTeX, for other programs and for papers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lmm_forget.report.job_rows import (
     format_points,
     is_significant,
 )
+from lmm_forget.report.sweep_report import SweepReport
 
 _COST_COLUMNS = (
     "delta_bytes",
@@ -29,17 +30,12 @@ _COST_COLUMNS = (
 )
 
 
-def render_markdown(
-    summary: Mapping[str, Any],
-    rows: Sequence[JobRow],
-    settings: Sequence[ExperimentSetting],
-    unfinished: Sequence[UnfinishedJob],
-    picture_names: Sequence[str] = (),
-) -> str:
+def render_markdown(report: SweepReport, summary: Mapping[str, Any], picture_names: Sequence[str] = ()) -> str:
     """The summary as GitHub Markdown: question and answer, a table of settings, jobs, pictures, what is missing.
 
-    `pictures` are the names of the .png files beside it, without their ending.
+    `picture_names` are the names of the .png files beside it, without their ending.
     """
+    rows, settings, unfinished = report.rows, report.settings, report.sweep.unfinished
     lines = [
         f"# {summary['name']}",
         "",
@@ -90,7 +86,7 @@ def render_markdown(
 
 
 def render_csv(rows: Sequence[JobRow], unfinished: Sequence[UnfinishedJob]) -> str:
-    """A line per job, numbers in full; jobs without results have their state and empty figures."""
+    """A line per job, with unrounded numbers; jobs without results have their state and empty figures."""
     figures = [f"{figure}{part}" for figure in FIGURE_TITLES for part in ("", "_low", "_high")]
     stages = max((len(row.heldout_per_stage) for row in rows), default=0)
     head = [
@@ -181,17 +177,17 @@ def format_missing_jobs(num_finished: int, unfinished: Sequence[UnfinishedJob]) 
 
 
 def format_job_count(setting: ExperimentSetting) -> str:
-    """`3`, or `2 of 3` where jobs of the setting are missing."""
+    """`3`, or `2 of 3` if jobs of the setting are missing."""
     return str(len(setting.rows)) + (f" of {len(setting.rows) + len(setting.missing)}" if setting.missing else "")
 
 
 def format_parameters_and_rates(row: JobRow) -> list[str]:
-    """Trainable parameters and learning rates."""
+    """[trainable parameters, learning rates] as text."""
     return [format_parameter_count(row.trainable), row.learning_rates]
 
 
 def format_estimate(figure: str, estimate: Mapping[str, Any]) -> str:
-    """`-79.9* [-81.6, -78.1]`, with the mark of an interval that excludes zero."""
+    """`-79.9* [-81.6, -78.1]`; the * marks an interval that excludes zero."""
     if estimate["low"] is None:
         return format_points(estimate["value"])
     mark = "*" if is_significant(figure, estimate) else ""
@@ -202,7 +198,7 @@ def format_estimate(figure: str, estimate: Mapping[str, Any]) -> str:
 
 
 def strip_tiny_prefix(task: str) -> str:
-    """A task's name without the mark of a stand-in."""
+    """A task's name without `TINY_PREFIX`."""
     return task.removeprefix(TINY_PREFIX)
 
 

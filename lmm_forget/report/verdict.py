@@ -1,4 +1,4 @@
-"""The question that a sweep asks, and its answer in a sentence or two, from the figures alone."""
+"""The question that a sweep answers, and the answer in a sentence or two, from the figures alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lmm_forget.report.setting_differences import SettingDifference
 
 
 def format_sweep_question(settings: Sequence[ExperimentSetting]) -> str:
-    """What this sweep can answer."""
+    """The question that this sweep can answer."""
     num_tasks = max((len(setting.stage_names) for setting in settings), default=0)
     tasks_text = f"{num_tasks} skills one after another" if num_tasks > 1 else "a new skill"
     recipes = {setting.first_row.label_within_model for setting in settings}
     if len(settings) == 1:
-        return f"What did {settings[0].name} learn when taught {tasks_text}, and what did the model forget?"
+        return f"What did {settings[0].name} learn when trained on {tasks_text}, and what did the model forget?"
     if settings and all(len(group) == 1 for group in group_settings_by_model(settings)):
-        return f"What did each model learn when taught {tasks_text}, and what did it forget?"
+        return f"What did each model learn when trained on {tasks_text}, and what did it forget?"
     if len(recipes) == 1:
         return (
             f"At which learning rate does {settings[0].first_row.label_within_model} learn {tasks_text} without "
@@ -30,11 +30,11 @@ def format_sweep_question(settings: Sequence[ExperimentSetting]) -> str:
 
 
 def format_sweep_answer(settings: Sequence[ExperimentSetting], differences: Sequence[SettingDifference] = ()) -> str:
-    """The answer in a line or two, one such for each model; `compared` are the differences to what forgot least.
+    """The answer in a line or two, for each model; `differences` are those to the setting that forgot least.
 
-    A setting counts as having learned or forgotten where its interval excludes zero, or that of each of its jobs does
-    on the same side (two seeds give no interval worth the name); and as having learned more than another where the
-    interval of their difference excludes zero.
+    A setting counts as having learned or forgotten if its interval excludes zero, or if the interval of each of its
+    jobs does, on the same side (two seeds alone give too wide an interval). It counts as having learned more than
+    another if the interval of their difference excludes zero.
     """
     groups = group_settings_by_model(settings)
     if len(groups) < 2:
@@ -86,12 +86,12 @@ def _format_answer_for_model(settings: Sequence[ExperimentSetting], differences:
 
 
 def _format_nothing_learned(settings: Sequence[ExperimentSetting], *, is_single: bool, suffix: str) -> str:
-    """The answer where no setting learned more than chance allows; `alone`: the sweep has a single one."""
+    """The answer if no setting learned more than chance allows; `is_single`: the sweep has only one setting."""
     best = max(settings, key=_get_learning)
     if all(_is_beyond_zero(s, "learning", -1) for s in settings):
         subject = "It" if is_single else "None: all"
         return (
-            f"{subject} got worse at what was taught (best: {best.name}, "
+            f"{subject} got worse at what was trained (best: {best.name}, "
             f"{_format_figure_points(best, 'learning')}){suffix}."
         )
     if is_single:
@@ -108,14 +108,14 @@ def _format_all_forgot(
     learners: Sequence[ExperimentSetting],
     differences: Sequence[SettingDifference],
 ) -> str:
-    """The answer where every setting that `learned` forgot; the other `known` ones did not learn beyond chance."""
+    """The answer if all `learners` forgot; the other `settings` did not learn beyond chance."""
     least_forgetful, best_learner = max(learners, key=_get_final_heldout), max(learners, key=_get_learning)
     cost = f"{_format_figure_points(least_forgetful, 'learning')} and {_format_heldout_cost(least_forgetful)}"
     if len(learners) == 1 < len(settings):
         return f"None. {least_forgetful.name} alone learned more than chance allows: it learned {cost}."
     among = "" if len(learners) == len(settings) else "Of those that learned, "
     sentence = f"None. {among}{least_forgetful.name} forgot least: it learned {cost}."
-    if len(learners) == 1:  # of the others it is not known what they cost
+    if len(learners) == 1:  # the others did not learn, so their cost says nothing
         return sentence
     if least_forgetful is best_learner:
         return f"{sentence} No other learned more."
@@ -132,7 +132,7 @@ def _format_all_forgot(
 
 
 def find_pareto_front(settings: Sequence[ExperimentSetting]) -> list[ExperimentSetting]:
-    """The settings of one model that no other beats in both learning and held-out forgetting, by learning."""
+    """The settings of one model that no other beats in both learning and held-out forgetting, sorted by learning."""
     settings_with_figures = [
         s for s in settings if s.figures["learning"]["value"] is not None and s.figures["final"]["value"] is not None
     ]
@@ -164,7 +164,7 @@ def _format_figure_points(setting: ExperimentSetting, figure: str) -> str:
 
 
 def _is_beyond_zero(setting: ExperimentSetting, figure: str, side: int) -> bool:
-    """Whether a figure lies beyond zero on that side (1 or -1); see `answer`."""
+    """Whether a figure is clearly above (`side` 1) or below (-1) zero; `format_sweep_answer` says when."""
 
     def is_clear(estimate: Mapping[str, Any]) -> bool:
         end = estimate["low"] if side > 0 else estimate["high"]

@@ -1,4 +1,4 @@
-"""The W&B view of a project as code: what it shows is built here, offline; only saving it needs the network."""
+"""Builds the W&B dashboard (saved view) of a project; only saving it needs the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 RECIPE_FIELD = "recipe.name"
-"""Field of a run's configuration that panels group by."""
+"""Field of a run's configuration by which panels group runs."""
 PINNED_COLUMNS = (
     f"config:{RECIPE_FIELD}",
     f"summary:{metric_names.format_figure_metric_name('target_learning')}",
@@ -26,7 +26,7 @@ PINNED_COLUMNS = (
 
 @dataclass(frozen=True)
 class DashboardSpec:
-    """What a dashboard is for: where it is saved, and the tasks it has panels for. `sweep` shows that one only."""
+    """Where a dashboard is saved, and the tasks it has panels for; `sweep` restricts it to the runs of one sweep."""
 
     entity: str
     project: str
@@ -37,11 +37,11 @@ class DashboardSpec:
 
 
 def build_workspace(spec: DashboardSpec) -> Workspace:
-    """The view, ready to be saved; the same every time.
+    """Build the view; equal `spec`s give equal views.
 
-    Raises ConfigError without the package for it, and for what that package refuses.
+    Raises ConfigError if the package wandb-workspaces is not installed, or refuses the view.
     """
-    try:
+    try:  # optional dependency; imported only by this command
         import wandb_workspaces.reports.v2 as blocks
         import wandb_workspaces.workspaces as parts
         from wandb_workspaces import expr
@@ -79,21 +79,21 @@ def build_workspace(spec: DashboardSpec) -> Workspace:
             settings=parts.WorkspaceSettings(x_axis=metric_names.STAGE_AXIS, max_runs=100),
             runset_settings=runs,
         )
-    except ValueError as error:  # the package checks what it is given, and tells it in four lines
+    except ValueError as error:  # the package validates its arguments; its message has four lines
         raise ConfigError(_describe_refusal(spec, error)) from error
     _make_deterministic(workspace)
     return workspace
 
 
 def workspace_to_json(workspace: Workspace) -> dict[str, Any]:
-    """The view as W&B stores it: entity, project, displayName and spec."""
+    """The view as W&B stores it: {entity, project, displayName, spec}."""
     model = workspace._to_model()
     header = {"entity": model.entity, "project": model.project, "displayName": model.display_name}
     return {**header, "spec": model.spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 
 def save_workspace(workspace: Workspace, replaced_url: str | None = None) -> str:
-    """Save the view in W&B, in place of the one at the address `over` if given; returns its address.
+    """Save the view in W&B, in place of the one at the address `replaced_url` if given; returns its address.
 
     Raises LmmForgetError when W&B cannot be reached or refuses.
     """
@@ -114,7 +114,7 @@ def save_workspace(workspace: Workspace, replaced_url: str | None = None) -> str
 
 
 def _describe_refusal(spec: DashboardSpec, error: ValueError) -> str:
-    """Why the package takes no view of this kind: its one rule of its own is that a name holds no symbols."""
+    """Why the package refuses the view: a symbol in its name, or else the package's own message."""
     symbol = next((sign for sign in spec.name if unicodedata.category(sign)[0] == "S"), None)
     if symbol is not None:
         described_symbol = f"{symbol!r} (U+{ord(symbol):04X})"
@@ -126,7 +126,7 @@ def _describe_refusal(spec: DashboardSpec, error: ValueError) -> str:
 
 
 def _create_section(name: str, panels: Sequence[Any], *, columns: int) -> Any:
-    from wandb_workspaces.workspaces import Section, SectionLayoutSettings
+    from wandb_workspaces.workspaces import Section, SectionLayoutSettings  # optional, see build_workspace
 
     rows = max(1, min(3, -(-len(panels) // columns)))
     layout = SectionLayoutSettings(columns=columns, rows=rows)
@@ -134,7 +134,7 @@ def _create_section(name: str, panels: Sequence[Any], *, columns: int) -> Any:
 
 
 def _create_figure_panels() -> list[Any]:
-    from wandb_workspaces.reports.v2 import BarPlot, Config, ScatterPlot, SummaryMetric
+    from wandb_workspaces.reports.v2 import BarPlot, Config, ScatterPlot, SummaryMetric  # optional
 
     learning, forgetting = (
         metric_names.format_figure_metric_name("target_learning"),
@@ -164,7 +164,7 @@ def _create_stage_panels() -> list[Any]:
     return [
         _create_stage_line_plot(metric_names.HELDOUT_CHANGE, "Held-out change since the base (points)"),
         _create_stage_line_plot(metric_names.HELDOUT_MEAN, "Held-out mean (points)"),
-        _create_stage_line_plot("taught/learning", "What each stage learned (points)"),
+        _create_stage_line_plot(metric_names.STAGE_LEARNING, "What each stage learned (points)"),
         _create_stage_line_plot(metric_names.TARGETS_MEAN, "Mean of all skills (points)"),
     ]
 
@@ -197,7 +197,7 @@ def _create_stage_line_plot(metric: str, title: str) -> Any:
 
 
 def _create_line_plot(title: str, *, x: str, groupby: bool = False, **options: Any) -> Any:
-    from wandb_workspaces.reports.v2 import Config, LinePlot
+    from wandb_workspaces.reports.v2 import Config, LinePlot  # optional, see build_workspace
 
     if groupby:
         options |= {"groupby": Config(RECIPE_FIELD), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
@@ -205,7 +205,7 @@ def _create_line_plot(title: str, *, x: str, groupby: bool = False, **options: A
 
 
 def _make_deterministic(workspace: Workspace) -> None:
-    """Replace the names that the package draws by lot."""
+    """Replace the random ids that the package generates."""
     workspace._internal_name, workspace._internal_runset_id = "view", "runs"
     for number, section in enumerate(workspace.sections):
         section._id = f"section{number}"

@@ -1,15 +1,15 @@
-"""Where finished work lies: one folder per stage, complete or absent, every byte of it under a checksum.
+"""The archive of finished stages: one folder per stage, complete or absent, every byte of it covered by a checksum.
 
-    <store>/stages/<key>/record.json         what the stage was and gave, under its own checksum
-    <store>/stages/<key>/delta.safetensors   the tensors it moved, in the base checkpoint's dtype; hashes in the record
-    <store>/answers/<model>/                 what a model said, see answers.py
-    <store>/partial/<key>/                   where a stage that is being trained can be taken up, see partial.py
-    <store>/probes/                          what probes saw, see looks.py
-    <store>/paths/<path>.json                which stage a configuration led to, for planning only
-    <store>/claims/                          who works on what, see claims.py
+    <store>/stages/<key>/record.json         configuration and results of the stage, with a checksum of its own
+    <store>/stages/<key>/delta.safetensors   tensors it changed, in the base checkpoint's dtype; hashes in the record
+    <store>/answers/<model>/                 the answers of a model, see response_cache.py
+    <store>/partial/<key>/                   checkpoints of a stage in training, see stage_checkpoints.py
+    <store>/probes/                          probe results, see probe_cache.py
+    <store>/paths/<path>.json                the stage that a configuration led to, only a hint for planning
+    <store>/claims/                          leases of running work, see leases.py
     <store>/damaged/                         what failed its checksum: moved here, never used
 
-Claims only spare double work; correctness rests on the commit, a rename that the first writer wins.
+Leases only avoid double work; results are correct because a stage is committed by a rename that the first writer wins.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ RECORD_SCHEMA = 3
 RECORD_FILE, DELTA_FILE = "record.json", "delta.safetensors"
 STAGES_FOLDER, PATHS_FOLDER, QUARANTINE_FOLDER, LEASES_FOLDER = "stages", "paths", "damaged", "claims"
 RESERVED_BYTES = 64 * 2**20
-"""Bytes beside a stage's own that a store must have left when the stage begins: records, answers, headers."""
+"""Free bytes that a store must have beyond a stage's own size when the stage begins: records, answers, headers."""
 
 
 class CorruptEntryError(StoreError):
-    """Something in the store is not what was written; it has been moved aside, and must be computed again."""
+    """An entry of the store is damaged; it has been moved aside and must be computed again."""
 
 
 class Store:
-    """The archive in a folder, made when first written to. Raises StoreError when it cannot be used.
+    """The archive in the folder `root`, which is created with the first entry; methods raise StoreError.
 
-    `note(line)` hears of everything that was found damaged.
+    `warn` is called with one line for everything that is found damaged.
     """
 
     def __init__(self, root: str | os.PathLike[str], warn: Callable[[str], None] | None = None) -> None:
@@ -59,7 +59,7 @@ class Store:
         self.note = warn or (lambda line: None)
 
     def find_record(self, key: str) -> dict[str, Any] | None:
-        """The record of a stage; None if nobody has finished it, or what was there is damaged and now moved aside."""
+        """The record of a stage; None if the stage is not finished, or was damaged and has now been moved aside."""
         path = self.get_stage_folder(key) / RECORD_FILE
         try:
             return self.read_record(key)
@@ -74,7 +74,7 @@ class Store:
             return None
 
     def read_record(self, key: str) -> dict[str, Any]:
-        """A record as it lies there. Raises FileNotFoundError, and ValueError for one that cannot be trusted."""
+        """Read a record without repair. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
         record = load_json_with_checksum((self.get_stage_folder(key) / RECORD_FILE).read_text(encoding="utf-8"))
         if record.get("schema") != RECORD_SCHEMA:
             raise ValueError(f"its schema is {record.get('schema')}, this version reads {RECORD_SCHEMA}")
@@ -83,13 +83,13 @@ class Store:
         return record
 
     def load_delta(self, key: str) -> dict[str, Tensor]:
-        """All tensors that a stage moved, see `tensors`."""
+        """All tensors that a stage changed, see `iterate_delta_tensors`."""
         return dict(self.iterate_delta_tensors(key))
 
     def iterate_delta_tensors(self, key: str, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that a stage moved (those in `names`; default all), one by one, each checked.
+        """Yield (name, tensor) for the tensors that a stage changed (those in `names`; default all), each verified.
 
-        Raises Damaged, after the stage was moved aside, if anything is not what its record says.
+        Raises CorruptEntryError, after moving the stage aside, if a tensor differs from its record.
         """
         from safetensors import SafetensorError
 
@@ -107,7 +107,7 @@ class Store:
             raise CorruptEntryError(self.quarantine(path.parent, f"{path} is damaged: {error}")) from None
 
     def commit_stage(self, key: str, record: Mapping[str, Any], delta: Mapping[str, Tensor]) -> None:
-        """File a finished stage; if somebody else filed it in the meantime, theirs stays.
+        """Store a finished stage; if another process stored it in the meantime, that one stays.
 
         `record["tensors"]` holds the hash of every tensor in `delta`.
         """
@@ -136,9 +136,9 @@ class Store:
             fsync_path(final.parent)
 
     def find_cached_stage_key(self, config_key: str, input_fingerprints: Mapping[str, str] | None = None) -> str | None:
-        """The stage that a path of configurations led to last time; a hint for planning, not a proof.
+        """The key of the stage that a chain of configurations led to last time; a hint for planning, not a proof.
 
-        With `inputs` only where it was made from files and code with these fingerprints (see `store.inputs`).
+        With `input_fingerprints`, only if the stage was made from inputs with these fingerprints.
         """
         with suppress(OSError, ValueError, KeyError, TypeError):
             hint = load_json_with_checksum(
@@ -151,7 +151,7 @@ class Store:
     def cache_stage_key(
         self, config_key: str, stage_key: str, input_fingerprints: Mapping[str, str] | None = None
     ) -> None:
-        """Remember where a path of configurations led to, and from which inputs."""
+        """Remember the key of the stage that a chain of configurations led to, and its inputs' fingerprints."""
         if self.find_cached_stage_key(config_key, input_fingerprints or {}) != stage_key:
             path = self.root / PATHS_FOLDER / f"{config_key}.json"
             with self.wrap_write_errors(path):
@@ -162,7 +162,7 @@ class Store:
     def acquire_lease(
         self, name: str, *, wait: bool = True, on_wait: Callable[[str], None] | None = None
     ) -> Iterator[bool]:
-        """Hold the claim `name` for the block; yields whether it is held (always, with `wait`). See Claims.claim."""
+        """Hold the lease `name` during the with block; yields whether it is held. See `LeaseManager.acquire`."""
         lease = self.leases.acquire(name, wait=wait, on_wait=on_wait)
         with self.wrap_write_errors(self.root / LEASES_FOLDER):
             is_held = lease.__enter__()
@@ -172,7 +172,7 @@ class Store:
             lease.__exit__(None, None, None)
 
     def quarantine(self, path: Path, reason: str) -> str:
-        """Move something damaged out of the way, tell `note`, and return the line that says so."""
+        """Move a damaged entry aside, warn, and return the warning."""
         target = self.root / QUARANTINE_FOLDER / f"{path.parent.name}-{path.name}-{secrets.token_hex(4)}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ class Store:
         return line
 
     def require_free_space(self, needed_bytes: int, purpose: str) -> None:
-        """Raise StoreError unless the store's disk has `needed` bytes and some more left."""
+        """Raise StoreError unless the store's disk has `needed_bytes` and `RESERVED_BYTES` free."""
         existing = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.is_dir())
         free = shutil.disk_usage(existing).free
         if free < needed_bytes + RESERVED_BYTES:
@@ -203,7 +203,7 @@ class Store:
 
     @contextmanager
     def wrap_write_errors(self, path: Path) -> Iterator[None]:
-        """Turn a failure to write below the store into one line."""
+        """Turn an error while writing `path` into a StoreError with one line."""
         try:
             yield
         except StoreError:
@@ -229,16 +229,16 @@ class Store:
         return f"cannot write {path} ({reason}); choose a writable folder with room: store=FOLDER"
 
     def get_stage_folder(self, key: str) -> Path:
-        """Where the stage with this key lies, or will lie."""
+        """The folder of the stage with this key, whether it exists or not."""
         return self.root / STAGES_FOLDER / key
 
 
 def read_delta_tensors(
     path: Path, hashes: Mapping[str, str], names: Collection[str] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a delta file (those in `names`), compared with `hashes` (of all its tensors).
+    """Yield (name, tensor) of a delta file (those in `names`), each compared with `hashes` (of all its tensors).
 
-    Raises OSError, SafetensorError, or ValueError for one that is not what was recorded.
+    Raises OSError, SafetensorError, or ValueError for a tensor that differs from its hash.
     """
     from safetensors import safe_open
 
@@ -260,7 +260,7 @@ def read_delta_tensors(
 
 
 def format_size(num_bytes: float) -> str:
-    """Bytes for people."""
+    """`1.5 MB`: a number of bytes in a readable unit."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"

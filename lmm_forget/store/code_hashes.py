@@ -1,4 +1,4 @@
-"""Fingerprints of the Python code that decides results: a user's task, scorer or method, this package's scorers."""
+"""Hashes of the Python code that decides results: a user's task, scorer or method, and this package's scorers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lmm_forget.tasks import scoring
+
 PACKAGE_NAME = "lmm_forget"
 _STANDARD_LIBRARY = Path(inspect.__file__).parent
 
@@ -18,16 +20,14 @@ _STANDARD_LIBRARY = Path(inspect.__file__).parent
 def hash_user_code(*objects: Any) -> str | None:
     """SHA-256 (hex) of the source of the user's modules that define `objects` and their base classes; None without any.
 
-    A module counts with every module of the user's that it imports. Those of this package, of the standard library and
-    of installed packages do not count: their versions stand for them.
+    The user's modules that these import are included. Modules of this package, of the standard library and of installed
+    packages are not: their versions are recorded instead.
     """
     return _hash_sources(_collect_user_sources(objects))
 
 
 def hash_scorer_code(scorer: Any) -> str:
-    """SHA-256 (hex) of the source that turns an answer into a score: the scorer's own, and this package's scorers."""
-    from lmm_forget.tasks import scoring
-
+    """SHA-256 (hex) of the source that turns an answer into a score: the user's scorer, and all of tasks/scoring."""
     scoring_sources = {
         f"{scoring.__name__}/{path.relative_to(root).as_posix()}": path
         for root in map(Path, scoring.__path__)
@@ -37,7 +37,7 @@ def hash_scorer_code(scorer: Any) -> str:
 
 
 def _collect_user_sources(objects: Iterable[Any]) -> dict[str, Path]:
-    """Source files of the user's modules that define these objects or are imported by those, by module name."""
+    """Source files, by module name, of the user's modules that define `objects`, and of those that these import."""
     sources: dict[str, Path] = {}
     pending_modules = [
         name
@@ -55,7 +55,7 @@ def _collect_user_sources(objects: Iterable[Any]) -> dict[str, Path]:
 
 
 def _iterate_defining_modules(value: Any) -> Iterator[str]:
-    """Names of the modules that define an object's class and its bases; of a function or a class, its own."""
+    """Names of the modules that define an object's class and its bases; for a function or a class, its own module."""
     owners: tuple[Any, ...] = value.__mro__ if inspect.isclass(value) else type(value).__mro__
     if inspect.isroutine(value):
         owners = (value,)
@@ -63,9 +63,9 @@ def _iterate_defining_modules(value: Any) -> Iterator[str]:
 
 
 def _iterate_imported_names(module_name: str, path: Path) -> Iterator[str]:
-    """Names that a module's source imports, at any depth; of `from a import b` both `a` and `a.b`, with their packages.
+    """Names that a module's source imports anywhere, with their packages; for "from a import b" both a and a.b.
 
-    Read from the source: what an import brings (a table, a number) does not tell where it came from.
+    They are read from the source, because an imported value (a table, a number) does not know its module.
     """
     try:
         tree = ast.parse(path.read_bytes())
@@ -86,7 +86,7 @@ def _iterate_imported_names(module_name: str, path: Path) -> Iterator[str]:
 
 
 def _find_user_source(module_name: str) -> Path | None:
-    """A module's source file; None where it belongs to this package or to something that is installed."""
+    """A user module's source file; None for a module of this package, the standard library or an installed package."""
     if module_name.partition(".")[0] in {PACKAGE_NAME, *sys.stdlib_module_names}:
         return None
     module = sys.modules.get(module_name)

@@ -1,6 +1,6 @@
-"""What a job reads, by content: its model's folder, its local data, the code of its scorers and of the user's classes.
+"""Fingerprints of what a job reads: its model's folder, its local data, the code of its scorers and of user classes.
 
-A finished job's record holds these fingerprints, so that the same command can tell whether it still is the same job.
+A finished job's record holds them, so that the same command later recognises whether it is still the same job.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from hydra.utils import get_object
 
 from lmm_forget.errors import LmmForgetError
 from lmm_forget.models.model_source import fingerprint_folder, resolve_model_source
@@ -17,11 +19,11 @@ from lmm_forget.tasks.task import Task
 from lmm_forget.tasks.task_loading import build_task
 
 InputSource = tuple[str, str, Callable[[], str | None]]
-"""(name, what its fingerprint is remembered under, how it is computed)."""
+"""(name of the input, key under which its fingerprint is cached, function that computes it)."""
 
 
 class InputFingerprinter:
-    """Reads the inputs of jobs; what several jobs share is read once for as long as the reader lives."""
+    """Computes the fingerprints of jobs' inputs; an input that several jobs share is read once per instance."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, Task] = {}
@@ -30,11 +32,11 @@ class InputFingerprinter:
     def compute_fingerprints(
         self, config: Mapping[str, Any], tasks: Mapping[str, Task] | None = None
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """Fingerprints of a resolved configuration's inputs, and what could not be read: both by the input's name.
+        """(fingerprints, errors of inputs that could not be read) of a resolved configuration, both by input name.
 
-        The names are `model`, `data.<task>`, `code.<task>`, `scorer.<task>` and `code.recipe`. `tasks` are
-        those of the job where they are open already. A model or data set on a hub is no input in this sense: its
-        revision is in the record, and asking whether it moved would take a network.
+        The names are model, data.<task>, code.<task>, scorer.<task> and code.recipe. `tasks` are tasks of the job that
+        are already loaded. A model or data set on a hub has no fingerprint: its revision is in the record, and checking
+        for a newer one would need the network.
         """
         fingerprints: dict[str, str] = {}
         unreadable: dict[str, str] = {}
@@ -97,9 +99,7 @@ class InputFingerprinter:
 
 
 def _import_target(target: str) -> Any:
-    """The class or function that a `_target_` names. Raises LmmForgetError if there is none."""
-    from hydra.utils import get_object
-
+    """The class or function that a `_target_` names. Raises LmmForgetError if it cannot be imported."""
     try:
         return get_object(target)
     except Exception as error:  # whatever importing a user's module raises
@@ -109,13 +109,13 @@ def _import_target(target: str) -> Any:
 def describe_input_changes(
     old_fingerprints: Mapping[str, str], new_fingerprints: Mapping[str, str], unreadable: Mapping[str, str]
 ) -> list[str]:
-    """What changed between two readings of a job's inputs, in words; what cannot be read now is no change."""
+    """Descriptions of the inputs whose fingerprints differ; an input that is `unreadable` now does not count."""
     names = sorted({*old_fingerprints, *new_fingerprints} - unreadable.keys())
     return [_describe_input(name) for name in names if old_fingerprints.get(name) != new_fingerprints.get(name)]
 
 
 def select_training_inputs(fingerprints: Mapping[str, str], tasks: Iterable[str]) -> dict[str, str]:
-    """Those of a job's inputs that decide the weights after it was trained on `tasks`."""
+    """The fingerprints of those inputs that decide the weights after training on `tasks`."""
     names = {"model", "code.recipe"}
     for task in tasks:
         names |= {f"data.{task}", f"code.{task}"}

@@ -1,9 +1,10 @@
-"""Who works on what: claims that keep two jobs from doing the same work, and never decide what is true.
+"""Leases keep two jobs from doing the same work at the same time; results are correct without them.
 
-A claim is a file that appears whole (a hard link, which also a network file system makes atomically) and names its
-holder: host, boot, process, and that process's start. On the same machine a dead holder is recognised at once; a
-holder elsewhere counts as alive while its claim keeps changing, watched on the observer's own monotonic clock, so
-that clocks that differ or jump do no harm. File locks are not used: network file systems promise little about them.
+A lease is a file that is created atomically (by a hard link, which works on network file systems too) and names its
+holder: host, boot, process, and that process's start. A dead holder on the same machine is recognised at once. A holder
+on another machine counts as alive while its lease file keeps changing; the waiting process measures that with its own
+monotonic clock, so that clocks that differ or jump do no harm. File locks are not used, because network file systems
+do not support them reliably.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from lmm_forget.distributed.process_id import ProcessId
 from lmm_forget.files import write_atomic
 
 HEARTBEAT_INTERVAL = 5.0
-"""Seconds between two signs of life in a held claim."""
+"""Seconds between two heartbeats of a held lease."""
 LEASE_TIMEOUT = 60.0
-"""Seconds without a sign of life after which a claim from another machine is taken over."""
+"""Seconds without a heartbeat after which a lease from another machine is taken over."""
 POLL_INTERVAL = 0.2
-"""Seconds between two looks at a claim that somebody else holds."""
+"""Seconds between two attempts to acquire a lease that another process holds."""
 
 
 class LeaseManager:
-    """The claims of one store, in a folder.
+    """Acquires, renews and releases the leases of one store, which are files in `folder`.
 
-    `beat` and `silence` are in seconds; without a `beat` there is no thread, and other machines see a sign of life only
-    when `refresh` is called.
+    `heartbeat_interval` and `timeout` are in seconds. With `heartbeat_interval=None` no thread renews the leases, and
+    other machines see a heartbeat only when `send_heartbeat` is called.
     """
 
     def __init__(
@@ -44,19 +45,20 @@ class LeaseManager:
         heartbeat_interval: float | None = HEARTBEAT_INTERVAL,
         timeout: float = LEASE_TIMEOUT,
     ) -> None:
-        self.folder, self.beat, self.silence = folder, heartbeat_interval, timeout
+        self.folder, self.heartbeat_interval, self.timeout = folder, heartbeat_interval, timeout
         self._held_nonces: dict[Path, str] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._heartbeat_count = 0
-        # What was last seen of others' claims, and since when (monotonic): content -> first seen.
+        # By path of a lease that another process holds: its last content, and when that was first seen (monotonic).
         self._last_seen: dict[Path, tuple[str, float]] = {}
 
     @contextmanager
     def acquire(self, name: str, *, on_wait: Callable[[str], None] | None = None, wait: bool = True) -> Iterator[bool]:
-        """Hold the claim `name` for the block; yields whether it is held (always, with `wait`).
+        """Hold the lease `name` during the with block; yields whether it is held (always True if `wait`).
 
-        `waiting(holder)` is called once when somebody else holds it. Raises OSError where the folder cannot be written.
+        `on_wait` is called once, with a description of the holder, if another process holds the lease. Raises OSError
+        if the folder cannot be written.
         """
         path = self.folder / f"{name}.json"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,21 +75,21 @@ class LeaseManager:
                 self._release(path)
 
     def describe_holder(self, name: str) -> str | None:
-        """`host, process N` of whoever holds a claim; None if nobody does."""
+        """`process N on HOST` for the holder of a lease; None if it is free."""
         lease = _read_lease(self.folder / f"{name}.json")
         return None if lease is None else f"process {lease.get('pid')} on {lease.get('host')}"
 
     def is_holder_alive(self, name: str) -> bool | None:
-        """Whether whoever holds the claim lives; None if that cannot be seen from here, or nobody holds it."""
+        """Whether the holder of a lease is alive; None if this machine cannot know, or the lease is free."""
         holder = ProcessId.parse(_read_lease(self.folder / f"{name}.json"))
         return None if holder is None else holder.is_alive()
 
     def is_live(self, name: str) -> bool:
-        """Whether somebody holds the claim and is not known to be dead."""
+        """Whether a process holds the lease that is not known to be dead."""
         return (self.folder / f"{name}.json").exists() and self.is_holder_alive(name) is not False
 
     def has_live_leases(self) -> bool:
-        """Whether anybody who is not known to be dead holds any claim."""
+        """Whether a process that is not known to be dead holds any lease."""
         try:
             return any(self.is_live(path.stem) for path in self.folder.glob("*.json"))
         except OSError:
@@ -104,15 +106,15 @@ class LeaseManager:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError:
-            return False  # it was dropped in the meantime, or the store is gone: the next attempt tells
+            return False  # it was released in the meantime, or the store is gone: the next attempt shows which
         if self._is_abandoned(path, text):
             _remove_abandoned_lease(path, text)
         return False
 
     def _is_abandoned(self, path: Path, text: str) -> bool:
-        """Whether the claim's holder is dead, or has shown no sign of life for `silence` while we watched."""
+        """Whether the holder is dead, or has sent no heartbeat for `timeout` seconds while this process watched."""
         if path in self._held_nonces:
-            return False  # another thread of ours
+            return False  # another thread of this process holds it
         holder = ProcessId.parse(_parse_lease(text))
         is_alive = holder.is_alive() if holder is not None else None
         if is_alive is not None:
@@ -121,7 +123,7 @@ class LeaseManager:
         if text != last_text:
             self._last_seen[path] = (text, time.monotonic())
             return False
-        return time.monotonic() - since > self.silence
+        return time.monotonic() - since > self.timeout
 
     def _release(self, path: Path) -> None:
         with self._lock:
@@ -131,8 +133,10 @@ class LeaseManager:
                     path.unlink()
 
     def _start_heartbeat(self) -> None:
-        if self.beat is not None and (self._thread is None or not self._thread.is_alive()):
-            self._thread = threading.Thread(target=self._run_heartbeat, args=(self.beat,), name="claims", daemon=True)
+        if self.heartbeat_interval is not None and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(
+                target=self._run_heartbeat, args=(self.heartbeat_interval,), name="leases", daemon=True
+            )
             self._thread.start()
 
     def _run_heartbeat(self, interval: float) -> None:
@@ -145,20 +149,20 @@ class LeaseManager:
                 self._write_heartbeats()
 
     def send_heartbeat(self) -> None:
-        """One sign of life in every claim that is held: for those who have no `beat`."""
+        """Renew every held lease once; for managers without `heartbeat_interval`."""
         with self._lock:
             self._write_heartbeats()
 
     def _write_heartbeats(self) -> None:
         self._heartbeat_count += 1
         for path, nonce in self._held_nonces.items():
-            with suppress(OSError):  # a vanished store is noticed by whoever writes results
+            with suppress(OSError):  # the code that writes results reports a store that is gone
                 if _read_nonce(path) == nonce:
                     write_atomic(path, _format_lease(nonce, self._heartbeat_count), durable=False)
 
 
 def _remove_abandoned_lease(path: Path, expected_text: str) -> None:
-    """Remove the claim that was judged abandoned; if another one came in its place meanwhile, put that back."""
+    """Remove an abandoned lease; if a new one has replaced it in the meantime, put that one back."""
     moved_path = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with suppress(FileNotFoundError):
         path.rename(moved_path)
@@ -169,7 +173,7 @@ def _remove_abandoned_lease(path: Path, expected_text: str) -> None:
 
 
 def _create_exclusive(path: Path, text: str) -> bool:
-    """Let `path` appear with `text`, unless there is one: a hard link, or an exclusive open where there are none."""
+    """Create `path` with `text` unless it exists: by a hard link, or an exclusive open on a system without links."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     draft.write_text(text, encoding="utf-8")
     try:

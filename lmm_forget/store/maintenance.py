@@ -1,4 +1,4 @@
-"""Looking after a store: what is there, whether it is whole, and what nobody refers to any more."""
+"""Store maintenance: lists the entries, verifies them, and finds those that no job refers to."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from lmm_forget.store.response_cache import RESPONSES_FOLDER, scan_response_file
 from lmm_forget.store.stage_checkpoints import CHECKPOINTS_FOLDER, STATE_FILE, TENSORS_FILE
 
 REFERENCES_FILE = "store.json"
-"""File of a job's folder that names what the job rests on."""
+"""File in a job's folder that lists the store entries that the job needs."""
 ENTRY_KINDS = ("stage", "answers", "partial", "probe", "damaged")
 
 
 @dataclass(frozen=True)
 class StoreEntry:
-    """Something in a store: its kind (one of KINDS), key, bytes, and one line about it."""
+    """An entry of a store: its kind (one of `ENTRY_KINDS`), key, size in bytes, and one line about it."""
 
     kind: str
     key: str
@@ -44,7 +44,7 @@ class StoreEntry:
 
 @dataclass(frozen=True)
 class VerificationFailure:
-    """What is wrong with an item, in one line."""
+    """A damaged entry, and what is wrong with it in one line."""
 
     entry: StoreEntry
     reason: str
@@ -77,9 +77,9 @@ def list_entries(store: Store) -> list[StoreEntry]:
 
 
 def find_entry(store: Store, key: str, kinds: tuple[str, ...] = ENTRY_KINDS, min_length: int = 1) -> StoreEntry:
-    """The one item whose key begins with `key`; a whole key is meant before the beginning of another one.
+    """The one entry of these kinds whose key begins with `key`; an entry with exactly this key takes precedence.
 
-    Raises StoreError for none or several, for a blank key, and for one of fewer than `least` characters.
+    Raises StoreError for none or several, for a blank `key`, and for one of fewer than `min_length` characters.
     """
     hint = f"lmm-forget store ls store={store.root} lists all"
     if not key.strip():
@@ -103,7 +103,7 @@ def find_entry(store: Store, key: str, kinds: tuple[str, ...] = ENTRY_KINDS, min
 
 
 def verify_entry(store: Store, entry: StoreEntry) -> VerificationFailure | None:
-    """Read every byte of an item again and compare it with its checksums."""
+    """Read every byte of an entry and compare it with its checksums; None if it is intact."""
     try:
         if entry.kind == "stage":
             record = store.read_record(entry.key)
@@ -115,7 +115,7 @@ def verify_entry(store: Store, entry: StoreEntry) -> VerificationFailure | None:
             num_corrupt_lines = sum(scan_response_file(path)[1] for path in entry.path.glob("*.jsonl"))
             if num_corrupt_lines:
                 return VerificationFailure(
-                    entry, f"{num_corrupt_lines} damaged lines; they are left out and asked again"
+                    entry, f"{num_corrupt_lines} damaged lines; they are left out and evaluated again"
                 )
         elif entry.kind == "partial":
             for state in entry.path.glob(f"step-*/{STATE_FILE}"):
@@ -123,17 +123,17 @@ def verify_entry(store: Store, entry: StoreEntry) -> VerificationFailure | None:
                     state.with_name(TENSORS_FILE)
                 ):
                     return VerificationFailure(entry, f"{state.parent.name}/{TENSORS_FILE} does not match its checksum")
-    except Exception as error:  # whatever a damaged file makes its reader say
+    except Exception as error:  # a damaged file may raise any error in its reader
         return VerificationFailure(entry, " ".join(f"{error or type(error).__name__}".split()))
     return None
 
 
 def collect_references(run_folders: Iterable[Path], store_folder: Path | None = None) -> tuple[dict[str, Path], int]:
-    """(every key that a job folder below `runs` refers to, with one file that names it; number of those folders).
+    """(keys that jobs below `run_folders` refer to, each with one file that names it; number of those files).
 
-    Links are followed, each folder is read once, and `store` (a store's folder) is not looked into. Raises StoreError
-    for whatever may refer to something and cannot be read: a folder, a link to nowhere, a file that does not say what
-    its job rests on, a job with results and no such file. What that keeps cannot be told from what nobody needs.
+    Links are followed, each folder is read once, and `store_folder` is skipped. Raises StoreError for everything that
+    may hold references and cannot be read: a folder, a broken link, a damaged reference file, a finished job without
+    one. Without that error, entries that are still needed could be taken for unreferenced ones.
     """
     referenced_keys: dict[str, Path] = {}
     files = find_reference_files(run_folders, store_folder)
@@ -154,7 +154,7 @@ def collect_references(run_folders: Iterable[Path], store_folder: Path | None = 
 
 
 def find_reference_files(run_folders: Iterable[Path], store_folder: Path | None = None) -> list[Path]:
-    """The files named REFERENCES below `runs`, wherever links lead; see `references`, also for what it raises."""
+    """The files called `REFERENCES_FILE` below `run_folders`; follows links and raises as `collect_references` does."""
     reference_paths: list[Path] = []
     visited: set[tuple[int, int]] = set() if store_folder is None else _get_file_identity(store_folder)
     pending = list(run_folders)
@@ -173,7 +173,7 @@ def find_reference_files(run_folders: Iterable[Path], store_folder: Path | None 
         for entry in entries:
             path = Path(entry.path)
             if entry.is_symlink():
-                _get_file_identity(path)  # that it leads somewhere
+                _get_file_identity(path)  # raises if the link is broken
             if entry.is_dir():
                 pending.append(path)
             elif entry.name == REFERENCES_FILE:
@@ -189,7 +189,7 @@ def find_reference_files(run_folders: Iterable[Path], store_folder: Path | None 
 
 
 def _get_file_identity(path: Path) -> set[tuple[int, int]]:
-    """Which folder or file this is, whatever it is called. Raises StoreError for a link that leads nowhere."""
+    """Device and inode of a folder or file, equal under all its names. Raises StoreError for a broken link."""
     try:
         status = path.stat()
     except OSError as error:
@@ -204,9 +204,9 @@ def _get_file_identity(path: Path) -> set[tuple[int, int]]:
 def find_unreferenced_entries(
     store: Store, entries: Iterable[StoreEntry], referenced_keys: Collection[str]
 ) -> list[StoreEntry]:
-    """Those of `listed` that no key in `kept` names and nobody works on; what was found damaged is never kept.
+    """Those of `entries` that are damaged, or that are not in `referenced_keys` and that no process works on.
 
-    What is `listed` before the references are read, and not after: what a job files in between is no one's yet.
+    List `entries` before reading the references: what a job stores in between has no reference yet.
     """
 
     def is_unreferenced(item: StoreEntry) -> bool:
@@ -216,14 +216,14 @@ def find_unreferenced_entries(
 
 
 def find_lease_holder(store: Store, entry: StoreEntry) -> str | None:
-    """Who works on an item now; None if nobody does."""
-    names = ("probe", "imprint") if entry.kind == "probe" else ("stage",)
+    """A description of the process that works on an entry now; None if there is none."""
+    names = ("probe", "reference") if entry.kind == "probe" else ("stage",)
     lease_names = [f"{name}-{entry.key}" for name in names]
-    return next((store.leases.describe_holder(claim) for claim in lease_names if store.leases.is_live(claim)), None)
+    return next((store.leases.describe_holder(name) for name in lease_names if store.leases.is_live(name)), None)
 
 
 def remove_entry(store: Store, entry: StoreEntry) -> None:
-    """Take an item out of the store: first out of sight in one step, then its bytes. Raises StoreError."""
+    """Remove an entry: hide it by one rename, then delete its files. Raises StoreError."""
     try:
         if entry.kind == "probe":
             for path in probe_cache.list_probe_files(store.root).get(entry.key, ()):
@@ -234,7 +234,7 @@ def remove_entry(store: Store, entry: StoreEntry) -> None:
         entry.path.rename(hidden_path)
         shutil.rmtree(hidden_path) if hidden_path.is_dir() else hidden_path.unlink()
     except FileNotFoundError:
-        return  # somebody else was faster
+        return  # another process removed it first
     except OSError as error:
         raise StoreError(f"cannot remove {entry.path} ({error.strerror})") from error
     if entry.kind == "stage":
@@ -245,13 +245,13 @@ def remove_entry(store: Store, entry: StoreEntry) -> None:
 
 
 def find_leftover_drafts(store: Store) -> Iterator[Path]:
-    """What dead processes left half-written: drafts of stages, hidden remains of removals."""
+    """What dead processes left behind: drafts of stages, hidden remains of removed entries."""
     for folder in (STAGES_FOLDER, RESPONSES_FOLDER, CHECKPOINTS_FOLDER, PATHS_FOLDER):
         with suppress(OSError):
             for path in sorted((store.root / folder).iterdir()):
                 if path.name.startswith(".") and not store.leases.is_live(f"stage-{path.name.split('.')[1]}"):
                     yield path
-    if not store.leases.has_live_leases():  # whoever looks into a model holds some claim, of the stage if no other
+    if not store.leases.has_live_leases():  # a process that probes holds at least its stage's lease
         yield from probe_cache.find_incomplete_probe_files(store.root)
 
 

@@ -1,8 +1,8 @@
-"""What probes have filed, as files: checked when it is read, and found by those who look after a store.
+"""The files that probes save in the store, each with a checksum; store maintenance lists and verifies them.
 
-<store>/probes/<key>.json          a look's readings, or how an alarm went; under its own checksum
-<store>/probes/<key>.parquet       a look's rows, one per prompt; its checksum stands in the JSON file
-<store>/probes/<key>.safetensors   what the base wrote along some answers; hashes in its header, under a seal
+<store>/probes/<key>.json          the readings of a probe result, or an alarm; with a checksum of its own
+<store>/probes/<key>.parquet       the rows of a probe result, one per prompt; its checksum is in the JSON file
+<store>/probes/<key>.safetensors   the base's hidden states along some answers; hashes in its header, with a checksum
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HEADER_KEY = "sealed"
 
 
 def list_probe_files(store_root: Path) -> dict[str, list[Path]]:
-    """The files of everything that probes filed in the store at `root`, by key; what makes them whole comes first."""
+    """The files of every complete entry in the store, by key; the file that was written last comes first."""
     files_by_key: dict[str, list[Path]] = {}
     for suffix in (JSON_SUFFIX, SAFETENSORS_SUFFIX):
         for path in sorted(_list_probe_paths(store_root)):
@@ -41,14 +41,14 @@ def list_probe_files(store_root: Path) -> dict[str, list[Path]]:
 
 
 def find_incomplete_probe_files(store_root: Path) -> Iterator[Path]:
-    """Drafts, and rows whose look was never finished."""
+    """Temporary files, and rows without the JSON file that completes them."""
     for path in sorted((store_root / PROBES_FOLDER).iterdir()) if (store_root / PROBES_FOLDER).is_dir() else ():
         if path.name.startswith(".") or (path.suffix == PARQUET_SUFFIX and not path.with_suffix(JSON_SUFFIX).exists()):
             yield path
 
 
 def verify_probe_file(path: Path) -> None:
-    """Read everything filed with `path` (a JSON or a safetensors file). Raises OSError, ValueError, SafetensorError."""
+    """Read an entry by its JSON or safetensors file. Raises OSError, ValueError or SafetensorError if it is damaged."""
     if path.suffix == SAFETENSORS_SUFFIX:
         read_activation_file(path)
         return
@@ -59,7 +59,7 @@ def verify_probe_file(path: Path) -> None:
 
 
 def describe_probe_file(path: Path) -> str:
-    """One line about what was filed with `path`."""
+    """One line about the entry with this JSON or safetensors file."""
     if path.suffix == SAFETENSORS_SUFFIX:
         return "states of the base"
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -74,7 +74,8 @@ def describe_probe_file(path: Path) -> str:
 
 
 def write_activation_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and JSON data `plan` as a safetensors file that appears whole or not at all."""
+    """Write tensors and JSON data as a safetensors file, completely or not at all."""
+    # imported here: listing a store needs no torch
     from safetensors.torch import save_file
 
     from lmm_forget.models.weight_hashes import hash_tensor
@@ -93,9 +94,11 @@ def write_activation_file(path: Path, metadata: Mapping[str, Any], tensors: Mapp
 
 
 def read_activation_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `write_activation_file` wrote. Raises OSError, SafetensorError, or ValueError if a single bit of it
-    changed.
+    """(metadata, tensors) that `write_activation_file` wrote.
+
+    Raises OSError or SafetensorError if the file cannot be read, ValueError if a single bit of it changed.
     """
+    # imported here: listing a store needs no torch
     from safetensors import safe_open
 
     from lmm_forget.models.weight_hashes import hash_tensor

@@ -1,12 +1,12 @@
-"""What models said: every question is put to a model once, whichever job, task or limit asks for it.
+"""The cache of generated answers: a model answers every question once, whichever job or task needs the answer.
 
-    <store>/answers/<model>/<writer>.jsonl     one line per batch, under a checksum of its own
+    <store>/answers/<model>/<writer>.jsonl     one line per batch, with a checksum of its own
 
-<model> is a digest of everything about the asking but the question (see keys.answering_key); a question's key covers
-its rendered prompt, its images and the generation limit. Files are only ever appended to, each by the one process
-that made it, so several writers need no lock; a line that was torn by a kill or damaged later is left out and counted.
-A line holds a whole batch: what was asked together is there together or not at all, so that a resumed evaluation
-forms the same batches, and the same last bits, as an uninterrupted one.
+<model> is a hash of everything that decides an answer besides the question (keys.compute_response_cache_key); a
+question's key covers its rendered prompt, its images and the generation limit. Each file is only appended to, by the
+one process that created it, so that several writers need no lock. A line that was cut off by a kill or damaged later
+is left out and counted. A line holds a whole batch: a batch is stored completely or not at all, so that a resumed
+evaluation forms the same batches, and gets the same last bits, as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmm_forget.files import dump_json_with_checksum, fsync_path, load_json_with_checksum
+from lmm_forget.store.keys import hash_json
 
 if TYPE_CHECKING:
     from lmm_forget.store.archive import Store
@@ -28,7 +29,7 @@ RESPONSES_FOLDER = "answers"
 
 @dataclass(frozen=True)
 class CachedResponse:
-    """One answer as it is kept: text, number of generated tokens, smallest logit gap on the way."""
+    """A stored answer: its text, its number of generated tokens, and the smallest logit margin among them."""
 
     text: str
     tokens: int
@@ -36,7 +37,7 @@ class CachedResponse:
 
 
 class ResponseCache:
-    """The answers of one model, by question key; reads what everybody wrote, appends to a file of its own."""
+    """The answers of one model, by question key; reads the files of all processes, appends to a file of its own."""
 
     def __init__(self, store: Store, model_key: str) -> None:
         self.store, self.folder = store, store.root / RESPONSES_FOLDER / model_key
@@ -46,7 +47,7 @@ class ResponseCache:
         self.num_corrupt_lines = 0
 
     def refresh(self) -> Mapping[str, CachedResponse]:
-        """Everything that has been said so far, what others wrote in the meantime included."""
+        """All answers stored so far, also those that other processes wrote in the meantime."""
         try:
             files = sorted(self.folder.glob("*.jsonl"))
         except OSError:
@@ -74,7 +75,7 @@ class ResponseCache:
                     file.write(line.encode("utf-8"))
                     file.flush()
                 except OSError:
-                    os.truncate(path, size_before)  # a part of a line would be counted as damage
+                    os.truncate(path, size_before)  # half a line would be counted as damage
                     raise
             if self._own_file is None:
                 fsync_path(self.folder)
@@ -83,7 +84,7 @@ class ResponseCache:
         self._read_offsets[path] = path.stat().st_size
 
     def _read_new_lines(self, path: Path) -> None:
-        """Read the lines of a file that are new to us; an unfinished last line is left for later."""
+        """Read the lines that were added to a file since the last call; an unfinished last line is left for later."""
         start = self._read_offsets.get(path, 0)
         try:
             with open(path, "rb") as file:
@@ -98,7 +99,7 @@ class ResponseCache:
                 self._responses.update(_parse_batch(line))
             except ValueError:
                 self.num_corrupt_lines += 1
-                self.store.note(f"{path}: a line is damaged and was left out; its questions are asked again")
+                self.store.note(f"{path}: a line is damaged and was left out; its questions are evaluated again")
 
 
 def scan_response_file(path: Path) -> tuple[int, int, int]:
@@ -118,7 +119,8 @@ def _parse_batch(line: bytes) -> dict[str, CachedResponse]:
     try:
         content: Any = load_json_with_checksum(line.decode("utf-8"))["answers"]
         responses = {
-            str(key): CachedResponse(str(text), int(tokens), float(gap)) for key, (text, tokens, gap) in content.items()
+            str(key): CachedResponse(str(text), int(tokens), float(margin))
+            for key, (text, tokens, margin) in content.items()
         }
     except (UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(str(error)) from None
@@ -126,7 +128,5 @@ def _parse_batch(line: bytes) -> dict[str, CachedResponse]:
 
 
 def compute_question_key(prompt: str, image_hashes: list[str], max_new_tokens: int) -> str:
-    """Key of a question: its prompt as rendered for the model, the hashes of its images, the answer's length limit."""
-    from lmm_forget.store.keys import hash_json
-
+    """Key of a question: a hash of its prompt as rendered for the model, its images' hashes, and the token limit."""
     return hash_json([prompt, image_hashes, max_new_tokens])

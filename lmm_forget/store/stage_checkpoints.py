@@ -1,9 +1,9 @@
-"""Where a stage that was stopped half-way is taken up: its state after some optimizer step, on disk.
+"""Checkpoints of a stage in training, from which an interrupted stage resumes.
 
     <store>/partial/<stage key>/step-00000200/tensors.safetensors   fp32 masters, optimizer moments
     <store>/partial/<stage key>/step-00000200/state.json            everything else, and the checksum of the tensors
 
-`state.json` is written last and makes the state count; the state before it is deleted only then.
+state.json is written last and makes a checkpoint valid; only then the checkpoint before it is deleted.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ CHECKPOINT_SCHEMA = 2
 
 
 class StageCheckpoints:
-    """The saved states of one stage in training; at most the last one is kept."""
+    """The checkpoints of one stage in training; only the newest is kept."""
 
     def __init__(self, store: Store, stage_key: str) -> None:
         self.store, self.key = store, stage_key
         self.folder = store.root / CHECKPOINTS_FOLDER / stage_key
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Keep the state after optimizer step `step`. Raises StoreError where the store cannot be written."""
+        """Save a checkpoint after optimizer step `step`. Raises StoreError if the store cannot be written."""
         from safetensors.torch import save_file
 
         step_folder = self.folder / f"step-{step:08d}"
@@ -66,7 +66,7 @@ class StageCheckpoints:
             shutil.rmtree(older, ignore_errors=True)
 
     def load_latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest state that is whole: (tensors, state). None if there is none; damaged ones are moved aside."""
+        """(tensors, state) of the newest valid checkpoint; None if there is none. Damaged ones are moved aside."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -87,11 +87,11 @@ class StageCheckpoints:
         return None
 
     def delete(self) -> None:
-        """Forget all states: the stage is finished."""
+        """Delete all checkpoints, once the stage is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _list_step_folders(self) -> list[Path]:
-        """State folders, newest first."""
+        """Checkpoint folders, newest first."""
         with suppress(OSError):
             step_folders = [path for path in self.folder.iterdir() if re.fullmatch(r"step-\d{8}", path.name)]
             return sorted(step_folders, reverse=True)

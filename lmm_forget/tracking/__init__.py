@@ -1,4 +1,4 @@
-"""Following a job while it runs: CSV files in its folder, and a W&B run where `logger=wandb` asks for one."""
+"""Trackers log a job while it runs: CSV files in its folder, and a W&B run with `logger=wandb`."""
 
 from lmm_forget.tracking.factory import LOGGER_NAMES, open_tracker
 from lmm_forget.tracking.tracker import NullTracker, StageMetrics, Tracker

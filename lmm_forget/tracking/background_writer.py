@@ -1,4 +1,4 @@
-"""A thread that carries things to W&B, so that whoever trains never waits for a network."""
+"""A thread that writes to W&B, so that training never waits for the network."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 RunAction = Callable[[Any], None]
-"""What to do with the open run."""
+"""Called with the open W&B run; writes something to it."""
 MAX_QUEUED_ACTIONS = 20_000
-"""Deliveries that may wait; beyond that they are dropped and counted (each row is a few hundred bytes)."""
+"""Actions that may wait in the queue; more are dropped and counted (each row takes a few hundred bytes)."""
 
 
 class BackgroundWriter:
-    """Opens a run in a thread of its own, hands it everything posted in order, and closes it.
+    """Opens a W&B run in a thread of its own, performs the queued actions on it in order, and closes it.
 
-    `opener` opens the run; `closer` closes it with an exit code. Nothing they or a delivery raise gets out: the
-    first complaint is kept in `trouble`. Both must end by themselves in bounded time, as W&B's own timeouts see to;
-    `close` gives up on them all the same.
+    `open_run` opens the run, `close_run` closes it with an exit code. The thread never raises what they or an action
+    raise: `first_error` holds the first message. W&B's own timeouts bound the time that both take, and `close` waits no
+    longer than its own timeouts allow.
     """
 
     def __init__(self, open_run: Callable[[], Any], close_run: Callable[[Any, int], None]) -> None:
@@ -31,16 +31,16 @@ class BackgroundWriter:
         self._thread.start()
 
     def enqueue(self, action: RunAction) -> None:
-        """Have `delivery` called with the run, after everything posted before; returns at once."""
+        """Queue `action` behind all earlier ones; returns at once."""
         if self._queue.qsize() >= MAX_QUEUED_ACTIONS:
             self.num_dropped += 1
         else:
             self._queue.put(action)
 
     def close(self, exit_code: int, open_timeout: float, close_timeout: float) -> bool:
-        """Close the run after what is still waiting; whether that was done in time.
+        """Perform the actions that still wait, then close the run; returns whether that was done in time.
 
-        Waits `opening` seconds at most for a run that is not open yet, then `closing` seconds for the rest.
+        Waits at most `open_timeout` seconds for a run that is not open yet, then `close_timeout` seconds for the rest.
         """
         self._queue.put(exit_code)
         if self._thread.is_alive():
@@ -49,7 +49,7 @@ class BackgroundWriter:
         return not self._thread.is_alive()
 
     def record_error(self, error: BaseException) -> None:
-        """Remember the first thing that went wrong, in one line."""
+        """Keep the first error's message, in one line."""
         lines = str(error).strip().splitlines()
         self.first_error = self.first_error or (lines[0].strip() if lines else type(error).__name__)
 
@@ -78,7 +78,7 @@ class BackgroundWriter:
 
 
 def call_with_timeout(action: Callable[[], Any], seconds: float) -> None:
-    """Call `action` and wait `seconds` at most. Raises what it raises, TimeoutError if it goes on."""
+    """Call `action` and wait `seconds` at most. Raises what `action` raises, TimeoutError if it is not done by then."""
     errors: list[Exception] = []
 
     def run_action() -> None:

@@ -1,4 +1,4 @@
-"""Training curves and stage figures as two CSV files that only grow."""
+"""Training curves and stage metrics as two CSV files that are only appended to."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ STAGE_COLUMNS = ("stage", "metric", "value")
 class CsvTracker:
     """Appends to two files in the job's folder, so that a stopped job loses nothing.
 
-    `training.csv` has a row per logged optimizer step (columns `TRAINING_COLUMNS`), `stages.csv` a row per
-    figure after each stage (stage 0 is the base model). A stage that is run again appends its rows again: the
-    last count.
+    `training.csv` has a row per logged optimizer step (columns `TRAINING_COLUMNS`), `stages.csv` a row per metric after
+    each stage (columns `STAGE_COLUMNS`; stage 0 is the base model). A stage that runs again appends its rows again; the
+    last row of a step or metric counts.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Write into `folder`, which is made when the first row comes."""
+        """Write into `folder`, which is created with the first row."""
         self._folder = folder
         self._stage = 1
 
@@ -35,21 +35,21 @@ class CsvTracker:
         self._append_rows("training.csv", TRAINING_COLUMNS, [row])
 
     def log_stage(self, stage_metrics: StageMetrics) -> None:
-        """Append one row per score and per probe figure of a stage."""
+        """Append one row per score and per probe metric of a stage."""
         self._stage = stage_metrics.index + 1
         metrics = {**stage_metrics.scores, **flatten_probe_readings(stage_metrics.probes)}
         rows = [{"stage": stage_metrics.index, "metric": name, "value": value} for name, value in metrics.items()]
         self._append_rows("stages.csv", STAGE_COLUMNS, rows)
 
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """Nothing: they lie beside the files."""
+        """Do nothing: results.json lies beside the CSV files."""
 
     def close(self, error: BaseException | None = None) -> list[str]:
-        """Nothing to say: every row is on disk already."""
+        """Do nothing, because every row is on disk already; returns no warnings."""
         return []
 
     def read_logged_steps(self, stage: int, task: str) -> dict[int, dict[str, float]]:
-        """The rows of a stage by step, as this or an earlier start of the job left them; the last of each counts."""
+        """Metrics by step of a stage, from this and earlier starts of the job; the last row of a step counts."""
         try:
             with open(self._folder / "training.csv", newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
@@ -62,7 +62,7 @@ class CsvTracker:
                     metrics_by_step[int(row["step"])] = {
                         name: float(row[name]) for name in STEP_METRICS if row.get(name)
                     }
-                except (TypeError, ValueError):  # a line that a full disk or a power cut left half written
+                except (TypeError, ValueError):  # a full disk or a power cut left half a line
                     continue
         return metrics_by_step
 

@@ -1,4 +1,4 @@
-"""From a resolved `logger` node to whoever follows the job."""
+"""From the resolved `logger` configuration to the job's tracker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WANDB_MODES = ("online", "offline", "disabled")
 
 
 def open_tracker(config: Mapping[str, Any], folder: Path) -> Tracker:
-    """Who follows the job with this resolved configuration, whose folder this is; returns without waiting.
+    """The tracker of the job with this resolved configuration and folder; returns without waiting for W&B.
 
-    Raises ConfigError for a `logger` node that cannot be used.
+    Raises ConfigError for a `logger` configuration that cannot be used.
     """
     logger_config = config["logger"]
     name = logger_config.get("name") or "none"
@@ -29,16 +29,16 @@ def open_tracker(config: Mapping[str, Any], folder: Path) -> Tracker:
         raise ConfigError(f"logger={name}: unknown; use one of {', '.join(LOGGER_NAMES)}")
     if name == "none":
         return NullTracker()
-    files = CsvTracker(folder)
+    csv_tracker = CsvTracker(folder)
     if name == "csv":
-        return files
-    opening = _build_wandb_init(config, logger_config, folder)
+        return csv_tracker
+    wandb_init = _build_wandb_init(config, logger_config, folder)
     artifacts = str(_read_choice(logger_config, "artifacts", ARTIFACT_CHOICES, "records"))
     read_num_shown_samples(config)
     require_wandb()
     return WandbTracker(
-        opening,
-        files,
+        wandb_init,
+        csv_tracker,
         suite=config["suite"]["tasks"],
         artifacts=artifacts,
         model=config["model"],
@@ -47,7 +47,7 @@ def open_tracker(config: Mapping[str, Any], folder: Path) -> Tracker:
 
 
 def read_num_shown_samples(config: Mapping[str, Any]) -> int:
-    """How many samples of each task the follower wants to show. Raises ConfigError for a number that cannot be."""
+    """Samples of each task that the tracker shows (`logger.answers`; 0 without W&B). Raises ConfigError."""
     logger_config = config["logger"]
     number = logger_config.get("answers", 0)
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:

@@ -1,4 +1,4 @@
-"""Probe readings as curves: one number per name and stage, or per name and milestone step."""
+"""Probe readings as metrics for curves: one number per name and stage, or per name and milestone step."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SHIFT_METRICS = ("entropy", "nll", "kl", "js", "agreement")
 
 
 def flatten_probe_readings(probe_entry: Mapping[str, Any] | None) -> dict[str, float]:
-    """Figures of a stage's `probes` entry (see docs/probes.md) by name; empty without one.
+    """Metrics of a stage's `probes` entry (docs/probes.md) by name; empty if `probe_entry` is None.
 
-    Masses (0..1) and shifts (nats) are means over positions and samples, norms (logits) means over layers;
-    `probe/alarm/step` is there where the drift alarm went off. What a reading lacks, or holds as null, is left out.
+    Masses (0..1) and shifts (nats) are means over positions and samples, norms (logits) means over layers.
+    `probe/alarm/step` exists if the drift alarm went off. What a reading lacks, or holds as null, is left out.
     """
     metrics: dict[str, float] = {}
     if (probe_entry or {}).get("alarm"):
@@ -36,12 +36,12 @@ def flatten_probe_readings(probe_entry: Mapping[str, Any] | None) -> dict[str, f
 
 
 def flatten_milestones(probe_entry: Mapping[str, Any] | None) -> list[tuple[int, dict[str, float]]]:
-    """(step of the stage, figures) of every milestone inside a stage, ascending; with scores where it was asked."""
+    """(step of the stage, metrics) of every milestone in a stage, ascending; with scores if it was evaluated."""
     milestone_metrics = []
     for milestone in (probe_entry or {}).get("milestones") or []:
         scores = {
-            format_score_metric_name(task): float(found["value"])
-            for task, found in (milestone.get("scores") or {}).items()
+            format_score_metric_name(task): float(score["value"])
+            for task, score in (milestone.get("scores") or {}).items()
         }
         milestone_metrics.append((int(milestone["step"]), {**flatten_probe_readings(milestone), **scores}))
     return milestone_metrics

@@ -1,4 +1,4 @@
-"""A configuration as it may be shown to others: what looks like a secret is hidden."""
+"""Hides what looks like a secret in a configuration before others see it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECRET_WORDS = {
 }
 _KEY_QUALIFIERS = {"api", "access", "private", "secret", "signing", "account", "storage"}
 _MIN_SECRET_LENGTH = 8
-"""Shorter values of the environment are too common to be replaced wherever they occur."""
+"""Shorter environment values are too common to be replaced wherever they occur."""
 _SECRET_PATTERN = re.compile(
     r"\b(?:hf_|gh[opsru]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA|wandb_v1_)[A-Za-z0-9_\-]{12,}"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
@@ -24,11 +24,11 @@ _SECRET_PATTERN = re.compile(
 
 
 def redact_secrets(value: Any, environment: Mapping[str, str] | None = None) -> Any:
-    """`value` (plain data) with secrets replaced by `HIDDEN`.
+    """A copy of `value` (plain data) in which `REDACTED` replaces every secret.
 
-    Hidden are fields whose name says so (`hf_token`, `api_key`, but not `max_new_tokens`), the values of such
-    variables in `env` (default: the environment) wherever they occur, well-known forms of keys, and passwords in
-    addresses.
+    Secrets are: fields with the name of a secret (hf_token, api_key, but not max_new_tokens); the values of variables
+    with such a name in `environment` (default: os.environ), wherever they occur; well-known forms of keys; and
+    passwords in addresses.
     """
     secret_values = [
         text

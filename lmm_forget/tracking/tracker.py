@@ -1,4 +1,4 @@
-"""What a job tells whoever follows it, in plain data: no model, no library that wants to be told differently."""
+"""The interface between a job and its trackers, in plain data: a tracker needs no model and no model library."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 
 class ScoredAnswer(Protocol):
-    """One answer as a follower needs it; `lmm_forget.evaluation.scored_answers.Answer` is one. `value` lies in 0..1."""
+    """One answer as a tracker needs it; `lmm_forget.evaluation.scored_answers.Answer` is one. `value` lies in 0..1."""
 
     @property
     def sample_id(self) -> str:
-        """Which sample of its task."""
+        """Id of the sample within its task."""
 
     @property
     def question(self) -> str:
-        """What was asked."""
+        """The question as the model reads it."""
 
     @property
     def references(self) -> tuple[str, ...]:
-        """What counts as right."""
+        """The right answers."""
 
     @property
     def text(self) -> str:
-        """What the model said."""
+        """The text that the model generated."""
 
     @property
     def value(self) -> float:
@@ -39,10 +39,11 @@ class ScoredAnswer(Protocol):
 class StageMetrics:
     """What was measured after a stage; stage 0 is the base model, which has no `task` and no `record`.
 
-    `scores` are points (0 to 100) by task, `answers` the answers behind them, `record` the stage's record and
-    `delta` the file with the tensors it moved, `trained` whether this job trained it now. `seconds` says how long
-    each part took in this job, `probes` is the stage's entry of that name in results.json. The base's `pictures`
-    name the samples of each task that people are shown, with a small picture each (None for a question without one).
+    `scores` are points (0 to 100) by task, `answers` the answers that were scored. `record` is the stage's record in
+    the store, `delta_path` the file with the tensors that it changed; `is_trained_here` is False for a stage that came
+    from the store. `seconds` is the time that each part took in this job, `probes` the stage's entry of that name in
+    results.json. The base's `pictures` hold the samples of each task that the tracker shows: a small image by sample
+    id (None for a question without an image).
     """
 
     index: int
@@ -59,26 +60,26 @@ class StageMetrics:
 
 
 class Tracker(Protocol):
-    """Follows one job: training steps of a stage, then what was measured after it, then the next stage."""
+    """Logs one job: the base model, then for each stage its training steps and what was measured after it."""
 
     def log_step(self, task: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Figures of optimizer step `step` (from 1) of the stage that teaches `task`."""
+        """Log the metrics of optimizer step `step` (from 1) of the stage that trains `task`."""
 
     def log_stage(self, stage_metrics: StageMetrics) -> None:
-        """What was measured after a stage; stages come in order, the base first, whoever trained them.
+        """Log what was measured after a stage; stages come in order, the base first, whether trained here or not.
 
-        The base may come again: the job found something damaged and tells everything once more.
+        The base may come again: a job that found a damaged file starts over and logs every stage once more.
         """
 
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """The content of results.json."""
+        """Log the content of results.json."""
 
     def close(self, error: BaseException | None = None) -> list[str]:
-        """The job ended, with `error` or well; returns what people should know, one line each."""
+        """End the log of a job that failed with `error`, or succeeded (None); returns warnings, one line each."""
 
 
 class NullTracker:
-    """Follows nothing (`logger=none`)."""
+    """Logs nothing (`logger=none`)."""
 
     def log_step(self, task: str, step: int, metrics: Mapping[str, float]) -> None:
         """Ignore a step."""
@@ -90,5 +91,5 @@ class NullTracker:
         """Ignore the results."""
 
     def close(self, error: BaseException | None = None) -> list[str]:
-        """Nothing to say."""
+        """Do nothing; returns no warnings."""
         return []

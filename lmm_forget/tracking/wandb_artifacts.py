@@ -1,4 +1,4 @@
-"""Tables and artifacts for W&B, made from what was measured."""
+"""W&B tables and artifacts, built from what was measured after a stage."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ANSWER_COLUMNS = (
     *("base answer", "answer", "base score", "score", "change"),
 )
 MAX_THUMBNAIL_PIXELS = 320
-"""Longer side, in pixels, of a picture in a table."""
+"""Longer side, in pixels, of an image in a table."""
 
 
 def make_thumbnail(images: Sequence[Image]) -> Image | None:
-    """The first of a sample's images, no larger than `LARGEST`."""
+    """A copy of the first image, its longer side at most `MAX_THUMBNAIL_PIXELS`; None without images."""
     if not images:
         return None
     picture = images[0].convert("RGB")
@@ -30,7 +30,7 @@ def make_thumbnail(images: Sequence[Image]) -> Image | None:
 
 
 def build_answer_rows(stage_metrics: StageMetrics, base_metrics: StageMetrics) -> list[list[Any]]:
-    """One row per sample that the base shows (columns `ANSWER_COLUMNS`; scores in points), in its order."""
+    """One row per sample in the base's `pictures`, in their order (columns `ANSWER_COLUMNS`; scores in points)."""
     rows = []
     for task, shown_samples in base_metrics.pictures.items():
         answers, base_answers = (
@@ -52,8 +52,8 @@ def build_answer_rows(stage_metrics: StageMetrics, base_metrics: StageMetrics) -
 
 
 def build_wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
-    """A W&B table; a column called `image` holds pictures."""
-    import wandb
+    """A W&B table; its column "image", if it has one, holds images."""
+    import wandb  # optional dependency; imported only with logger=wandb
 
     image_column = columns.index("image") if "image" in columns else None
     cells = [
@@ -67,8 +67,8 @@ def build_wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def build_base_artifact(base_metrics: StageMetrics, model_config: Mapping[str, Any]) -> Any:
-    """What every stage starts from: the model's name and hash and its scores, no weights."""
-    import wandb
+    """The artifact of the base model: its configuration, its hash and its scores, but no weights."""
+    import wandb  # optional dependency; imported only with logger=wandb
 
     artifact = wandb.Artifact(
         format_base_artifact_name(base_metrics),
@@ -84,18 +84,21 @@ def build_base_artifact(base_metrics: StageMetrics, model_config: Mapping[str, A
 
 
 def format_base_artifact_name(base_metrics: StageMetrics) -> str:
-    """Name of the base's artifact: equal weights, equal name."""
+    """Name of the base's artifact; equal weights have equal names."""
     return f"base-{base_metrics.weights_hash[:16]}"
 
 
 def format_stage_artifact_name(stage_metrics: StageMetrics) -> str:
-    """Name of a stage's artifact: equal stage keys, equal name, whichever job trained it."""
+    """Name of a stage's artifact; equal stage keys have equal names, whichever job trained the stage."""
     return f"stage-{(stage_metrics.record or {})['key'][:16]}"
 
 
 def build_stage_artifact(stage_metrics: StageMetrics, ancestors: Sequence[str], *, with_delta: bool) -> Any:
-    """A stage's record, and its delta where asked for; `ancestors` are the artifacts before it, the base first."""
-    import wandb
+    """The artifact of a stage: its record, and its delta if `with_delta`.
+
+    `ancestors` are the names of the artifacts that it was trained from, the base first.
+    """
+    import wandb  # optional dependency; imported only with logger=wandb
 
     record = dict(stage_metrics.record or {})
     artifact = wandb.Artifact(
@@ -112,7 +115,7 @@ def build_stage_artifact(stage_metrics: StageMetrics, ancestors: Sequence[str], 
     )
     _add_json_file(artifact, "record.json", record)
     if with_delta and stage_metrics.delta_path is not None:
-        # The store never changes a file, so nothing has to be copied aside.
+        # The store never changes a file, so W&B need not copy it.
         artifact.add_file(
             str(stage_metrics.delta_path),
             name=stage_metrics.delta_path.name,
@@ -123,9 +126,9 @@ def build_stage_artifact(stage_metrics: StageMetrics, ancestors: Sequence[str], 
 
 
 def mark_artifact_as_input(run: Any, artifact: Any) -> None:
-    """Mark a new artifact as an input of the run, without waiting for the server, and offline too.
+    """Log a new artifact as an input of the run, without waiting for the server; works offline too.
 
-    `run.use_artifact` does the same for a new artifact, but refuses to offline and waits online.
+    `run.use_artifact` would do the same, but it refuses to work offline and waits for the server online.
     """
     run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 

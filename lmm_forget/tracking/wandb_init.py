@@ -1,4 +1,4 @@
-"""Opening a W&B run: online if it can be had in time, else offline, always under the same id."""
+"""Opens a job's W&B run: online if the server answers in time, else offline, always under the same id."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,23 @@ from lmm_forget.errors import ConfigError
 from lmm_forget.files import write_atomic
 
 RUN_ID_FILE = "wandb_run.json"
-"""In the job's folder: the id of its W&B run, whoever starts the job again."""
+"""File in the job's folder with the id of its W&B run, so that a restarted job continues the same run."""
 SUPERSEDED_FOLDER = "superseded"
 DATA_FOLDER_VARIABLE = "WANDB_DATA_DIR"
 INTERRUPTED_EXIT_CODE = 255
-"""Exit code that W&B shows as killed rather than as failed."""
+"""Exit code that W&B shows as killed, not as failed."""
 OFFLINE_FINISH_SECONDS = 60.0
-"""Seconds that writing the rest of an offline run may take; only the disk is waited for."""
+"""Seconds that writing the rest of an offline run to disk may take."""
 _MAX_TAG_LENGTH = 64
 
 
 @dataclass
 class WandbInit:
-    """How to open the run of one job. `opened` says how it went: online, offline, disabled; `reason` why offline.
+    """How to open the W&B run of one job, and, once it is open, how that went.
 
-    `seconds` bounds the wait for W&B at the start, and again at the end. `first` is the first row that W&B lacks:
-    0 but for an online run that goes on.
+    `timeout_seconds` bounds the wait for W&B at the start, and again at the end. `opened_mode` is the mode that the run
+    was opened in (online, offline, disabled), `offline_reason` why it is offline although `mode` is online.
+    `first_missing_row` is the first row that W&B does not have yet: 0, except in an online run that continues.
     """
 
     folder: Path
@@ -50,14 +52,13 @@ class WandbInit:
     data_folder: Path | None = None
 
     def open_run(self) -> Any:
-        """The open run. Called in the courier's thread; raises what W&B raises if even an offline run is refused."""
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # a report of its own that an exit waits for
-        import wandb
+        """Open the run, in the background thread. Raises what W&B raises if it cannot open even an offline run."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else an exit waits for W&B's own error report
+        import wandb  # optional dependency; imported only with logger=wandb, and after the variable above is set
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (
-            DATA_FOLDER_VARIABLE not in os.environ
-        ):  # tables and artifacts wait for their upload beside the run, not in the user's home
+        # Tables and artifacts wait for their upload beside the run, not in the user's home.
+        if DATA_FOLDER_VARIABLE not in os.environ:
             self.data_folder = (self.folder / "wandb" / f"data-{time.time_ns()}").resolve()
             self.data_folder.mkdir(parents=True)
             os.environ[DATA_FOLDER_VARIABLE] = str(self.data_folder)
@@ -70,7 +71,7 @@ class WandbInit:
                 self._set_offline_runs_aside()
             except Exception as error:
                 self.offline_reason = _format_error_line(error)
-                wandb.teardown(exit_code=1)  # its service would keep the id for the attempt that failed
+                wandb.teardown(exit_code=1)  # else W&B's service keeps the id for the failed attempt
                 for failed_folder in set(self._find_run_folders("run-*")) - earlier_folders:
                     shutil.rmtree(failed_folder, ignore_errors=True)
         if run is None:
@@ -82,7 +83,10 @@ class WandbInit:
         return run
 
     def clean_up(self, *, is_complete: bool) -> None:
-        """After the run is closed; if it is `complete`, delete what earlier starts left offline: it holds all of it."""
+        """Remove temporary files after the run is closed.
+
+        A complete run holds everything that earlier starts left offline, so that their folders are deleted too.
+        """
         if self.data_folder is not None and os.environ.get(DATA_FOLDER_VARIABLE) == str(self.data_folder):
             del os.environ[DATA_FOLDER_VARIABLE]
         if is_complete:
@@ -91,13 +95,13 @@ class WandbInit:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _init_run(self, run_id: str, mode: Any) -> Any:
-        import wandb
+        import wandb  # optional dependency; imported only with logger=wandb
 
         settings = wandb.Settings(
             silent=True,
             console="off",
             disable_code=True,
-            disable_git=True,  # a remote's address or a local change is nobody else's business
+            disable_git=True,  # do not publish a remote's address or local changes
             x_disable_stats=True,
             allow_val_change=True,
             init_timeout=self.timeout_seconds,
@@ -120,8 +124,9 @@ class WandbInit:
         )
 
     def _set_offline_runs_aside(self) -> None:
-        """Move offline runs of earlier starts aside: this one tells all of it again, and uploading an earlier one
-        after it would replace it.
+        """Move offline runs of earlier starts aside.
+
+        The new run logs everything again, and uploading an earlier one after it would replace it.
         """
         aside = self.folder / "wandb" / SUPERSEDED_FOLDER
         for old in self._find_run_folders("offline-run-*"):
@@ -134,9 +139,9 @@ class WandbInit:
 
 
 def load_or_create_run_id(folder: Path, job_name: str) -> str:
-    """The id of the W&B run of the job in `folder`, made up at its first start: a part of its name and chance.
+    """The id of the W&B run of the job in `folder`: the job's name and random digits, chosen at its first start.
 
-    Chance, so that equal jobs of two people or of two folders never write into one run.
+    The random digits keep equal jobs of two people or of two folders from writing into one run.
     """
     path = folder / RUN_ID_FILE
     try:
@@ -149,15 +154,13 @@ def load_or_create_run_id(folder: Path, job_name: str) -> str:
 
 
 def require_wandb() -> None:
-    """Raise ConfigError if the package is not there."""
-    from importlib.util import find_spec
-
+    """Raise ConfigError if the package wandb is not installed."""
     if find_spec("wandb") is None:
         raise ConfigError("logger=wandb needs the package wandb: pip install wandb, or use logger=csv")
 
 
 def _ignore_stop_request() -> None:
-    """W&B's stop button, and its own failures, do not end a job."""
+    """Do nothing: neither W&B's stop button nor its own failures end a job."""
 
 
 def _format_error_line(error: BaseException) -> str:

@@ -1,9 +1,9 @@
-"""One job as one W&B run: the same rows under the same numbers, however often the job is interrupted.
+"""Logs one job as one W&B run: the same rows under the same numbers, however often the job is interrupted.
 
-Every row has a number that follows from what it says (W&B's `_step`): the base is 0, then come the optimizer steps
-of stage 1, its milestones, the figures after it, the steps of stage 2, and so on. A job that is run again says
-everything again, with what its store and its CSV files remember, and rows that W&B has already are left out. So an
-online run goes on where it was, and an offline run is complete by itself.
+Every row has a number (W&B's _step) that follows from its content: the base is 0, then come the optimizer steps of
+stage 1, its milestones, the metrics after it, the steps of stage 2, and so on. A job that runs again logs everything
+again, from its store and its CSV files, and leaves out the rows that W&B already has. So an online run continues where
+it stopped, and an offline run is complete by itself.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from lmm_forget.tracking.tracker import StageMetrics
 from lmm_forget.tracking.wandb_init import INTERRUPTED_EXIT_CODE, OFFLINE_FINISH_SECONDS, WandbInit
 
 CURVE_EVERY = 10
-"""Steps between points of a training curve that only a stage's record remembers."""
+"""Steps between two points of a training curve that is read from a stage's record."""
 EXTRA_TIMEOUT_SECONDS = 20.0
-"""Seconds beyond W&B's own limits that opening a run, or closing it, may take on a busy machine."""
+"""Seconds beyond W&B's own timeouts that opening or closing a run may take on a busy machine."""
 INTERRUPTED_TIMEOUT_SECONDS = 4.0
-"""Seconds that an interrupted job waits for a run to open, and for it to close: who interrupts kills soon after."""
+"""Seconds that an interrupted job waits for its run to open, and then to close: it may be killed soon after."""
 ARTIFACT_CHOICES = ("none", "records", "all")
 _NO_LOSS_NOTE = "results.json and the CSV files have everything"
 _Table = tuple[str, Sequence[str], list[list[Any]]]
 
 
 class WandbTracker:
-    """Follows a job in W&B and in CSV files beside it; nothing W&B does stops or slows the job.
+    """Logs a job to W&B and to CSV files beside it; nothing that W&B does stops or slows the job.
 
-    `suite` are the held-out tasks, `artifacts` one of `ARTIFACT_CHOICES`, `model` what the base's artifact says
-    about it, `max_milestones` how many milestones a stage may have.
+    `suite` are the held-out tasks, `artifacts` is one of `ARTIFACT_CHOICES`, `model` the configuration that the base's
+    artifact shows, `max_milestones` the number of milestones that a stage may have.
     """
 
     def __init__(
@@ -61,16 +61,15 @@ class WandbTracker:
         self._base: StageMetrics | None = None
         self._lineage: list[str] = []
         self._logged_artifacts: set[str] = set()
-        self._posted = -1  # number of the last row that was posted
         self._stage_row = 0  # number of the last stage's row
         self._earlier_steps = 0  # optimizer steps before this stage
         self._index = 1
-        self._last_logged_step = 0  # steps of this stage that were told
+        self._last_logged_step = 0  # last step of this stage that was logged
         self._is_stalled = False
         self._writer = BackgroundWriter(self._open_run, self._close_run)
 
     def log_step(self, task: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Post one point of the training curves; a stage that goes on in its middle is told from its beginning."""
+        """Log one point of the training curves; of a stage that resumes in its middle, the earlier points too."""
         if self._last_logged_step == 0 and step > 1:
             for earlier, earlier_metrics in sorted(self._csv_tracker.read_logged_steps(self._index, task).items()):
                 if earlier < step:
@@ -79,16 +78,16 @@ class WandbTracker:
         self._log_curve_point(step, metrics)
 
     def log_stage(self, stage_metrics: StageMetrics) -> None:
-        """Post what was measured after a stage, and its curve where it was not trained here."""
+        """Log what was measured after a stage, and its training curve if it was not trained here."""
         record, is_trained = stage_metrics.record, stage_metrics.is_trained_here
         if stage_metrics.index == 0:
             self._base, self._stage_row, self._earlier_steps, self._lineage = stage_metrics, 0, 0, []
         elif record is not None and stage_metrics.task is not None:
             logged_steps = self._csv_tracker.read_logged_steps(stage_metrics.index, stage_metrics.task)
             is_trained = is_trained or bool(logged_steps)
-            for step, figures in sorted({**_extract_loss_curve(record), **logged_steps}.items()):
+            for step, metrics in sorted({**_extract_loss_curve(record), **logged_steps}.items()):
                 if self._last_logged_step < step <= record["steps"]:
-                    self._log_curve_point(step, figures)
+                    self._log_curve_point(step, metrics)
             self._log_milestones(stage_metrics, int(record["steps"]))
             self._stage_row += int(record["steps"]) + self._max_milestones + 1
             self._earlier_steps += int(record["steps"])
@@ -100,16 +99,15 @@ class WandbTracker:
         self._index, self._last_logged_step = stage_metrics.index + 1, 0
 
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """Post the figures of merit, the plan and the times as the run's summary."""
+        """Log the figures of merit, the plan and the times as the run's summary."""
         summary: dict[str, Any] = {}
         for name, figure in results["figures"].items():
             for part, value in figure.items():
                 if isinstance(value, Mapping):
-                    inner = {
+                    summary |= {
                         metric_names.format_figure_metric_name(name, part if k == "value" else f"{part}/{k}"): v
                         for k, v in value.items()
                     }
-                    summary |= inner
                 elif not isinstance(value, list):
                     summary[metric_names.format_figure_metric_name(name, "" if part == "value" else part)] = value
         plan, timings = results.get("plan") or {}, results.get("timings") or {}
@@ -119,7 +117,7 @@ class WandbTracker:
         self._writer.enqueue(lambda run: run.summary.update(defined_summary))
 
     def close(self, error: BaseException | None = None) -> list[str]:
-        """Say how the job ended and wait for W&B, in bounded time. Returns one line if W&B lacks anything."""
+        """Log how the job ended and wait for W&B, in bounded time. Returns one line if W&B lacks anything."""
         self._csv_tracker.close(error)
         code, state = _describe_job_end(error)
         final_summary = {metric_names.STATE_FIELD: state}
@@ -131,9 +129,9 @@ class WandbTracker:
         if state == "interrupted":
             in_time = self._writer.close(code, INTERRUPTED_TIMEOUT_SECONDS, INTERRUPTED_TIMEOUT_SECONDS)
         else:
-            opening = self._wandb_init.timeout_seconds + EXTRA_TIMEOUT_SECONDS
-            closing = max(self._wandb_init.timeout_seconds, OFFLINE_FINISH_SECONDS) + EXTRA_TIMEOUT_SECONDS
-            in_time = self._writer.close(code, opening, closing)
+            open_timeout = self._wandb_init.timeout_seconds + EXTRA_TIMEOUT_SECONDS
+            close_timeout = max(self._wandb_init.timeout_seconds, OFFLINE_FINISH_SECONDS) + EXTRA_TIMEOUT_SECONDS
+            in_time = self._writer.close(code, open_timeout, close_timeout)
         warnings = self._describe_problems(in_time)
         for line in warnings:
             print(f"lmm-forget: note: {line}", file=sys.stderr, flush=True)
@@ -157,7 +155,7 @@ class WandbTracker:
             return []
         return [text]
 
-    # --- in the courier's thread -----------------------------------------------------------------------------
+    # --- in the background thread ----------------------------------------------------------------------------
 
     def _open_run(self) -> Any:
         run = self._wandb_init.open_run()
@@ -184,7 +182,7 @@ class WandbTracker:
     # --- in the job's thread ---------------------------------------------------------------------------------
 
     def _enqueue_row(self, row: int, values: Mapping[str, Any], tables: Sequence[_Table] = ()) -> None:
-        """Have W&B get row `row` unless it has it."""
+        """Queue row number `row` for W&B, unless W&B already has it."""
 
         def log_row(run: Any) -> None:
             if row < self._wandb_init.first_missing_row:
@@ -199,7 +197,7 @@ class WandbTracker:
         self._writer.enqueue(log_row)
 
     def _call_server(self, action: Callable[[], Any]) -> None:
-        """Do what waits for W&B's server, unless that was too slow before: figures must get to the disk in time."""
+        """Call what waits for W&B's server, unless it was too slow before: metrics must reach the disk in time."""
         if self._wandb_init.opened_mode != "online":
             action()
             return
@@ -221,8 +219,8 @@ class WandbTracker:
 
     def _log_milestones(self, stage_metrics: StageMetrics, num_steps: int) -> None:
         milestone_metrics = flatten_milestones(stage_metrics.probes)[: self._max_milestones]
-        for place, (step, figures) in enumerate(milestone_metrics, start=1):
-            renamed = {f"milestone/{name.removeprefix('probe/')}": value for name, value in figures.items()}
+        for place, (step, metrics) in enumerate(milestone_metrics, start=1):
+            renamed = {f"milestone/{name.removeprefix('probe/')}": value for name, value in metrics.items()}
             self._enqueue_row(
                 self._stage_row + num_steps + place,
                 {metric_names.GLOBAL_STEP_AXIS: self._earlier_steps + step, **renamed},
@@ -251,11 +249,11 @@ class WandbTracker:
             and stage_metrics.task is not None
             and stage_metrics.task in stage_metrics.scores
         ):
-            row["taught/task"] = stage_metrics.task
-            row["taught/learning"] = row[metric_names.format_change_metric_name(stage_metrics.task)]
-            row["taught/loss"] = stage_metrics.record["loss"][-1]
-            row["taught/steps"] = stage_metrics.record["steps"]
-        return row | {f"taught/seconds_{part}": seconds for part, seconds in stage_metrics.seconds.items()}
+            row[metric_names.STAGE_TASK] = stage_metrics.task
+            row[metric_names.STAGE_LEARNING] = row[metric_names.format_change_metric_name(stage_metrics.task)]
+            row[metric_names.STAGE_LOSS] = stage_metrics.record["loss"][-1]
+            row[metric_names.STAGE_STEPS] = stage_metrics.record["steps"]
+        return row | {f"stage/seconds_{part}": seconds for part, seconds in stage_metrics.seconds.items()}
 
     def _build_stage_tables(self, stage_metrics: StageMetrics) -> list[_Table]:
         base = self._base or stage_metrics
@@ -274,7 +272,7 @@ class WandbTracker:
         return [table for table in tables if table[2]]
 
     def _log_artifact(self, stage_metrics: StageMetrics, is_trained: bool) -> None:
-        """Post a stage's artifact: what this job trained as its output, what it found in the store as its input."""
+        """Log a stage's artifact: as output of the run if this job trained it, as input if it came from the store."""
         if self._artifacts == "none":
             return
         name = (
@@ -297,16 +295,18 @@ class WandbTracker:
                 artifact = wandb_artifacts.build_stage_artifact(
                     stage_metrics, lineage, with_delta=self._artifacts == "all"
                 )
-            output = is_trained and stage_metrics.index > 0
+            is_output = is_trained and stage_metrics.index > 0
             self._call_server(
-                lambda: run.log_artifact(artifact) if output else wandb_artifacts.mark_artifact_as_input(run, artifact)
+                lambda: (
+                    run.log_artifact(artifact) if is_output else wandb_artifacts.mark_artifact_as_input(run, artifact)
+                )
             )
 
         self._writer.enqueue(log_to_run)
 
 
 def _extract_loss_curve(record: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Points of the training curve that a stage's record holds (its loss at each step), thinned."""
+    """Every `CURVE_EVERY`-th point, and the last, of the losses that a stage's record holds for each step."""
     loss = record["loss"]
     steps = {*range(1, len(loss) + 1, CURVE_EVERY), len(loss)}
     return {step: {"loss": loss[step - 1]} for step in steps if step >= 1}

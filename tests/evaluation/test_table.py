@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmm_forget.evaluation.answer_table import make_answer_table
 from lmm_forget.evaluation.scored_answers import Answer
-from lmm_forget.report.stage_answers import ANSWERS_VERSION
+from lmm_forget.store.record_schemas import ANSWERS_SCHEMA
 from tests.evaluation.flips import flips
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -38,7 +38,7 @@ def test_a_table_holds_the_same_answers(answers: list[Answer]) -> None:
     table = make_answer_table(answers)
     rows = [Answer(**{**row, "references": tuple(row["references"])}) for row in table.to_pylist()]
     assert rows == answers
-    assert table.schema.metadata == {b"lmm_forget.answers": ANSWERS_VERSION}  # which the report's reader checks
+    assert table.schema.metadata == {b"lmm_forget.answers": ANSWERS_SCHEMA}  # which the report's reader checks
 
 
 def test_flips_excuse_near_ties_only() -> None:

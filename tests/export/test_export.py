@@ -148,7 +148,7 @@ def test_the_card_says_what_was_done(exported: dict[str, Exported]) -> None:
     card = (each.out / "README.md").read_text()
     plan, figures = each.results["plan"], each.results["figures"]
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
-    assert "tiny_onevision, taught tiny_cub200, tiny_timeclock with lora" in card
+    assert "tiny_onevision, trained on tiny_cub200, tiny_timeclock with lora" in card
     assert f"Trained {plan['trainable']:,} parameters, merged into {plan['merged']:,}" in card
     learning = figures["target_learning"]
     assert f"| target learning | {learning['value']:+.1f} [{learning['low']:+.1f}, {learning['high']:+.1f}] |" in card

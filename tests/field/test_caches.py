@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.scoring.exact import ExactMatchScorer
@@ -123,7 +124,7 @@ def test_two_models_that_differ_in_a_file_beside_the_weights_are_two_rows(used: 
     (used / "pair").mkdir()
     for name, model in (("a", used / "model"), ("b", twin)):
         shutil.copytree(job(used, f"model.path={model}", EIGHT, "name=pair", into=f"pair_{name}"), used / "pair" / name)
-    found = write_sweep_summary(used / "pair")
+    found = write_sweep_summary(load_sweep_report(used / "pair"))
     assert len(found["jobs"]) == 2, found["notes"]
 
 

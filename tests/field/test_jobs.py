@@ -23,6 +23,7 @@ from lmm_forget.cli.status import collect_sweep_status
 from lmm_forget.cli.store import main as store_main
 from lmm_forget.distributed.heartbeat import read_job_status
 from lmm_forget.launch.job_folders import JobLocks, make_job
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.run import main as run_main
 from lmm_forget.tracking import open_tracker
@@ -280,7 +281,7 @@ def test_a_copy_in_another_place(own_home: Path, capsys: pytest.CaptureFixture[s
     shutil.copytree(own_home / "multirun" / "field", copy / "field")
     shutil.rmtree(own_home / "multirun")
     shutil.rmtree(own_home / "img")
-    found = write_sweep_summary(copy / "field")
+    found = write_sweep_summary(load_sweep_report(copy / "field"))
     (entry,) = found["jobs"]
     held_out = results(copy / "field" / "plain")["figures"]["heldout_forgetting"]["value"]
     assert (entry["job"], entry["figures"]["final"]["value"]) == ("plain", held_out)
@@ -334,7 +335,7 @@ def test_results_that_were_cut_off(own_home: Path) -> None:
     text = (jobs / "cut" / "results.json").read_bytes()
     (jobs / "cut" / "results.json").write_bytes(text[: len(text) // 2])
     assert collect_sweep_status(jobs)["counts"] == {"done": 1, "failed": 1}
-    found = write_sweep_summary(jobs)
+    found = write_sweep_summary(load_sweep_report(jobs))
     assert [entry["job"] for entry in found["jobs"]] == ["plain"]
     (unfinished,) = found["unfinished"]
     assert unfinished["job"] == "cut" and "results.json" in unfinished["error"]

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from lmm_forget.cli.compare import main as compare_main
 from lmm_forget.metrics import TaskScores, compare_task_scores
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.run import main as run_main
 from tests.field.inputs import job, read_rows, results, write_rows
@@ -71,7 +72,7 @@ def test_a_benchmark_of_one_question(own_home: Path) -> None:
     done = job(own_home, f"model.path={own_home / 'model'}", "data.eval_samples=1", into="one")
     held_out = results(done)["figures"]["heldout_forgetting"]
     assert held_out["value"] is not None and held_out["low"] is None and held_out["high"] is None
-    write_sweep_summary(done.parent)
+    write_sweep_summary(load_sweep_report(done.parent))
     for path in [*done.parent.glob("*.json"), *done.glob("*.json")]:
         json.loads(path.read_text(), parse_constant=pytest.fail)
     assert "nan" not in (done.parent / "summary.md").read_text().lower()

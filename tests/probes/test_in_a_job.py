@@ -29,7 +29,7 @@ SMALL = [
     "training.max_steps=2",
     "recipe=mlp_gateup",
 ]
-PROBE = ["probe=both", "probe.n=6", "probe.residual_n=3", "probe.token_sets=[number,taught]"]
+PROBE = ["probe=both", "probe.n=6", "probe.residual_n=3", "probe.token_sets=[number,trained]"]
 
 
 def configure(store: Path, *overrides: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lmm_forget.report.sample_pictures import write_sample_pictures
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.tasks.task import Sample
 from tests.report.browser import Browser, chromium
@@ -40,7 +41,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
             values[row["task"]].setdefault(row["sample_id"], []).append(row["value"])
         write_sample_pictures(folder, values, dict.fromkeys(values, Pictures()))  # type: ignore[arg-type]
     put_job(root, "vision", status={"state": "failed", "error": "out of memory"})
-    write_sweep_summary(root)
+    write_sweep_summary(load_sweep_report(root))
     return root
 
 
@@ -98,7 +99,7 @@ def test_samples_can_be_filtered(page: Browser, sweep: Path) -> None:
     assert found and all(wanted in card["about"] + "".join(card["answers"]) for card in found)
     page.run("document.getElementById('filter-text').value = ''")
     choose(page, "job", "1")
-    assert "kept samples shown" in page.run("document.getElementById('told').textContent")
+    assert "kept samples shown" in page.run("document.getElementById('sample-count').textContent")
     before = len(cards(page))
     page.run("document.getElementById('more').click()")
     assert len(cards(page)) > before == 12

@@ -141,8 +141,8 @@ def test_different_suites_are_compared_where_they_meet(
     found = compared(capsys, root / "a", root / "b")
     assert found["heldout"]["tasks"] == ["tiny_chartqa"]
     assert found["notes"] == [
-        "only demo/a was asked tiny_ai2d: left out",
-        "only demo/b was asked tiny_docvqa: left out",
+        "only demo/a was evaluated on tiny_ai2d: left out",
+        "only demo/b was evaluated on tiny_docvqa: left out",
     ]
 
 
@@ -156,7 +156,7 @@ def test_different_questions_are_left_out(make: Make, put: Put, capsys: pytest.C
     found = compared(capsys, root / "a", root / "b")
     assert found["benchmarks"]["tiny_ai2d"]["n"] == 29 and found["benchmarks"]["tiny_docvqa"]["n"] == 30
     assert "tiny_ai2d: 1 of 30 ids stand for other questions, references or images: left out" in found["notes"]
-    assert any("40 and 30 questions were asked, 30 by both" in note for note in found["notes"])
+    assert any("40 and 30 questions were evaluated, 30 by both" in note for note in found["notes"])
 
 
 def test_nothing_shared_is_a_mistake(make: Make, put: Put, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +198,7 @@ def test_two_sweeps_job_by_job(make: Make, tmp_path: Path, put: Put, capsys: pyt
         (["{root}/job@base"], "is compared with its own base, which it is"),
         (["{root}/half"], "has no results.json, expected a finished job"),
         (["{root}/bare"], "no such file, expected the answers of a finished job"),
-        (["{root}/aged"], "answers of version 0, this version reads 1"),
+        (["{root}/aged"], "answers of version 0, this version reads 2"),
         (["{root}/job", "format=pdf"], "format=pdf is not known; choose one of: table, json"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lmm_forget.cli import dashboard
-from tests.tracking.server import KEY, Server
+from tests.tracking.fake_server import KEY, Server
 
 GOLDEN = Path(__file__).parent / "golden" / "dashboard.json"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lmm_forget.launch.job_folders import Job, _archive_previous_results
-from lmm_forget.report.job_identity import are_scored_alike, have_same_fingerprint
+from lmm_forget.report.job_identity import have_comparable_scores, have_same_fingerprint
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 
 
@@ -25,10 +26,10 @@ def test_other_references_are_noted_and_never_paired(
     make: Callable[..., dict[str, Any]], put: Callable[..., Path]
 ) -> None:
     old, one, two = make(job="old"), read(make(job="one"), "red"), read(make("llm", job="two"), "crimson")
-    assert not have_same_fingerprint([one, two], "tiny_ai2d", "references") and not are_scored_alike(one, two)
+    assert not have_same_fingerprint([one, two], "tiny_ai2d", "references") and not have_comparable_scores(one, two)
     assert have_same_fingerprint([old, one], "tiny_ai2d", "references")
     put(results=one)
-    notes = write_sweep_summary(put(results=two))["notes"]
+    notes = write_sweep_summary(load_sweep_report(put(results=two)))["notes"]
     assert any("not scored by the same references of tiny_cub200" in note for note in notes)
 
 
@@ -36,7 +37,7 @@ def test_a_record_that_does_not_say_is_accused_of_nothing(
     make: Callable[..., dict[str, Any]], put: Callable[..., Path]
 ) -> None:
     put(results=make(job="old"))
-    notes = write_sweep_summary(put(results=read(make("llm", job="new"), "red")))["notes"]
+    notes = write_sweep_summary(load_sweep_report(put(results=read(make("llm", job="new"), "red"))))["notes"]
     assert not any("same base model" in note or "references" in note for note in notes)
 
 

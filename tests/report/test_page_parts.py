@@ -27,6 +27,7 @@ from lmm_forget.report.sample_pictures import (
 )
 from lmm_forget.report.setting_differences import compare_settings_to_reference
 from lmm_forget.report.shared_suite import restrict_to_shared_suite
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.report.verdict import find_pareto_front, format_sweep_answer, format_sweep_question
 from lmm_forget.tasks.task import Sample
@@ -210,7 +211,7 @@ def test_samples_carry_what_every_job_answered(make: Make, put: Put) -> None:
 
 def test_a_job_without_answers_is_said(make: Make, put: Put) -> None:
     root = put(results=make() | {"answers": []})
-    write_sweep_summary(root)
+    write_sweep_summary(load_sweep_report(root))
     assert "no answers to show" in (root / "summary.html").read_text()
 
 
@@ -221,7 +222,7 @@ def test_different_suites_are_narrowed_to_what_all_share(make: Make, put: Put) -
     )
     put(results=one)
     root = put(results=two)
-    summary = write_sweep_summary(root)
+    summary = write_sweep_summary(load_sweep_report(root))
     (note,) = [note for note in summary["notes"] if "different benchmarks" in note]
     assert "over the 1 that all share, without tiny_ai2d, tiny_docvqa" in note
     for result in (one, two):
@@ -244,7 +245,7 @@ def test_csv_and_latex(make: Make, put: Put) -> None:
     result = make()
     put(results=result)
     root = put("lost", status={"state": "failed"})
-    write_sweep_summary(root)
+    write_sweep_summary(load_sweep_report(root))
     lines = list(csv.DictReader((root / "summary.csv").open()))
     assert [line["state"] for line in lines] == ["done", "failed"]
     assert float(lines[0]["learning_low"]) == result["figures"]["target_learning"]["low"]
@@ -292,7 +293,7 @@ def test_probes_are_drawn_where_they_were_recorded(make: Make, put: Put) -> None
         }
     put(results=bare)
     root = put(results=probed)
-    write_sweep_summary(root)
+    write_sweep_summary(load_sweep_report(root))
     page = (root / "summary.html").read_text()
     assert "Probes: what moved inside" in page
     tips = re.findall(r'data-tip="([^"]*)"', page)
@@ -309,7 +310,7 @@ def test_probes_are_drawn_where_they_were_recorded(make: Make, put: Put) -> None
 
 def test_without_probes_there_is_no_such_section(make: Make, put: Put) -> None:
     root = put(results=make())
-    write_sweep_summary(root)
+    write_sweep_summary(load_sweep_report(root))
     assert "Probes" not in (root / "summary.html").read_text() and not list(root.glob("probe_*"))
 
 
@@ -320,7 +321,7 @@ def test_the_page_says_how_it_was_made(make: Make, put: Put) -> None:
     two["versions"]["numpy"] = "0.1"
     put(results=one)
     root = put(results=two)
-    write_sweep_summary(root)
+    write_sweep_summary(load_sweep_report(root))
     page = (root / "summary.html").read_text()
     assert "200 of test, f00d" in page and "different versions of numpy" in page
     assert "training.learning_rate" in page and "0.0002" in page

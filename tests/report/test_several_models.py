@@ -18,6 +18,7 @@ from lmm_forget.report.plots import (
     plot_learning_vs_forgetting,
 )
 from lmm_forget.report.setting_differences import compare_settings_to_reference
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.report.verdict import format_sweep_answer, format_sweep_question
 
@@ -68,7 +69,7 @@ def test_differences_are_taken_within_a_model(results: list[dict[str, Any]], put
     found = compare_settings_to_reference(sweep, group_rows_by_setting(build_job_rows(sweep.results.values())))
     assert [(each.name, each.against) for each in found] == [(f"llm, {model}", f"mlp, {model}") for model in MODELS]
     assert all(each.basis == "questions" and each.final and each.final["value"] < 0 for each in found)
-    summary = write_sweep_summary(root)
+    summary = write_sweep_summary(load_sweep_report(root))
     page = (root / "summary.html").read_text(encoding="utf-8")
     assert page.count("<th>minus mlp, ") == 2 and "not the same questions" not in page
     assert page.count("◆</span>") == 4  # each model has its own trade-offs: in both, llm learned more and mlp kept more
@@ -78,7 +79,7 @@ def test_differences_are_taken_within_a_model(results: list[dict[str, Any]], put
 
 @pytest.mark.parametrize("draw", [plot_learning_vs_forgetting, plot_heldout_per_stage])
 def test_every_model_has_a_panel_and_the_legend_leaves_room(draw: Any, results: list[dict[str, Any]]) -> None:
-    figure = draw(build_job_rows(results))
+    figure = draw(group_rows_by_setting(build_job_rows(results)))
     assert [axes.get_title(loc="left") for axes in figure.axes] == list(MODELS)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[:2] == ["llm", "mlp"] and len(names) == len(set(names))
@@ -89,7 +90,7 @@ def test_every_model_has_a_panel_and_the_legend_leaves_room(draw: Any, results: 
 @pytest.mark.parametrize("number", [1, 12, 24])
 def test_many_names_in_the_legend_do_not_crush_the_picture(number: int, make: Make) -> None:
     rows = build_job_rows([make(f"a_recipe_with_quite_a_long_name_{i}", n=4) for i in range(number)])
-    figure = plot_learning_vs_forgetting(rows)
+    figure = plot_learning_vs_forgetting(group_rows_by_setting(rows))
     with matplotlib.rc_context(PLOT_STYLE):
         figure.savefig(BytesIO(), format="png")
     (axes,) = figure.axes

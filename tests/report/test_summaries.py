@@ -22,7 +22,9 @@ from lmm_forget.report.plots import (
 )
 from lmm_forget.report.setting_differences import compare_settings_to_reference
 from lmm_forget.report.shared_suite import restrict_to_shared_suite
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
+from lmm_forget.store.record_schemas import RESULTS_SCHEMA
 
 Make = Callable[..., dict[str, Any]]
 Put = Callable[..., Path]
@@ -35,9 +37,9 @@ def test_summary_of_a_sweep_names_everything(make: Make, put: Put) -> None:
     put("vision", status={"state": "failed", "error": "out of memory\nat stage 2/5"})
     put("projector", status={"state": "interrupted"})
     put("waiting")
-    returned = write_sweep_summary(root)
+    returned = write_sweep_summary(load_sweep_report(root))
     assert returned == json.loads((root / "summary.json").read_text())
-    assert returned["schema"] == 1 and returned["name"] == "demo"
+    assert returned["schema"] == RESULTS_SCHEMA and returned["name"] == "demo"
     assert {job["job"] for job in returned["jobs"]} == {result["job"]["job"] for result in results}
     by_name = {job["job"]: job for job in returned["jobs"]}
     for result in results:
@@ -72,7 +74,7 @@ def test_page_stands_alone_and_is_well_formed(make: Make, put: Put) -> None:
         row["question"] = "</script><script>alert(2)</script>?"
     root = put(results=result)
     put("<b>odd", status={"state": "failed", "error": "<script>alert(1)</script> & more"})
-    write_sweep_summary(root)
+    write_sweep_summary(load_sweep_report(root))
     page = (root / "summary.html").read_text()
     assert page.count("<script") == 2 and page.count("</script>") == 2  # the samples as JSON, and the page's own
     assert "&lt;b&gt;odd" in page and "&lt;script&gt;alert(1)" in page and "\\u003c/script>" in page
@@ -95,16 +97,16 @@ def test_page_stands_alone_and_is_well_formed(make: Make, put: Put) -> None:
 
 def test_running_twice_gives_the_same_files(make: Make, put: Put) -> None:
     root = put(results=make())
-    write_sweep_summary(root)
+    write_sweep_summary(load_sweep_report(root))
     first = {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
-    write_sweep_summary(root)
+    write_sweep_summary(load_sweep_report(root))
     assert first == {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
     assert set(first) >= {"summary.json", "summary.md", "summary.html", "heldout_per_stage.png"}
 
 
 def test_only_unfinished_jobs_still_give_a_summary(put: Put) -> None:
     root = put("llm", status={"state": "failed", "error": "no space left"})
-    summary = write_sweep_summary(root)
+    summary = write_sweep_summary(load_sweep_report(root))
     assert summary["jobs"] == [] and summary["notes"] == []
     assert "no space left" in (root / "summary.md").read_text()
     assert "No job has finished yet." in (root / "summary.html").read_text()
@@ -112,7 +114,7 @@ def test_only_unfinished_jobs_still_give_a_summary(put: Put) -> None:
 
 def test_one_job_folder_can_be_summarized(make: Make, put: Put) -> None:
     root = put(results=make(job="alone"))
-    assert [job["job"] for job in write_sweep_summary(root / "alone")["jobs"]] == ["alone"]
+    assert [job["job"] for job in write_sweep_summary(load_sweep_report(root / "alone"))["jobs"]] == ["alone"]
     entry = json.loads((root / "alone" / "summary.json").read_text())["jobs"][0]
     assert entry["recipe"] == "sa_proj" and len(entry["heldout_per_stage"]) == 5
 
@@ -122,10 +124,10 @@ def test_one_job_folder_can_be_summarized(make: Make, put: Put) -> None:
     [
         ("{", "cannot be read as JSON"),
         (
-            '{"schema": 2, "versions": {"lmm_forget": "9.1"}}',
+            '{"schema": 3, "versions": {"lmm_forget": "9.1"}}',
             "written by lmm-forget 9.1), this version reads schema 2; a",
         ),
-        ('{"schema": 0}', "schema 0, this version reads schema 2; delete it and run the job again"),
+        ('{"schema": 1}', "schema 1, this version reads schema 2; delete it and run the job again"),
         ("[]", "schema None"),
         ('{"schema": 2, "job": {}, "config": {}, "plan": {}, "base": {}}', "has no stages, figures"),
     ],
@@ -134,19 +136,19 @@ def test_unusable_results_are_named_and_the_rest_goes_on(make: Make, put: Put, t
     put("broken")
     root = put(results=make())
     (root / "broken" / "results.json").write_text(text)
-    summary = write_sweep_summary(root)
+    summary = write_sweep_summary(load_sweep_report(root))
     assert len(summary["jobs"]) == 1
     (job,) = summary["unfinished"]
     assert (job["job"], job["state"]) == ("broken", "unreadable") and words in job["error"]
     with pytest.raises(DataError, match=re.escape(words)):
-        write_sweep_summary(root / "broken")
+        write_sweep_summary(load_sweep_report(root / "broken"))
 
 
 def test_one_configuration_in_two_folders_counts_once(make: Make, put: Put) -> None:
     for seed in (0, 1):
         put(f"sweep-{seed}", results=make(seed=seed))
     root = put("again", results=make(seed=1))  # a single run of what a sweep did too
-    summary = write_sweep_summary(root)
+    summary = write_sweep_summary(load_sweep_report(root))
     assert [job["job"] for job in summary["jobs"]] == ["again", "sweep-0"]
     assert [entry["jobs"] for entry in summary["spread"]] == [2]
     told = "sweep-1 is again once more (the same configuration and data): it counts once, as again."
@@ -178,7 +180,7 @@ def test_jobs_that_were_asked_different_questions_are_said(make: Make, put: Put)
         root = put(results=results)
     sweep = restrict_to_shared_suite(load_sweep(root))
     assert sweep.notes == [
-        "The jobs were not asked the same questions of tiny_ai2d: part of a difference may be the questions."
+        "The jobs were not evaluated on the same questions of tiny_ai2d: part of a difference may be the questions."
     ]
     (found,) = compare_settings_to_reference(sweep, group_rows_by_setting(build_job_rows(sweep.results.values())))
     assert (found.learning, found.final, found.basis) == (
@@ -200,9 +202,9 @@ def test_states_that_do_not_fit(put: Put) -> None:
 
 def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no job"):
-        write_sweep_summary(tmp_path)
+        write_sweep_summary(load_sweep_report(tmp_path))
     with pytest.raises(DataError, match="no such folder"):
-        write_sweep_summary(tmp_path / "nowhere")
+        write_sweep_summary(load_sweep_report(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_one_record_that_lacks_something_does_not_take_the_page_down(
     results = json.loads((root / "broken" / "results.json").read_text())
     spoil(results)
     (root / "broken" / "results.json").write_text(json.dumps(results))
-    summary = write_sweep_summary(root)
+    summary = write_sweep_summary(load_sweep_report(root))
     (job,) = summary["unfinished"]
     assert (job["job"], job["state"]) == ("broken", "unreadable") and words in job["error"]
     assert [entry["job"] for entry in summary["jobs"]] == ["good"]
@@ -246,7 +248,7 @@ def lines_of(figure: Any) -> list[Any]:
 
 def test_frontier_joins_one_recipe_in_the_order_of_its_learning_rates(make: Make) -> None:
     results = [make("llm", 2e-4, gain=0.8), make("sa_proj", 1e-4), make("llm", 5e-5, gain=0.3)]
-    figure = plot_learning_vs_forgetting(build_job_rows(results))
+    figure = plot_learning_vs_forgetting(group_rows_by_setting(build_job_rows(results)))
     points = [list(zip(*line.get_data(), strict=True)) for line in lines_of(figure)]
     value = [(r["figures"]["target_learning"]["value"], r["figures"]["heldout_forgetting"]["value"]) for r in results]
     assert sorted(map(len, points)) == [1, 2]
@@ -257,7 +259,7 @@ def test_frontier_joins_one_recipe_in_the_order_of_its_learning_rates(make: Make
 
 def test_seeds_are_points_around_their_mean(make: Make) -> None:
     results = [make(seed=seed, gain=0.5 + 0.1 * seed) for seed in range(3)]
-    figure = plot_learning_vs_forgetting(build_job_rows(results))
+    figure = plot_learning_vs_forgetting(group_rows_by_setting(build_job_rows(results)))
     (line,) = lines_of(figure)
     learned = [result["figures"]["target_learning"]["value"] for result in results]
     assert list(line.get_xdata()) == [pytest.approx(sum(learned) / 3)]
@@ -269,7 +271,7 @@ def test_heldout_picture_shows_the_means_of_the_scores(make: Make) -> None:
     result = make()
     suite = ("tiny_ai2d", "tiny_chartqa", "tiny_docvqa")
     scores = [result["base"]["scores"], *(stage["scores"] for stage in result["stages"])]
-    figure = plot_heldout_per_stage(build_job_rows([result]))
+    figure = plot_heldout_per_stage(group_rows_by_setting(build_job_rows([result])))
     drawn = lines_of(figure)[0].get_ydata()
     assert list(drawn) == pytest.approx([sum(score[task]["value"] for task in suite) / 3 for score in scores])
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -278,7 +280,7 @@ def test_heldout_picture_shows_the_means_of_the_scores(make: Make) -> None:
 
 def test_different_orders_are_labelled_by_stage_number(make: Make) -> None:
     rows = build_job_rows([make(job="one"), make(tasks=("tiny_pathvqa", "tiny_cub200"), job="two")])
-    figure = plot_heldout_per_stage(rows)
+    figure = plot_heldout_per_stage(group_rows_by_setting(rows))
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == [
         "base",
         *(f"stage {s}" for s in range(1, 6)),
@@ -287,10 +289,11 @@ def test_different_orders_are_labelled_by_stage_number(make: Make) -> None:
 
 def test_many_orders_and_jobs_without_a_suite_can_be_drawn(make: Make, tmp_path: Path) -> None:
     results = [make(seed=seed, job=f"seed{seed}") for seed in range(14)] + [make("llm", suite=(), job="none")]
-    rows = build_job_rows(results)
-    drawn = save_figure(plot_learning_vs_forgetting(rows), tmp_path / "learning_vs_forgetting")
+    settings = group_rows_by_setting(build_job_rows(results))
+    drawn = save_figure(plot_learning_vs_forgetting(settings), tmp_path / "learning_vs_forgetting")
     assert all(path.stat().st_size > 1000 for path in drawn)
-    assert [text.get_text() for text in plot_heldout_per_stage(rows).legends[0].get_texts()] == ["sa_proj"]
+    (legend,) = plot_heldout_per_stage(settings).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["sa_proj"]
     assert len(save_job_plots(results[-1], tmp_path)) == 4
 
 
@@ -299,4 +302,4 @@ def test_a_job_is_named_by_its_folder(make: Make, put: Put) -> None:
         result = make(seed=seed)
         del result["job"]["job"]
         root = put(name, results=result)
-    assert [job["job"] for job in write_sweep_summary(root)["jobs"]] == ["one", "two"]
+    assert [job["job"] for job in write_sweep_summary(load_sweep_report(root))["jobs"]] == ["one", "two"]

@@ -24,7 +24,10 @@ Make = Callable[..., dict[str, Any]]
 
 def printed(results: list[dict[str, Any]], width: int = 80, unfinished: tuple[UnfinishedJob, ...] = ()) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_sweep_table(build_job_rows(results), console, notes=list_report_notes(results), unfinished=unfinished)
+    rows = build_job_rows(results)
+    print_sweep_table(
+        rows, group_rows_by_setting(rows), console, notes=list_report_notes(results), unfinished=unfinished
+    )
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= width for line in text.splitlines())
     return str(text)
@@ -87,7 +90,7 @@ def test_jobs_that_differ_in_seed_or_order_carry_their_name_and_a_spread(make: M
     results = [make(seed=seed, gain=0.5 + 0.1 * seed) for seed in range(3)]
     text = printed(results, 130)
     assert all(result["job"]["job"] in text for result in results)
-    (entry,) = summarize_seed_spread(build_job_rows(results))
+    (entry,) = summarize_seed_spread(group_rows_by_setting(build_job_rows(results)))
     values = [result["figures"]["target_learning"]["value"] for result in results]
     assert entry["jobs"] == 3
     middle, sd = sum(values) / 3, np.std(values, ddof=1)
@@ -104,7 +107,8 @@ def test_jobs_that_differ_in_seed_or_order_carry_their_name_and_a_spread(make: M
     )
     assert "over seeds and orders: mean" in text
     single = [make("llm", tasks=(task,)) for task in ("tiny_cub200", "tiny_pathvqa")]
-    assert summarize_seed_spread(build_job_rows(single)) == []  # other tasks are another experiment, not another order
+    # other tasks are another experiment, not another order
+    assert summarize_seed_spread(group_rows_by_setting(build_job_rows(single))) == []
 
 
 def test_learning_rates_shown_are_those_that_trained_something(make: Make) -> None:

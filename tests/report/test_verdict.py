@@ -11,6 +11,7 @@ import pytest
 from lmm_forget.report import build_job_rows
 from lmm_forget.report.experiment_settings import group_rows_by_setting
 from lmm_forget.report.setting_differences import SettingDifference
+from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.report.verdict import format_sweep_answer, format_sweep_question
 
@@ -43,10 +44,10 @@ ANSWERS = {
     ),
     "all worse": (
         {"llm": (WORSE, LOST), "mlp": ((-20.0, -22.0, -18.0), KEPT)},
-        "None: all got worse at what was taught (best: llm, -9.0 points).",
+        "None: all got worse at what was trained (best: llm, -9.0 points).",
     ),
     "alone, chance": ({"llm": (CHANCE, KEPT)}, "It learned no more than chance allows (llm: +1.0 points)."),
-    "alone, worse": ({"llm": (WORSE, KEPT)}, "It got worse at what was taught (best: llm, -9.0 points)."),
+    "alone, worse": ({"llm": (WORSE, KEPT)}, "It got worse at what was trained (best: llm, -9.0 points)."),
     "alone, kept": (
         {"llm": (LEARNED, KEPT)},
         "It learned +30.0 points and kept its held-out mean (-0.4, within chance).",
@@ -129,7 +130,7 @@ def test_models_with_one_setting_each_are_asked_about_as_models(make: Make) -> N
     found[1]["config"]["model"]["name"], found[1]["base"]["weights_hash"] = "tiny_next", "other"
     settings = group_rows_by_setting(build_job_rows(found))
     assert format_sweep_question(settings) == (
-        "What did each model learn when taught 5 skills one after another, and what did it forget?"
+        "What did each model learn when trained on 5 skills one after another, and what did it forget?"
     )
     assert [line.partition(": ")[2][:12] for line in format_sweep_answer(settings).split("\n")] == [
         "It learned +",
@@ -139,7 +140,7 @@ def test_models_with_one_setting_each_are_asked_about_as_models(make: Make) -> N
 
 def test_the_page_says_it(make: Make, put: Put) -> None:
     folders = [put(results=record) for record in records(make, llm=(CHANCE, LOST), mlp=(WORSE, KEPT))]
-    content = write_sweep_summary(folders[0])
+    content = write_sweep_summary(load_sweep_report(folders[0]))
     expected = "None learned more than chance allows (best: llm, +1.0 points)."
     assert content["answer"] == expected
     for name in ("summary.html", "summary.md"):

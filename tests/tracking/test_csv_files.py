@@ -8,7 +8,7 @@ from pathlib import Path
 from lmm_forget.tracking import NullTracker, StageMetrics, open_tracker
 from lmm_forget.tracking.csv_tracker import CsvTracker
 from lmm_forget.training.step_logging import log_training_metrics
-from tests.tracking.telling import configuration, measured, whole
+from tests.tracking.fake_job import log_job, make_config, make_stage_metrics
 from tests.training.lesson import teach
 
 
@@ -18,10 +18,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_training_rows_of_every_stage_and_its_figures(tmp_path: Path) -> None:
-    tracker = open_tracker(configuration(tmp_path, name="csv"), tmp_path)
+    tracker = open_tracker(make_config(tmp_path, name="csv"), tmp_path)
     tracker.log_stage(StageMetrics(0, "w", {"scores/count": 0.0}))
     teach(training={"max_steps": 12}, tracker=tracker, task="first")
-    tracker.log_stage(measured(1, scores={"count": 50.0, "clock": 2.5}))
+    tracker.log_stage(make_stage_metrics(1, scores={"count": 50.0, "clock": 2.5}))
     teach(training={"max_steps": 1}, tracker=tracker, task="second")
     assert tracker.close() == []
     found = rows(tmp_path / "training.csv")
@@ -53,8 +53,8 @@ def test_the_last_row_of_a_step_counts_and_broken_lines_do_not(tmp_path: Path) -
 
 
 def test_no_tracker_leaves_nothing(tmp_path: Path) -> None:
-    tracker = open_tracker(configuration(tmp_path, name="none"), tmp_path / "job")
+    tracker = open_tracker(make_config(tmp_path, name="none"), tmp_path / "job")
     assert isinstance(tracker, NullTracker)
-    assert whole(tracker) == []
+    assert log_job(tracker) == []
     log_training_metrics(None, "a", 1, {"loss": 1.0})
     assert not (tmp_path / "job").exists()

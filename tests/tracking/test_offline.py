@@ -12,9 +12,9 @@ import pytest
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tracking import open_tracker
-from tests.tracking.reader import Run, run_files
-from tests.tracking.server import KEY, Server
-from tests.tracking.telling import configuration, measured, train, whole
+from tests.tracking.fake_job import log_job, log_training, make_config, make_stage_metrics
+from tests.tracking.fake_server import KEY, Server
+from tests.tracking.run_reader import Run, run_files
 
 ROWS = [0, 1, 11, 21, 23, 24, 25, 35, 45, 47, 48]  # base, 4 points of a curve, stage 1, 4 points, stage 2
 SECRET = "hunter2-correct-horse"
@@ -24,9 +24,9 @@ def test_every_metric_config_and_table_is_there(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("MY_SERVICE_TOKEN", SECRET)
     job = tmp_path / "multirun" / "sa_proj"
-    config = configuration(tmp_path, tags=["mine"])
+    config = make_config(tmp_path, tags=["mine"])
     config["tasks"] = {"count": {"password": "letmein", "note": f"key {SECRET}", "max_new_tokens": 4}}
-    assert whole(open_tracker(config, job)) == []
+    assert log_job(open_tracker(config, job)) == []
 
     (path,) = run_files(job)
     run = Run(path)
@@ -49,8 +49,8 @@ def test_every_metric_config_and_table_is_there(tmp_path: Path, monkeypatch: pyt
     assert run.column("change/ai2d") == [0, -10, -20]
     assert run.column("heldout/mean") == [85, 75, 65]
     assert run.column("heldout/change") == [0, -10, -20]
-    assert run.column("taught/task") == ["count", "clock"]
-    assert run.column("taught/learning") == [20, 10]
+    assert run.column("stage/task") == ["count", "clock"]
+    assert run.column("stage/learning") == [20, 10]
     assert run.column("train/global_step") == [1, 11, 21, 23, 24, 34, 44, 46]
     assert run.column("train/loss") == pytest.approx([3.0, 2.0, 1.0, 0.8] * 2)
     assert run.column("train/learning_rate") == [1e-3] * 8
@@ -65,7 +65,7 @@ def test_every_metric_config_and_table_is_there(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_table_shows_answers_with_pictures_against_the_base(tmp_path: Path) -> None:
-    whole(open_tracker(configuration(tmp_path), tmp_path / "job"))
+    log_job(open_tracker(make_config(tmp_path), tmp_path / "job"))
     run = Run(*run_files(tmp_path / "job"))
     tables = run.tables("answers")
     assert len(run.column("answers/path")) == 3
@@ -90,14 +90,14 @@ def test_the_table_shows_answers_with_pictures_against_the_base(tmp_path: Path) 
 def test_a_stage_from_the_store_appears_and_artifacts_tell_the_lineage(tmp_path: Path) -> None:
     delta = tmp_path / "delta.safetensors"
     delta.write_bytes(b"tensors")
-    tracker = open_tracker(configuration(tmp_path, artifacts="all"), tmp_path / "job")
-    tracker.log_stage(measured(0))
-    tracker.log_stage(measured(1, delta_path=delta))  # from the store: another job trained it
-    train(tracker, 2)
-    tracker.log_stage(measured(2, delta_path=delta, is_trained_here=True))
-    tracker.log_stage(measured(0))  # something was damaged: everything is told once more
-    tracker.log_stage(measured(1, delta_path=delta))
-    tracker.log_stage(measured(2, delta_path=delta))
+    tracker = open_tracker(make_config(tmp_path, artifacts="all"), tmp_path / "job")
+    tracker.log_stage(make_stage_metrics(0))
+    tracker.log_stage(make_stage_metrics(1, delta_path=delta))  # from the store: another job trained it
+    log_training(tracker, 2)
+    tracker.log_stage(make_stage_metrics(2, delta_path=delta, is_trained_here=True))
+    tracker.log_stage(make_stage_metrics(0))  # something was damaged: everything is told once more
+    tracker.log_stage(make_stage_metrics(1, delta_path=delta))
+    tracker.log_stage(make_stage_metrics(2, delta_path=delta))
     tracker.close()
     run = Run(*run_files(tmp_path / "job"))
     assert run.steps() == ROWS
@@ -119,12 +119,12 @@ def test_a_stage_from_the_store_appears_and_artifacts_tell_the_lineage(tmp_path:
 
 
 def test_a_resumed_job_is_one_run_with_every_row_once(tmp_path: Path) -> None:
-    job, config = tmp_path / "job", configuration(tmp_path)
+    job, config = tmp_path / "job", make_config(tmp_path)
     first = open_tracker(config, job)
-    first.log_stage(measured(0))
-    train(first, 1)
-    first.log_stage(measured(1))
-    train(first, 2, last=15)
+    first.log_stage(make_stage_metrics(0))
+    log_training(first, 1)
+    first.log_stage(make_stage_metrics(1))
+    log_training(first, 2, last=15)
     first.close(KeyboardInterrupt())
     (left,) = run_files(job)
     before = Run(left)
@@ -132,10 +132,10 @@ def test_a_resumed_job_is_one_run_with_every_row_once(tmp_path: Path) -> None:
     assert before.steps() == [0, 1, 11, 21, 23, 24, 25, 35]
 
     again = open_tracker(config, job)
-    again.log_stage(measured(0))
-    again.log_stage(measured(1))  # from the store by now
-    train(again, 2, first=11)  # from a checkpoint after step 10
-    again.log_stage(measured(2))
+    again.log_stage(make_stage_metrics(0))
+    again.log_stage(make_stage_metrics(1))  # from the store by now
+    log_training(again, 2, first=11)  # from a checkpoint after step 10
+    again.log_stage(make_stage_metrics(2))
     again.close()
     (path,) = run_files(job)
     run = Run(path)
@@ -147,7 +147,7 @@ def test_a_resumed_job_is_one_run_with_every_row_once(tmp_path: Path) -> None:
 
 
 def test_wandb_sync_uploads_the_same(tmp_path: Path) -> None:
-    whole(open_tracker(configuration(tmp_path), tmp_path / "job"))
+    log_job(open_tracker(make_config(tmp_path), tmp_path / "job"))
     (path,) = run_files(tmp_path / "job")
     run, server = Run(path), Server()
     try:
@@ -179,8 +179,8 @@ def test_two_jobs_never_share_a_run(tmp_path: Path) -> None:
     """Names that are the same once W&B's characters are left, and a job of the same name elsewhere."""
     folders = [tmp_path / "a" / "rate=1.5", tmp_path / "a" / "rate=1~5", tmp_path / "b" / "rate=1.5"]
     for folder in folders:
-        tracker = open_tracker(configuration(tmp_path, answers=0, artifacts="none"), folder)
-        tracker.log_stage(measured(0, pictures={}))
+        tracker = open_tracker(make_config(tmp_path, answers=0, artifacts="none"), folder)
+        tracker.log_stage(make_stage_metrics(0, pictures={}))
         tracker.close()
     runs = [Run(*run_files(folder)) for folder in folders]
     assert len({run.run.run_id for run in runs}) == 3
@@ -189,8 +189,8 @@ def test_two_jobs_never_share_a_run(tmp_path: Path) -> None:
 
 
 def test_a_failed_job_is_shown_as_such_and_artifacts_can_be_none(tmp_path: Path) -> None:
-    tracker = open_tracker(configuration(tmp_path, artifacts="none", answers=0), tmp_path / "job")
-    tracker.log_stage(measured(0, pictures={}))
+    tracker = open_tracker(make_config(tmp_path, artifacts="none", answers=0), tmp_path / "job")
+    tracker.log_stage(make_stage_metrics(0, pictures={}))
     tracker.close(DataError("no images\nin sight"))
     run = Run(*run_files(tmp_path / "job"))
     assert (run.exit, run.summary["state"], run.summary["error"]) == (2, "failed", "no images")
@@ -213,11 +213,11 @@ def test_a_failed_job_is_shown_as_such_and_artifacts_can_be_none(tmp_path: Path)
 )
 def test_mistakes_are_said_in_one_line(tmp_path: Path, node: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=f"^{said}"):
-        open_tracker(configuration(tmp_path, **node), tmp_path / "job")
+        open_tracker(make_config(tmp_path, **node), tmp_path / "job")
     assert not (tmp_path / "job").exists()
 
 
 def test_disabled_leaves_csv_files_only(tmp_path: Path) -> None:
-    assert whole(open_tracker(configuration(tmp_path, mode="disabled"), tmp_path / "job")) == []
+    assert log_job(open_tracker(make_config(tmp_path, mode="disabled"), tmp_path / "job")) == []
     assert run_files(tmp_path / "job") == []
     assert len((tmp_path / "job" / "training.csv").read_text().splitlines()) == 9

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lmm_forget.tracking import open_tracker
-from tests.tracking.reader import Run, run_files
-from tests.tracking.server import KEY, Server
-from tests.tracking.telling import configuration, measured, train, whole
+from tests.tracking.fake_job import log_job, log_training, make_config, make_stage_metrics
+from tests.tracking.fake_server import KEY, Server
+from tests.tracking.run_reader import Run, run_files
 from tests.tracking.test_offline import ROWS
 
 UPLOAD = "the run is kept on disk; upload it with: wandb sync "
@@ -28,12 +28,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_a_resumed_job_goes_on_in_its_run_and_sends_nothing_twice(tmp_path: Path, server: Server) -> None:
-    config, job = configuration(tmp_path, mode="online"), tmp_path / "job"
+    config, job = make_config(tmp_path, mode="online"), tmp_path / "job"
     first = open_tracker(config, job)
-    first.log_stage(measured(0))
-    train(first, 1)
-    first.log_stage(measured(1))
-    train(first, 2, last=15)
+    first.log_stage(make_stage_metrics(0))
+    log_training(first, 1)
+    first.log_stage(make_stage_metrics(1))
+    log_training(first, 2, last=15)
     assert first.close(KeyboardInterrupt()) == []
     (name,) = server.runs
     kept = server.runs[name]
@@ -42,10 +42,10 @@ def test_a_resumed_job_goes_on_in_its_run_and_sends_nothing_twice(tmp_path: Path
     sent = list(kept["history"])
 
     again = open_tracker(config, job)
-    again.log_stage(measured(0))
-    again.log_stage(measured(1))
-    train(again, 2, first=11)
-    again.log_stage(measured(2))
+    again.log_stage(make_stage_metrics(0))
+    again.log_stage(make_stage_metrics(1))
+    log_training(again, 2, first=11)
+    again.log_stage(make_stage_metrics(2))
     assert again.close() == []
     assert list(server.runs) == [name]
     assert kept["history"][: len(sent)] == sent
@@ -68,40 +68,40 @@ def test_a_closed_port_costs_a_bounded_wait(tmp_path: Path, monkeypatch: pytest.
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    (notice,) = whole(open_tracker(configuration(tmp_path, mode="online", timeout=2), tmp_path / "job"))
+    (notice,) = log_job(open_tracker(make_config(tmp_path, mode="online", timeout=2), tmp_path / "job"))
     assert notice.startswith("W&B was not reached (") and UPLOAD in notice and "\n" not in notice
     kept_offline(tmp_path / "job")
 
 
 def test_a_server_that_hangs_costs_a_bounded_wait(tmp_path: Path, server: Server) -> None:
     server.deaf.set()
-    (notice,) = whole(open_tracker(configuration(tmp_path, mode="online", timeout=2), tmp_path / "job"))
+    (notice,) = log_job(open_tracker(make_config(tmp_path, mode="online", timeout=2), tmp_path / "job"))
     assert notice.startswith("W&B was not reached (") and UPLOAD in notice
     kept_offline(tmp_path / "job")
 
 
 def test_out_of_quota_is_said_and_the_run_kept(tmp_path: Path, server: Server) -> None:
     server.refuses = True
-    (notice,) = whole(open_tracker(configuration(tmp_path, mode="online"), tmp_path / "job"))
+    (notice,) = log_job(open_tracker(make_config(tmp_path, mode="online"), tmp_path / "job"))
     assert "storage quota exceeded" in notice
     kept_offline(tmp_path / "job")
 
 
 def test_not_logged_in_is_said_and_the_run_kept(tmp_path: Path) -> None:
-    (notice,) = whole(open_tracker(configuration(tmp_path, mode="online"), tmp_path / "job"))
+    (notice,) = log_job(open_tracker(make_config(tmp_path, mode="online"), tmp_path / "job"))
     assert "No API key configured" in notice
     kept_offline(tmp_path / "job")
 
 
 def test_a_server_that_dies_midway_costs_a_bounded_wait(tmp_path: Path, server: Server) -> None:
-    tracker = open_tracker(configuration(tmp_path, mode="online", timeout=3), tmp_path / "job")
-    tracker.log_stage(measured(0))
+    tracker = open_tracker(make_config(tmp_path, mode="online", timeout=3), tmp_path / "job")
+    tracker.log_stage(make_stage_metrics(0))
     while "CreateArtifact" not in server.operations:
         time.sleep(0.05)
     server.deaf.set()
     for index in (1, 2):
-        train(tracker, index)
-        tracker.log_stage(measured(index))
+        log_training(tracker, index)
+        tracker.log_stage(make_stage_metrics(index))
     (notice,) = tracker.close()
     assert notice.startswith("W&B lacks something (") and UPLOAD in notice
     (path,) = (tmp_path / "job").glob("wandb/run-*/run-*.wandb")

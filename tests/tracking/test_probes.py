@@ -14,8 +14,8 @@ from lmm_forget.tracking.probe_metrics import (
     flatten_milestones,
     flatten_probe_readings,
 )
-from tests.tracking.reader import Run, run_files
-from tests.tracking.telling import configuration, measured, train
+from tests.tracking.fake_job import log_training, make_config, make_stage_metrics
+from tests.tracking.run_reader import Run, run_files
 
 SHIFT: dict[str, Any] = {
     "probe": "output_shift",
@@ -84,12 +84,12 @@ def test_nothing_recorded_is_nothing_shown(entry: dict[str, Any] | None) -> None
 
 
 def test_curves_and_milestones_reach_the_run_on_their_axes(tmp_path: Path) -> None:
-    config = {**configuration(tmp_path), "probe": {"name": "both", "at_steps": [1, 10, 100]}}
+    config = {**make_config(tmp_path), "probe": {"name": "both", "at_steps": [1, 10, 100]}}
     tracker = open_tracker(config, tmp_path / "job")
-    tracker.log_stage(measured(0, probes={"readings": [SHIFT]}))
-    train(tracker, 1)
-    tracker.log_stage(measured(1, probes=ENTRY))
-    tracker.log_stage(measured(2, probes={**ENTRY, "milestones": [], "missing_steps": [1, 10]}))
+    tracker.log_stage(make_stage_metrics(0, probes={"readings": [SHIFT]}))
+    log_training(tracker, 1)
+    tracker.log_stage(make_stage_metrics(1, probes=ENTRY))
+    tracker.log_stage(make_stage_metrics(2, probes={**ENTRY, "milestones": [], "missing_steps": [1, 10]}))
     tracker.close()
     run = Run(*run_files(tmp_path / "job"))
     assert run.column("probe/tiny_captions/forced/kl") == [0.5, 0.5, 0.5]

@@ -23,7 +23,7 @@ from lmm_forget.recipes.method import Method
 from lmm_forget.recipes.wise_ft import WiseFT
 from lmm_forget.store import CorruptEntryError
 from tests.models.tiny import FAMILIES, tiny_lmm
-from tests.probes.looking import ANSWERS, alarm, prober, prompts, weights
+from tests.probes.small_prober import ANSWERS, alarm, prober, prompts, weights
 from tests.training.lesson import teach
 
 IMAGE = {"llava_onevision": "<image>", "llava_next": "<image>", "qwen2_5_vl": "<|image_pad|>"}
@@ -114,7 +114,7 @@ def test_figures_are_those_of_the_full_softmax(dtype: torch.dtype, tmp_path: Pat
     other = tiny_lmm("llava_onevision", dtype=dtype, seed=5)
     lmm.model.load_state_dict(other.model.state_dict())
     found = reading(look(one), "output_shift")
-    exam, ids = one.prompts[0], list(one.sets["number"].ids)
+    exam, ids = one.prompt_sets[0], list(one.token_sets["number"].ids)
     masses, kls = [], []
     for number, sample in enumerate(exam.samples):
         encoded = lmm.family.encode_batch(
@@ -170,13 +170,13 @@ def plant(lmm: LMM, one: Prober, layer: int, sign: float) -> None:
     mlp: Any = one.blocks.mlp[layer]
     head = lmm.model.get_output_embeddings().weight
     with torch.no_grad():
-        direction = head[list(one.sets["number"].ids)].mean(dim=0) - head.mean(dim=0)
+        direction = head[list(one.token_sets["number"].ids)].mean(dim=0) - head.mean(dim=0)
         mlp.up_proj.weight[7] = mlp.gate_proj.weight[7] * 20
         mlp.gate_proj.weight[7] *= 20
         mlp.down_proj.weight[:, 7] = sign * 40 * direction / direction.norm()
 
 
-def test_looks_are_filed_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_saved_and_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prober(tiny_lmm("llava_onevision"), tmp_path)
     first = look(one)
     again = prober(tiny_lmm("llava_onevision"), tmp_path)

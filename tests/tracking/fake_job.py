@@ -1,4 +1,4 @@
-"""A job told to a tracker as the corridor tells it, without a model: two stages of a few steps."""
+"""Calls a tracker as a job does, without a model: two stages of a few steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASKS = ("count", "clock")
 
 
 @dataclass(frozen=True)
-class Said:
+class FakeAnswer:
     sample_id: str
     question: str
     references: tuple[str, ...]
@@ -25,7 +25,7 @@ class Said:
     value: float
 
 
-def configuration(folder: Path, **logger: Any) -> dict[str, Any]:
+def make_config(folder: Path, **logger: Any) -> dict[str, Any]:
     return {
         "name": "sweep",
         "seed": 0,
@@ -47,12 +47,12 @@ def record(index: int) -> dict[str, Any]:
     }
 
 
-def measured(index: int, **more: Any) -> StageMetrics:
-    """Held-out falls by 10 points a stage, the taught tasks rise; one of two samples changes."""
+def make_stage_metrics(index: int, **more: Any) -> StageMetrics:
+    """Held-out falls by 10 points a stage, the trained tasks rise; one of two samples changes."""
     answers = {
         task: [
-            Said("s1", "what?", ("yes", "y"), f"said {index}", float(index > 0)),
-            Said("s2", "?", ("no",), "no", 1.0),
+            FakeAnswer("s1", "what?", ("yes", "y"), f"said {index}", float(index > 0)),
+            FakeAnswer("s2", "?", ("no",), "no", 1.0),
         ]
         for task in (*TASKS, "ai2d", "mmstar")
     }
@@ -73,7 +73,7 @@ def measured(index: int, **more: Any) -> StageMetrics:
     return StageMetrics(index, **told)
 
 
-def train(tracker: Tracker, index: int, first: int = 1, last: int = STEPS) -> None:
+def log_training(tracker: Tracker, index: int, first: int = 1, last: int = STEPS) -> None:
     for step in range(first, last + 1):
         if step in LOGGED or (step - 1) % 10 == 0:
             figures = {
@@ -99,11 +99,11 @@ FIGURES = {
 RESULTS = {"figures": FIGURES, "plan": {"trainable": 12, "rules": []}, "timings": {"total": 3.5}}
 
 
-def whole(tracker: Tracker) -> list[str]:
+def log_job(tracker: Tracker) -> list[str]:
     """A job from end to end; returns the notices."""
-    tracker.log_stage(measured(0))
+    tracker.log_stage(make_stage_metrics(0))
     for index in (1, 2):
-        train(tracker, index)
-        tracker.log_stage(measured(index))
+        log_training(tracker, index)
+        tracker.log_stage(make_stage_metrics(index))
     tracker.log_results(RESULTS)
     return tracker.close()
