@@ -29,7 +29,7 @@ def check_fields_known(schema: type, node: Mapping[str, Any], path: str = "", la
     settings = list_settings(schema)
     for key in () if issubclass(schema, OpenGroup) else node:
         if key not in settings:
-            known_keys = sorted(name for name in settings if name != "learning_rate_source")
+            known_keys = sorted(name for name, each in settings.items() if not each.is_written)
             raise ConfigError(
                 f"there is no {_join_path(path, key)}; {label or path or 'the configuration'} has: "
                 f"{', '.join(known_keys)}{suggest_closest(str(key), known_keys)}"

@@ -46,6 +46,11 @@ class Setting:
     schema: type | None = None
     item_schema: type | None = None
 
+    @property
+    def is_written(self) -> bool:
+        """Whether resolving a configuration writes the field, which nobody sets."""
+        return self.help.endswith("written, never set")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenGroup:
