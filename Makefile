@@ -40,6 +40,9 @@ format: $(READY) ## let ruff mend and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+docs/configuration.md: $(READY) $(wildcard lmm_forget/config/schema/*.py conf/*.yaml conf/*/*.yaml)
+	$(PY) -c "from lmm_forget.config.schema.reference import format_markdown_reference as text; print(text(), end='')" > $@
+
 tiny: $(READY) ## train an embedded model from scratch (FAMILY=onevision, next or qwen2_5_vl); resumes
 	$(PY) -m lmm_forget.tiny.pretrain --family $(FAMILY)
 

@@ -32,6 +32,7 @@ usage: python -m lmm_forget.run [-m] [--config-dir DIR] [group=choice ...] [key=
   --config-dir DIR     a folder of your own YAMLs with the same groups, e.g. DIR/task/mine.yaml
   --cfg job --resolve  print the configuration instead of running it
   --help               this text
+  --help GROUP ...     every setting of a group (--help training), or one of them (--help training.max_steps)
 
 examples:
   python -m lmm_forget.run experiment=smoke
@@ -46,7 +47,7 @@ groups and their choices:
 {groups}
 
 Results: multirun/<name>/<job>/results.json, and multirun/<name>/summary.html over all jobs of a name. The same
-command again does only what is missing. Every key is explained where it stands: {conf}
+command again does only what is missing. Every setting: docs/configuration.md; its value: {conf}
 """
 HELP_GROUPS = (
     "model",
@@ -89,13 +90,17 @@ def _parse_and_run(arguments: list[str]) -> int:
 
     from lmm_forget.config import format_config_error
     from lmm_forget.config.overrides import check_overrides
+    from lmm_forget.config.schema.reference import format_settings_help
     from lmm_forget.launch.hydra_output import copy_to_accepted_sweep
 
     parser = get_args_parser()
     parser.error = _raise_usage_error  # type: ignore[method-assign,assignment]
     args = parser.parse_args(arguments)
     if args.help:
-        print(format_help([Path(args.config_dir)] if args.config_dir else []))
+        config_dirs = [Path(args.config_dir)] if args.config_dir else []
+        topics = [word for word in args.overrides if "=" not in word]
+        for text in [format_settings_help(topic, config_dirs) for topic in topics] or [format_help(config_dirs)]:
+            print(text)
         return 0
     is_display_only = bool(args.cfg or args.info or args.shell_completion or args.hydra_help)
     if args.multirun and (is_display_only or args.run):
@@ -149,7 +154,8 @@ def _run_hydra(
     """
     import hydra
 
-    from lmm_forget.config.composing import HYDRA_VERSION_BASE, find_conf_dir, register_resolvers
+    from lmm_forget.config.conf_dirs import find_conf_dir
+    from lmm_forget.config.hydra_composition import HYDRA_VERSION_BASE, register_resolvers
     from lmm_forget.config.hydra_settings import CallbackConfigError
     from lmm_forget.launch.process_pool import SweepStopped
     from lmm_forget.launch.sweep_plan import DryRunFinished

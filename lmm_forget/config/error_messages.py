@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +11,9 @@ from traceback import walk_tb
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from lmm_forget.config.conf_dirs import list_group_choices
+from lmm_forget.config.hydra_composition import compose_with_hydra
+from lmm_forget.config.suggestions import join_names, suggest_closest
 from lmm_forget.errors import shorten_value
 
 _GROUPS_WITH_FIELDS = ("model", "recipe", "sequence", "hardware", "logger", "hydra/launcher")
@@ -72,17 +74,6 @@ def format_config_error(
     return f"{_shorten_text(prefix)}: {_shorten_text(message)} ({type(error).__name__})"
 
 
-def suggest_closest(word: str, known_words: Sequence[str]) -> str:
-    """`; did you mean X?` if a known word is close, else nothing."""
-    close_matches = difflib.get_close_matches(word, known_words, n=1)
-    return f"; did you mean {close_matches[0]}?" if close_matches else ""
-
-
-def join_names(names: Sequence[str]) -> str:
-    """Names for the end of a message; `nothing` if there are none."""
-    return ", ".join(names) if names else "nothing"
-
-
 def _format_missing_choice(config_file: str | None, options: Sequence[str] | None, text: str) -> str:
     group, _, name = str(config_file or "").rpartition("/")
     if not group:
@@ -97,15 +88,12 @@ def _format_missing_choice(config_file: str | None, options: Sequence[str] | Non
 
 def _format_unknown_key(key: str, overrides: Sequence[str], config_dir: str | Path | None) -> str:
     """Name the keys that stand where `key` was looked for."""
-    from lmm_forget.config.composing import compose_config
-    from lmm_forget.errors import ConfigError
-
     key = key.lstrip("+~")
     single_overrides = [text for text in overrides if "," not in text]
     group_overrides = [text for text in single_overrides if text.lstrip("+~").split("=", 1)[0] in _GROUPS_WITH_FIELDS]
     try:
-        cfg = compose_config(group_overrides, config_dir)
-    except ConfigError:
+        cfg = compose_with_hydra(group_overrides, config_dir)
+    except Exception:  # of any kind, from what stands beside the key
         return f"there is no key {key!r} in the configuration"
     parent, _, missing_name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -116,8 +104,6 @@ def _format_unknown_key(key: str, overrides: Sequence[str], config_dir: str | Pa
     if parent == "tasks":
         return f"there is no {key!r} yet; a change to a task is added: +{key}=…"
     if known_keys == ["name"] and isinstance(node, DictConfig):
-        from lmm_forget.config.composing import list_group_choices
-
         others = [
             name for name in list_group_choices(parent, [Path(config_dir)] if config_dir else []) if name != node.name
         ]

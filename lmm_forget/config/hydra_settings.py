@@ -13,6 +13,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from lmm_forget.config.schema.hardware_settings import IsolatedLauncherSettings
+from lmm_forget.config.schema.node_reading import read_settings
 from lmm_forget.errors import ConfigError
 
 _FOLDER_HINT = "jobs lie in multirun/<name>/<job>; set name=NAME, and give the command where multirun is to be"
@@ -70,7 +72,8 @@ class CallbackConfigError(BaseException):
 
 
 class HydraSettingsCallback(Callback):
-    """Calls `check_hydra_settings` on what was composed, before Hydra makes the first folder. Raises Refused."""
+    """Calls `check_hydra_settings` on what was composed, before Hydra makes the first folder. Raises
+    CallbackConfigError."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before one job."""
@@ -98,13 +101,8 @@ def check_hydra_settings(cfg: DictConfig) -> None:
     if not isinstance(launcher, DictConfig):
         raise ConfigError("hydra.launcher is no launcher; choose hydra/launcher=NAME")
     if str(launcher.get("_target_")).endswith(".IsolatedLauncher"):
-        fields = [str(key) for key in launcher if key != "_target_"]
-        unknown_fields = [key for key in fields if key != "grace"]
-        if unknown_fields:
-            raise ConfigError(f"there is no hydra.launcher.{unknown_fields[0]}; hydra/launcher=isolated has: grace")
-        grace: Any = launcher.get("grace", 0)
-        if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not 0 <= grace < float("inf"):
-            raise ConfigError(f"hydra.launcher.grace={grace} cannot be used; it must be a number of seconds")
+        fields = {str(key): launcher.get(key) for key in launcher if key != "_target_"}
+        read_settings(IsolatedLauncherSettings, fields, "hydra.launcher", "hydra/launcher=isolated")
 
 
 def _find_alternative(key: str) -> str:

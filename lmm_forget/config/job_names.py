@@ -7,38 +7,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lmm_forget.config.schema.effects import find_effect
+from lmm_forget.config.schema.setting import Effect
 from lmm_forget.errors import ConfigError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 """What a sweep may be called: safe as one folder's name."""
 
-UNCOMPARED_KEYS = (
-    "hardware.devices",
-    "hardware.nodes",
-    "hardware.strategy",
-    "hardware.micro_batch_size",
-    "hardware.num_workers",
-    "hardware.threads",
-    "hardware.max_parallel_jobs",
-    "checkpoint_every",
-    "logger",
-    "name",
-    "objective",
-    "paths",
-    "progress",
-    "snapshot",
-    "store",
-    "sweep",
-)
-"""Fields that may change between two runs of the same job: they say where and how fast, not what."""
-
 
 def find_swept_choices(job_overrides: Sequence[str], command_overrides: Sequence[str]) -> dict[str, Any]:
     """The choices of one grid point that a sweep varies: key -> value.
 
-    `job_overrides` are the grid point's; `given` are those of the command line and the sweeper's own, unexpanded.
-    A key with one value in `given` is not a choice of the sweep, every other one is: those a sweeper invents, and
-    those of an experiment's grid that the command line narrows to one value (the job keeps its name in the grid).
+    `job_overrides` are the grid point's; `command_overrides` are those of the command line and the sweeper's own,
+    unexpanded. A key with one value in `command_overrides` is not a choice of the sweep, every other one is: those a
+    sweeper invents, and those of an experiment's grid that the command line narrows to one value (the job keeps its
+    name in the grid).
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -62,7 +45,7 @@ def find_swept_choices(job_overrides: Sequence[str], command_overrides: Sequence
 def build_job_name(choices: Mapping[str, Any], group_names: Sequence[str]) -> str:
     """A grid point's folder name: chosen group values first, then `lastkey=value`, each sorted by key.
 
-    `groups` are the keys that are config groups. Fields that share a last key are written with the whole dotted
+    `group_names` are the keys that are config groups. Fields that share a last key are written with the whole dotted
     key; a value that is not safe as a file name is cleaned and followed by a short digest of what it was.
     """
     fields = sorted(key for key in choices if key not in group_names)
@@ -96,12 +79,15 @@ def check_sweep_name(name: Any) -> str:
 
 
 def list_config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted fields in which two resolved configurations differ, as `field: old -> new`; NOT_COMPARED is left out."""
+    """Dotted fields in which two resolved configurations differ, as `field: old -> new`.
+
+    Fields that change neither weights nor answers (`schema.setting.Effect`) are left out: the job is the same one.
+    """
     before, after = dict(_iterate_leaves(old)), dict(_iterate_leaves(new))
     missing = object()
     lines = []
     for key in sorted({*before, *after}):
-        if any(key == field or key.startswith(f"{field}.") for field in UNCOMPARED_KEYS):
+        if find_effect(key) == Effect.NEITHER:
             continue
         old_value, new_value = before.get(key, missing), after.get(key, missing)
         if old_value != new_value:

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
-from lmm_forget.config.error_messages import join_names
-from lmm_forget.config.field_checks import REQUIRED_GROUPS
+from lmm_forget.config.conf_dirs import list_group_choices
 from lmm_forget.config.hydra_settings import check_hydra_override
 from lmm_forget.config.job_names import check_sweep_name
 from lmm_forget.config.renamed import refuse_renamed_key
+from lmm_forget.config.schema.job_config import REQUIRED_GROUPS
+from lmm_forget.config.suggestions import join_names
 from lmm_forget.errors import ConfigError
 
 MAX_OVERRIDE_LENGTH, MAX_SHOWN_LENGTH = 10_000, 60
@@ -22,7 +23,7 @@ _SWEEP_SYNTAX = (",", "range(", "choice(", "interval(", "glob(", "${")
 
 
 def check_overrides(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[str]:
-    """A command line's words as Hydra may have them; `folders` are the user's own, whose choices are listed too.
+    """A command line's words as Hydra may have them; `config_dirs` are the user's own, whose choices are listed too.
 
     Raises ConfigError for a folder that is a file, for a word that cannot be one, for a group that is deleted, given no
     choice or several in brackets, for a bad name, and for Hydra's own settings where they would do nothing.
@@ -80,8 +81,6 @@ def _check_group_choice(group: str, value: str, config_dirs: Sequence[Path]) -> 
 
 
 def _format_known_choices(group: str, config_dirs: Sequence[Path]) -> str:
-    from lmm_forget.config.composing import list_group_choices
-
     return join_names(list_group_choices(group, config_dirs))
 
 

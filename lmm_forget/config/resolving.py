@@ -10,14 +10,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmm_forget.config.composing import list_config_dirs, register_resolvers
+from lmm_forget.config.conf_dirs import list_config_dirs
 from lmm_forget.config.cpu_features import has_bf16_instructions
 from lmm_forget.config.error_messages import format_config_error
-from lmm_forget.config.field_checks import REQUIRED_GROUPS, check_config_fields
+from lmm_forget.config.hydra_composition import register_resolvers
 from lmm_forget.config.hydra_settings import check_hydra_settings
 from lmm_forget.config.job_names import check_sweep_name
-from lmm_forget.config.probe_settings import check_probe_config, resolve_probe_tasks
+from lmm_forget.config.probe_tasks import resolve_probe_tasks
 from lmm_forget.config.renamed import refuse_renamed_keys
+from lmm_forget.config.schema.job_config import REQUIRED_GROUPS, check_job_config
+from lmm_forget.config.schema.node_reading import read_settings
+from lmm_forget.config.schema.training_settings import SubsetSettings
 from lmm_forget.config.task_files import TaskFile, TaskFileFinder, check_task_roles
 from lmm_forget.config.task_order import order_tasks, parse_name_list
 from lmm_forget.errors import ConfigError
@@ -31,8 +34,9 @@ def resolve_config(
 ) -> dict[str, Any]:
     """The plain dictionary a job runs from: nothing left to look up, every value checked.
 
-    `cfg` is what `compose` (or Hydra) returns, with its `hydra` node; `folders` are searched for task YAMLs (default:
-    the configuration's search path, the user's folder first); `name` overrides the sweep's name.
+    `cfg` is what `compose_config` (or Hydra) returns, with its `hydra` node; `config_dirs` are searched for task YAMLs
+    (default: the configuration's search path, the user's folder first); `sweep_name` overrides the sweep's name.
+    `JobConfig.from_resolved` makes a typed object of the result.
     Under `tasks` stands every task of the sequence and the suite; `sequence.tasks` and `suite.tasks` hold the names
     those tasks are recorded under. `training.learning_rate` is a number, and `training.learning_rate_source` says
     who chose it; `hardware.attention` has moved to `model.attention`. Raises ConfigError.
@@ -73,9 +77,8 @@ def _resolve_composed(cfg: DictConfig, config_dirs: list[Path], sweep_name: str 
     _check_group_names(config)
     _resolve_learning_rate(config, overrides, group_choices, config_dirs)
     model_defaults = {key: config["model"].pop(key, None) for key in MODEL_DEFAULT_KEYS}
-    check_config_fields(config)
+    check_job_config(config)
     _resolve_hardware(config, model_defaults["micro_batch_size"])
-    check_probe_config(config["probe"], config["sequence"]["tasks"])
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config
 
@@ -95,25 +98,12 @@ def _apply_suite_subset(suite: Any, benchmarks: Sequence[TaskFile]) -> None:
     subset = suite.get("subset")
     if subset is None:
         return
-    known_keys = ("samples", "seed", "by")
-    unknown_keys = (
-        [str(key) for key in subset if key not in known_keys] if isinstance(subset, Mapping | DictConfig) else ["?"]
-    )
-    if unknown_keys:
-        raise ConfigError(f"suite.subset.{unknown_keys[0]} is unknown; it has: {', '.join(known_keys)}")
-    for key, minimum in (("samples", 1), ("seed", 0)):
-        value = subset.get(key, 0 if key == "seed" else None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ConfigError(f"suite.subset.{key}={value} must be a whole number of at least {minimum}")
+    if not isinstance(subset, DictConfig):
+        raise ConfigError(f"suite.subset={subset} cannot be used; it must be keys and values, e.g. {{samples: 250}}")
+    settings = read_settings(SubsetSettings, {str(key): subset.get(key) for key in subset}, "suite.subset")
     for task in benchmarks:
-        groups = subset.get("by") or {}
-        if not isinstance(groups, Mapping | DictConfig):
-            raise ConfigError(f"suite.subset.by={groups} must give benchmarks their column: {{ai2d: category}}")
-        task.node.subset = {
-            "samples": subset.get("samples"),
-            "seed": subset.get("seed", 0),
-            "by": groups.get(task.name),
-        }
+        column = (settings.by or {}).get(task.name)
+        task.node.subset = {"samples": settings.samples, "seed": settings.seed, "by": column}
 
 
 def _resolve_learning_rate(

@@ -13,10 +13,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmm_forget.config.error_messages import find_yaml_error, format_config_error, join_names, suggest_closest
+from lmm_forget.config.error_messages import find_yaml_error, format_config_error
+from lmm_forget.config.schema.node_reading import check_value
+from lmm_forget.config.schema.setting import list_settings
+from lmm_forget.config.schema.training_settings import TaskSettings
+from lmm_forget.config.suggestions import join_names, suggest_closest
 from lmm_forget.errors import ConfigError
-
-TASK_ROLES = ("target", "held_out", "captions")
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,14 @@ class TaskFileFinder:
         return TaskFile(str(node.name), str(node.role), path, node)
 
     def list_task_names(self) -> list[str]:
-        """Names that `load` accepts, without a stand-in's prefix."""
+        """Names that `load_task_file` accepts, without a stand-in's prefix."""
         stems = {path.stem for folder in self.folders for path in (folder / "task").glob("*.yaml")}
         if self.data_source == "tiny":
             stems = {stem.removeprefix("tiny_") for stem in stems}
         return sorted(stems)
 
     def merge_into_config(self, run_config: DictConfig, tasks: Sequence[TaskFile]) -> None:
-        """Replace `run.tasks` by the tasks' YAMLs, with the changes that stood there merged over them.
+        """Replace `run_config.tasks` by the tasks' YAMLs, with the changes that stood there merged over them.
 
         Raises ConfigError if a change names a task that is neither taught nor asked, or if two files claim one name.
         """
@@ -116,15 +118,12 @@ class TaskFileFinder:
 
 
 def _check_task_fields(node: DictConfig, location: str) -> None:
-    """Raise ConfigError, beginning with `where`, for a task's node that lacks a field or has a wrong one."""
+    """Raise ConfigError, beginning with `location`, for a task's node that lacks a field or has a wrong one."""
     for key in ("_target_", "role", "max_new_tokens"):
         if OmegaConf.is_missing(node, key) or node.get(key) is None:
             raise ConfigError(f"{location} lacks {key}; a task needs _target_, role, max_new_tokens and scorer")
-    if node.role not in TASK_ROLES:
-        raise ConfigError(f"{location}: role={node.role} is not known; choose one of: {', '.join(TASK_ROLES)}")
-    tokens = node.max_new_tokens
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise ConfigError(f"{location}: max_new_tokens={tokens} must be a whole number of at least 1")
+    for key in ("role", "max_new_tokens"):
+        check_value(f"{location}: {key}", node.get(key), list_settings(TaskSettings)[key])
 
 
 @lru_cache(maxsize=256)

@@ -16,7 +16,7 @@ from lmm_forget.metrics.figures_of_merit import compute_figures_of_merit
 from lmm_forget.metrics.score_summary import build_score_entry
 from lmm_forget.metrics.significance import estimate_changes_from_base
 from lmm_forget.probes.probe_records import add_probe_entries, write_probe_tables
-from lmm_forget.store.keys import FIELDS_WITHOUT_WEIGHT_EFFECT, hash_json, strip_task_paths
+from lmm_forget.store.keys import hash_json, select_recorded_config
 from lmm_forget.store.record_schemas import RESULTS_SCHEMA
 
 if TYPE_CHECKING:
@@ -73,20 +73,6 @@ def get_git_state() -> dict[str, str]:
     return {"git": f"{commit} modified" if changed else commit}
 
 
-def select_comparable_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without what may differ between equal results: paths, devices, logging."""
-    comparable_config = {
-        k: v for k, v in config.items() if k not in FIELDS_WITHOUT_WEIGHT_EFFECT[""] or k in ("suite", "probe")
-    }
-    excluded_keys = FIELDS_WITHOUT_WEIGHT_EFFECT["hardware"]
-    comparable_config["hardware"] = {k: v for k, v in config["hardware"].items() if k not in excluded_keys}
-    comparable_config["tasks"] = {name: strip_task_paths(node) for name, node in config["tasks"].items()}
-    comparable_config["model"] = {
-        k: v for k, v in config["model"].items() if k not in FIELDS_WITHOUT_WEIGHT_EFFECT["model"]
-    }
-    return comparable_config
-
-
 def build_results(
     context: JobContext,
     base_hash: str,
@@ -95,7 +81,7 @@ def build_results(
     base_probes: ProbeResult | None = None,
 ) -> dict[str, Any]:
     """The content of results.json."""
-    config = select_comparable_config(context.config)
+    config = select_recorded_config(context.config)
     target_tasks, suite_tasks = context.config["sequence"]["tasks"], context.config["suite"]["tasks"]
     scoring = context.config["data"]["scoring"]
     scores = {

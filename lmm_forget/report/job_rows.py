@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
+from lmm_forget.config.schema.effects import select_fields
+from lmm_forget.config.schema.setting import Effect
 from lmm_forget.report.job_identity import hash_job_inputs
-from lmm_forget.store.keys import FIELDS_WITHOUT_WEIGHT_EFFECT, TASK_PATH_FIELDS, select_early_stop_config
+from lmm_forget.store.keys import select_early_stop_config, strip_task_paths
 
 Estimate = Mapping[str, Any]  # {value, low, high} in points
 
@@ -109,19 +111,14 @@ def extract_setting_fields(config: Mapping[str, Any], trained_tasks: Iterable[st
 
     They are the same for the configuration in results.json and the one in job.yaml.
     """
-    excluded_fields = {"seed", "sequence", "tasks", *FIELDS_WITHOUT_WEIGHT_EFFECT[""]}
-    setting_fields: dict[str, Any] = {
-        node: {k: v for k, v in value.items() if k not in FIELDS_WITHOUT_WEIGHT_EFFECT.get(node, ()) or node == "data"}
-        if isinstance(value, Mapping)
-        else value
-        for node, value in config.items()
-        if node not in excluded_fields
-    }
+    setting_fields = select_fields(config, Effect.WEIGHTS)
+    for name in ("seed", "sequence", "tasks", "probe"):
+        setting_fields.pop(name, None)
+    if "data" in setting_fields:  # which questions are asked makes a setting too
+        setting_fields["data"] = config["data"]
     nodes = config.get("tasks") or {}
     distinct_tasks = sorted(set(trained_tasks))
-    setting_fields["tasks"] = {
-        task: {k: v for k, v in (nodes.get(task) or {}).items() if k not in TASK_PATH_FIELDS} for task in distinct_tasks
-    }
+    setting_fields["tasks"] = {task: strip_task_paths(nodes.get(task) or {}) for task in distinct_tasks}
     early_stop_config = select_early_stop_config(config.get("probe"))
     if early_stop_config:  # a drift alarm that ends stages
         setting_fields["stop"] = early_stop_config

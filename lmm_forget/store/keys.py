@@ -1,7 +1,7 @@
 """Keys: what decides a stage's weights, and what decides a model's answers. Equal key means equal work.
 
-A stage's key covers the whole resolved configuration as its training sees it, less the short list below: a new
-configuration field counts until somebody lists it here.
+Which field of the configuration counts for what stands with the field, in `lmm_forget.config.schema`: one without an
+effect, and one that has no class, counts as changing weights.
 """
 
 from __future__ import annotations
@@ -12,65 +12,31 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lmm_forget.config.schema.effects import list_fields, select_fields
+from lmm_forget.config.schema.hardware_settings import HardwareSettings
+from lmm_forget.config.schema.model_settings import ModelSettings
+from lmm_forget.config.schema.probe_settings import ProbeSettings
+from lmm_forget.config.schema.setting import Effect
+from lmm_forget.config.schema.training_settings import TaskSettings
+
 TRAINING_SEMANTICS_VERSION = 2
 """Raised on purpose when the training code changes what the same configuration computes."""
 
 ANSWER_SEMANTICS_VERSION = 2
 """Raised on purpose when asking changes what the same model says to the same question (scoring is done on reading)."""
 
-FIELDS_WITHOUT_WEIGHT_EFFECT: Mapping[str, frozenset[str]] = {
-    "": frozenset(
-        {
-            "name",
-            "store",
-            "logger",
-            "paths",
-            "progress",
-            "checkpoint_every",
-            "snapshot",
-            "sweep",
-            "objective",
-            "suite",
-            "probe",
-        }
-    ),
-    "hardware": frozenset(
-        {
-            "devices",
-            "nodes",
-            "strategy",
-            "micro_batch_size",
-            "num_workers",
-            "threads",
-            "max_parallel_jobs",
-            "eval_batch_size",
-        }
-    ),
-    "data": frozenset({"eval_samples", "validation", "scoring"}),
-    "training": frozenset({"learning_rate_source"}),
-    "model": frozenset({"path"}),
-}
-"""Fields, by node, that move no weight beyond rounding. The base's own weights are in the key by their hash."""
-
-
 KEYED_LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers")
 """Libraries whose major.minor versions count, in keys of stages and of answers alike."""
 
-TASK_PATH_FIELDS = frozenset({"path", "images_root", "train_path", "streaming"})
-"""Fields of a task's node that say where its files lie, and how they are fetched."""
-
 
 def select_training_config(config: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """The part of a resolved `config` that decides the weights of the stage that teaches `task`.
+    """The part of a resolved `config` that decides the weights of the stage that trains `task`.
 
     Of the sequence only this task is left: equal prefixes of different orders share their stages.
     """
-    view = copy.deepcopy(
-        {k: v for k, v in config.items() if k not in (*FIELDS_WITHOUT_WEIGHT_EFFECT[""], "sequence", "tasks")}
-    )
-    for node, fields in FIELDS_WITHOUT_WEIGHT_EFFECT.items():
-        if node and isinstance(view.get(node), dict):
-            view[node] = {k: v for k, v in view[node].items() if k not in fields}
+    view = select_fields(config, Effect.WEIGHTS)
+    for group in ("sequence", "tasks", "probe"):
+        view.pop(group, None)
     view["task"] = strip_task_paths(config["tasks"][task])
     stop = select_early_stop_config(config.get("probe"))
     if stop:
@@ -85,13 +51,20 @@ def select_early_stop_config(probe_config: Any) -> dict[str, Any] | None:
     bounds = {name: bound for name, bound in (probe_config.get("stop_when") or {}).items() if bound is not None}
     if not bounds or probe_config.get("on_alarm") != "stop":
         return None
-    kept_fields = ("token_sets", "forced_on", "n", "alarm_n", "alarm_every")
+    view = select_fields(probe_config, Effect.WEIGHTS, ProbeSettings)
+    for name in ("stop_when", "on_alarm", "prompts", "tasks"):
+        view.pop(name, None)
     prompts = [strip_task_paths(node) for node in probe_config["tasks"].values()]
-    return {
-        "bounds": bounds,
-        "prompts": prompts,
-        **{name: copy.deepcopy(probe_config[name]) for name in kept_fields},
-    }
+    return {"bounds": bounds, "prompts": prompts, **view}
+
+
+def select_recorded_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved `config` that equal results share: neither paths nor devices nor logging."""
+    view = select_fields(config, Effect.WEIGHTS | Effect.ANSWERS)
+    view["hardware"] = select_fields(config["hardware"], Effect.WEIGHTS, HardwareSettings)
+    if "probe" in config:
+        view["probe"] = copy.deepcopy(config["probe"])
+    return view
 
 
 def diff_ingredients(
@@ -113,7 +86,7 @@ def _iterate_leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def strip_task_paths(task_config: Mapping[str, Any]) -> dict[str, Any]:
     """A task's node without where its files lie: their content counts, by the task's fingerprint."""
-    return {k: copy.deepcopy(v) for k, v in task_config.items() if k not in TASK_PATH_FIELDS}
+    return select_fields(task_config, Effect.WEIGHTS | Effect.ANSWERS, TaskSettings)
 
 
 def compute_stage_key(
@@ -126,10 +99,10 @@ def compute_stage_key(
     versions: Mapping[str, str],
     code_fingerprints: Mapping[str, str | None] | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Key of the stage that teaches `task` on the model whose `weights_hash` is `parent`, and its ingredients.
+    """Key of the stage that trains `task` on the model with hash `parent_weights_hash`, and its ingredients.
 
-    `data` is the fingerprint of the training set, `model` holds those of the loaded model beside its weights (see
-    `models.fingerprint`), `code` those of the user's own task and method where there are any.
+    `data_fingerprint` is that of the training set, `model_fingerprints` holds those of the loaded model beside its
+    weights (see `models.fingerprint`), `code_fingerprints` those of the user's own task and method, if any.
     """
     ingredients = {
         "config": select_training_config(config, task),
@@ -150,16 +123,16 @@ def compute_response_cache_key(
     model_config: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> str:
-    """Key of everything about asking the model with hash `weights` but the question itself.
+    """Key of everything that decides an answer of the model with hash `weights_hash`, but the question itself.
 
-    `model` holds the fingerprints of the loaded model beside its weights; of its configuration node `spec`, dtype,
-    attention and image budget count.
+    `model_fingerprints` holds those of the loaded model beside its weights; of its node `model_config` count the fields
+    that change answers (dtype, attention, image budget).
     """
     return hash_json(
         {
             "weights": weights_hash,
             "model": dict(model_fingerprints),
-            "spec": {name: model_config.get(name) for name in ("dtype", "attention", "image")},
+            "spec": {name: model_config.get(name) for name in list_fields(ModelSettings, Effect.ANSWERS)},
             "versions": _select_library_versions(versions),
             "answer_semantics": ANSWER_SEMANTICS_VERSION,
         }

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from lmm_forget.store.keys import (
-    FIELDS_WITHOUT_WEIGHT_EFFECT,
     compute_config_keys,
     compute_response_cache_key,
     compute_stage_key,
@@ -127,27 +126,6 @@ def test_everything_else_is(path: str) -> None:
 
 def test_moving_a_tasks_files_changes_nothing() -> None:
     assert key(changed("tasks.a", {"n_train": 10, "path": "elsewhere", "images_root": "there"})) == key()
-
-
-def test_the_short_list_is_the_one_in_the_design() -> None:
-    assert FIELDS_WITHOUT_WEIGHT_EFFECT["hardware"] >= {
-        "devices",
-        "nodes",
-        "micro_batch_size",
-        "num_workers",
-        "threads",
-    }
-    assert FIELDS_WITHOUT_WEIGHT_EFFECT[""] >= {
-        "logger",
-        "store",
-        "name",
-        "paths",
-        "progress",
-        "checkpoint_every",
-        "suite",
-        "probe",
-    }
-    assert sum(map(len, FIELDS_WITHOUT_WEIGHT_EFFECT.values())) < 25
 
 
 def test_parent_data_model_code_and_minor_versions_count() -> None:

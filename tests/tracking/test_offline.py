@@ -201,7 +201,7 @@ def test_a_failed_job_is_shown_as_such_and_artifacts_can_be_none(tmp_path: Path)
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        ({"name": "mlflow"}, "logger=mlflow: unknown; use one of csv, wandb, none"),
+        ({"name": "mlflow"}, "logger.name=mlflow is not known; choose one of: csv, wandb, none"),
         (
             {"mode": "sometimes"},
             "logger.mode=sometimes is not known; choose one of: online, offline, disabled",

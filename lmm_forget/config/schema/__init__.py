@@ -1,0 +1,1 @@
+"""The configuration as classes: what each setting means, may be, and changes."""
