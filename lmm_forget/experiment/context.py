@@ -252,7 +252,7 @@ def _record_skipped_samples(
         node = context.config["tasks"][task_name]
         record_warning(
             f"task {task_name}: {len(length_report.long_answers)} of {len(length_report.samples)} answers "
-            f"{'that are taught' if usage == 'taught' else 'asked for'} are longer than max_new_tokens="
+            f"{'that are trained on' if usage == 'trained' else 'asked for'} are longer than max_new_tokens="
             f"{node['max_new_tokens']}, so they cannot be said in full (first: {length_report.long_answers[0]})"
         )
 

@@ -18,7 +18,6 @@ from lmm_forget.evaluation.evaluate import evaluate
 from lmm_forget.evaluation.scored_answers import Answer
 from lmm_forget.models.loading import LMM
 from lmm_forget.progress import NullProgress
-from lmm_forget.tasks.sample_set import ListSamples, limit_samples
 from tests.evaluation.flips import flips
 from tests.evaluation.questions import Questions, evaluate_task, sample
 from tests.models.tiny import picture, tiny_lmm
@@ -156,19 +155,6 @@ def test_a_window_does_not_change_answers(onevision: LMM, monkeypatch: pytest.Mo
     whole = evaluate_task(onevision, task, task.made, batch_size=2)
     monkeypatch.setattr("lmm_forget.evaluation.question_encoding.SORT_WINDOW_BATCHES", 1)
     assert flips(whole, evaluate_task(onevision, task, task.made, batch_size=2)).unexplained == ()
-
-
-def test_limits_nest_and_keep_order() -> None:
-    samples = [sample(i) for i in range(30)]
-    chosen = {n: [one.id for one in limit_samples(samples, n, "name")] for n in (5, 12)}
-    assert len(chosen[5]) == 5 and set(chosen[5]) < set(chosen[12])
-    assert chosen[12] == [one.id for one in samples if one.id in chosen[12]]
-    assert chosen[12] != [one.id for one in limit_samples(samples, 12, "other name")]
-    whole = ListSamples(samples)
-    assert limit_samples(whole, None, "name") is whole and limit_samples(whole, 30, "name") is whole
-    assert [one.id for one in limit_samples(samples, 12, "name")[2:4]] == chosen[12][2:4]
-    with pytest.raises(DataError, match="task name: a limit of 0 samples"):
-        limit_samples(samples, 0, "name")
 
 
 def test_limit_per_task(onevision: LMM) -> None:

@@ -231,7 +231,7 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
     (tmp_path / "pics" / "gone.png").write_bytes(png(1))
     with pytest.raises(
         DataError,
-        match=r"task mine: 1 of 8 samples cannot be taught \(first: 2: prompt and answer have \d+ tokens, the model's "
+        match=r"task mine: 1 of 8 samples cannot be trained \(first: 2: prompt and answer have \d+ tokens, the model's "
         r"context is \d+; [^\n]*; data.on_bad_sample=skip leaves them out",
     ):
         run()
@@ -242,8 +242,8 @@ def test_what_is_left_out_and_what_cannot_be_said_are_in_the_record(tmp_path: Pa
     assert (data["trained"]["samples"], data["trained"]["skipped"], data["trained"]["long_answers"]) == (6, 2, 1)
     assert (data["evaluated"]["samples"], data["evaluated"]["skipped"], data["evaluated"]["long_answers"]) == (4, 0, 1)
     left_out, long_taught, long_asked = results["job"]["warnings"]
-    assert left_out.startswith("task mine: 2 samples are left out and not taught (first: 1: image ")
+    assert left_out.startswith("task mine: 2 samples are left out and not trained (first: 1: image ")
     assert re.search(
-        r"1 of 6 answers that are taught are longer than max_new_tokens=4.*\(first: 3, \d+ tok", long_taught
+        r"1 of 6 answers that are trained on are longer than max_new_tokens=4.*\(first: 3, \d+ tok", long_taught
     )
     assert re.search(r"1 of 4 answers asked for are longer than max_new_tokens=4.*\(first: 9, \d+ tokens\)", long_asked)
