@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from lmm_forget.config import compose_config, resolve_config
-from lmm_forget.evaluation.generation import generate_answers
-from lmm_forget.evaluation.task_evaluation import evaluate_task, limit_samples
+from lmm_forget.evaluation.engines.hf import HuggingFaceEngine, generate_answers
+from lmm_forget.evaluation.eval_set import EvalSet
+from lmm_forget.evaluation.evaluate import evaluate
 from lmm_forget.models.loading import LMM, assemble_model, load_model
 from lmm_forget.models.weight_hashes import hash_parameters, hash_weights
 from lmm_forget.probes.forward_passes import PromptSet
@@ -29,6 +30,7 @@ from lmm_forget.probes.token_sets import find_token_sets
 from lmm_forget.progress import NullProgress
 from lmm_forget.recipes.selection import make_tune_plan, parse_rules
 from lmm_forget.store import Store
+from lmm_forget.tasks.sample_set import limit_samples
 from lmm_forget.tasks.task_loading import build_task
 
 
@@ -82,11 +84,10 @@ def look(config: dict[str, Any], lmm: LMM, captions: int) -> tuple[float, float,
 def evaluation(config: dict[str, Any], lmm: LMM, questions: int) -> tuple[float, float, int]:
     """Seconds (wall, CPU) of asking every task of the suite, and how many questions that is."""
     tasks = [build_task(config["tasks"][name]) for name in config["suite"]["tasks"]]
-    samples = [limit_samples(task.load_samples("test"), questions, task.name) for task in tasks]
+    eval_sets = [EvalSet.from_task(task, "test", questions, "fail") for task in tasks]
     wall, cpu = time.perf_counter(), time.process_time()
-    for task, chosen in zip(tasks, samples, strict=True):
-        evaluate_task(lmm, task, chosen)
-    return time.perf_counter() - wall, time.process_time() - cpu, sum(map(len, samples))
+    evaluate(lmm, eval_sets, HuggingFaceEngine(lmm))
+    return time.perf_counter() - wall, time.process_time() - cpu, sum(len(eval_set.samples) for eval_set in eval_sets)
 
 
 def main() -> None:

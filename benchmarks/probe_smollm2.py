@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lmm_forget.evaluation.generation import generate_answers
+from lmm_forget.evaluation.engines.hf import generate_answers
 from lmm_forget.models.components import ModelParts
 from lmm_forget.models.family import Family
 from lmm_forget.probes.forward_passes import PromptSet

@@ -56,7 +56,7 @@ def measure(path: Path, streaming: bool, workers: int) -> None:
 
     from lmm_forget.config import compose_config, resolve_config
     from lmm_forget.evaluation.question_encoding import encode_question_batches, index_questions
-    from lmm_forget.evaluation.task_evaluation import score_generation
+    from lmm_forget.evaluation.scored_answers import score_response
     from lmm_forget.models.loading import load_model
     from lmm_forget.store import CachedResponse
     from lmm_forget.tasks.hub import HubTask
@@ -84,7 +84,7 @@ def measure(path: Path, streaming: bool, workers: int) -> None:
     with closing(encode_question_batches(lmm, task, samples, batches, workers)) as ready:
         for number, (places, _) in enumerate(ready, 1):
             for place in places:
-                right += score_generation(task, light[place], CachedResponse(light[place].answers[0], 1, 1.0)).value
+                right += score_response(task, light[place], CachedResponse(light[place].answers[0], 1, 1.0)).value
             if number % every == 0:
                 marks.append(own_memory(os.getpid()))
     fed = len(samples) / (time.monotonic() - started)

@@ -15,6 +15,7 @@ from PIL import Image
 from lmm_forget.errors import DataError, shorten_value
 from lmm_forget.tasks.image_clusters import find_shared_images, merge_image_ids
 from lmm_forget.tasks.images import hash_pixels
+from lmm_forget.tasks.sample_set import SampleSet, as_sample_set
 from lmm_forget.tasks.scoring.unicode_folding import fold_unicode
 from lmm_forget.tasks.task import SPLITS, Sample, Task
 
@@ -77,11 +78,11 @@ def inspect_splits(
     summaries, missing_splits = [], {}
     for split in SPLITS:
         try:
-            samples = task.load_readable_samples(split)
+            samples = as_sample_set(task.load_readable_samples(split))
         except DataError as error:
             missing_splits[split] = str(error)
             continue
-        unreadable = getattr(samples, "skipped", {})
+        unreadable = samples.skipped
         summary = SplitSummary(split, len(samples) + len(unreadable), unusable=list(unreadable.values()))
         ids: set[str] = set()
         for index, sample in _iterate_samples(samples, limit):
@@ -142,7 +143,7 @@ def compute_difference_hash(image: Image.Image) -> int:
     return bits
 
 
-def _iterate_samples(samples: Sequence[Sample], limit: int | None) -> Iterator[tuple[int, Sample | DataError]]:
+def _iterate_samples(samples: SampleSet, limit: int | None) -> Iterator[tuple[int, Sample | DataError]]:
     """(index, sample or the error of reading it); threads decode the samples unless the split is streamed."""
 
     def read_sample(index: int) -> Sample | DataError:
@@ -152,7 +153,7 @@ def _iterate_samples(samples: Sequence[Sample], limit: int | None) -> Iterator[t
             return error
 
     indices = range(len(samples) if limit is None else min(limit, len(samples)))
-    if getattr(getattr(samples, "table", None), "is_streamed", False):
+    if samples.is_sequential:
         yield from ((index, read_sample(index)) for index in indices)
         return
     with ThreadPoolExecutor() as pool:

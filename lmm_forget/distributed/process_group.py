@@ -71,6 +71,11 @@ class ProcessGroup:
         """Whether this process is the one that writes files and talks to people."""
         return self.rank == 0
 
+    @property
+    def cpu_group(self) -> Any:
+        """torch's process group for CPU tensors, whose collectives wait as long as it takes; None in one process."""
+        return self._control
+
     def gather_values(self, value: T) -> list[T]:
         """Everybody's value, by rank, on every rank."""
         if self.size == 1:

@@ -1,7 +1,7 @@
-"""Samples on their way to a model: read, decoded and encoded ahead of need, in worker processes where wanted.
+"""Samples are read, decoded and encoded ahead of need, in worker processes where `num_workers` asks for them.
 
-Of what goes through here only the order of the work changes: the same samples come out, in the same batches, and a
-sample that cannot be read is named in the same line, whoever read it.
+Workers change only who does the work: the same samples come out, in the same batches, and a sample that cannot be read
+gives the same one-line message, whichever process read it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import torch
+from torch.utils.data import DataLoader, Dataset
+
 from lmm_forget.distributed.stop_signals import STOP_SIGNALS, raise_if_stop_requested
 from lmm_forget.errors import DataError, LmmForgetError
+from lmm_forget.tasks.sample_set import SampleSet
 from lmm_forget.tasks.task import Sample, Task
 
 R = TypeVar("R")
 
 STOP_SIGNAL_DELAY_SECONDS = 0.5
-"""Seconds for a request to stop to arrive here, when it has reached a worker."""
+"""Seconds that a stop signal which has reached a worker may take to reach this process."""
 
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """Samples to read together, by position; `rows` are their stored rows where only one reader can fetch them."""
+    """Samples to read together, by position; `stored_rows` of sets that only one reader can fetch (see `SampleSet`)."""
 
     positions: Sequence[int]
     stored_rows: Sequence[Any] | None = None
@@ -33,48 +37,45 @@ class ReadRequest:
 
 @dataclass(frozen=True)
 class DeferredError:
-    """A mistake that was found ahead of its turn."""
+    """An error that was found before its batch is due; it is raised when the batch is."""
 
     error: LmmForgetError
 
 
 def make_read_requests(
-    task: Task, samples: Sequence[Sample], batches: Sequence[Sequence[int]]
+    task: Task, samples: SampleSet, batches: Sequence[Sequence[int]]
 ) -> Iterator[ReadRequest | DeferredError]:
-    """The batches as jobs, in order.
+    """One request per batch, in order.
 
-    A stream is read here, in its own order and once, by as many batches at a time as lie mixed in it: workers would
+    A sequential set is read here, once and in its own order, as many batches at a time as overlap in it: workers would
     each fetch all of it, and going back starts it over.
     """
-    if not is_sequential(samples):
+    if not samples.is_sequential:
         yield from (ReadRequest(tuple(batch)) for batch in batches)
         return
     for group in _group_overlapping_batches(batches):
         stored_rows: dict[int, Any] = {}
-        for place in sorted(place for batch in group for place in batch):
+        for position in sorted(position for batch in group for position in batch):
             try:
-                stored_rows[place] = samples.read_stored_row(place)  # type: ignore[attr-defined]
+                stored_rows[position] = samples.read_stored_row(position)
             except Exception as error:
-                yield DeferredError(wrap_read_error(task, place, error))
+                yield DeferredError(wrap_read_error(task, position, error))
                 return
         for batch in group:
-            yield ReadRequest(tuple(batch), tuple(stored_rows.pop(place) for place in batch))
+            yield ReadRequest(tuple(batch), tuple(stored_rows.pop(position) for position in batch))
 
 
-def is_sequential(samples: Sequence[Sample]) -> bool:
-    """Whether samples can only be read one after the other."""
-    return bool(getattr(samples, "is_sequential", False))
-
-
-def read_requested_samples(task: Task, samples: Sequence[Sample], request: ReadRequest) -> list[Sample]:
-    """The samples of a job. Raises DataError naming the task and the one that cannot be read."""
+def read_requested_samples(task: Task, samples: SampleSet, request: ReadRequest) -> list[Sample]:
+    """The samples of a request. Raises DataError naming the task and the sample that cannot be read."""
     loaded = []
-    for position, place in enumerate(request.positions):
+    for index, position in enumerate(request.positions):
         try:
-            stored = None if request.stored_rows is None else request.stored_rows[position]
-            loaded.append(samples[place] if stored is None else samples.decode_sample(stored))  # type: ignore[attr-defined]
+            if request.stored_rows is None:
+                loaded.append(samples.read_sample(position))
+            else:
+                loaded.append(samples.decode_sample(request.stored_rows[index]))
         except Exception as error:
-            raise wrap_read_error(task, place, error) from error
+            raise wrap_read_error(task, position, error) from error
     return loaded
 
 
@@ -99,24 +100,21 @@ def prefetch_results(
     num_workers: int,
     description: str,
 ) -> Generator[R, None, None]:
-    """`work(job)` of every job, in order; by `workers` processes, each one job ahead (0: here, when asked for).
+    """`process_request` of every request, in order, by `num_workers` processes, each one request ahead (0: here).
 
-    Raises what `work` raised, as in this process, and LmmForgetError when a worker was killed.
+    Raises what `process_request` raised, as in this process, and LmmForgetError when a worker was killed.
     """
     if not num_workers:
         for request in requests:
             yield process_request(_raise_if_failed(request))
         return
-    import torch
-    from torch.utils.data import DataLoader, Dataset
-
     loader: DataLoader[Any] = DataLoader(
         cast(Dataset[Any], _RequestDataset(process_request)),
         sampler=requests,
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_identity,
-        prefetch_factor=1,  # memory: one job for every worker
+        prefetch_factor=1,  # memory: one request for every worker
         worker_init_fn=_ignore_stop_signals,
         generator=torch.Generator(),  # the global one must not notice
     )
@@ -144,7 +142,7 @@ def prefetch_results(
 
 
 class _RequestDataset:
-    """A job's result by the job itself, or the mistake that prevents it (raised there it would not stay one line)."""
+    """Maps a request to its result, or to its error (raised in a worker it would not stay one line)."""
 
     def __init__(self, process_request: Callable[[ReadRequest], Any]) -> None:
         self._process_request = process_request
@@ -169,14 +167,14 @@ def _identity(result: Any) -> Any:
 
 
 def _ignore_stop_signals(_: int) -> None:
-    """Let a worker end without a word when it, or everybody, is asked to stop: the parent is the one to say so."""
+    """Let a worker end silently when it, or the whole job, is asked to stop: the parent process reports it."""
     for signal_number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(signal_number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _group_overlapping_batches(batches: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Neighbouring batches, cut wherever everything later lies behind everything so far."""
+    """Neighbouring batches in groups, cut wherever all later positions are larger than all earlier ones."""
     smallest_later_position: list[float] = [float("inf")]
     for batch in reversed(batches):
         smallest_later_position.append(min([smallest_later_position[-1], *batch]))

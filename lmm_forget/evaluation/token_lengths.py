@@ -1,40 +1,37 @@
-"""How many tokens samples take, counted before any work: who does not fit the context, whose answer cannot be said.
+"""Count the tokens of every sample before work starts: find those that exceed the context or `max_new_tokens`.
 
-Counting decodes no picture: what pictures add depends on their sizes alone, and a family's processor can say it.
+Counting decodes no image: what images add depends on their sizes alone, and a family's processor knows how much.
 Samples that come close to the limit are encoded, so that a sample is refused exactly when encoding it would fail.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
+from transformers import ProcessorMixin
 
 from lmm_forget.errors import DataError
-from lmm_forget.evaluation.generation import encode_prompts
-from lmm_forget.evaluation.prefetch import is_sequential
-from lmm_forget.evaluation.task_evaluation import SampleSubset
+from lmm_forget.evaluation.question_encoding import encode_prompts
 from lmm_forget.models.chat import list_reserved_tokens
+from lmm_forget.models.family import Family
+from lmm_forget.models.loading import LMM
 from lmm_forget.tasks.bad_samples import apply_bad_sample_policy
+from lmm_forget.tasks.sample_set import SampleSet, SampleSubset
 from lmm_forget.tasks.task import Sample, Task
-
-if TYPE_CHECKING:
-    from transformers import ProcessorMixin
-
-    from lmm_forget.models.family import Family
-    from lmm_forget.models.loading import LMM
 
 ImageSizes = tuple[tuple[int, int], ...]
 
 CONTEXT_SAFETY_TOKENS = 32
 """Tokens below the limit from which on a sample is encoded rather than counted."""
 MIN_VERIFIED_SIZES = 3
-"""Picture sizes, for each number of pictures, on which the processor's own count must agree with what it makes."""
+"""Image sizes, for each number of images, on which the processor's own count must agree with what encoding adds."""
 
 
 class TokenCounter:
-    """Counts the tokens of prompts and answers; every text and every picture size once."""
+    """Counts the tokens of prompts and answers; every text and every image size once."""
 
     def __init__(self, family: Family, processor: ProcessorMixin) -> None:
         self.family, self.processor = family, processor
@@ -47,9 +44,9 @@ class TokenCounter:
         self._prompt_counts: dict[tuple[str, int, str | None], int] = {}
         self._image_counts: dict[ImageSizes, int] = {}
         self._count_differences: defaultdict[int, list[int]] = defaultdict(list)
-        """Number of pictures -> of sizes that were tried: what they add, less what the processor says they add.
+        """Number of images -> for every size that was tried: the tokens it adds, less those that the processor claims.
 
-        By number, since families treat several pictures otherwise than one (OneVision cuts only a lone one into tiles).
+        By number, since families treat several images otherwise than one (OneVision cuts only a lone one into tiles).
         """
 
     def count_text_tokens(self, text: str) -> int:
@@ -60,11 +57,11 @@ class TokenCounter:
         return self._text_counts[text]
 
     def count_answer_tokens(self, answer: str) -> int:
-        """Tokens of an answer as it is taught, its end token included."""
+        """Tokens of an answer as training has it, its end token included."""
         return self.count_text_tokens(self._answer_opening + answer + self._answer_end)
 
     def count_prompt_tokens(self, question: str, image_sizes: ImageSizes, system_prompt: str | None = None) -> int:
-        """Tokens of a question about pictures of these sizes. DataError where there is no place for `system`."""
+        """Tokens of a question about images of these sizes. DataError if the chat template takes no `system_prompt`."""
         key = (question, len(image_sizes), system_prompt)
         if key not in self._prompt_counts:
             self._prompt_counts[key] = self._count_chat_tokens(*key)
@@ -79,7 +76,7 @@ class TokenCounter:
         return len(self.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
     def _count_image_tokens(self, image_sizes: ImageSizes) -> int:
-        """What encoding adds to the tokens of the chat text: pictures in place of their marks, an opening token."""
+        """Tokens that encoding adds to those of the chat text: images in place of their marks, an opening token."""
         if image_sizes not in self._image_counts:
             claimed, differences = (
                 self._get_claimed_image_tokens(image_sizes),
@@ -94,7 +91,7 @@ class TokenCounter:
         return self._image_counts[image_sizes]
 
     def _get_claimed_image_tokens(self, image_sizes: ImageSizes) -> int | None:
-        """What the processor says of pictures; None where it cannot, or was wrong before."""
+        """The processor's own count for images; None where it has none, or was wrong before."""
         if len(set(self._count_differences[len(image_sizes)])) > 1 or not image_sizes:
             return None
         count_tokens = getattr(self.processor, "_get_num_multimodal_tokens", None)
@@ -105,9 +102,7 @@ class TokenCounter:
         return sum(token_counts) - len(image_sizes)
 
     def _measure_image_tokens(self, image_sizes: ImageSizes) -> int:
-        """What encoding really adds; as much as the context if it refuses."""
-        from PIL import Image
-
+        """Tokens that encoding adds, by trying it; as many as the context where it refuses."""
         images = [Image.new("RGB", size) for size in image_sizes]
         try:
             encoded = self.family.encode_batch(self.processor, ["?"], [images])
@@ -118,38 +113,29 @@ class TokenCounter:
 
 @dataclass
 class LengthReport:
-    """The samples that a model can take, why others cannot be used, and whose answers cannot be said in full."""
+    """The samples that a model can take, why others cannot be used, and which answers are too long to be generated."""
 
-    samples: Sequence[Sample]
+    samples: SampleSet
     unusable_samples: dict[str, str] = field(default_factory=dict)
     """Position -> "id: reason"."""
     long_answers: list[str] = field(default_factory=list)
-    """"id (tokens)" of samples none of whose references (taught: whose taught answer) fits max_new_tokens."""
-
-
-def peek_sample(samples: Sequence[Sample], index: int) -> tuple[Sample, list[tuple[int, int]]]:
-    """A sample and the sizes of its pictures, which are not decoded where that can be told without."""
-    peek = getattr(samples, "peek_sample", None)
-    if peek is not None:
-        return peek(index)  # type: ignore[no-any-return]
-    sample = samples[index]
-    return sample, [picture.size for picture in sample.images]
+    """"id, N tokens" of samples none of whose references (training: whose target answer) fits max_new_tokens."""
 
 
 def check_lengths(
-    lmm: LMM, task: Task, samples: Sequence[Sample], *, is_training: bool, on_bad_sample: str = "fail"
+    lmm: LMM, task: Task, samples: SampleSet, *, is_training: bool, on_bad_sample: str = "fail"
 ) -> LengthReport:
-    """Count every sample as it is taught, or as it is asked; a stream is left to be looked at when it is read.
+    """Count every sample as it is trained on, or as it is evaluated; sequential sets are checked when they are read.
 
     Raises DataError with the number of samples that cannot be used, and the first, unless `on_bad_sample` is
     "skip"; and if none is left.
     """
     report = LengthReport(samples)
-    if is_sequential(samples):
+    if samples.is_sequential:
         return report
     token_counter = TokenCounter(lmm.family, lmm.processor)
     for position in range(len(samples)):
-        sample, image_sizes = peek_sample(samples, position)
+        sample, image_sizes = samples.peek_sample(position)
         reason = _find_length_problem(
             token_counter, lmm, task, samples, position, sample, tuple(image_sizes), is_training
         )
@@ -164,7 +150,7 @@ def check_lengths(
         apply_bad_sample_policy(
             report.unusable_samples, len(samples), on_bad_sample, task_name=task.name, participle=usage
         )
-        usable_positions = [place for place in range(len(samples)) if str(place) not in report.unusable_samples]
+        usable_positions = [i for i in range(len(samples)) if str(i) not in report.unusable_samples]
         report.samples = SampleSubset(samples, usable_positions, report.unusable_samples)
     return report
 
@@ -173,7 +159,7 @@ def _find_length_problem(
     token_counter: TokenCounter,
     lmm: LMM,
     task: Task,
-    samples: Sequence[Sample],
+    samples: SampleSet,
     position: int,
     sample: Sample,
     image_sizes: ImageSizes,
@@ -188,7 +174,7 @@ def _find_length_problem(
         tokens = token_counter.count_prompt_tokens(question, image_sizes, system_prompt) + answer_tokens
         if tokens <= lmm.family.context_length - CONTEXT_SAFETY_TOKENS and not token_counter.has_reserved_token(*texts):
             return None
-        images = list(samples[position].images)
+        images = list(samples.read_sample(position).images)
         if is_training:
             lmm.family.encode_batch(lmm.processor, [question], [images], [answer], [system_prompt])
         else:

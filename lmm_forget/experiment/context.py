@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,7 @@ def build_context(
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> JobContext:
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
-    from lmm_forget.evaluation.evaluate import EvalSet, require_compat_scores
-    from lmm_forget.evaluation.task_evaluation import limit_samples
+    from lmm_forget.evaluation.eval_set import EvalSet, require_compat_scores
     from lmm_forget.experiment.results import get_library_versions
     from lmm_forget.models.fingerprint import fingerprint_model_parts
     from lmm_forget.models.loading import load_model
@@ -40,6 +39,7 @@ def build_context(
     from lmm_forget.recipes.selection import make_tune_plan, parse_rules
     from lmm_forget.store import Store
     from lmm_forget.store.input_fingerprints import InputFingerprinter
+    from lmm_forget.tasks.sample_set import limit_samples
     from lmm_forget.tasks.task_loading import build_task
     from lmm_forget.training.micro_batches import count_accumulation_steps
     from lmm_forget.training.precision import refuse_pure_bf16
@@ -240,7 +240,7 @@ def _record_skipped_samples(
     record_warning: Callable[[str], None],
 ) -> None:
     """Keep for the record, and say, what was left out and which answers are too long."""
-    skipped: Mapping[str, str] = getattr(length_report.samples, "skipped", {})
+    skipped = length_report.samples.skipped
     context.skipped_samples[task_name, usage] = {
         "skipped": len(skipped),
         "long_answers": len(length_report.long_answers),
@@ -259,13 +259,13 @@ def _record_skipped_samples(
 
 def _build_prober(context: JobContext) -> Prober | None:
     """What looks into the model, as the configuration wants it; None for `probe=none`."""
-    from lmm_forget.evaluation.generation import generate_answers
-    from lmm_forget.evaluation.task_evaluation import get_eval_batch_size, limit_samples
+    from lmm_forget.evaluation.engines.hf import generate_answers
     from lmm_forget.probes.forward_passes import PromptSet
     from lmm_forget.probes.probe_config import ProbeConfig
     from lmm_forget.probes.prober import Prober, select_evenly_spaced
     from lmm_forget.probes.token_sets import find_token_sets
     from lmm_forget.store.keys import KEYED_LIBRARIES, truncate_to_minor_version
+    from lmm_forget.tasks.sample_set import limit_samples
     from lmm_forget.tasks.task_loading import build_task
 
     config, lmm = context.config, context.lmm
@@ -305,6 +305,6 @@ def _build_prober(context: JobContext) -> Prober | None:
         store=context.store,
         weights_hash=context.weights_hash,
         settings_identity=identity,
-        batch_size=get_eval_batch_size(config["hardware"]),
+        batch_size=int(config["hardware"]["eval_batch_size"]),
         record_reference=lambda key: context.record_reference("probes", key),
     )

@@ -67,22 +67,22 @@ def _run_stages(
         lambda: build_context(config, job_dir, progress, repairs, tracker, process_group)
     )
     resolve_micro_batch(context)
-    base_answers, num_generated = evaluate_all(context, "base: evaluate")
+    base = evaluate_all(context, "base: evaluate")
     base_hash, base_seconds = context.weights_hash, time.monotonic() - start_time
     base_probes = probe_current_model(context, "base: probe")
-    tracker.log_stage(build_base_metrics(context, base_answers, base_seconds, base_probes))
+    tracker.log_stage(build_base_metrics(context, base, base_seconds, base_probes))
 
     stage_results = []
     for index, task in enumerate(config["sequence"]["tasks"], start=1):
         stage_results.append(run_stage(context, index, task))
-        tracker.log_stage(build_stage_metrics(context, stage_results[-1], base_answers))
+        tracker.log_stage(build_stage_metrics(context, stage_results[-1], base.answers))
 
     if not process_group.is_rank_zero:
         return None
     progress.start_phase("compute metrics", 1, "job")
-    results = build_results(context, base_hash, base_answers, stage_results, base_probes)
+    results = build_results(context, base_hash, base, stage_results, base_probes)
     results["job"].update(repairs=repairs, warnings=context.warnings)
-    results["timings"].update(base=base_seconds, base_evaluated=num_generated, total=time.monotonic() - start_time)
-    write_job_tables(job_dir, context, base_answers, stage_results, results, base_probes)
+    results["timings"].update(base=base_seconds, base_evaluated=base.num_generated, total=time.monotonic() - start_time)
+    write_job_tables(job_dir, context, base.answers, stage_results, results, base_probes)
     context.drop_previous_references()
     return results

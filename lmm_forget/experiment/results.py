@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.evaluation.scored_answers import LOGIT_TIE_MARGIN, Answer, apply_scoring_mode
+from lmm_forget.evaluation.evaluate import EvalResult
+from lmm_forget.evaluation.scored_answers import Answer, apply_scoring_mode
 from lmm_forget.files import atomic_temporary_file
 from lmm_forget.metrics.answer_scores import build_task_scores
 from lmm_forget.metrics.figures_of_merit import compute_figures_of_merit
-from lmm_forget.metrics.score_summary import build_score_entry
 from lmm_forget.metrics.significance import estimate_changes_from_base
 from lmm_forget.probes.probe_records import add_probe_entries, write_probe_tables
 from lmm_forget.store.keys import hash_json, select_recorded_config
@@ -76,7 +76,7 @@ def get_git_state() -> dict[str, str]:
 def build_results(
     context: JobContext,
     base_hash: str,
-    base_answers: AnswersByTask,
+    base: EvalResult,
     stages: Sequence[StageResult],
     base_probes: ProbeResult | None = None,
 ) -> dict[str, Any]:
@@ -89,10 +89,10 @@ def build_results(
             task,
             [
                 answers_to_columns(apply_scoring_mode(each[task], scoring))
-                for each in (base_answers, *(s.answers for s in stages))
+                for each in (base.answers, *(s.answers for s in stages))
             ],
         )
-        for task in base_answers
+        for task in base.answers
     }
     changes = {task: estimate_changes_from_base(each) for task, each in scores.items()}
     results = {
@@ -103,9 +103,9 @@ def build_results(
         "base": {
             "weights_hash": base_hash,
             "fingerprints": dict(context.fingerprints),
-            "scores": {task: compute_score_entry(answers, scoring) for task, answers in base_answers.items()},
+            "scores": base.scores,
         },
-        "stages": [_build_stage_entry(stage, changes, scoring) for stage in stages],
+        "stages": [_build_stage_entry(stage, changes) for stage in stages],
         "figures": compute_figures_of_merit(target_tasks, suite_tasks, scores, seed=context.config["seed"]),
         "timings": {
             "stages": [dict(stage.run_stats) for stage in stages],
@@ -116,25 +116,8 @@ def build_results(
         "versions": {**context.versions, **get_git_state(), **_list_data_sources(context)},
     }
     if base_probes is not None and context.prober is not None:
-        add_probe_entries(results, context.prober, base_probes, base_answers, stages)
+        add_probe_entries(results, context.prober, base_probes, base.answers, stages)
     return results
-
-
-def compute_score_entry(answers: Sequence[Answer], scoring: str = "strict") -> dict[str, Any]:
-    """A task's scores at one stage, in points, with the number of answers that rounding alone could have changed.
-
-    `scoring` says which score is the `value`, "strict" or "compat".
-    """
-    table = answers_to_columns(answers)
-    entry = build_score_entry(
-        table["value"],
-        table["image_id"],
-        table["group"] if table["group"][0] is not None else None,
-        tolerant_scores=[answer.tolerant for answer in answers],
-        compat_scores=[answer.compat for answer in answers],
-        score_kind=scoring,
-    )
-    return {**entry, "near_ties": sum(answer.logit_margin < LOGIT_TIE_MARGIN for answer in answers)}
 
 
 def answers_to_columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
@@ -224,9 +207,7 @@ def _list_data_sources(context: JobContext) -> dict[str, str]:
     return {f"data.{task.name}.{split}": source for task in tasks for split, source in task.get_provenance().items()}
 
 
-def _build_stage_entry(
-    stage_result: StageResult, changes: Mapping[str, Sequence[Mapping[str, Any]]], scoring: str
-) -> dict[str, Any]:
+def _build_stage_entry(stage_result: StageResult, changes: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     loss = stage_result.record["loss"]
     return {
         "index": stage_result.index,
@@ -237,10 +218,7 @@ def _build_stage_entry(
         "dropped": stage_result.record["dropped"],
         "loss": {"first": loss[0], "last": loss[-1], "mean_of_last_10": sum(loss[-10:]) / len(loss[-10:])},
         "scores": {
-            task: {
-                **compute_score_entry(answers, scoring),
-                "against_base": dict(changes[task][stage_result.index - 1]),
-            }
-            for task, answers in stage_result.answers.items()
+            task: {**entry, "against_base": dict(changes[task][stage_result.index - 1])}
+            for task, entry in stage_result.scores.items()
         },
     }

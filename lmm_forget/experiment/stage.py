@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lmm_forget.distributed.stop_signals import defer_stop_requests, raise_if_stop_requested
 from lmm_forget.errors import StoreError
-from lmm_forget.evaluation.evaluate import EvalSet, evaluate
+from lmm_forget.evaluation.engines.hf import HuggingFaceEngine
+from lmm_forget.evaluation.eval_set import EvalSet
+from lmm_forget.evaluation.evaluate import EvalResult, evaluate
 from lmm_forget.evaluation.scored_answers import Answer
-from lmm_forget.evaluation.task_evaluation import get_eval_batch_size
 from lmm_forget.files import write_atomic
-from lmm_forget.metrics.score_summary import build_score_entry
-from lmm_forget.progress import NullProgress, Progress
+from lmm_forget.progress import Progress
 from lmm_forget.recipes.method import Method, extract_delta, get_parameter_dtypes
 from lmm_forget.store import (
+    ResponseCache,
     StageCheckpoints,
     Store,
     compute_config_keys,
@@ -157,6 +158,7 @@ class StageResult:
     task: str
     record: Mapping[str, Any]
     answers: Mapping[str, list[Answer]]
+    scores: Mapping[str, Mapping[str, Any]]
     run_stats: Mapping[str, Any]
     probes: StageProbeResults | None = None
 
@@ -168,17 +170,22 @@ def run_stage(context: JobContext, index: int, task: str) -> StageResult:
     record, run_stats, probe_callback = _train_or_load_stage(context, task, f"{label}: train {task}")
     context.process_group.broadcast_from_rank_zero(lambda: _record_stage_path(context, index, record["key"]))
     trained_time = time.monotonic()
-    answers, num_generated = evaluate_all(context, f"{label}: evaluate")
+    evaluation = evaluate_all(context, f"{label}: evaluate")
+    answers, scores = evaluation.answers, evaluation.scores
     evaluation_seconds = time.monotonic() - trained_time
-    run_stats |= {"train": trained_time - start_time, "evaluate": evaluation_seconds, "evaluated": num_generated}
+    run_stats |= {
+        "train": trained_time - start_time,
+        "evaluate": evaluation_seconds,
+        "evaluated": evaluation.num_generated,
+    }
     if context.prober is None or probe_callback is None:
-        return StageResult(index, task, record, answers, run_stats)
+        return StageResult(index, task, record, answers, scores, run_stats)
     probe_result = probe_current_model(context, f"{label}: probe")
     run_stats["probe"] = time.monotonic() - trained_time - evaluation_seconds
     stage_probes = context.process_group.run_on_rank_zero(
         lambda: None if probe_result is None else probe_callback.collect_results(probe_result, record["steps"])
     )
-    return StageResult(index, task, record, answers, run_stats, stage_probes)
+    return StageResult(index, task, record, answers, scores, run_stats, stage_probes)
 
 
 def _record_stage_path(context: JobContext, index: int, key: str) -> None:
@@ -207,21 +214,37 @@ def _do_nothing() -> None:
     """Everything is there already."""
 
 
-def evaluate_all(context: JobContext, phase_name: str) -> tuple[dict[str, list[Answer]], int]:
-    """The model's answers to every target and every benchmark, by task, and how many were asked for now."""
-    response_cache_key = context.get_response_cache_key(context.weights_hash)
-    context.record_reference("models", response_cache_key)
-    return evaluate(
-        context.lmm,
-        response_cache_key,
-        context.eval_sets,
-        context.store,
+def evaluate_all(context: JobContext, phase_name: str) -> EvalResult:
+    """Evaluate the model as the job has reached it on every target and every benchmark."""
+    return _evaluate_weights(
+        context,
+        context.weights_hash,
+        scoring_mode=context.config["data"]["scoring"],
         load_weights=context.load_pending_deltas,
-        hardware_config=context.config["hardware"],
         progress=context.progress,
         phase_name=phase_name,
         process_group=context.process_group,
     )
+
+
+def _evaluate_weights(context: JobContext, weights_hash: str, **options: Any) -> EvalResult:
+    """Evaluate the model, whose weights hash to `weights_hash`; `options` are those of `evaluate`."""
+    response_cache_key = context.get_response_cache_key(weights_hash)
+    context.record_reference("models", response_cache_key)
+    return evaluate(
+        context.lmm,
+        context.eval_sets,
+        HuggingFaceEngine(context.lmm),
+        ResponseCache(context.store, response_cache_key),
+        **_get_read_settings(context),
+        **options,
+    )
+
+
+def _get_read_settings(context: JobContext) -> dict[str, Any]:
+    """How questions are read: `batch_size` and `num_workers`."""
+    hardware = context.config["hardware"]
+    return {"batch_size": int(hardware["eval_batch_size"]), "num_workers": int(hardware.get("num_workers") or 0)}
 
 
 def _train_or_load_stage(
@@ -295,11 +318,7 @@ def _build_probe_callback(context: JobContext, key: str, task: str) -> ProbeCall
     from lmm_forget.probes.probe_callback import ProbeCallback
 
     for eval_set in context.eval_sets:
-        eval_set.prepare_batches(
-            context.lmm,
-            get_eval_batch_size(context.config["hardware"]),
-            int(context.config["hardware"].get("num_workers") or 0),
-        )
+        eval_set.prepare_batches(context.lmm, **_get_read_settings(context))
     eval_sets_digest = hash_json([[exam.task.name, exam.keys] for exam in context.eval_sets])
     return ProbeCallback(context.prober, key, task, lambda: _evaluate_current_weights(context), eval_sets_digest)
 
@@ -317,27 +336,7 @@ def _evaluate_current_weights(context: JobContext) -> dict[str, Any]:
     """Scores of the model in the middle of a training, by task."""
     from lmm_forget.models.weight_hashes import hash_parameters, hash_weights
 
-    current_hash = hash_weights(hash_parameters(context.lmm.model))
-    response_cache_key = context.get_response_cache_key(current_hash)
-    context.record_reference("models", response_cache_key)
-    hardware = context.config["hardware"]
-    answers, _ = evaluate(
-        context.lmm,
-        response_cache_key,
-        context.eval_sets,
-        context.store,
-        hardware_config=hardware,
-        progress=NullProgress(),
-        phase_name="",
-    )
-    return {
-        task: build_score_entry(
-            [answer.value for answer in task_answers],
-            [answer.image_id for answer in task_answers],
-            [str(answer.group) for answer in task_answers] if task_answers[0].group is not None else None,
-        )
-        for task, task_answers in answers.items()
-    }
+    return _evaluate_weights(context, hash_weights(hash_parameters(context.lmm.model))).scores
 
 
 def _train_with_deferred_stop(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmm_forget.experiment.results import AnswersByTask, compute_score_entry
+from lmm_forget.evaluation.evaluate import EvalResult
+from lmm_forget.experiment.results import AnswersByTask
 from lmm_forget.experiment.stage import JobContext, StageResult
 from lmm_forget.tracking.tracker import StageMetrics
 
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def build_base_metrics(
-    context: JobContext, answers: AnswersByTask, seconds: float, probe_result: ProbeResult | None
+    context: JobContext, evaluation: EvalResult, seconds: float, probe_result: ProbeResult | None
 ) -> StageMetrics:
     """The base, with small pictures of a few samples of every task to show."""
-    from lmm_forget.evaluation.task_evaluation import limit_samples
+    from lmm_forget.tasks.sample_set import limit_samples
     from lmm_forget.tracking.factory import read_num_shown_samples
     from lmm_forget.tracking.wandb_artifacts import make_thumbnail
 
@@ -29,11 +30,8 @@ def build_base_metrics(
     return StageMetrics(
         index=0,
         weights_hash=context.weights_hash,
-        scores={
-            task: compute_score_entry(each, context.config["data"]["scoring"])["value"]
-            for task, each in answers.items()
-        },
-        answers=answers,
+        scores={task: entry["value"] for task, entry in evaluation.scores.items()},
+        answers=evaluation.answers,
         seconds={"evaluate": seconds},
         probes=None if probe_result is None else {"readings": probe_result.readings},
         pictures={
@@ -52,10 +50,7 @@ def build_stage_metrics(context: JobContext, stage_result: StageResult, base_ans
         index=stage_result.index,
         task=stage_result.task,
         weights_hash=stage_result.record["weights_hash"],
-        scores={
-            task: compute_score_entry(each, context.config["data"]["scoring"])["value"]
-            for task, each in stage_result.answers.items()
-        },
+        scores={task: entry["value"] for task, entry in stage_result.scores.items()},
         answers=stage_result.answers,
         record=stage_result.record,
         delta_path=context.store.get_stage_folder(stage_result.record["key"]) / DELTA_FILE,

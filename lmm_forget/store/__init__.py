@@ -7,12 +7,13 @@ from lmm_forget.store.keys import (
     compute_stage_key,
     select_training_config,
 )
-from lmm_forget.store.response_cache import CachedResponse, ResponseCache, compute_question_key
+from lmm_forget.store.response_cache import CachedResponse, MemoryResponseCache, ResponseCache, compute_question_key
 from lmm_forget.store.stage_checkpoints import StageCheckpoints
 
 __all__ = [
     "CorruptEntryError",
     "CachedResponse",
+    "MemoryResponseCache",
     "StageCheckpoints",
     "ResponseCache",
     "Store",

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +37,32 @@ class CachedResponse:
     logit_margin: float
 
 
-class ResponseCache:
-    """The answers of one model, by question key; reads the files of all processes, appends to a file of its own."""
+class MemoryResponseCache:
+    """The responses of one model, by question key, in this process only."""
+
+    def __init__(self) -> None:
+        self._responses: dict[str, CachedResponse] = {}
+
+    def refresh(self) -> Mapping[str, CachedResponse]:
+        """All responses so far."""
+        return self._responses
+
+    def append_batch(self, responses: Mapping[str, CachedResponse]) -> None:
+        """Add the responses of one batch."""
+        self._responses.update(responses)
+
+    def try_lease(self, question_keys: Sequence[str]) -> AbstractContextManager[bool]:
+        """Try to be the only one that generates for these questions during the block; gives whether it is."""
+        return nullcontext(True)
+
+
+class ResponseCache(MemoryResponseCache):
+    """The responses of one model in the store; reads what every process wrote, appends to a file of its own."""
 
     def __init__(self, store: Store, model_key: str) -> None:
-        self.store, self.folder = store, store.root / RESPONSES_FOLDER / model_key
-        self._responses: dict[str, CachedResponse] = {}
+        super().__init__()
+        self.store, self.model_key = store, model_key
+        self.folder = store.root / RESPONSES_FOLDER / model_key
         self._read_offsets: dict[Path, int] = {}
         self._own_file: Path | None = None
         self.num_corrupt_lines = 0
@@ -54,7 +75,7 @@ class ResponseCache:
             files = []
         for path in files:
             self._read_new_lines(path)
-        return self._responses
+        return super().refresh()
 
     def append_batch(self, responses: Mapping[str, CachedResponse]) -> None:
         """Append one batch. Raises StoreError where the store cannot be written."""
@@ -80,8 +101,12 @@ class ResponseCache:
             if self._own_file is None:
                 fsync_path(self.folder)
         self._own_file = path
-        self._responses.update(responses)
+        super().append_batch(responses)
         self._read_offsets[path] = path.stat().st_size
+
+    def try_lease(self, question_keys: Sequence[str]) -> AbstractContextManager[bool]:
+        """See `MemoryResponseCache.try_lease`; among all jobs that use the store."""
+        return self.store.acquire_lease(f"answers-{hash_json([self.model_key, list(question_keys)])}", wait=False)
 
     def _read_new_lines(self, path: Path) -> None:
         """Read the lines that were added to a file since the last call; an unfinished last line is left for later."""

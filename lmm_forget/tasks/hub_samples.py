@@ -13,11 +13,11 @@ from lmm_forget.tasks.dataset_source import DatasetSplit
 from lmm_forget.tasks.image_clusters import merge_image_ids
 from lmm_forget.tasks.images import hash_pixels
 from lmm_forget.tasks.row_reader import RowReader
+from lmm_forget.tasks.sample_set import SampleSet
 from lmm_forget.tasks.task import Sample
 
 if TYPE_CHECKING:
     from lmm_forget.tasks.hub import HubTask
-    from lmm_forget.tasks.jsonl import FileSamples
 
 SCAN_CHUNK_SIZE = 64
 """Rows whose images are opened at a time when a split is checked."""
@@ -32,7 +32,7 @@ class SampleInspection:
     pixel_hashes: tuple[str, ...]
 
 
-class HubSamples(Sequence[Sample]):
+class HubSamples(SampleSet):
     """Samples of one split; a picture is opened when its sample is read.
 
     `rows` are the rows of the table that belong to it (None: all that `where` keeps); `skipped` maps a row's number
@@ -63,9 +63,8 @@ class HubSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self._copy_with_rows(self.rows[index], self.skipped)
+    def read_sample(self, index: int) -> Sample:
+        """See `SampleSet.read_sample`."""
         return self.decode_sample(self.read_stored_row(index))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,7 +139,7 @@ class HubSamples(Sequence[Sample]):
         self.image_ids = dict(zip(self.inspections, ids, strict=True))
         return bad_samples
 
-    def copy_inspections(self, other: HubSamples | FileSamples) -> None:
+    def copy_inspections(self, other: SampleSet) -> None:
         """Know what `bad` found when it opened the same samples."""
         if isinstance(other, HubSamples):
             self.inspections, self.image_ids = other.inspections, other.image_ids
@@ -162,10 +161,10 @@ class HubSamples(Sequence[Sample]):
         }
         return self._copy_with_rows([number for number in self.rows if str(number) not in bad_samples], skipped)
 
-    def select_samples(self, positions: Sequence[int], excluded: Mapping[int, str] | None = None) -> HubSamples:
-        """The samples at some places of this part; `left_out` says by place what else cannot be used, and why."""
-        newly_skipped = {str(self.rows[place]): reason for place, reason in (excluded or {}).items()}
-        return self._copy_with_rows([self.rows[place] for place in positions], self.skipped | newly_skipped)
+    def select_samples(self, positions: Sequence[int], unreadable: Mapping[int, str] | None = None) -> HubSamples:
+        """See `SampleSet.select_samples`; `skipped` names what is unreadable by its row."""
+        newly_skipped = {str(self.rows[position]): reason for position, reason in (unreadable or {}).items()}
+        return self._copy_with_rows([self.rows[position] for position in positions], {**self.skipped, **newly_skipped})
 
     def _copy_with_rows(self, rows: Sequence[int], skipped: Mapping[str, str]) -> HubSamples:
         copied = HubSamples.__new__(HubSamples)

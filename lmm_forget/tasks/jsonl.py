@@ -30,6 +30,7 @@ from lmm_forget.tasks.images import (
     read_image_size,
 )
 from lmm_forget.tasks.lettered_choices import append_choices
+from lmm_forget.tasks.sample_set import SampleSet
 from lmm_forget.tasks.task import SPLITS, Sample, Scorer, SplitOverlap, Task, hash_json_parts
 
 
@@ -268,7 +269,7 @@ def build_split_samples(
     }
 
 
-class FileSamples(Sequence[Sample]):
+class FileSamples(SampleSet):
     """Samples of one split; an image is opened when its sample is read.
 
     `skipped` maps `file:line` of what cannot be used to "id: reason": rows that could not be read, and samples that
@@ -287,15 +288,14 @@ class FileSamples(Sequence[Sample]):
         self.rows = rows
         self.image_ids = image_ids
         self.list_choices = list_choices
-        self.skipped = dict(skipped or {})
+        self.skipped: dict[str, str] = dict(skipped or {})
         self.pictures = inspections
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self._copy_with_rows(self.rows[index], self.image_ids[index], self.skipped)
+    def read_sample(self, index: int) -> Sample:
+        """See `SampleSet.read_sample`."""
         row = self.rows[index]
         try:
             return self._build_sample(row, self.image_ids[index], tuple(read_image(path) for path in row.images))
@@ -335,12 +335,20 @@ class FileSamples(Sequence[Sample]):
 
     def exclude_samples(self, bad_samples: Mapping[str, str]) -> FileSamples:
         """The samples that are not in `bad`; the others are in `skipped`."""
-        kept_indices = [i for i, row in enumerate(self.rows) if row.location not in bad_samples]
-        skipped = self.skipped | {
-            row.location: bad_samples[row.location] for row in self.rows if row.location in bad_samples
-        }
-        rows, image_ids = [self.rows[i] for i in kept_indices], [self.image_ids[i] for i in kept_indices]
-        return self._copy_with_rows(rows, image_ids, skipped)
+        kept_positions = [i for i, row in enumerate(self.rows) if row.location not in bad_samples]
+        excluded = {i: bad_samples[row.location] for i, row in enumerate(self.rows) if row.location in bad_samples}
+        return self.select_samples(kept_positions, excluded)
+
+    def select_samples(self, positions: Sequence[int], unreadable: Mapping[int, str] | None = None) -> FileSamples:
+        """See `SampleSet.select_samples`; `skipped` names what is unreadable by file and line."""
+        newly_skipped = {self.rows[position].location: reason for position, reason in (unreadable or {}).items()}
+        return FileSamples(
+            [self.rows[position] for position in positions],
+            [self.image_ids[position] for position in positions],
+            self.list_choices,
+            {**self.skipped, **newly_skipped},
+            inspections=self.pictures,
+        )
 
     def index_pixels(self) -> dict[str, str]:
         """Digest of every picture's pixels -> id of the first sample that shows it."""
@@ -350,11 +358,6 @@ class FileSamples(Sequence[Sample]):
                 if (pixels := self.pictures[image].pixel_hash) is not None:
                     first_samples.setdefault(pixels, row.id)
         return first_samples
-
-    def _copy_with_rows(
-        self, rows: Sequence[FileRow], image_ids: Sequence[str], skipped: Mapping[str, str]
-    ) -> FileSamples:
-        return FileSamples(rows, image_ids, self.list_choices, skipped, inspections=self.pictures)
 
     def _build_sample(self, row: FileRow, image_id: str, images: tuple[Image.Image, ...]) -> Sample:
         question = append_choices(row.question, row.choices) if row.choices and self.list_choices else row.question

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lmm_forget.errors import ConfigError, DataError
 from lmm_forget.tasks.bad_samples import apply_bad_sample_policy, validate_policy
 from lmm_forget.tasks.hub import HubTask
 from lmm_forget.tasks.hub_samples import HubSamples
+from lmm_forget.tasks.sample_set import SampleSet, as_sample_set
 from lmm_forget.tasks.task import Sample, SplitOverlap, Task, hash_json_parts
 from lmm_forget.tasks.text_values import get_group_name
 
@@ -38,26 +38,26 @@ class SubsetTask(Task):
         self.task, self.size, self.seed, self.by = task, samples, seed, by
         self._selections: dict[str, _SubsetSelection] = {}
 
-    def load_samples(self, split: str) -> Sequence[Sample]:
+    def load_samples(self, split: str) -> SampleSet:
         """The chosen samples of test or validation, in the data set's order; all of train.
 
         Raises DataError if a sample of the whole split cannot be read.
         """
-        samples = self.task.load_samples(split)
+        samples = as_sample_set(self.task.load_samples(split))
         if split != "train" and len(samples) > self.size:
             unreadable = {str(place): reason for place, reason in self._get_selection(split).unreadable.items()}
             apply_bad_sample_policy(unreadable, len(samples), "fail", task_name=self.name, noun=f"{split} samples")
         return self._select_subset(samples, split)
 
-    def load_readable_samples(self, split: str) -> Sequence[Sample]:
+    def load_readable_samples(self, split: str) -> SampleSet:
         """See `Task.readable`."""
-        return self._select_subset(self.task.load_readable_samples(split), split)
+        return self._select_subset(as_sample_set(self.task.load_readable_samples(split)), split)
 
-    def _select_subset(self, samples: Sequence[Sample], split: str) -> Sequence[Sample]:
+    def _select_subset(self, samples: SampleSet, split: str) -> SampleSet:
         if split == "train" or len(samples) <= self.size:
             return samples
         selection = self._get_selection(split)
-        return select_samples(samples, selection.positions, selection.unreadable)
+        return samples.select_samples(selection.positions, selection.unreadable)
 
     def fingerprint_split(self, split: str) -> str:
         """The task's own, and which part of it is asked."""
@@ -68,18 +68,18 @@ class SubsetTask(Task):
             else hash_json_parts("subset", task_fingerprint, self.size, self.seed, self.by)
         )
 
-    def validate_split(self, split: str, on_bad_sample: str = "fail") -> Sequence[Sample]:
+    def validate_split(self, split: str, on_bad_sample: str = "fail") -> SampleSet:
         """As the task itself; only the chosen samples are opened where it can do so."""
         if split == "train":
-            return self.task.validate_split(split, on_bad_sample)
+            return as_sample_set(self.task.validate_split(split, on_bad_sample))
         validate_policy(on_bad_sample)
         samples = self.load_readable_samples(split)
         if isinstance(self.task, HubTask) and isinstance(samples, HubSamples):
             return self.task.filter_usable_samples(samples, split, on_bad_sample)
-        usable = self.task.validate_split(split, on_bad_sample)
-        ids = {sample.id for sample in iterate_without_images(samples) if isinstance(sample, Sample)}
-        numbered = enumerate(iterate_without_images(usable))
-        return select_samples(usable, [i for i, one in numbered if isinstance(one, Sample) and one.id in ids])
+        usable = as_sample_set(self.task.validate_split(split, on_bad_sample))
+        ids = {sample.id for sample in samples.iterate_without_images() if isinstance(sample, Sample)}
+        numbered = enumerate(usable.iterate_without_images())
+        return usable.select_samples([i for i, one in numbered if isinstance(one, Sample) and one.id in ids])
 
     def format_question(self, sample: Sample, *, for_training: bool) -> str:
         """As the task itself."""
@@ -113,7 +113,8 @@ class SubsetTask(Task):
     def _draw_selection(self, split: str) -> _SubsetSelection:
         groups: defaultdict[str, list[tuple[bytes, int]]] = defaultdict(list)
         unreadable: dict[int, str] = {}
-        for position, sample in enumerate(iterate_without_images(self.task.load_readable_samples(split))):
+        samples = as_sample_set(self.task.load_readable_samples(split))
+        for position, sample in enumerate(samples.iterate_without_images()):
             if isinstance(sample, DataError):
                 unreadable[position] = str(sample).removeprefix("sample ")
                 continue
@@ -139,41 +140,3 @@ class _SubsetSelection:
 
     positions: list[int]
     unreadable: dict[int, str]
-
-
-class SelectedSamples(Sequence[Sample]):
-    """The samples at some places of a sequence, produced when they are read."""
-
-    def __init__(self, samples: Sequence[Sample], positions: Sequence[int]) -> None:
-        self.part, self.places = samples, positions
-        self.skipped = dict(getattr(samples, "skipped", {}))
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return SelectedSamples(self.part, self.places[index])
-        return self.part[self.places[index]]
-
-    def iterate_without_images(self) -> Iterable[Sample | DataError]:
-        """The samples without their pictures."""
-        selected = set(self.places)
-        return (sample for place, sample in enumerate(iterate_without_images(self.part)) if place in selected)
-
-
-def select_samples(
-    samples: Sequence[Sample], positions: Sequence[int], unreadable: Mapping[int, str] | None = None
-) -> Sequence[Sample]:
-    """The samples at `places` of a split, of which those at `unread` cannot be read."""
-    return (
-        samples.select_samples(positions, unreadable)
-        if isinstance(samples, HubSamples)
-        else SelectedSamples(samples, positions)
-    )
-
-
-def iterate_without_images(samples: Sequence[Sample]) -> Iterable[Sample | DataError]:
-    """The samples in order, without their pictures where that is cheaper; in place of one, why it cannot be read."""
-    iterate = getattr(samples, "iterate_without_images", None)
-    return iterate() if iterate is not None else iter(samples)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from lmm_forget.errors import DataError
+from lmm_forget.tasks.sample_set import SampleSet
 from lmm_forget.tasks.task import SPLITS, Sample, Scorer, Task, hash_json_parts
 from lmm_forget.tiny import renderers
 
 
-class TinySamples(Sequence[Sample]):
+class TinySamples(SampleSet):
     """Samples of one renderer and split, drawn when asked for: the same index is always the same picture."""
 
     def __init__(self, renderer: str, split: str, size: int) -> None:
@@ -20,7 +20,8 @@ class TinySamples(Sequence[Sample]):
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+    def read_sample(self, index: int) -> Sample:
+        """See `SampleSet.read_sample`."""
         if not 0 <= index < self.n:
             raise IndexError(index)
         image_number, question_index = divmod(index, self._questions_per_image)
@@ -72,7 +73,7 @@ class TinyTask(Task):
                 raise DataError(f"task {name}: {key}={size} must be a whole number of at least 0")
         self.sizes = {"train": n_train, "validation": n_validation, "test": n_test}
 
-    def load_samples(self, split: str) -> Sequence[Sample]:
+    def load_samples(self, split: str) -> SampleSet:
         """The split's samples; DataError when it does not exist or is empty."""
         if not self.sizes.get(split):
             available = [s for s in SPLITS if self.sizes[s]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lmm_forget.tasks.sample_set import SampleSet, as_sample_set
 from lmm_forget.tasks.task import Sample, Task
 from lmm_forget.training.micro_batches import TrainItem
 
@@ -12,7 +13,8 @@ class TrainSet(Sequence[TrainItem]):
     """The samples of a task's train split as training items, produced when they are read."""
 
     def __init__(self, task: Task, samples: Sequence[Sample]) -> None:
-        self.task, self.samples = task, samples
+        self.task = task
+        self.samples: SampleSet = as_sample_set(samples)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmm_forget.evaluation.task_evaluation import evaluate_task
 from lmm_forget.training.precision import PrecisionContext
 from tests.contract.test_recipes import LESSON
 from tests.evaluation.flips import flips
-from tests.evaluation.questions import Questions
+from tests.evaluation.questions import Questions, evaluate_task
 from tests.models.subjects import SUBJECTS, subject
 from tests.models.tiny import FAMILIES
 from tests.training.lesson import hashes_after
@@ -35,8 +34,8 @@ def test_a_row_of_a_batch_is_worth_the_sample_alone(name: str) -> None:
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_batch_1_equals_batch_32(name: str) -> None:
     lmm, task = subject(name), Questions(32)
-    one = evaluate_task(lmm, task, task.made, hardware_config={"eval_batch_size": 1})
-    many = evaluate_task(lmm, task, task.made, hardware_config={"eval_batch_size": 32})
+    one = evaluate_task(lmm, task, task.made, batch_size=1)
+    many = evaluate_task(lmm, task, task.made, batch_size=32)
     found = flips(one, many)
     assert found.total == 32 and found.unexplained == ()
     assert found.near_ties <= 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lmm_forget.evaluation.generation import generate_answers
+from lmm_forget.evaluation.engines.hf import generate_answers
 from lmm_forget.models.loading import LMM
 from tests.contract.test_positions import Positions
 from tests.models.subjects import PACKAGED, SUBJECTS, subject

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lmm_forget.evaluation.engines.hf import HuggingFaceEngine
+from lmm_forget.evaluation.eval_set import EvalSet
+from lmm_forget.evaluation.evaluate import evaluate
+from lmm_forget.evaluation.scored_answers import Answer
+from lmm_forget.models.loading import LMM
 from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.task import Sample, Task, hash_json_parts
 from tests.models.tiny import picture
@@ -42,3 +47,11 @@ class Questions(Task):
 
     def fingerprint_split(self, split: str) -> str:
         return hash_json_parts(self.name, split, len(self.made))
+
+
+def evaluate_task(
+    lmm: LMM, task: Task, samples: Sequence[Sample] | None = None, *, batch_size: int = 64
+) -> list[Answer]:
+    """A model's answers to a task's samples (None: its test split), by the path that jobs take, without a store."""
+    eval_set = EvalSet(task, task.load_samples("test") if samples is None else samples)
+    return evaluate(lmm, [eval_set], HuggingFaceEngine(lmm), batch_size=batch_size).answers[task.name]

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lmm_forget.config import build_single_job_name, compose_config, resolve_config
-from lmm_forget.evaluation.task_evaluation import evaluate_tasks
 from lmm_forget.experiment.job import main as job_main
 from lmm_forget.models.loading import LMM, load_model
 from lmm_forget.models.model_source import find_packaged_model
 from lmm_forget.tasks.jsonl import JsonlTask
+from lmm_forget.tasks.sample_set import limit_samples
 from lmm_forget.tasks.scoring.exact import ExactMatchScorer
+from tests.evaluation.questions import evaluate_task
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
@@ -147,10 +148,9 @@ def benchmark(data: Path, **more: Any) -> JsonlTask:
 
 def said(lmm: LMM, data: Path, limit: int | None = None, eval_batch: int = 64) -> list[str]:
     """What a model says to the questions of a JSONL file, asked without any store."""
-    ((_, found),) = evaluate_tasks(
-        lmm, [benchmark(data)], max_samples=limit, hardware_config={"eval_batch_size": eval_batch}
-    )
-    return [answer.text for answer in found]
+    task = benchmark(data)
+    samples = limit_samples(task.load_samples("test"), limit, task.name)
+    return [answer.text for answer in evaluate_task(lmm, task, samples, batch_size=eval_batch)]
 
 
 def command(

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.evaluation.task_evaluation import evaluate_task, limit_samples
 from lmm_forget.models.loading import LMM
 from lmm_forget.tasks.jsonl import JsonlTask
+from lmm_forget.tasks.sample_set import limit_samples
 from lmm_forget.tasks.scoring.exact import ExactMatchScorer
+from tests.evaluation.questions import evaluate_task
 from tests.field.inputs import benchmark, job, read_rows, results, said, tiny, write_rows
 
 
@@ -56,7 +57,7 @@ def test_an_error_while_asking_is_no_empty_answer(lmm: LMM, shared_home: Path, m
 
     monkeypatch.setattr(lmm.model, "generate", out_of_order)
     task = benchmark(shared_home / "data.jsonl")
-    with pytest.raises(LmmForgetError, match="task mine: asking 24 samples .*shape mismatch") as caught:
+    with pytest.raises(LmmForgetError, match="task mine: evaluating 24 samples .*shape mismatch") as caught:
         evaluate_task(lmm, task, task.load_samples("test"))
     assert "\n" not in str(caught.value)
 

@@ -10,18 +10,19 @@ import pytest
 
 from lmm_forget.data.token_counter import make_token_counter
 from lmm_forget.errors import DataError
-from lmm_forget.evaluation.generation import generate_answers
+from lmm_forget.evaluation.engines.hf import generate_answers
 from lmm_forget.evaluation.prefetch import ReadRequest
-from lmm_forget.evaluation.question_encoding import QuestionIndexer
-from lmm_forget.evaluation.task_evaluation import encode_question_batch, evaluate_task
+from lmm_forget.evaluation.question_encoding import QuestionIndexer, encode_question_batch
 from lmm_forget.evaluation.token_lengths import TokenCounter, check_lengths
 from lmm_forget.models.loading import LMM
 from lmm_forget.probes.forward_passes import PromptSet, run_forced_pass
+from lmm_forget.tasks.sample_set import as_sample_set
 from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.task import Sample, Task, hash_json_parts
 from lmm_forget.training.micro_batch_search import select_longest_items
 from lmm_forget.training.micro_batches import MicroBatchDataset, MicroBatchIndices
 from lmm_forget.training.train_set import TrainSet
+from tests.evaluation.questions import evaluate_task
 from tests.models.subjects import SUBJECTS, subject
 from tests.models.tiny import (
     LLAMA3_TEMPLATE,
@@ -155,7 +156,7 @@ def test_every_model_is_taught_and_asked_with_it_or_refuses_it(name: str) -> Non
 
 def test_a_system_prompt_is_part_of_the_questions_key_and_of_what_is_shown(onevision: LMM) -> None:
     task = Questions(sample("a"), sample("b", KIND), sample("c", "Speak as a poet."))
-    look = QuestionIndexer(onevision.family, onevision.processor, task, task.given)
+    look = QuestionIndexer(onevision.family, onevision.processor, task, as_sample_set(task.given))
     keys = [found[1] for found in look(ReadRequest((0, 1, 2)))]
     assert len(set(keys)) == 3
     answers = evaluate_task(onevision, task, task.given)
@@ -195,13 +196,13 @@ def test_probes_and_the_longest_samples_have_it(onevision: LMM, monkeypatch: pyt
 @pytest.mark.parametrize("taught", [True, False])
 def test_where_there_is_no_place_for_it_the_policy_decides(taught: bool, bare: LMM) -> None:
     task = Questions(sample("a"), sample("b", KIND), sample("c"))
-    used = "taught" if taught else "asked"
+    used = "trained" if taught else "evaluated"
     with pytest.raises(DataError) as caught:
-        check_lengths(bare, task, task.given, is_training=taught)
+        check_lengths(bare, task, as_sample_set(task.given), is_training=taught)
     said = str(caught.value)
     assert said.startswith(f"task mine: 1 of 3 samples cannot be {used} (first: b: it has a system prompt, but ")
     assert said.endswith("data.on_bad_sample=skip leaves them out") and "\n" not in said
-    left = check_lengths(bare, task, task.given, is_training=taught, on_bad_sample="skip")
+    left = check_lengths(bare, task, as_sample_set(task.given), is_training=taught, on_bad_sample="skip")
     assert [one.id for one in left.samples] == ["a", "c"] and list(left.unusable_samples) == ["1"]
 
 
@@ -213,7 +214,7 @@ def test_a_system_prompt_that_is_too_long_or_holds_a_reserved_token_is_a_bad_sam
         task = Questions(sample("a"), sample("b", system))
         for taught in (True, False):
             with pytest.raises(DataError, match=rf"1 of 2 samples cannot be .* \(first: b: .*{message}"):
-                check_lengths(onevision, task, task.given, is_training=taught)
+                check_lengths(onevision, task, as_sample_set(task.given), is_training=taught)
 
 
 def test_data_check_counts_its_tokens() -> None:

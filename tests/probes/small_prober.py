@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmm_forget.evaluation.generation import generate_answers
+from lmm_forget.evaluation.engines.hf import generate_answers
 from lmm_forget.models.loading import LMM
 from lmm_forget.models.weight_hashes import hash_parameters, hash_weights
 from lmm_forget.probes.forward_passes import PromptSet

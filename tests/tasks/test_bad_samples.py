@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Image, List, Value
 
 from lmm_forget.data.inspection import inspect_splits
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.evaluation.evaluate import EvalSet
+from lmm_forget.evaluation.eval_set import EvalSet
 from lmm_forget.tasks.clock_task import ClockTask
 from lmm_forget.tasks.csv_table import CsvTask
 from lmm_forget.tasks.hub import HubTask
@@ -154,7 +154,7 @@ def test_a_fault_is_refused_with_its_number_or_left_out(fault: str, reader: str,
     left = task.validate_split("test", "skip")
     assert [sample.answers[0] for sample in left] == ["a0", "a1", "a3", "a5"]
     exam = EvalSet.from_task(task, "test", None, "skip")
-    assert len(exam.samples.skipped) == 2, "as many are counted in the record"  # type: ignore[attr-defined]
+    assert len(exam.samples.skipped) == 2, "as many are counted in the record"
     assert task.fingerprint_split("test")
 
 
@@ -176,7 +176,7 @@ def test_a_part_of_a_split_follows_the_policy(reader: str, tmp_path: Path) -> No
         part.load_samples("test")
     left = part.validate_split("test", "skip")
     assert len(left) == 3 and {sample.answers[0] for sample in left} <= {"a0", "a1", "a3", "a5"}
-    assert len(left.skipped) == 2  # type: ignore[attr-defined]
+    assert len(left.skipped) == 2
 
 
 def test_the_first_of_equal_ids_is_kept_and_the_others_say_where_it_is(tmp_path: Path) -> None:

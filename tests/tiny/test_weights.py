@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 from lmm_forget.config import find_conf_dir
-from lmm_forget.evaluation.task_evaluation import evaluate_task, limit_samples
 from lmm_forget.models.loading import LMM, load_model
+from lmm_forget.tasks.sample_set import limit_samples
 from lmm_forget.tasks.task_loading import build_task
 from lmm_forget.tiny import renderers
 from lmm_forget.tiny.architectures import BUILDERS, WEIGHTS
+from tests.evaluation.questions import evaluate_task
 
 SHIPPED = sorted(path.parent.name for path in WEIGHTS.glob("*/model.safetensors"))
 CLASSES = {
@@ -28,9 +29,7 @@ def base(request: pytest.FixtureRequest) -> LMM:
 def score(base: LMM, name: str, n: int = 100) -> float:
     """Per cent right on `n` test questions, asked as a run asks them."""
     task = build_task(yaml.safe_load((Path(find_conf_dir()) / "task" / f"tiny_{name}.yaml").read_text()))
-    answers = evaluate_task(
-        base, task, limit_samples(task.load_samples("test"), n, task.name), hardware_config={"eval_batch_size": 50}
-    )
+    answers = evaluate_task(base, task, limit_samples(task.load_samples("test"), n, task.name), batch_size=50)
     return 100 * sum(answer.value for answer in answers) / len(answers)
 
 

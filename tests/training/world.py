@@ -20,13 +20,14 @@ from torch.distributed.tensor import DTensor
 
 from lmm_forget.distributed import stop_signals
 from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup, RankInfo, init_process_group
-from lmm_forget.evaluation.evaluate import EvalSet, evaluate
+from lmm_forget.evaluation.engines.hf import HuggingFaceEngine
+from lmm_forget.evaluation.eval_set import EvalSet
+from lmm_forget.evaluation.evaluate import evaluate
 from lmm_forget.models.weight_hashes import hash_parameters
-from lmm_forget.progress import NullProgress
 from lmm_forget.recipes.method import build_method, get_parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import load_recipe
-from lmm_forget.store import StageCheckpoints, Store
+from lmm_forget.store import ResponseCache, StageCheckpoints, Store
 from lmm_forget.training import micro_batches
 from lmm_forget.training.determinism import derive_seed
 from lmm_forget.training.micro_batches import TrainItem
@@ -120,20 +121,21 @@ def asked(lmm: Any, ranks: ProcessGroup, folder: Path, size: int) -> dict[str, A
     task.made = [sample(i, "What is shown " * words + "here?") for i, words in enumerate((1, 10, 3, 20, 2, 5, 15))]
     for i in (2, 5):
         task.made[i] = replace(task.made[i], images=())
-    exams = [EvalSet(task, task.load_samples("test"))]
-    store = Store(folder / f"{ranks.size}-{size}")
-    answers, number = evaluate(
+    result = evaluate(
         lmm,
-        "model",
-        exams,
-        store,
-        hardware_config={"eval_batch_size": size},
-        progress=NullProgress(),
-        phase_name="",
+        [EvalSet(task, task.made)],
+        HuggingFaceEngine(lmm),
+        ResponseCache(Store(folder / f"{ranks.size}-{size}"), "model"),
+        batch_size=size,
         process_group=ranks,
     )
-    [said] = answers.values()
-    return {"texts": [one.text for one in said], "asked": number, "gaps": [one.logit_margin for one in said]}
+    [said] = result.answers.values()
+    return {
+        "texts": [one.text for one in said],
+        "evaluated": result.num_generated,
+        "gaps": [one.logit_margin for one in said],
+        "scores": result.scores,
+    }
 
 
 class Short(Plain):

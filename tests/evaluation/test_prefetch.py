@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,17 @@ import pytest
 import torch
 
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.evaluation.evaluate import EvalSet, evaluate
+from lmm_forget.evaluation.engines.hf import HuggingFaceEngine
+from lmm_forget.evaluation.eval_set import EvalSet
+from lmm_forget.evaluation.evaluate import evaluate
 from lmm_forget.evaluation.prefetch import ReadRequest, make_read_requests, prefetch_results
 from lmm_forget.evaluation.question_encoding import encode_question_batches, index_questions
-from lmm_forget.evaluation.task_evaluation import limit_samples
 from lmm_forget.models.loading import LMM
-from lmm_forget.progress import NullProgress
-from lmm_forget.store import CachedResponse, Store
+from lmm_forget.store import CachedResponse, ResponseCache, Store
 from lmm_forget.tasks.hub import HubTask
+from lmm_forget.tasks.sample_set import SampleSet, as_sample_set, limit_samples
 from lmm_forget.tasks.scoring.exact import ExactMatchScorer
-from lmm_forget.tasks.task import Sample, Task
+from lmm_forget.tasks.task import Task
 from tests.evaluation.questions import Questions, sample
 from tests.models.tiny import tiny_lmm
 from tests.tasks.published import png
@@ -57,7 +57,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def everything(lmm: LMM, task: Task, samples: Sequence[Sample], workers: int) -> tuple[Any, list[Any]]:
+def everything(lmm: LMM, task: Task, samples: SampleSet, workers: int) -> tuple[Any, list[Any]]:
     looked = index_questions(lmm, task, samples, 4, workers)
     batches = list(encode_question_batches(lmm, task, samples, looked[0], workers))
     return looked, [
@@ -92,7 +92,7 @@ def test_workers_read_the_same_in_the_same_order(onevision: LMM, tmp_path: Path)
 def test_a_stream_is_read_once_from_its_beginning_to_its_end(
     onevision: LMM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmm_forget.evaluation.task_evaluation.SORT_WINDOW_BATCHES", 2)
+    monkeypatch.setattr("lmm_forget.evaluation.question_encoding.SORT_WINDOW_BATCHES", 2)
     task = published(tmp_path, streaming=True)
     samples = task.load_samples("test")
     looked = index_questions(onevision, task, samples, 4, 0)
@@ -108,31 +108,21 @@ def test_a_stream_is_read_once_from_its_beginning_to_its_end(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_answers_do_not_depend_on_workers(onevision: LMM, tmp_path: Path, workers: int) -> None:
     task = Questions(9)
-    alone, _ = evaluate(
-        onevision,
-        "model",
-        [EvalSet(task, task.made)],
-        Store(tmp_path / "alone"),
-        hardware_config={"eval_batch_size": 9},
-        progress=NullProgress(),
-        phase_name="",
-    )
-    hardware = {"eval_batch_size": 2, "num_workers": workers}
-    answers, asked = evaluate(
-        onevision,
-        "model",
-        [EvalSet(task, task.made)],
-        Store(tmp_path / "store"),
-        hardware_config=hardware,
-        progress=NullProgress(),
-        phase_name="",
-    )
-    assert asked == 9
-    assert [(a.sample_id, a.text) for a in answers["questions"]] == [(a.sample_id, a.text) for a in alone["questions"]]
+    engine = HuggingFaceEngine(onevision)
+    alone = evaluate(onevision, [EvalSet(task, task.made)], engine, batch_size=9)
+    cache = ResponseCache(Store(tmp_path / "store"), "model")
+    found = evaluate(onevision, [EvalSet(task, task.made)], engine, cache, batch_size=2, num_workers=workers)
+    assert (alone.num_generated, found.num_generated) == (9, 9)
+    assert [(a.sample_id, a.text) for a in found.answers["questions"]] == [
+        (a.sample_id, a.text) for a in alone.answers["questions"]
+    ]
+    again = evaluate(onevision, [EvalSet(task, task.made)], engine, ResponseCache(cache.store, "model"), batch_size=2)
+    assert (again.num_generated, again.answers, again.scores) == (0, found.answers, found.scores)
 
 
 def test_a_question_that_an_earlier_batch_asks_is_not_asked_again() -> None:
-    exam = EvalSet(Questions(4), [], batches=[[0, 1], [3, 2]], keys=["a", "b", "a", "c"])
+    exam = EvalSet(Questions(4), [])
+    exam.batches, exam.keys = [[0, 1], [3, 2]], ["a", "b", "a", "c"]
     said = CachedResponse("yes", 1, 1.0)
     assert exam.select_missing_batches({}) == [[0, 1], [3]]
     assert exam.select_missing_batches({"b": said}) == [[0], [3]]
@@ -161,7 +151,7 @@ def test_a_question_that_does_not_fit_is_named_by_a_worker_too(onevision: LMM, w
     task = Questions(4)
     task.made[2] = sample(2, "long " * 200)
     with pytest.raises(DataError, match=r"^task questions: sample q2: [^\n]*512[^\n]*$"):
-        list(encode_question_batches(onevision, task, task.made, [[0, 1], [3, 2]], workers))
+        list(encode_question_batches(onevision, task, as_sample_set(task.made), [[0, 1], [3, 2]], workers))
 
 
 def test_a_worker_that_is_killed_is_one_line() -> None:
@@ -175,7 +165,7 @@ def test_a_worker_that_is_killed_is_one_line() -> None:
         list(
             prefetch_results(
                 work,
-                make_read_requests(task, task.made, [[0], [1], [2]]),
+                make_read_requests(task, as_sample_set(task.made), [[0], [1], [2]]),
                 num_workers=1,
                 description="task t",
             )

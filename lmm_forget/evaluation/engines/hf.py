@@ -1,11 +1,10 @@
-"""Greedy answers to one batch of questions."""
+"""Greedy answers by the model's own `generate`, as Hugging Face transformers has it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -15,27 +14,27 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
-    ProcessorMixin,
 )
 
-from lmm_forget.errors import DataError, LmmForgetError
+from lmm_forget.errors import LmmForgetError
+from lmm_forget.evaluation.engines.base import EncodedBatch, Generation
+from lmm_forget.evaluation.question_encoding import encode_prompts
+from lmm_forget.models.loading import LMM
 
-if TYPE_CHECKING:
-    from lmm_forget.models.family import Family
-    from lmm_forget.models.loading import LMM
 
+class HuggingFaceEngine:
+    """Generates with a model in this process; see `Engine`."""
 
-@dataclass(frozen=True)
-class Generation:
-    """A greedy answer: its text, its number of tokens (the end token included) and its smallest gap."""
+    def __init__(self, lmm: LMM) -> None:
+        self.lmm = lmm
 
-    text: str
-    tokens: int
-    logit_margin: float
+    def generate(self, batch: EncodedBatch) -> list[Generation]:
+        """See `Engine.generate`. Raises LmmForgetError when the logits are not finite (a diverged training)."""
+        return generate_from_inputs(self.lmm, batch.inputs, batch.max_new_tokens)
 
 
 class _LogitMarginRecorder(LogitsProcessor):
-    """Notes the gap between the two best logits of every row [B] at every step, and changes nothing."""
+    """Records the margin between the two best logits of every row [B] at every step, and changes nothing."""
 
     def __init__(self) -> None:
         self.step_margins: list[Tensor] = []
@@ -49,7 +48,7 @@ class _LogitMarginRecorder(LogitsProcessor):
 
 @contextmanager
 def use_greedy_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Set the checkpoint's generation defaults (sampling, penalties) aside; they fill options left open."""
+    """Ignore the checkpoint's generation defaults (sampling, penalties), which would fill options left open."""
     checkpoint_config = model.generation_config
     model.generation_config = GenerationConfig()
     was_training = model.training
@@ -71,8 +70,8 @@ def generate_answers(
 ) -> list[Generation]:
     """Answer a batch of questions greedily, in the dtype of the weights, without autocast.
 
-    `systems` are their system prompts, None for one (or all) without.
-    `listeners` are called with the scores [B, vocabulary] of every step and hand them on unchanged.
+    `system_prompts` [B] may be None, as a whole or for single questions.
+    `logits_processors` are called with the scores [B, vocabulary] of every step and must return them unchanged.
 
     Raises DataError when a prompt and its answer do not fit the model's context, and LmmForgetError when the
     logits are not finite (as after a diverged training).
@@ -81,32 +80,13 @@ def generate_answers(
     return generate_from_inputs(lmm, batch, max_new_tokens, logits_processors)
 
 
-def encode_prompts(
-    family: Family,
-    processor: ProcessorMixin,
-    questions: Sequence[str],
-    images: Sequence[Sequence[Image]],
-    max_new_tokens: int,
-    system_prompts: Sequence[str | None] | None = None,
-) -> dict[str, Tensor]:
-    """A batch of questions as the model reads them. Raises DataError when one and its answer exceed the context."""
-    encoded = family.encode_batch(processor, list(questions), [list(i) for i in images], systems=system_prompts)
-    for i, length in enumerate(encoded.lengths):
-        if length + max_new_tokens > family.context_length:
-            raise DataError(
-                f"sample {i} of the batch: {length} prompt tokens and {max_new_tokens} answer tokens are "
-                f"more than the model's context of {family.context_length}"
-            )
-    return encoded.tensors
-
-
 def generate_from_inputs(
     lmm: LMM,
     inputs: Mapping[str, Tensor],
     max_new_tokens: int,
     logits_processors: Sequence[LogitsProcessor] = (),
 ) -> list[Generation]:
-    """What the model says to a batch of prompts; see `generate`."""
+    """Answer encoded prompts; see `generate_answers`."""
     device, dtype = lmm.model.device, lmm.model.dtype
     inputs = {
         key: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
@@ -134,7 +114,7 @@ def generate_from_inputs(
 
 
 def _decode_generations(lmm: LMM, new_tokens: Tensor, margins: Tensor) -> list[Generation]:
-    """Cut every row of `new` [B, steps] at its end token; `gaps` [B, steps] count up to there."""
+    """Cut every row of `new_tokens` [B, steps] at its end token; keep the smallest of its `margins` [B, steps]."""
     is_end = torch.isin(new_tokens, torch.tensor(lmm.end_token_ids))
     steps = new_tokens.shape[1]
     ended = is_end.any(dim=1)

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from lmm_forget.errors import DataError, LmmForgetError
-from lmm_forget.evaluation.generation import generate_answers
+from lmm_forget.evaluation.engines.hf import HuggingFaceEngine, generate_answers
+from lmm_forget.evaluation.eval_set import EvalSet
+from lmm_forget.evaluation.evaluate import evaluate
 from lmm_forget.evaluation.scored_answers import Answer
-from lmm_forget.evaluation.task_evaluation import evaluate_task, evaluate_tasks, limit_samples
 from lmm_forget.models.loading import LMM
 from lmm_forget.progress import NullProgress
 from tests.evaluation.flips import flips
-from tests.evaluation.questions import Questions, sample
+from tests.evaluation.questions import Questions, evaluate_task, sample
 from tests.models.tiny import picture, tiny_lmm
 
 
@@ -33,7 +34,7 @@ def texts(answers: list[Answer]) -> list[str]:
 
 def test_the_comparison_notices_padding_that_is_attended_to(onevision: LMM, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Questions(16)
-    one = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 1})
+    one = evaluate_task(onevision, task, task.made, batch_size=1)
     encode = type(onevision.family).encode_batch
 
     def unmasked(*args: Any, **options: Any) -> Any:
@@ -42,14 +43,14 @@ def test_the_comparison_notices_padding_that_is_attended_to(onevision: LMM, monk
         return encoded
 
     monkeypatch.setattr(type(onevision.family), "encode_batch", unmasked)
-    many = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 16})
+    many = evaluate_task(onevision, task, task.made, batch_size=16)
     assert flips(one, many).unexplained
 
 
-@pytest.mark.parametrize("eval_batch_size", [1, 5])
-def test_answers_and_gaps_equal_a_loop_without_cache(onevision: LMM, eval_batch: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_answers_and_gaps_equal_a_loop_without_cache(onevision: LMM, batch_size: int) -> None:
     task = Questions(5, max_new_tokens=4)
-    answers = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": eval_batch})
+    answers = evaluate_task(onevision, task, task.made, batch_size=batch_size)
     tokenizer = onevision.processor.tokenizer
     for one, answer in zip(task.made, answers, strict=True):
         question = task.format_question(one, for_training=False)
@@ -132,19 +133,16 @@ class Recorder(NullProgress):
 
 
 def test_one_phase_over_all_tasks_and_answers_in_order(onevision: LMM) -> None:
-    first, second = Questions(7), Questions(5, name="others", macro="kind")
+    first, second = Questions(7), Questions(5, name="others", max_new_tokens=5, macro="kind")
     progress = Recorder()
-    together = dict(
-        (task.name, answers)
-        for task, answers in evaluate_tasks(
-            onevision, [first, second], hardware_config={"eval_batch_size": 3}, progress=progress
-        )
-    )
-    assert progress.phases == [("evaluate", 12, "question")] and progress.done == [3, 3, 1, 3, 2]
+    engine = HuggingFaceEngine(onevision)
+    eval_sets = [EvalSet(task, task.made) for task in (first, second)]
+    together = evaluate(onevision, eval_sets, engine, batch_size=3, progress=progress).answers
+    assert progress.phases == [("evaluate", 12, "question")]
+    assert [done for done in progress.done if done] == [3, 3, 1, 3, 2]
     for task in (first, second):
         assert [answer.sample_id for answer in together[task.name]] == [one.id for one in task.made]
-        ((_, alone),) = evaluate_tasks(onevision, [task], hardware_config={"eval_batch_size": 3})
-        assert alone == together[task.name]
+        assert evaluate_task(onevision, task, batch_size=3) == together[task.name]
     answer = together["others"][1]
     assert (answer.task, answer.image_id, answer.group) == ("others", "i0", "odd")
     assert answer.question.endswith("\nAnswer!") and answer.references == ("a bird", "bird")
@@ -154,29 +152,15 @@ def test_one_phase_over_all_tasks_and_answers_in_order(onevision: LMM) -> None:
 
 def test_a_window_does_not_change_answers(onevision: LMM, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Questions(9)
-    whole = evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 2})
-    monkeypatch.setattr("lmm_forget.evaluation.task_evaluation.SORT_WINDOW_BATCHES", 1)
-    assert (
-        flips(whole, evaluate_task(onevision, task, task.made, hardware_config={"eval_batch_size": 2})).unexplained
-        == ()
-    )
-
-
-def test_limits_nest_and_keep_order() -> None:
-    samples = [sample(i) for i in range(30)]
-    chosen = {n: [one.id for one in limit_samples(samples, n, "name")] for n in (5, 12)}
-    assert len(chosen[5]) == 5 and set(chosen[5]) < set(chosen[12])
-    assert chosen[12] == [one.id for one in samples if one.id in chosen[12]]
-    assert chosen[12] != [one.id for one in limit_samples(samples, 12, "other name")]
-    assert limit_samples(samples, None, "name") is samples and limit_samples(samples, 30, "name") is samples
-    assert [one.id for one in limit_samples(samples, 12, "name")[2:4]] == chosen[12][2:4]
-    with pytest.raises(DataError, match="task name: a limit of 0 samples"):
-        limit_samples(samples, 0, "name")
+    whole = evaluate_task(onevision, task, task.made, batch_size=2)
+    monkeypatch.setattr("lmm_forget.evaluation.question_encoding.SORT_WINDOW_BATCHES", 1)
+    assert flips(whole, evaluate_task(onevision, task, task.made, batch_size=2)).unexplained == ()
 
 
 def test_limit_per_task(onevision: LMM) -> None:
-    ((_, answers),) = evaluate_tasks(onevision, [Questions(9)], max_samples=4)
-    assert len(answers) == 4
+    task = Questions(9)
+    eval_set = EvalSet.from_task(task, "test", 4, "fail")
+    assert len(evaluate_task(onevision, task, eval_set.samples)) == 4
 
 
 def test_a_reserved_token_in_a_question_names_the_sample(onevision: LMM) -> None:
@@ -217,7 +201,7 @@ def test_any_failure_names_the_samples_and_is_never_an_empty_answer(
     with pytest.raises(LmmForgetError) as caught:
         evaluate_task(onevision, task, task.made)
     assert re.fullmatch(
-        r"task questions: asking 4 samples \(q\d, q\d, q\d …\) failed: RuntimeError: out of memory",
+        r"task questions: evaluating 4 samples \(q\d, q\d, q\d …\) failed: RuntimeError: out of memory",
         str(caught.value),
     )
 

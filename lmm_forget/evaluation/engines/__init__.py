@@ -1,0 +1,1 @@
+"""What turns encoded questions into answers: one file per engine, behind one interface."""
