@@ -58,6 +58,7 @@ HELP_GROUPS = (
     "probe",
     "hardware",
     "logger",
+    "callbacks",
     "experiment",
     "task",
 )

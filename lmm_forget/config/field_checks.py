@@ -74,6 +74,7 @@ FIELD_CHECKS: dict[str, tuple[ValueCheck, str]] = {
     "sweep.submit_only": _BOOLEAN,
     "hardware.devices": _POSITIVE_INT,
     "hardware.nodes": _POSITIVE_INT,
+    "hardware.strategy": (lambda v: isinstance(v, str), "auto, or the name of a YAML in conf/strategy/"),
     "hardware.micro_batch_size": (_accept_also(_POSITIVE_INT[0], "auto"), "a whole number of at least 1, or auto"),
     "hardware.eval_batch_size": _POSITIVE_INT,
     "hardware.threads": _POSITIVE_INT,
@@ -95,12 +96,22 @@ FIELD_CHOICES: dict[str, tuple[str, ...]] = {
     "data.scoring": ("strict", "compat"),
     "data.on_bad_sample": ("fail", "skip"),
     "hardware.accelerator": ("cpu", "gpu"),
-    "hardware.strategy": ("auto", "ddp", "fsdp"),
     "hardware.precision": ("auto", "bf16", "fp32", "bf16-true"),
 }
 
 
-REQUIRED_GROUPS = ("model", "recipe", "sequence", "suite", "training", "data", "probe", "hardware", "logger")
+REQUIRED_GROUPS = (
+    "model",
+    "recipe",
+    "sequence",
+    "suite",
+    "training",
+    "data",
+    "probe",
+    "hardware",
+    "logger",
+    "callbacks",
+)
 """Groups of which exactly one choice is in every configuration."""
 _OTHER_KEYS = (*REQUIRED_GROUPS, "sweep", "tasks", "name")
 _RESOLVER_KEYS = ("training.learning_rate_source",)  # written by the resolver, not by a user
@@ -146,6 +157,11 @@ def _check_strategy_devices(hardware: Mapping[str, Any]) -> None:
         raise ConfigError(
             "hardware.strategy=fsdp shares a model among devices, but this job has one; "
             "set hardware.devices=2 or more, or hardware.strategy=auto"
+        )
+    if hardware["strategy"] == "single" and hardware["devices"] * hardware["nodes"] > 1:
+        raise ConfigError(
+            f"hardware.strategy=single is one device, but this job has {hardware['devices'] * hardware['nodes']}; "
+            "set hardware.strategy=auto, ddp or fsdp"
         )
 
 

@@ -16,6 +16,7 @@ UNCOMPARED_KEYS = (
     "hardware.devices",
     "hardware.nodes",
     "hardware.strategy",
+    "hardware.strategy_config",
     "hardware.micro_batch_size",
     "hardware.num_workers",
     "hardware.threads",

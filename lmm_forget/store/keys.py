@@ -39,6 +39,7 @@ FIELDS_WITHOUT_WEIGHT_EFFECT: Mapping[str, frozenset[str]] = {
             "devices",
             "nodes",
             "strategy",
+            "strategy_config",
             "micro_batch_size",
             "num_workers",
             "threads",
@@ -66,16 +67,33 @@ def select_training_config(config: Mapping[str, Any], task: str) -> dict[str, An
     Of the sequence only this task is left: equal prefixes of different orders share their stages.
     """
     view = copy.deepcopy(
-        {k: v for k, v in config.items() if k not in (*FIELDS_WITHOUT_WEIGHT_EFFECT[""], "sequence", "tasks")}
+        {
+            k: v
+            for k, v in config.items()
+            if k not in (*FIELDS_WITHOUT_WEIGHT_EFFECT[""], "sequence", "tasks", "callbacks")
+        }
     )
     for node, fields in FIELDS_WITHOUT_WEIGHT_EFFECT.items():
         if node and isinstance(view.get(node), dict):
             view[node] = {k: v for k, v in view[node].items() if k not in fields}
     view["task"] = strip_task_paths(config["tasks"][task])
+    user_callbacks = select_user_callbacks(config.get("callbacks"))
+    if user_callbacks:
+        view["callbacks"] = user_callbacks
     stop = select_early_stop_config(config.get("probe"))
     if stop:
         view["stop"] = stop
     return view
+
+
+def select_user_callbacks(callbacks_config: Any) -> dict[str, Any]:
+    """The nodes of `callbacks` that may move weights: all but those of this package."""
+    own_package = "lmm_forget.training.callbacks."
+    return {
+        name: copy.deepcopy(node)
+        for name, node in (callbacks_config or {}).items()
+        if isinstance(node, Mapping) and not str(node.get("_target_")).startswith(own_package)
+    }
 
 
 def select_early_stop_config(probe_config: Any) -> dict[str, Any] | None:
