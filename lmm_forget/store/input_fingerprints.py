@@ -33,8 +33,8 @@ class InputFingerprinter:
         """Fingerprints of a resolved configuration's inputs, and what could not be read: both by the input's name.
 
         The names are `model`, `data.<task>`, `code.<task>`, `scorer.<task>`, `code.recipe` and `code.callbacks`.
-        `tasks` are those of the job where they are open already. A model or data set on a hub is no input in this sense: its
-        revision is in the record, and asking whether it moved would take a network.
+        `tasks` are those of the job where they are open already. A model or data set on a hub is no input in this
+        sense: its revision is in the record, and asking whether it moved would take a network.
         """
         fingerprints: dict[str, str] = {}
         unreadable: dict[str, str] = {}

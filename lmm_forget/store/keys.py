@@ -66,13 +66,8 @@ def select_training_config(config: Mapping[str, Any], task: str) -> dict[str, An
 
     Of the sequence only this task is left: equal prefixes of different orders share their stages.
     """
-    view = copy.deepcopy(
-        {
-            k: v
-            for k, v in config.items()
-            if k not in (*FIELDS_WITHOUT_WEIGHT_EFFECT[""], "sequence", "tasks", "callbacks")
-        }
-    )
+    left_out = {*FIELDS_WITHOUT_WEIGHT_EFFECT[""], "sequence", "tasks", "callbacks"}
+    view = copy.deepcopy({k: v for k, v in config.items() if k not in left_out})
     for node, fields in FIELDS_WITHOUT_WEIGHT_EFFECT.items():
         if node and isinstance(view.get(node), dict):
             view[node] = {k: v for k, v in view[node].items() if k not in fields}
