@@ -48,6 +48,7 @@ class StageModule(pl.LightningModule):
         is_exact: whether the run is still bit-exact (see docs/training.md).
         is_interrupted: the process was asked to stop; training ends after this step and can be resumed.
         stopped_after_step: the number of steps after which a callback ended the stage, None if none did.
+        is_end_wanted: a callback set `trainer.should_stop` within this step; the stage ends after it.
         needs_retry: the fit ended because a step ran out of memory; it is repeated with `micro_batch_size`.
     """
 
@@ -83,7 +84,7 @@ class StageModule(pl.LightningModule):
         self._step_loss: Tensor | None = None
         self._step_tokens = 0
         self._is_out_of_memory = False
-        self._is_end_wanted = False
+        self.is_end_wanted = False
         self._step_started_at = time.perf_counter()
 
     @property
@@ -176,8 +177,8 @@ class StageModule(pl.LightningModule):
             self._step_started_at = time.perf_counter()  # what callbacks did after the step is no training time
         if self.needs_retry or self.is_interrupted:
             return
-        self._is_end_wanted |= self.trainer.should_stop
-        self.trainer.should_stop = self._is_end_wanted and is_step_end
+        self.is_end_wanted |= self.trainer.should_stop
+        self.trainer.should_stop = self.is_end_wanted and is_step_end
         if self.trainer.should_stop:
             self.stopped_after_step = self.steps_done
 

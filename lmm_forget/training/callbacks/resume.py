@@ -25,7 +25,8 @@ class ResumeCheckpoint(StageCallback, Checkpoint):
         if resume_config is None:
             return
         is_due = steps_done % resume_config.every_n_steps == 0 and steps_done < module.num_steps
-        if module.is_interrupted or (is_due and not trainer.should_stop):
+        is_ending = trainer.should_stop or module.is_end_wanted
+        if module.is_interrupted or (is_due and not is_ending):
             save_train_state(module, resume_config)
 
 
