@@ -136,7 +136,7 @@ def asked(lmm: Any, ranks: ProcessGroup, folder: Path, size: int) -> dict[str, A
         process_group=ranks,
     )
     [said] = answers.values()
-    return {"texts": [one.text for one in said], "asked": number, "gaps": [one.logit_margin for one in said]}
+    return {"texts": [one.text for one in said], "evaluated": number, "gaps": [one.logit_margin for one in said]}
 
 
 class Short(Plain):
