@@ -54,8 +54,9 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
     from lmm_forget.recipes.method import build_method
     from lmm_forget.recipes.selection import load_recipe, make_tune_plan, parse_rules
     from lmm_forget.tiny.renderers import render_image
+    from lmm_forget.training.callbacks.memory import StateMemory
     from lmm_forget.training.micro_batches import TrainItem
-    from lmm_forget.training.state_memory import record_state_bytes
+    from lmm_forget.training.stage_config import TrainStageConfig
     from lmm_forget.training.train_stage import train_stage
 
     logging.set_verbosity_error()
@@ -76,18 +77,21 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
     drawn = [render_image("cub200", "train", i) for i in range(steps * TRAINING["global_batch_size"])]
     items = [TrainItem(f"s{i}", d.questions[0].text, [d.image], d.questions[0].answers[0]) for i, d in enumerate(drawn)]
     method.start_stage(lmm, plan)
-    with record_state_bytes(model, method) as found:
-        train_stage(
-            lmm,
-            plan,
-            method,
-            items,
+    memory = StateMemory()
+    train_stage(
+        lmm,
+        plan,
+        method,
+        items,
+        TrainStageConfig(
             training_config=TRAINING,
             hardware_config=HARDWARE,
             seed=0,
             task="memory",
-        )
-    real = found[-1]
+            extra_callbacks=[memory],
+        ),
+    )
+    real = memory.measurements[-1]
     return {
         "recipe": recipe,
         "parameters": sum(info.numel for info in lmm.components),
@@ -101,7 +105,7 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
         "resident_before": before,
         "resident_loaded": loaded,
         "resident_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "steps": len(found),
+        "steps": len(memory.measurements),
     }
 
 

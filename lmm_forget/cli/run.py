@@ -59,6 +59,7 @@ HELP_GROUPS = (
     "probe",
     "hardware",
     "logger",
+    "callbacks",
     "experiment",
     "task",
 )

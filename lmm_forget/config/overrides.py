@@ -25,6 +25,7 @@ _SWEEP_SYNTAX = (",", "range(", "choice(", "interval(", "glob(", "${")
 def check_overrides(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[str]:
     """A command line's words as Hydra may have them; `config_dirs` are the user's own, whose choices are listed too.
 
+    A callback of the user's is a new key, for which Hydra wants a +: it gets one where the user left it out.
     Raises ConfigError for a folder that is a file, for a word that cannot be one, for a group that is deleted, given no
     choice or several in brackets, for a bad name, and for Hydra's own settings where they would do nothing.
     """
@@ -47,7 +48,7 @@ def check_overrides(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) 
             _check_group_choice(key, value, config_dirs)
         if equals and key == "name" and not any(sign in value for sign in _SWEEP_SYNTAX):
             check_sweep_name(value.strip("'\""))
-        accepted.append(override)
+        accepted.append(f"++{override}" if key.startswith("callbacks.") and override[0] not in "+~" else override)
     return accepted
 
 

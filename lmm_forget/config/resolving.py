@@ -21,6 +21,7 @@ from lmm_forget.config.renamed import refuse_renamed_keys
 from lmm_forget.config.schema.job_config import REQUIRED_GROUPS, check_job_config
 from lmm_forget.config.schema.node_reading import read_settings
 from lmm_forget.config.schema.training_settings import SubsetSettings
+from lmm_forget.config.strategy_files import load_strategy_config
 from lmm_forget.config.task_files import TaskFile, TaskFileFinder, check_task_roles
 from lmm_forget.config.task_order import order_tasks, parse_name_list
 from lmm_forget.errors import ConfigError
@@ -79,6 +80,7 @@ def _resolve_composed(cfg: DictConfig, config_dirs: list[Path], sweep_name: str 
     model_defaults = {key: config["model"].pop(key, None) for key in MODEL_DEFAULT_KEYS}
     check_job_config(config)
     _resolve_hardware(config, model_defaults["micro_batch_size"])
+    config["hardware"]["strategy_config"] = load_strategy_config(config["hardware"]["strategy"], config_dirs)
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config
 
@@ -182,7 +184,7 @@ def _check_group_nodes(run_config: DictConfig) -> None:
 
 def _check_group_names(config: Mapping[str, Any]) -> None:
     for group in REQUIRED_GROUPS:
-        if group in ("training", "data", "hardware"):
+        if group in ("training", "data", "hardware", "callbacks"):
             continue
         node = config.get(group)
         if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):

@@ -41,8 +41,10 @@ def build_context(
     from lmm_forget.store.input_fingerprints import InputFingerprinter
     from lmm_forget.tasks.sample_set import limit_samples
     from lmm_forget.tasks.task_loading import build_task
+    from lmm_forget.training.callbacks.base import build_callbacks
     from lmm_forget.training.micro_batches import count_accumulation_steps
     from lmm_forget.training.precision import refuse_pure_bf16
+    from lmm_forget.training.strategies.base import build_strategy
     from lmm_forget.training.train_set import TrainSet
     from lmm_forget.training.train_stage import count_total_steps
 
@@ -50,6 +52,9 @@ def build_context(
     recipe, data, training = config["recipe"], config["data"], config["training"]
     method = build_method(recipe)
     refuse_pure_bf16(training, config["hardware"])
+    # A node that names no callback or strategy is refused before anything is loaded.
+    build_callbacks(config["callbacks"])
+    build_strategy(config["hardware"], process_group)
     hardware = config["hardware"]
     global_batch_size = int(training["global_batch_size"])
     samples_per_rank, micro_batch_setting = (

@@ -251,6 +251,8 @@ def _train_or_load_stage(
     context: JobContext, task: str, phase_name: str
 ) -> tuple[Mapping[str, Any], dict[str, Any], ProbeCallback | None]:
     """Train the stage, or take it from the store: (record, what this job did, what was watched on the way)."""
+    from lmm_forget.training.callbacks.base import build_callbacks
+
     key, ingredients = compute_stage_key(
         context.config,
         task,
@@ -261,6 +263,7 @@ def _train_or_load_stage(
         code_fingerprints={
             "task": hash_user_code(context.train_sets[task].task),
             "method": hash_user_code(context.method),
+            "callbacks": hash_user_code(*build_callbacks(context.config["callbacks"])),
         },
     )
     context.record_reference("stages", key)
@@ -365,6 +368,7 @@ def _train_and_store(
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
     from lmm_forget.models.weight_hashes import hash_tensor
     from lmm_forget.training.determinism import derive_seed
+    from lmm_forget.training.stage_config import TrainStageConfig
     from lmm_forget.training.train_stage import train_stage
     from lmm_forget.training.train_state import ResumeConfig
 
@@ -379,16 +383,19 @@ def _train_and_store(
         context.plan,
         context.method,
         context.train_sets[task],
-        training_config=config["training"],
-        hardware_config=config["hardware"],
-        seed=config["seed"],
-        task=task,
-        tracker=context.tracker,
-        progress=context.progress,
-        phase_name=phase_name,
-        resume_config=ResumeConfig(partial, int(config["checkpoint_every"])),
-        step_callback=probe_callback,
-        process_group=process_group,
+        TrainStageConfig(
+            task=task,
+            seed=config["seed"],
+            training_config=config["training"],
+            hardware_config=config["hardware"],
+            callbacks_config=config["callbacks"],
+            process_group=process_group,
+            resume_config=ResumeConfig(partial, int(config["checkpoint_every"])),
+            step_probe=probe_callback,
+            progress=context.progress,
+            tracker=context.tracker,
+            phase_name=phase_name,
+        ),
     )
     if probe_callback is not None:
         process_group.broadcast_from_rank_zero(probe_callback.save_alarm)

@@ -54,6 +54,12 @@ class Method(ABC):
         precision.
         """
 
+    def on_gradients(self, step: int) -> None:  # noqa: B027
+        """Called after the gradients of optimizer step `step` (from 0) are averaged over ranks, before clipping."""
+
+    def on_step_end(self, step: int) -> None:  # noqa: B027
+        """Called after optimizer step `step` (from 0) changed the weights."""
+
     @abstractmethod
     def end_stage(
         self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
@@ -78,6 +84,13 @@ class Method(ABC):
         `TunePlan.extra_state_bytes` plans them.
         """
         return ()
+
+    def resume_state(self) -> Mapping[str, Tensor]:
+        """Tensors, by name, that a resumed stage needs beside masters and moments; every training state holds them."""
+        return {}
+
+    def load_resume_state(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Take back what `resume_state` returned when the state was saved; called after `start_stage`."""
 
 
 def build_method(recipe_config: Mapping[str, Any]) -> Method:

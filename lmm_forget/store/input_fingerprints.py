@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from lmm_forget.errors import LmmForgetError
 from lmm_forget.models.model_source import fingerprint_folder, resolve_model_source
 from lmm_forget.store.code_hashes import hash_scorer_code, hash_user_code
-from lmm_forget.store.keys import hash_json
+from lmm_forget.store.keys import hash_json, select_user_callbacks
 from lmm_forget.tasks.task import Task
 from lmm_forget.tasks.task_loading import build_task
 
@@ -34,7 +34,7 @@ class InputFingerprinter:
     ) -> tuple[dict[str, str], dict[str, str]]:
         """(fingerprints, errors of inputs that could not be read) of a resolved configuration, both by input name.
 
-        The names are model, data.<task>, code.<task>, scorer.<task> and code.recipe. `tasks` are tasks of the job that
+        The names are model, data.<task>, code.<task>, scorer.<task>, code.recipe and code.callbacks. `tasks` are tasks of the job that
         are already loaded. A model or data set on a hub has no fingerprint: its revision is in the record, and checking
         for a newer one would need the network.
         """
@@ -67,6 +67,9 @@ class InputFingerprinter:
         method = str((recipe.get("method") or {}).get("_target_") or "")
         if method and not method.startswith("lmm_forget."):
             yield "code.recipe", f"method {method}", lambda: hash_user_code(_import_target(method))
+        callbacks = [str(node.get("_target_")) for node in select_user_callbacks(config.get("callbacks")).values()]
+        if callbacks:
+            yield "code.callbacks", f"callbacks {callbacks}", lambda: hash_user_code(*map(_import_target, callbacks))
         trained_tasks = set(config["sequence"]["tasks"])
         nodes = {name: (node, name in trained_tasks, True) for name, node in config["tasks"].items()}
         probe_nodes = (config.get("probe") or {}).get("tasks") or {}
@@ -103,7 +106,7 @@ def _import_target(target: str) -> Any:
     try:
         return get_object(target)
     except Exception as error:  # whatever importing a user's module raises
-        raise LmmForgetError(f"recipe.method._target_={target} cannot be imported ({error})") from None
+        raise LmmForgetError(f"_target_={target} cannot be imported ({error})") from None
 
 
 def describe_input_changes(
@@ -116,7 +119,7 @@ def describe_input_changes(
 
 def select_training_inputs(fingerprints: Mapping[str, str], tasks: Iterable[str]) -> dict[str, str]:
     """The fingerprints of those inputs that decide the weights after training on `tasks`."""
-    names = {"model", "code.recipe"}
+    names = {"model", "code.recipe", "code.callbacks"}
     for task in tasks:
         names |= {f"data.{task}", f"code.{task}"}
     return {name: fingerprints[name] for name in sorted(names & fingerprints.keys())}
@@ -130,4 +133,6 @@ def _describe_input(name: str) -> str:
         return f"the data of task {task}"
     if kind == "scorer":
         return f"the scorer of task {task}"
-    return "the code of the recipe's method" if task == "recipe" else f"the code of task {task}"
+    if task in ("recipe", "callbacks"):
+        return "the code of the recipe's method" if task == "recipe" else "the code of the callbacks"
+    return f"the code of task {task}"

@@ -35,13 +35,26 @@ def select_training_config(config: Mapping[str, Any], task: str) -> dict[str, An
     Of the sequence only this task is left: equal prefixes of different orders share their stages.
     """
     view = select_fields(config, Effect.WEIGHTS)
-    for group in ("sequence", "tasks", "probe"):
+    for group in ("sequence", "tasks", "probe", "callbacks"):
         view.pop(group, None)
     view["task"] = strip_task_paths(config["tasks"][task])
+    user_callbacks = select_user_callbacks(config.get("callbacks"))
+    if user_callbacks:
+        view["callbacks"] = user_callbacks
     stop = select_early_stop_config(config.get("probe"))
     if stop:
         view["stop"] = stop
     return view
+
+
+def select_user_callbacks(callbacks_config: Any) -> dict[str, Any]:
+    """The nodes of `callbacks` that may move weights: all but those of this package."""
+    own_package = "lmm_forget.training.callbacks."
+    return {
+        name: copy.deepcopy(node)
+        for name, node in (callbacks_config or {}).items()
+        if isinstance(node, Mapping) and not str(node.get("_target_")).startswith(own_package)
+    }
 
 
 def select_early_stop_config(probe_config: Any) -> dict[str, Any] | None:

@@ -1,1 +1,1 @@
-"""Training of one stage: batches, precision, the LightningModule, the fit, and what is logged meanwhile."""
+"""Training of one stage: micro-batches, precision, the LightningModule, callbacks and strategies."""

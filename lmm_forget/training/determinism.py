@@ -26,21 +26,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def get_rng_states() -> tuple[Any, ...]:
-    """States of Python's, NumPy's and torch's generators (all CUDA devices in use), for `put_back`."""
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda_states
-
-
-def set_rng_states(states: tuple[Any, ...]) -> None:
-    """Let all generators go on where `generators` found them."""
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    if states[3]:
-        torch.cuda.set_rng_state_all(states[3])
-
-
 @contextmanager
 def prefer_deterministic_kernels(device_type: str) -> Iterator[None]:
     """On CUDA prefer deterministic kernels (torch warns where there is none); CPU kernels repeat by

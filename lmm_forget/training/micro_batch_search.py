@@ -5,19 +5,17 @@ there are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lmm_forget.recipes.method import get_parameter_dtypes
+from lmm_forget.models.loading import LMM
+from lmm_forget.recipes.method import Method, get_parameter_dtypes
+from lmm_forget.recipes.selection import TunePlan
 from lmm_forget.training.micro_batches import TrainItem, to_train_item
+from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
-
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
-    from lmm_forget.recipes.method import Method
-    from lmm_forget.recipes.selection import TunePlan
 
 MAX_MEASURED_SAMPLES = 256
 """Samples of every task whose length is looked at."""
@@ -33,7 +31,7 @@ def find_largest_micro_batch(
     hardware_config: Mapping[str, Any],
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> int:
-    """The micro-batch that a step on the longest samples of all `tasks` ends with, beginning with the whole share.
+    """The micro-batch that a step on the longest samples of all `train_sets` ends with, beginning with the whole share.
 
     Two optimizer steps are taken, the second with everything a stage has (masters, moments, gradients); where one runs
     out of memory the micro-batch is halved, as in training. Afterwards the model is what it was, bit for bit. Raises
@@ -53,15 +51,15 @@ def find_largest_micro_batch(
             plan,
             method,
             items,
-            training_config={
-                **training_config,
-                "max_steps": 2,
-            },  # moments exist from the first step on: the second has them all
-            hardware_config={**hardware_config, "micro_batch_size": samples_per_rank, "num_workers": 0},
-            seed=0,
-            task="micro-batch",
-            phase_name="measure the micro-batch",
-            process_group=process_group,
+            TrainStageConfig(
+                task="micro-batch",
+                seed=0,
+                # Moments exist from the first step on: the second has them all.
+                training_config={**training_config, "max_steps": 2},
+                hardware_config={**hardware_config, "micro_batch_size": samples_per_rank, "num_workers": 0},
+                process_group=process_group,
+                phase_name="measure the micro-batch",
+            ),
         )
     finally:
         method.end_stage(lmm, plan, dtypes, keep_delta=False)
@@ -73,7 +71,7 @@ def find_largest_micro_batch(
 
 
 def select_longest_items(lmm: LMM, train_sets: Sequence[Sequence[Any]], count: int) -> list[TrainItem]:
-    """The `number` longest samples, in tokens, among the first ones of every task; repeated where there are fewer."""
+    """The `count` longest samples, in tokens, among the first ones of every task; repeated where there are fewer."""
     items_by_length: list[tuple[int, TrainItem]] = []
     for samples in train_sets:
         for i in range(min(MAX_MEASURED_SAMPLES, len(samples))):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from lmm_forget.distributed.process_group import ProcessGroup
 from lmm_forget.errors import StoreError
+from lmm_forget.training.rng_states import RngStates
 
 ADAM_STATE_KEYS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -31,7 +30,7 @@ class TrainStateStore(Protocol):
 
 @dataclass(frozen=True)
 class ResumeConfig:
-    """How a fit is taken up: where its states are, and every how many optimizer steps one is saved."""
+    """How a stage is resumed: where its states are kept, and every how many optimizer steps one is saved."""
 
     state_store: TrainStateStore
     every_n_steps: int
@@ -39,9 +38,9 @@ class ResumeConfig:
 
 @dataclass(frozen=True)
 class TrainState:
-    """A state that was found: the optimizer steps it holds, their losses, and how they were computed.
+    """A saved state: the optimizer steps it holds, their losses, and how they were computed.
 
-    `exact`: nothing on the way to it cost the promise of equal bytes.
+    `is_exact`: nothing on the way to it cost the promise of equal bytes.
     """
 
     step: int
@@ -49,12 +48,12 @@ class TrainState:
     micro_batch_size: int
     topology: dict[str, Any]
     tensors: dict[str, Tensor]
-    rng_states: list[dict[str, Any]]
+    rng_states: list[RngStates]
     is_exact: bool = True
 
     @classmethod
     def from_stored(cls, stored_state: tuple[dict[str, Tensor], dict[str, Any]]) -> TrainState:
-        """From what a Safe returns. Raises StoreError for a state of another kind."""
+        """From what a TrainStateStore returns. Raises StoreError for a state of another kind."""
         tensors, state = stored_state
         try:
             return cls(
@@ -63,11 +62,38 @@ class TrainState:
                 micro_batch_size=int(state["micro_batch_size"]),
                 topology=dict(state["layout"]),
                 tensors=tensors,
-                rng_states=[dict(one) for one in state["random"]],
+                rng_states=[RngStates.from_json(states) for states in state["random"]],
                 is_exact=bool(state.get("exact", True)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"a saved training state lacks {error}; delete the store's partial folder") from error
+
+
+def load_train_state(resume_config: ResumeConfig | None, process_group: ProcessGroup) -> TrainState | None:
+    """The state to go on from, the same on every rank; rank 0 decides which it is and moves damaged ones aside.
+
+    Raises StoreError where a rank does not see the state that rank 0 sees.
+    """
+    if resume_config is None:
+        return None
+
+    def load_latest() -> TrainState | None:
+        stored_state = resume_config.state_store.load_latest()
+        return TrainState.from_stored(stored_state) if stored_state else None
+
+    if process_group.size == 1:
+        return load_latest()
+    first_rank_state = [load_latest()] if process_group.is_rank_zero else [None]
+    step = process_group.broadcast_from_rank_zero(lambda: first_rank_state[0].step if first_rank_state[0] else None)
+    if step is None:
+        return None
+    local_state = first_rank_state[0] or load_latest()
+    if process_group.is_true_on_any_rank(local_state is None or local_state.step != step):
+        raise StoreError(
+            f"the state saved after step {step} is not seen by every rank; the store must lie on a file system that "
+            "all machines of a job share"
+        )
+    return local_state
 
 
 def describe_topology(world_size: int, device_type: str = "cpu") -> dict[str, Any]:
@@ -89,7 +115,7 @@ def describe_topology(world_size: int, device_type: str = "cpu") -> dict[str, An
 def collect_train_tensors(model: nn.Module, optimizer: Optimizer, is_writer: bool = True) -> dict[str, Tensor]:
     """Masters and moments by `master.<name>`, `exp_avg.<name>` … of every parameter that requires a gradient.
 
-    Sharded tensors are put together one by one, by all ranks; without `keep` a rank helps and keeps none.
+    Sharded tensors are gathered one by one, by all ranks; one that is no writer takes part and keeps none.
     """
     tensors: dict[str, Tensor] = {}
     for name, p in model.named_parameters():
@@ -124,6 +150,17 @@ def restore_masters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             p.copy_(saved_masters[name])
 
 
+def add_method_tensors(tensors: dict[str, Tensor], method_tensors: Mapping[str, Tensor]) -> None:
+    """Add what a method keeps within a stage to the tensors of a training state, as `method.<name>`."""
+    for name, tensor in method_tensors.items():
+        tensors[f"method.{name}"] = tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def get_method_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `add_method_tensors` added."""
+    return {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
+
+
 def restore_moments(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put AdamW's moments and step counts back; parameters that had none yet get none."""
     for name, p in model.named_parameters():
@@ -139,36 +176,3 @@ def _match_placement(parameter: nn.Parameter, moment: Tensor) -> Tensor:
     if isinstance(parameter, DTensor) and moment.shape == parameter.shape:
         return distribute_tensor(local_moment, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return local_moment
-
-
-def serialize_rng_states() -> dict[str, Any]:
-    """States of Python's, NumPy's and torch's generators (all CUDA devices), as JSON holds them."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    states = {
-        "python": [version, list(numbers), gauss],
-        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
-        "torch": _encode_base64(torch.get_rng_state()),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = [_encode_base64(state) for state in torch.cuda.get_rng_state_all()]
-    return states
-
-
-def restore_serialized_rng_states(states: Mapping[str, Any]) -> None:
-    """Put all generators back to where `serialize_rng_states` found them."""
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(_decode_base64(states["torch"]))
-    if torch.cuda.is_available() and len(states.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([_decode_base64(text) for text in states["cuda"]])
-
-
-def _encode_base64(state: Tensor) -> str:
-    return base64.b64encode(state.cpu().numpy().tobytes()).decode("ascii")
-
-
-def _decode_base64(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

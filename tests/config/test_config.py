@@ -192,7 +192,7 @@ def test_default_names(mine: Path) -> None:
             ["hardware.devices=0"],
             r"hardware.devices=0 cannot be used; it must be a whole number of at least 1",
         ),
-        (["hardware.strategy=ring"], r"hardware.strategy=ring is not known; choose one of: auto, ddp, fsdp"),
+        (["hardware.strategy=ring"], r"hardware.strategy=ring is not known; choose one of: auto, ddp, fsdp, single"),
         (["hardware=fsdp", "hardware.devices=1"], r"fsdp shares a model among devices, but this job has one"),
         (["hardware.micro_batch_size=all"], r"hardware.micro_batch_size=all cannot be used; .* or auto"),
         (

@@ -23,6 +23,7 @@ from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import TunePlan, load_recipe
 from lmm_forget.training.micro_batches import TrainItem
 from lmm_forget.training.precision import PrecisionContext
+from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.subjects import PACKAGED, SUBJECTS, subject
 from tests.models.tiny import FAMILIES, picture
@@ -124,10 +125,7 @@ class Contract:
             plan,
             method,
             LESSON,
-            training_config=settings,
-            hardware_config=HARDWARE,
-            seed=0,
-            task="contract",
+            TrainStageConfig(training_config=settings, hardware_config=HARDWARE, seed=0, task="contract"),
         )
         return result.step_losses
 

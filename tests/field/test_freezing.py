@@ -12,6 +12,7 @@ from lmm_forget.errors import LmmForgetError, PlanError
 from lmm_forget.models.weight_hashes import hash_parameters
 from lmm_forget.recipes.method import build_method, get_parameter_dtypes
 from lmm_forget.recipes.selection import SelectionRule, load_recipe, make_tune_plan
+from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples, teach
@@ -90,10 +91,7 @@ def test_a_later_step_does_not_undo_the_freezing() -> None:
             plan,
             method,
             samples(),
-            training_config=settings,
-            hardware_config=hardware,
-            seed=0,
-            task=recipe,
+            TrainStageConfig(training_config=settings, hardware_config=hardware, seed=0, task=recipe),
         )
         method.end_stage(lmm, plan, dtypes)
         after = hash_parameters(lmm.model)
@@ -119,7 +117,13 @@ def test_tied_embeddings_stay_tied() -> None:
     method.start_stage(lmm, plan)
     settings = {**TRAINING, **HOT["training"]}
     hardware = {**HARDWARE, **HOT["hardware"]}
-    train_stage(lmm, plan, method, samples(), training_config=settings, hardware_config=hardware, seed=0, task="tied")
+    train_stage(
+        lmm,
+        plan,
+        method,
+        samples(),
+        TrainStageConfig(training_config=settings, hardware_config=hardware, seed=0, task="tied"),
+    )
     method.end_stage(lmm, plan, dtypes)
     embeddings = lmm.model.get_input_embeddings().weight
     assert lmm.model.lm_head.weight is embeddings

@@ -231,6 +231,7 @@ def follow(
     """Teach the prober's own model, watched."""
     from lmm_forget.recipes.method import get_parameter_dtypes
     from lmm_forget.recipes.plain import Plain
+    from lmm_forget.training.stage_config import TrainStageConfig
     from lmm_forget.training.train_stage import train_stage
     from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
@@ -243,11 +244,7 @@ def follow(
         plan,
         method,
         samples(),
-        training_config=training,
-        hardware_config=HARDWARE,
-        seed=0,
-        task="lesson",
-        step_callback=watch,
+        TrainStageConfig(training_config=training, hardware_config=HARDWARE, seed=0, task="lesson", step_probe=watch),
     )
     watch.save_alarm()
     method.end_stage(lmm, plan, dtypes)

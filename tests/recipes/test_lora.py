@@ -22,6 +22,7 @@ from lmm_forget.recipes.selection import (
     parse_rules,
     tune,
 )
+from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.recipes.test_plain import encoded
@@ -49,7 +50,13 @@ def taught(family: str, method: LoRA, dtype: torch.dtype, **training: Any) -> tu
     return (
         lmm,
         plan,
-        train_stage(lmm, plan, method, samples(), training_config=settings, hardware_config=HARDWARE, seed=0, task="x"),
+        train_stage(
+            lmm,
+            plan,
+            method,
+            samples(),
+            TrainStageConfig(training_config=settings, hardware_config=HARDWARE, seed=0, task="x"),
+        ),
     )
 
 
@@ -173,7 +180,13 @@ def test_any_rule_works_and_biases_stay() -> None:
     dtypes = get_parameter_dtypes(lmm.model)
     method.start_stage(lmm, plan)
     settings = {**TRAINING, "learning_rate": 1e-2}
-    train_stage(lmm, plan, method, samples(8), training_config=settings, hardware_config=HARDWARE, seed=0, task="x")
+    train_stage(
+        lmm,
+        plan,
+        method,
+        samples(8),
+        TrainStageConfig(training_config=settings, hardware_config=HARDWARE, seed=0, task="x"),
+    )
     method.end_stage(lmm, plan, dtypes)
     after = hash_parameters(lmm.model)
     assert {n for n in after if after[n] != before[n]} == set(plan.trainable)
@@ -195,7 +208,13 @@ def test_dropout_works_in_training_only_on_every_adapter() -> None:
     for module in dropouts:
         module.register_forward_hook(lambda m, *_: seen.add(id(m)) if m.training else None)
     assert torch.equal(logits(lmm), logits(lmm)) and not seen
-    train_stage(lmm, plan, method, samples(4), training_config=TRAINING, hardware_config=HARDWARE, seed=0, task="x")
+    train_stage(
+        lmm,
+        plan,
+        method,
+        samples(4),
+        TrainStageConfig(training_config=TRAINING, hardware_config=HARDWARE, seed=0, task="x"),
+    )
     assert len(seen) == len(dropouts)
 
 
@@ -208,7 +227,13 @@ def test_compat_projector_trains_the_projector_whole() -> None:
     before, dtypes = hash_parameters(lmm.model), get_parameter_dtypes(lmm.model)
     method.start_stage(lmm, plan)
     settings = {**TRAINING, "learning_rate": 1e-2}
-    train_stage(lmm, plan, method, samples(8), training_config=settings, hardware_config=HARDWARE, seed=0, task="x")
+    train_stage(
+        lmm,
+        plan,
+        method,
+        samples(8),
+        TrainStageConfig(training_config=settings, hardware_config=HARDWARE, seed=0, task="x"),
+    )
     delta = method.end_stage(lmm, plan, dtypes)
     after = hash_parameters(lmm.model)
     assert {n for n in after if after[n] != before[n]} == set(plan.trainable) == set(delta)

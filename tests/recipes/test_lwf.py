@@ -19,6 +19,7 @@ from lmm_forget.recipes.method import Method, build_method, get_parameter_dtypes
 from lmm_forget.recipes.plain import Plain, compute_logits_at, make_target_mask
 from lmm_forget.recipes.selection import load_recipe
 from lmm_forget.training.precision import PrecisionContext
+from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
@@ -39,7 +40,11 @@ def lesson(
     method.start_stage(lmm, plan)
     settings, machine = {**LONG, **(training or {})}, {**HARDWARE, **hardware}
     result = train_stage(
-        lmm, plan, method, samples(8), training_config=settings, hardware_config=machine, seed=0, task="x"
+        lmm,
+        plan,
+        method,
+        samples(8),
+        TrainStageConfig(training_config=settings, hardware_config=machine, seed=0, task="x"),
     )
     method.end_stage(lmm, plan, dtypes)
     return lmm, result.step_losses

@@ -16,6 +16,7 @@ from lmm_forget.recipes.method import build_method, get_parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import TunePlan, load_recipe
 from lmm_forget.recipes.wise_ft import WiseFT
+from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
@@ -30,7 +31,11 @@ def stage(
     method.start_stage(lmm, plan)
     settings = {**TRAINING, "learning_rate": 1e-2, "epochs": 2}
     result = train_stage(
-        lmm, plan, method, samples(8), training_config=settings, hardware_config=HARDWARE, seed=0, task="x"
+        lmm,
+        plan,
+        method,
+        samples(8),
+        TrainStageConfig(training_config=settings, hardware_config=HARDWARE, seed=0, task="x"),
     )
     assert result.step_losses[-1] < result.step_losses[0]
     masters = {n: p.detach().clone() for n, p in lmm.model.named_parameters() if n in plan.trainable}

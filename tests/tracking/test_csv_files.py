@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lmm_forget.tracking import NullTracker, StageMetrics, open_tracker
 from lmm_forget.tracking.csv_tracker import CsvTracker
-from lmm_forget.training.step_logging import log_training_metrics
 from tests.tracking.fake_job import log_job, make_config, make_stage_metrics
 from tests.training.lesson import teach
 
@@ -56,5 +55,4 @@ def test_no_tracker_leaves_nothing(tmp_path: Path) -> None:
     tracker = open_tracker(make_config(tmp_path, name="none"), tmp_path / "job")
     assert isinstance(tracker, NullTracker)
     assert log_job(tracker) == []
-    log_training_metrics(None, "a", 1, {"loss": 1.0})
     assert not (tmp_path / "job").exists()

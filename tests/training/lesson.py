@@ -12,7 +12,8 @@ from lmm_forget.recipes.method import build_method, get_parameter_dtypes
 from lmm_forget.recipes.selection import TunePlan, load_recipe, make_tune_plan, parse_rules
 from lmm_forget.training.determinism import derive_seed
 from lmm_forget.training.micro_batches import TrainItem
-from lmm_forget.training.train_stage import FitResult, train_stage
+from lmm_forget.training.stage_config import FitResult, TrainStageConfig
+from lmm_forget.training.train_stage import train_stage
 from tests.models.subjects import subject
 from tests.models.tiny import picture
 
@@ -61,11 +62,13 @@ def teach(
         plan,
         method,
         samples() if items is None else items,
-        training_config={**TRAINING, **(training or {})},
-        hardware_config={**HARDWARE, **(hardware or {})},
-        seed=seed,
-        task=task,
-        **more,
+        TrainStageConfig(
+            training_config={**TRAINING, **(training or {})},
+            hardware_config={**HARDWARE, **(hardware or {})},
+            seed=seed,
+            task=task,
+            **more,
+        ),
     )
     return lmm, plan, result, method.end_stage(lmm, plan, dtypes)
 

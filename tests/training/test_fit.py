@@ -16,6 +16,7 @@ import torch
 from lmm_forget.errors import ConfigError, DataError, PlanError
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.training.micro_batches import TrainItem
+from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import count_total_steps, train_stage
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, hashes_after, plan_for, samples, teach
@@ -143,7 +144,7 @@ def test_a_wholly_frozen_tower_runs_without_graph_and_in_eval_mode(monkeypatch):
 def test_mistakes_are_one_line():
     with pytest.raises(ConfigError, match="fewer than one global batch"):
         teach(items=samples(3))
-    with pytest.raises(ConfigError, match="micro_batch=3 does not divide"):
+    with pytest.raises(ConfigError, match="micro_batch_size=3 does not divide"):
         teach(hardware={"micro_batch_size": 3})
     with pytest.raises(ConfigError, match=r"^hardware.accelerator=abacus cannot be used here: [^\n]+$"):
         teach(hardware={"accelerator": "abacus"})
@@ -157,10 +158,7 @@ def test_mistakes_are_one_line():
             plan_for(lmm, "llm"),
             Plain(),
             samples(),
-            training_config=TRAINING,
-            hardware_config=HARDWARE,
-            seed=0,
-            task="t",
+            TrainStageConfig(training_config=TRAINING, hardware_config=HARDWARE, seed=0, task="t"),
         )
 
 
@@ -211,6 +209,12 @@ def test_the_model_comes_back_usable_after_a_failed_fit(monkeypatch):
     method.start_stage(lmm, plan)
     items = [*samples(3), TrainItem("long", "?", [picture()], "a" * 600)]
     with pytest.raises(DataError):
-        train_stage(lmm, plan, method, items, training_config=TRAINING, hardware_config=HARDWARE, seed=0, task="t")
+        train_stage(
+            lmm,
+            plan,
+            method,
+            items,
+            TrainStageConfig(training_config=TRAINING, hardware_config=HARDWARE, seed=0, task="t"),
+        )
     assert not lmm.model.training
     assert not any(m._forward_hooks for m in lmm.model.modules() if isinstance(m, torch.nn.Embedding))

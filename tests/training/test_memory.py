@@ -8,7 +8,8 @@ import torch
 from lmm_forget.models.loading import LMM
 from lmm_forget.recipes.method import build_method
 from lmm_forget.recipes.selection import TunePlan, load_recipe
-from lmm_forget.training.state_memory import StateBytes, measure_state_bytes, record_state_bytes
+from lmm_forget.training.callbacks.memory import StateBytes, StateMemory, measure_state_bytes
+from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import tiny_lmm
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
@@ -20,19 +21,22 @@ def stage(recipe: str, dtype: torch.dtype, **sizes: int) -> tuple[LMM, TunePlan,
     method = build_method(load_recipe(recipe))
     plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
     method.start_stage(lmm, plan)
-    with record_state_bytes(lmm.model, method) as found:
-        train_stage(
-            lmm,
-            plan,
-            method,
-            samples(8),
+    memory = StateMemory()
+    train_stage(
+        lmm,
+        plan,
+        method,
+        samples(8),
+        TrainStageConfig(
             training_config=TRAINING,
             hardware_config=HARDWARE,
             seed=0,
             task="x",
-        )
-    assert len(found) == 2
-    return lmm, plan, found
+            extra_callbacks=[memory],
+        ),
+    )
+    assert len(memory.measurements) == 2
+    return lmm, plan, memory.measurements
 
 
 @pytest.mark.parametrize("recipe", ["sa_proj", "mlp_gateup", "llm", "full", "lora", "lwf", "wise_ft"])

@@ -90,7 +90,7 @@ def test_a_resume_says_where_it_goes_on(tmp_path: Path) -> None:
 def test_without_the_random_states_it_is_not(
     tmp_path: Path, uninterrupted: tuple[dict[str, str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmm_forget.training.stage_module.restore_serialized_rng_states", lambda states: None)
+    monkeypatch.setattr("lmm_forget.training.stage_module.StageModule._restore_rng", lambda module: None)
     hashes, _ = interrupted(tmp_path)
     assert hashes != uninterrupted[0]
 
@@ -116,7 +116,7 @@ def test_a_resume_keeps_the_micro_batch_it_began_with(
 def test_another_layout_resumes_and_says_that_bytes_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = states.describe_topology
     monkeypatch.setattr(
-        "lmm_forget.training.stage_module.describe_topology", lambda *given: {**layout(*given), "world_size": 2}
+        "lmm_forget.training.callbacks.resume.describe_topology", lambda *given: {**layout(*given), "world_size": 2}
     )
     _, fitted = interrupted(tmp_path)
     assert fitted.resumed_from_step == 4 and not fitted.is_exact
@@ -211,10 +211,10 @@ def test_a_look_that_had_no_time_is_made_up_for(
     """Asked to stop in the step before a look, or while it looks: the step is kept, and whoever goes on looks first."""
     partial, seen = StageCheckpoints(Store(tmp_path), "k"), []
     with asking_after(1000 if late else 2), pytest.raises(StopRequested):
-        run(partial, every=1000, step_callback=Looking(seen, late))
+        run(partial, every=1000, step_probe=Looking(seen, late))
     found = partial.load_latest()
     assert found is not None and found[1]["step"] == 2 and not seen
-    hashes, fitted = run(partial, step_callback=Looking(seen))
+    hashes, fitted = run(partial, step_probe=Looking(seen))
     assert seen == [2] and fitted.resumed_from_step == 2
     assert hashes == uninterrupted[0]
 
@@ -227,10 +227,10 @@ def test_a_look_can_end_a_stage_that_was_stopped_before_it(tmp_path: Path) -> No
 
     partial = StageCheckpoints(Store(tmp_path), "k")
     with asking_after(2), pytest.raises(StopRequested):
-        run(partial, every=1000, step_callback=Ending([]))
-    hashes, fitted = run(partial, step_callback=Ending([]))
+        run(partial, every=1000, step_probe=Ending([]))
+    hashes, fitted = run(partial, step_probe=Ending([]))
     assert (fitted.stopped_after_step, fitted.num_steps) == (2, 2)
-    straight, once = run(StageCheckpoints(Store(tmp_path), "other"), every=1000, step_callback=Ending([]))
+    straight, once = run(StageCheckpoints(Store(tmp_path), "other"), every=1000, step_probe=Ending([]))
     assert once.stopped_after_step == 2 and straight == hashes
 
 

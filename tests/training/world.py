@@ -31,7 +31,8 @@ from lmm_forget.store import ResponseCache, StageCheckpoints, Store
 from lmm_forget.training import micro_batches
 from lmm_forget.training.determinism import derive_seed
 from lmm_forget.training.micro_batches import TrainItem
-from lmm_forget.training.sharded_model import ShardedModel
+from lmm_forget.training.stage_config import TrainStageConfig
+from lmm_forget.training.strategies.sharded_model import ShardedModel
 from lmm_forget.training.train_stage import train_stage
 from lmm_forget.training.train_state import ResumeConfig
 from tests.evaluation.questions import Questions, sample
@@ -86,23 +87,25 @@ def stages(
             plan,
             method,
             more.get("items") or samples(GLOBAL_BATCH * 2),
-            training_config={
-                **TRAINING,
-                "global_batch_size": GLOBAL_BATCH,
-                "max_steps": 3,
-                **more.get("training", {}),
-            },
-            hardware_config={
-                **HARDWARE,
-                "precision": "fp32",
-                "micro_batch_size": micro_batch,
-                "strategy": strategy,
-                **more.get("hardware", {}),
-            },
-            seed=0,
-            task=task,
-            process_group=ranks,
-            resume_config=more.get("resume"),
+            TrainStageConfig(
+                training_config={
+                    **TRAINING,
+                    "global_batch_size": GLOBAL_BATCH,
+                    "max_steps": 3,
+                    **more.get("training", {}),
+                },
+                hardware_config={
+                    **HARDWARE,
+                    "precision": "fp32",
+                    "micro_batch_size": micro_batch,
+                    "strategy": strategy,
+                    **more.get("hardware", {}),
+                },
+                seed=0,
+                task=task,
+                process_group=ranks,
+                resume_config=more.get("resume"),
+            ),
         )
         delta = method.end_stage(lmm, plan, dtypes, keep_delta=ranks.is_rank_zero)
         found["loss"].append(result.step_losses)

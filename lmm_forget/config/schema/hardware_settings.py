@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmm_forget.config.schema.setting import Effect, setting
+from lmm_forget.config.schema.setting import Effect, OpenGroup, setting
 from lmm_forget.config.schema.value_rules import (
+    ANYTHING,
     BOOLEAN,
+    TEXT,
     TEXT_OR_NULL,
     choice,
     is_finite_number,
@@ -50,10 +52,13 @@ class HardwareSettings:
         "machines of one job; more than 1 need torchrun or hydra/launcher=slurm", whole_number(1), NEITHER
     )
     strategy: str = setting(
-        "how several devices share a job: ddp (each holds the model) | fsdp (each holds a share of every tensor, FSDP2)"
-        " | auto (ddp where there are several)",
-        choice("auto", "ddp", "fsdp"),
+        "how several devices share a job, the name of a YAML of conf/strategy: single (one device) | ddp (each holds the"
+        " model) | fsdp (each holds a share of every tensor, FSDP2) | auto (ddp where there are several)",
+        TEXT,
         NEITHER,
+    )
+    strategy_config: Mapping[str, Any] | None = setting(
+        "the YAML that hardware.strategy names; written, never set", ANYTHING, NEITHER, default=None
     )
     precision: str = setting(
         "compute of training: bf16 (autocast over fp32 masters) | fp32 | bf16-true (refused at small learning rates) |"
@@ -83,6 +88,11 @@ class HardwareSettings:
         whole_number(1, "auto"),
         NEITHER,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallbackSettings(OpenGroup):
+    """The `callbacks` group: Lightning callbacks by name, each a node with `_target_` and its arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)

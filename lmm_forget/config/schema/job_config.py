@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmm_forget.config.schema.hardware_settings import HardwareSettings, LoggerSettings, SweepSettings
+from lmm_forget.config.schema.hardware_settings import CallbackSettings, HardwareSettings, LoggerSettings, SweepSettings
 from lmm_forget.config.schema.model_settings import ModelSettings
 from lmm_forget.config.schema.node_reading import build_settings, check_fields_known, check_values
 from lmm_forget.config.schema.probe_settings import ProbeSettings, check_probe_choices, is_probing
@@ -64,6 +64,12 @@ class JobConfig:
     )
     probe: ProbeSettings | None = group("what is measured inside the model", _GROUP, _BOTH, schema=ProbeSettings)
     hardware: HardwareSettings = group("device, precision, threads, jobs", _GROUP, _BOTH, schema=HardwareSettings)
+    callbacks: CallbackSettings = group(
+        "what runs beside the training steps; one of your own counts as changing weights",
+        _GROUP,
+        _BOTH,
+        schema=CallbackSettings,
+    )
     logger: LoggerSettings = group("where training curves go", _GROUP, Effect.NEITHER, schema=LoggerSettings)
     sweep: SweepSettings = group("what a command does with its jobs", _GROUP, Effect.NEITHER, schema=SweepSettings)
     tasks: Mapping[str, TaskSettings] = group(
@@ -104,4 +110,9 @@ def check_job_config(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             "hardware.strategy=fsdp shares a model among devices, but this job has one; "
             "set hardware.devices=2 or more, or hardware.strategy=auto"
+        )
+    if hardware["strategy"] == "single" and hardware["devices"] * hardware["nodes"] > 1:
+        raise ConfigError(
+            f"hardware.strategy=single is one device, but this job has {hardware['devices'] * hardware['nodes']}; "
+            "set hardware.strategy=auto, ddp or fsdp"
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from lmm_forget.training.loss_module import LossModule
 from lmm_forget.training.train_state import gather_full_tensor
 
 if TYPE_CHECKING:
@@ -25,23 +26,10 @@ if TYPE_CHECKING:
     from lmm_forget.recipes.method import Method
 
 
-class LossModule(nn.Module):
-    """A model with a method's loss on top: whatever the loss touches runs inside this one module's forward."""
-
-    def __init__(self, lmm: LMM, method: Method) -> None:
-        super().__init__()
-        self.model = lmm.model
-        self._lmm, self._method = lmm, method
-
-    def forward(self, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Mean token cross-entropy of each sample, [B]; see `Method.loss`."""
-        return self._method.loss(self._lmm, batch, labels)
-
-
 class ShardedModel:
     """The training copy of `lmm.model`; while it exists, the trainable tensors of `lmm.model` itself are empty.
 
-    One unit per decoder or tower layer with anything to train, the rest in one more. `lesson` is the module to call.
+    One unit per decoder or tower layer with anything to train, the rest in one more. Call `loss_module`.
     """
 
     def __init__(self, lmm: LMM, method: Method, mesh: DeviceMesh) -> None:
@@ -70,9 +58,9 @@ class ShardedModel:
         return self.loss_module.model
 
     def gather_into_model(self, transform: Callable[[str, Tensor], Tensor] | None = None) -> None:
-        """Give the model its trainable tensors whole, put together one by one; all ranks must call it.
+        """Give the model its trainable tensors whole, gathered one by one; all ranks must call it.
 
-        `made(name, master)` is what is wanted of each of them (None: the master itself).
+        `transform(name, master)` is what the model gets of each of them (None: the master itself).
         """
         sharded_parameters = dict(self.model.named_parameters())
         for name, p in self._trainable_parameters.items():
@@ -81,7 +69,7 @@ class ShardedModel:
 
     @contextmanager
     def gathered_model(self, transform: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-        """The model with its trainable tensors (see `fill`), for the block; all ranks must enter it."""
+        """The model with its trainable tensors (see `gather_into_model`), for the block; all ranks must enter it."""
         self.gather_into_model(transform)
         try:
             yield
