@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmm_forget.config.composing import list_group_choices
+from lmm_forget.config.conf_dirs import list_group_choices
 from lmm_forget.config.error_messages import find_yaml_error, format_config_error, suggest_closest
 from lmm_forget.errors import ConfigError
 

@@ -34,9 +34,9 @@ class InputFingerprinter:
     ) -> tuple[dict[str, str], dict[str, str]]:
         """(fingerprints, errors of inputs that could not be read) of a resolved configuration, both by input name.
 
-        The names are model, data.<task>, code.<task>, scorer.<task>, code.recipe and code.callbacks. `tasks` are tasks of the job that
-        are already loaded. A model or data set on a hub has no fingerprint: its revision is in the record, and checking
-        for a newer one would need the network.
+        The names are model, data.<task>, code.<task>, scorer.<task>, code.recipe and code.callbacks. `tasks` are
+        tasks of the job that are already loaded. A model or data set on a hub has no fingerprint: its revision is in
+        the record, and checking for a newer one would need the network.
         """
         fingerprints: dict[str, str] = {}
         unreadable: dict[str, str] = {}

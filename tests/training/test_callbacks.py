@@ -15,7 +15,8 @@ import pytest
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lmm_forget.config.composing import compose_config, find_conf_dir
+from lmm_forget.config.composing import compose_config
+from lmm_forget.config.conf_dirs import find_conf_dir
 from lmm_forget.config.resolving import resolve_config
 from lmm_forget.errors import ConfigError
 from lmm_forget.models.weight_hashes import hash_parameters

@@ -52,8 +52,8 @@ class HardwareSettings:
         "machines of one job; more than 1 need torchrun or hydra/launcher=slurm", whole_number(1), NEITHER
     )
     strategy: str = setting(
-        "how several devices share a job, the name of a YAML of conf/strategy: single (one device) | ddp (each holds the"
-        " model) | fsdp (each holds a share of every tensor, FSDP2) | auto (ddp where there are several)",
+        "how several devices share a job, the name of a YAML in conf/strategy: single (one device) | ddp (each holds"
+        " the model) | fsdp (each holds a share of every tensor, FSDP2) | auto (ddp where there are several)",
         TEXT,
         NEITHER,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from omegaconf import OmegaConf
 
-from lmm_forget.config.composing import find_conf_dir
+from lmm_forget.config.conf_dirs import find_conf_dir
 from lmm_forget.config.instantiation import instantiate_config
 from lmm_forget.errors import ConfigError
 from lmm_forget.training.stage_module import StageModule

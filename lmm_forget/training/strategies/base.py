@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import Strategy
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmm_forget.config.composing import find_conf_dir
+from lmm_forget.config.conf_dirs import find_conf_dir
 from lmm_forget.config.instantiation import instantiate_config
 from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lmm_forget.errors import ConfigError
