@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lmm_forget.recipes.method import get_parameter_dtypes
+from lmm_forget.recipes.method import StageContext, get_parameter_dtypes
 from lmm_forget.training.micro_batches import TrainItem, to_train_item
 from lmm_forget.training.train_stage import train_stage
 
@@ -45,8 +45,14 @@ def find_largest_micro_batch(
     original_values = {
         name: p.detach().to("cpu", copy=True) for name, p in lmm.model.named_parameters() if name in set(plan.trainable)
     }
-    dtypes = get_parameter_dtypes(lmm.model)
-    method.start_stage(lmm, plan)
+    stage_context = StageContext(
+        plan,
+        get_parameter_dtypes(lmm.model),
+        global_batch_size=global_batch_size,
+        process_group=process_group,
+        discards_output=True,
+    )
+    method.start_stage(stage_context, lmm, items, None)
     try:
         fit_result = train_stage(
             lmm,
@@ -64,7 +70,7 @@ def find_largest_micro_batch(
             process_group=process_group,
         )
     finally:
-        method.end_stage(lmm, plan, dtypes, keep_delta=False)
+        method.end_stage(stage_context, lmm)
         with torch.no_grad():
             for name, p in lmm.model.named_parameters():
                 if name in original_values:

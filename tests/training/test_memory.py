@@ -11,6 +11,7 @@ from lmm_forget.recipes.selection import TunePlan, load_recipe
 from lmm_forget.training.state_memory import StateBytes, measure_state_bytes, record_state_bytes
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import tiny_lmm
+from tests.recipes.stage_calls import start_stage
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
 
@@ -19,7 +20,7 @@ def stage(recipe: str, dtype: torch.dtype, **sizes: int) -> tuple[LMM, TunePlan,
     lmm = tiny_lmm("llava_onevision", dtype=dtype, **sizes)
     method = build_method(load_recipe(recipe))
     plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     with record_state_bytes(lmm.model, method) as found:
         train_stage(
             lmm,
