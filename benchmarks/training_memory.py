@@ -51,7 +51,7 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
 
     from lmm_forget.models.loading import assemble_model
     from lmm_forget.models.model_source import find_packaged_model
-    from lmm_forget.recipes.method import build_method
+    from lmm_forget.recipes.method import StageContext, build_method, get_parameter_dtypes
     from lmm_forget.recipes.selection import load_recipe, make_tune_plan, parse_rules
     from lmm_forget.tiny.renderers import render_image
     from lmm_forget.training.callbacks.memory import StateMemory
@@ -76,7 +76,7 @@ def measure(recipe: str, steps: int) -> dict[str, Any]:
     loaded = resident()
     drawn = [render_image("cub200", "train", i) for i in range(steps * TRAINING["global_batch_size"])]
     items = [TrainItem(f"s{i}", d.questions[0].text, [d.image], d.questions[0].answers[0]) for i, d in enumerate(drawn)]
-    method.start_stage(lmm, plan)
+    method.start_stage(StageContext(plan, get_parameter_dtypes(lmm.model)), lmm, [], None)
     memory = StateMemory()
     train_stage(
         lmm,

@@ -12,17 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from lmm_forget.cli.store import main as main_store
 from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.distributed import stop_signals
-from lmm_forget.distributed.process_group import SINGLE_PROCESS
 from lmm_forget.errors import ConfigError, StoreError
 from lmm_forget.experiment import pipeline
-from lmm_forget.experiment.stage import JobContext
+from lmm_forget.experiment.references import StoreReferences
 from lmm_forget.models.loading import load_model
 from lmm_forget.models.weight_hashes import hash_parameters, hash_tensor, hash_weights
 from lmm_forget.progress import NullProgress
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.store import Store
+from lmm_forget.store.checked_tensors import read_checked_tensors
 
 SMALL = [
     "experiment=smoke",
@@ -208,8 +209,8 @@ def test_the_model_is_put_together_only_when_something_is_asked_of_it(
     read: list[str] = []
     tensors = Store.iterate_delta_tensors
 
-    def counted(self: Store, key: str, names: Any = None) -> Any:
-        for name, tensor in tensors(self, key, names):
+    def counted(self: Store, *arguments: Any) -> Any:
+        for name, tensor in tensors(self, *arguments):
             read.append(name)
             yield name, tensor
 
@@ -235,6 +236,27 @@ def test_a_full_snapshot_holds_every_tensor_and_leads_to_the_same_model(
     snapshot = Store(full["store"]).load_delta(again["stages"][-1]["key"])
     assert snapshot.keys() == dict(model.named_parameters()).keys()
     assert hash_weights({n: hash_tensor(t) for n, t in snapshot.items()}) == results["stages"][-1]["weights_hash"]
+
+
+def test_a_full_snapshot_of_a_stage_that_is_there_as_a_delta(
+    done: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    _, config, results = done
+    shutil.copytree(config["store"], tmp_path / "store")
+    full = {**copy.deepcopy(config), "store": str(tmp_path / "store"), "snapshot": "full"}
+    heard = Listening()
+    again = pipeline.run_experiment(full, tmp_path, heard)
+    assert heard.steps() == 0 and timeless(again) == timeless(results)
+    names = dict(load_model(config["model"]).model.named_parameters()).keys()
+    for stage in results["stages"]:
+        path = Store(full["store"]).get_stage_folder(stage["key"]) / "snapshot.safetensors"
+        about, tensors = read_checked_tensors(path)
+        assert tensors.keys() == names
+        assert about["weights_hash"] == stage["weights_hash"]
+        assert hash_weights({n: hash_tensor(t) for n, t in tensors.items()}) == stage["weights_hash"]
+    assert main_store(["verify", f"store={full['store']}"]) == 0
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert main_store(["verify", f"store={full['store']}"]) == 1
 
 
 def test_a_delta_is_hardly_larger_than_what_moved(done: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
@@ -273,7 +295,7 @@ def test_a_stage_behind_its_last_step_is_filed_before_the_job_stops(
         os.kill(os.getpid(), signal.SIGTERM)
         return finish(*given, **more)
 
-    monkeypatch.setattr(stop_signals, "_limit", 10**6)  # the timer behind a request must not end the tests
+    monkeypatch.setattr(stop_signals, "_stop_limit", 10**6)  # the timer behind a request must not end the tests
     monkeypatch.setattr(Plain, "end_stage", interrupted)
     stop_signals.install_stop_handlers()
     try:
@@ -317,19 +339,17 @@ def test_a_job_that_starts_again_keeps_what_it_rested_on_until_it_is_done(tmp_pa
     store = Store(tmp_path / "store")
     old = {"store": str(store.root), "stages": ["one", "two"], "models": ["base"], "probes": []}
     (tmp_path / "store.json").write_text(json.dumps(old))
-    ground = object.__new__(JobContext)
-    ground.job_dir, ground.store, ground.process_group = tmp_path, store, SINGLE_PROCESS
-    ground.store_references = {"stages": [], "models": [], "probes": []}
+    references = StoreReferences(tmp_path, store.root)
 
     def named() -> dict[str, Any]:
         return dict(json.loads((tmp_path / "store.json").read_text()))
 
-    ground.record_reference("models", "base")
-    assert named() == old
-    ground.record_reference("stages", "three")
+    references.record("models", "base")
+    assert named() == {**old, "measured": []}
+    references.record("stages", "three")
     assert set(named()["stages"]) == {"one", "two", "three"}
-    ground.drop_previous_references()
-    assert named() == {**old, "stages": ["three"]}
-    ground.store = Store(tmp_path / "another")
-    ground.record_reference("stages", "four")
-    assert named()["stages"] == ["three", "four"]
+    references.drop_previous()
+    assert named() == {**old, "stages": ["three"], "measured": []}
+    references = StoreReferences(tmp_path, tmp_path / "another")
+    references.record("stages", "four")
+    assert named()["stages"] == ["four"]

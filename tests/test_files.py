@@ -22,7 +22,7 @@ from lmm_forget.files import (
     write_atomic,
 )
 from lmm_forget.store import StageCheckpoints, Store
-from lmm_forget.store.probe_cache import write_activation_file
+from lmm_forget.store.checked_tensors import write_checked_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -59,7 +59,7 @@ def test_every_way_of_writing_follows_the_umask(umask: int, tmp_path: Path) -> N
     store = Store(tmp_path / "store")
     store.commit_stage("aaaa", {"tensors": {"w": "x"}}, tensors)
     StageCheckpoints(store, "bbbb").save(1, tensors, {})
-    write_activation_file(tmp_path / "store" / "probes" / "c.safetensors", {}, tensors)
+    write_checked_tensors(tmp_path / "store" / "probes" / "c.safetensors", {}, tensors)
     with store.acquire_lease("stage-aaaa"):
         found = modes(tmp_path)
     assert len(found) >= 9 and {name: f"{mode:o}" for name, mode in found.items()} == dict.fromkeys(

@@ -161,7 +161,7 @@ def _print_plan(model_name: str, plan: TunePlan) -> None:
     )
     if plan.extra_state_bytes:
         console.print(
-            Text(f"  of it kept beside    {_format_bytes(plan.extra_state_bytes):>10} (the previous stage's tensors)")
+            Text(f"  of it kept beside    {_format_bytes(plan.extra_state_bytes):>10} (what the method keeps)")
         )
 
 

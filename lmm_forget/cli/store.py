@@ -17,7 +17,8 @@ from lmm_forget.store.keys import diff_ingredients
 
 HELP = """usage: lmm-forget store COMMAND [KEY ...] [store=FOLDER] [format=table|json]
 
-  ls                     what is there: stages, answers, half-trained stages, probes, damaged things; with sizes
+  ls                     what is there: stages, answers, half-trained stages, probes, measured
+                         micro-batches, damaged things; with sizes
   show KEY               one stage's record; answers: how many
   explain A B            which ingredient makes two stages different
   verify [KEY ...]       read every byte again and compare it with its checksums; exit code 1 if anything is damaged

@@ -23,11 +23,13 @@ from typing import Any
 import yaml
 
 from lmm_forget.distributed.heartbeat import StatusFile, WorkerStatus, overwrite_status
-from lmm_forget.distributed.process_group import RankInfo
+from lmm_forget.distributed.process_group import RankInfo, init_process_group
 from lmm_forget.distributed.stop_signals import StopRequested, install_stop_handlers
+from lmm_forget.distributed.workers import die_with_agent, run_workers
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError, format_os_error, print_error
 from lmm_forget.files import write_atomic
 from lmm_forget.progress import Progress
+from lmm_forget.store.keys import hash_json
 
 UNWRITABLE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """What the operating system says of a disk or a folder that takes no (more) files: nobody's programming mistake."""
@@ -75,8 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_job(job_file: Path, config: dict[str, Any]) -> int:
     """Run a job, or be one of its workers; `config` is what job.yaml at `path` holds. Returns the exit code."""
-    from lmm_forget.distributed.workers import die_with_agent, run_workers
-
     die_with_agent(os.environ)
     os.environ.update(build_thread_environment(config["hardware"]["threads"]))
     rank_info: RankInfo | None = None
@@ -183,12 +183,10 @@ def _format_write_error(error: OSError, job_dir: Path) -> str:
 def _configure_torch_and_run(
     config: dict[str, Any], job_dir: Path, progress: Progress, rank_info: RankInfo | None
 ) -> Mapping[str, Any] | None:
-    """Import the heavy floors below, fix what decides the last bits, and do the work; None on ranks but the first."""
-    import torch
+    """Import torch, fix what decides the last bits, and do the work; None on ranks but the first."""
+    import torch  # here, after the thread variables are set; commands that only read a job's configuration need none
 
-    from lmm_forget.distributed.process_group import init_process_group
-    from lmm_forget.experiment import pipeline
-    from lmm_forget.store.keys import hash_json
+    from lmm_forget.experiment import pipeline  # imports torch
 
     _check_gpu_available(config["hardware"], rank_info)
     torch.set_num_threads(config["hardware"]["threads"])
@@ -202,10 +200,10 @@ def _configure_torch_and_run(
 
 def _check_gpu_available(hardware: Mapping[str, Any], rank_info: RankInfo | None) -> None:
     """Raise LaunchError, before data and models are read, where torch cannot use the GPU this process is to have."""
-    import torch
-
     if hardware["accelerator"] != "gpu":
         return
+    import torch  # for the same reason as above
+
     required_gpus = rank_info.local_rank + 1 if rank_info else 1
     available_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if available_gpus < required_gpus:

@@ -2,75 +2,33 @@
 
 from __future__ import annotations
 
-import platform
 import resource
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmm_forget.evaluation.answer_table import make_answer_table
 from lmm_forget.evaluation.evaluate import EvalResult
 from lmm_forget.evaluation.scored_answers import Answer, apply_scoring_mode
+from lmm_forget.experiment.context import JobContext
+from lmm_forget.experiment.stage import StageResult
+from lmm_forget.experiment.versions import get_git_state
 from lmm_forget.files import atomic_temporary_file
 from lmm_forget.metrics.answer_scores import build_task_scores
 from lmm_forget.metrics.figures_of_merit import compute_figures_of_merit
 from lmm_forget.metrics.significance import estimate_changes_from_base
 from lmm_forget.probes.probe_records import add_probe_entries, write_probe_tables
+from lmm_forget.probes.prober import ProbeResult
+from lmm_forget.report.job_probe_plots import save_probe_plots
+from lmm_forget.report.plots import save_job_plots
+from lmm_forget.report.sample_pictures import write_sample_pictures
 from lmm_forget.store.keys import hash_json, select_recorded_config
 from lmm_forget.store.record_schemas import RESULTS_SCHEMA
 
-if TYPE_CHECKING:
-    from lmm_forget.experiment.stage import JobContext, StageResult
-    from lmm_forget.probes.prober import ProbeResult
-
-VERSIONED_LIBRARIES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "peft",
-    "lightning",
-    "hydra-core",
-    "datasets",
-    "safetensors",
-    "tokenizers",
-)
 AnswersByTask = Mapping[str, Sequence[Answer]]
-
-
-def get_library_versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that results depend on."""
-    from lmm_forget import __version__
-
-    return {
-        "lmm_forget": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in VERSIONED_LIBRARIES},
-    }
-
-
-def get_git_state() -> dict[str, str]:
-    """{"git": commit}, with "modified" where files differ from it; empty where this code lies in no checkout."""
-    import subprocess
-
-    this_file = Path(__file__)
-
-    def run_git(*words: str) -> str:
-        completed = subprocess.run(
-            ["git", *words], cwd=this_file.parent, capture_output=True, text=True, check=True, timeout=20
-        )
-        return completed.stdout.strip()
-
-    try:
-        run_git(
-            "ls-files", "--error-unmatch", this_file.name
-        )  # a package installed inside somebody else's checkout is not it
-        commit, changed = (
-            run_git("rev-parse", "HEAD"),
-            run_git("status", "--porcelain", "--untracked-files=no", "."),
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"git": f"{commit} modified" if changed else commit}
 
 
 def build_results(
@@ -134,14 +92,6 @@ def write_job_tables(
     base_probes: ProbeResult | None = None,
 ) -> None:
     """answers.parquet (every answer after every stage; stage 0: the base), pictures.parquet, probe tables, figures."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from lmm_forget.evaluation.answer_table import make_answer_table
-    from lmm_forget.report.job_probe_plots import save_probe_plots
-    from lmm_forget.report.plots import save_job_plots
-    from lmm_forget.report.sample_pictures import write_sample_pictures
-
     tables = []
     for index, answers in enumerate((base_answers, *(stage.answers for stage in stages))):
         table = make_answer_table([answer for each in answers.values() for answer in each])
@@ -152,7 +102,7 @@ def write_job_tables(
     write_sample_pictures(
         job_dir,
         {task: _collect_score_histories([answers[task] for answers in answers_by_stage]) for task in base_answers},
-        {exam.task.name: exam.samples for exam in context.eval_sets},
+        {eval_set.task.name: eval_set.samples for eval_set in context.eval_sets},
     )
     save_job_plots(results, job_dir)
     if base_probes is not None:
@@ -161,9 +111,9 @@ def write_job_tables(
 
 
 def _describe_samples(context: JobContext, stages: Sequence[StageResult]) -> dict[str, Any]:
-    """Which samples were asked and taught, by task: split, number, fingerprints, and what was left out.
+    """Which samples were evaluated and trained on, by task: split, number, fingerprints, and what was left out.
 
-    Of what was asked, `fingerprint` covers the questions as the model reads them, `references` the right answers.
+    Of what was evaluated, `fingerprint` covers the questions as the model reads them, `references` the right answers.
     """
     descriptions: dict[str, Any] = {}
     for eval_set in context.eval_sets:
@@ -201,8 +151,8 @@ def _collect_score_histories(answers_by_stage: Sequence[Sequence[Answer]]) -> di
 def _list_data_sources(context: JobContext) -> dict[str, str]:
     """`data.<task>.<split>` -> the hub revision that was read, or "local copy"."""
     tasks = [
-        *(lessons.task for lessons in context.train_sets.values()),
-        *(exam.task for exam in context.eval_sets),
+        *(train_set.task for train_set in context.train_sets.values()),
+        *(eval_set.task for eval_set in context.eval_sets),
     ]
     return {f"data.{task.name}.{split}": source for task in tasks for split, source in task.get_provenance().items()}
 

@@ -1,35 +1,34 @@
-"""The base and each stage as a tracker hears of them."""
+"""The base and each stage, as a tracker logs them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lmm_forget.evaluation.evaluate import EvalResult
+from lmm_forget.experiment.context import JobContext
 from lmm_forget.experiment.results import AnswersByTask
-from lmm_forget.experiment.stage import JobContext, StageResult
+from lmm_forget.experiment.stage import StageResult
+from lmm_forget.models.weight_hashes import hash_weights
+from lmm_forget.probes.probe_records import make_stage_probe_entry
+from lmm_forget.probes.prober import ProbeResult
+from lmm_forget.store.archive import DELTA_FILE
+from lmm_forget.tasks.sample_set import limit_samples
+from lmm_forget.tracking.factory import read_num_shown_samples
 from lmm_forget.tracking.tracker import StageMetrics
-
-if TYPE_CHECKING:
-    from lmm_forget.probes.prober import ProbeResult
+from lmm_forget.tracking.wandb_artifacts import make_thumbnail
 
 
 def build_base_metrics(
     context: JobContext, evaluation: EvalResult, seconds: float, probe_result: ProbeResult | None
 ) -> StageMetrics:
     """The base, with small pictures of a few samples of every task to show."""
-    from lmm_forget.tasks.sample_set import limit_samples
-    from lmm_forget.tracking.factory import read_num_shown_samples
-    from lmm_forget.tracking.wandb_artifacts import make_thumbnail
-
     num_shown = read_num_shown_samples(context.config)
     shown_samples = {
-        exam.task.name: limit_samples(exam.samples, num_shown, exam.task.name)
-        for exam in context.eval_sets
+        eval_set.task.name: limit_samples(eval_set.samples, num_shown, eval_set.task.name)
+        for eval_set in context.eval_sets
         if num_shown
     }
     return StageMetrics(
         index=0,
-        weights_hash=context.weights_hash,
+        weights_hash=hash_weights(context.base_tensor_hashes),
         scores={task: entry["value"] for task, entry in evaluation.scores.items()},
         answers=evaluation.answers,
         seconds={"evaluate": seconds},
@@ -42,10 +41,7 @@ def build_base_metrics(
 
 
 def build_stage_metrics(context: JobContext, stage_result: StageResult, base_answers: AnswersByTask) -> StageMetrics:
-    """A finished stage; `base` are the answers before any stage."""
-    from lmm_forget.probes.probe_records import make_stage_probe_entry
-    from lmm_forget.store.archive import DELTA_FILE
-
+    """A finished stage; `base_answers` are the answers before any stage."""
     return StageMetrics(
         index=stage_result.index,
         task=stage_result.task,

@@ -36,12 +36,13 @@ class ExportedStage:
         return self.index == len(self.results["stages"])
 
     def find_tensor_sources(self) -> list[tuple[str, list[str]]]:
-        """(stage key, tensor names) pairs: each changed tensor is read from the last stage that changed it.
+        """Which tensors come from which stage: (stage key, tensor names), in the order of the stages.
 
-        Raises StoreError if the record of a stage that is needed is not in the store.
+        A tensor comes from the last stage that replaced it, and from those that changed it by a low-rank update since.
+        Raises StoreError when the record of a stage that is needed is not in the store.
         """
         tensor_sources: list[tuple[str, list[str]]] = []
-        later_names: set[str] = set()
+        replaced_later: set[str] = set()
         for entry in reversed(self.results["stages"][: self.index]):
             record = self.store.find_record(entry["key"])
             if record is None:
@@ -49,21 +50,20 @@ class ExportedStage:
                     f"the weights of stage {entry['index']} ({entry['task']}) are not in the store {self.store.root} "
                     f"(key {entry['key'][:12]}…); give store=FOLDER, or run the job again to make them"
                 )
-            new_names = sorted(set(record["tensors"]) - later_names)
-            if new_names:
-                tensor_sources.append((entry["key"], new_names))
-            later_names |= set(new_names)
+            names = sorted(set(record["tensors"]) - replaced_later)
+            if names:
+                tensor_sources.insert(0, (entry["key"], names))
+            replaced_later |= set(names) - set(record.get("lowrank") or ())
         return tensor_sources
 
-    def iterate_changed_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor) for every tensor in which the stage's model differs from the base.
+    def iterate_changed_tensors(self, base_tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor in which the stage model differs from the base, with its name, one after the other.
 
-        Raises StoreError if a delta is not in the store.
+        `base_tensors` are the model's own by name: put each tensor into it before asking for the next one, since a
+        low-rank change of a later stage is added to it. Raises StoreError when a delta is not in the store.
         """
         for key, names in self.find_tensor_sources():
-            delta = self.store.load_delta(key)  # mapped from the file: in memory only while it is read
-            for name in names:
-                yield name, delta.pop(name)
+            yield from self.store.iterate_delta_tensors(key, names, base_tensors)
 
 
 def load_exported_stage(job_folder: str, stage_name: str, store_folder: str | None = None) -> ExportedStage:

@@ -100,7 +100,7 @@ def load_stage_model(stage: ExportedStage, base_folder: str | None, report_progr
     report_progress(f"put in the tensors that moved until stage {stage.index}")
     parameters = dict(lmm.model.named_parameters())
     with torch.no_grad():
-        for name, tensor in stage.iterate_changed_tensors():
+        for name, tensor in stage.iterate_changed_tensors(parameters):
             parameter = parameters.get(name)
             if parameter is None or (parameter.shape, parameter.dtype) != (tensor.shape, tensor.dtype):
                 raise StoreError(f"the store's {name} does not fit the base; was it made with another version?")

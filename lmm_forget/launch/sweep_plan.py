@@ -142,7 +142,7 @@ def _format_count(count: int, noun: str) -> str:
 def is_dry_run(config: Mapping[str, object]) -> bool:
     """Whether a job's configuration asks for the plan alone."""
     sweep = config.get("sweep")
-    return isinstance(sweep, Mapping) and bool(sweep.get("plan"))
+    return isinstance(sweep, Mapping) and bool(sweep.get("dry_run"))
 
 
 def is_submit_only(config: Mapping[str, object]) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,3 +31,10 @@ def hash_weights(hashes: Mapping[str, str]) -> str:
 def hash_parameters(model: nn.Module) -> dict[str, str]:
     """Name -> hash of every parameter, in the order of `named_parameters`; tied parameters appear once."""
     return {name: hash_tensor(p) for name, p in model.named_parameters()}
+
+
+def hash_state(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over named tensors and JSON-serialisable values, whatever the order of their names."""
+    tensor_hashes = {name: hash_tensor(tensor) for name, tensor in tensors.items()}
+    text = json.dumps({"tensors": tensor_hashes, "values": dict(values)}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmm_forget.errors import StoreError
 from lmm_forget.probes.decoder_blocks import Activations
-from lmm_forget.store.probe_cache import read_activation_file, write_activation_file
+from lmm_forget.store.checked_tensors import read_checked_tensors, write_checked_tensors
 
 BLOCK_STATE_NAMES = ("embedding", "attention", "mlp", "scale")
 
@@ -58,13 +58,13 @@ class ReferenceActivations:
     def save(self, path: Path) -> None:
         """Write a safetensors file, completely or not at all."""
         metadata = {"answers": self.answers, "first": self.row_offsets, "deep": self.block_row_offsets}
-        write_activation_file(path, metadata, {"target": self.target_tokens, **self.states})
+        write_checked_tensors(path, metadata, {"target": self.target_tokens, **self.states})
 
     @classmethod
     def load(cls, path: Path) -> ReferenceActivations:
         """Read what `save` wrote. Raises StoreError if it cannot be read, or a bit of it changed."""
         try:
-            metadata, tensors = read_activation_file(path)
+            metadata, tensors = read_checked_tensors(path)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StoreError(f"{path} is damaged: {error}") from None
         target_tokens = tensors.pop("target")

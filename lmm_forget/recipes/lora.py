@@ -9,29 +9,30 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import ConfigError, PlanError
+from lmm_forget.models.loading import LMM
 from lmm_forget.recipes.method import (
+    StageContext,
+    StageOutput,
     convert_to_masters,
     extract_delta,
     parse_compat_options,
     restore_base_dtypes,
 )
+from lmm_forget.recipes.method_state import MethodState
 from lmm_forget.recipes.plain import Plain
-from lmm_forget.recipes.selection import RuleReport, SelectionRule
+from lmm_forget.recipes.selection import RuleReport, SelectionRule, TunePlan
 
 if TYPE_CHECKING:
     from peft import LoraConfig, LoraModel
-
-    from lmm_forget.models.loading import LMM
-    from lmm_forget.recipes.selection import TunePlan
 
 ADAPTER_NAME = "stage"
 """Name of the adapter inside peft's modules; part of its parameters' names while a stage is trained."""
@@ -94,10 +95,11 @@ class LoRA(Plain):
             adapters={n: self._count_adapter_elements(linear_layers[n]) for n in plan.parameters if n in adapted},
         )
 
-    def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
-        """Put adapters (fp32, drawn from `seed`) around the planned layers; they alone require a gradient."""
+    def start_stage(self, context: StageContext, lmm: LMM, train_set: Sequence[Any], state: MethodState | None) -> None:
+        """Put adapters (fp32, drawn from the stage's seed) around the planned layers; they alone require a gradient."""
         from peft import LoraModel
 
+        plan = context.plan
         linear_layers = _find_linear_layers(lmm.model)
         convert_to_masters(lmm.model, [name for name in plan.trainable if name not in plan.adapters])
         planned_layers = {_get_module_path(name): linear_layers[name] for name in plan.adapters}
@@ -109,7 +111,7 @@ class LoRA(Plain):
         if set(lora_layers) != set(planned_layers):
             mismatched_paths = sorted(set(lora_layers) ^ set(planned_layers))
             raise PlanError(f"recipe {plan.recipe}: peft did not adapt exactly what was planned: {mismatched_paths[0]}")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(context.seed)
         for layer in lora_layers.values():
             # peft's own start, drawn again on the CPU: it rounds to the weight's dtype, and draws where the model is.
             down, up = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
@@ -122,12 +124,10 @@ class LoRA(Plain):
         for p in fully_trained:
             p.requires_grad_(True)
 
-    def end_stage(
-        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
-    ) -> dict[str, Tensor]:
+    def end_stage(self, context: StageContext, lmm: LMM) -> StageOutput:
         """Merge in fp32, round once to the base dtype, and take every trace of the adapters out of the model."""
         if self._lora_model is None:
-            raise PlanError(f"recipe {plan.recipe}: finish() without prepare()")
+            raise PlanError(f"recipe {context.plan.recipe}: end_stage() without start_stage()")
         with torch.no_grad():
             for _, layer in _find_lora_layers(lmm.model):
                 weight = layer.get_base_layer().weight
@@ -135,8 +135,8 @@ class LoRA(Plain):
         self._lora_model.unload()
         vars(lmm.model).pop("peft_config", None)
         self._lora_model = None
-        restore_base_dtypes(lmm.model, base_dtypes)
-        return extract_delta(lmm.model, plan.trainable) if keep_delta else {}
+        restore_base_dtypes(lmm.model, context.base_dtypes)
+        return StageOutput(extract_delta(lmm.model, context.plan.trainable) if context.keeps_delta else {})
 
     def _make_lora_config(self, layers: Mapping[str, nn.Linear]) -> LoraConfig:
         from peft import LoraConfig

@@ -7,10 +7,10 @@ teacher is the model at the beginning of the stage; nothing of an older skill is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.recipes.method import find_autocast_parameters
+from lmm_forget.models.loading import LMM
+from lmm_forget.recipes.method import StageContext, StageOutput, find_autocast_parameters
+from lmm_forget.recipes.method_state import MethodState
 from lmm_forget.recipes.plain import (
     Plain,
     average_per_sample,
@@ -26,10 +28,7 @@ from lmm_forget.recipes.plain import (
     compute_losses_from_logits,
     make_target_mask,
 )
-
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
-    from lmm_forget.recipes.selection import TunePlan
+from lmm_forget.recipes.selection import TunePlan
 
 POSITION_CHOICES = ("sequence", "answer")
 """Where the student is held: at positions spread over picture, prompt and answer, or where tokens are taught."""
@@ -70,12 +69,12 @@ class LwF(Plain):
         """The rules' plan, with the memory that the teacher's tensors take."""
         return replace(plan, extra_state_bytes=plan.delta_bytes)
 
-    def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+    def start_stage(self, context: StageContext, lmm: LMM, train_set: Sequence[Any], state: MethodState | None) -> None:
         """Keep the planned tensors as they are, in their dtype, then make them masters."""
-        parameters = dict(lmm.model.named_parameters())
+        plan, parameters = context.plan, dict(lmm.model.named_parameters())
         if all(name in parameters for name in plan.trainable):
             self._teacher_tensors = {name: parameters[name].detach().clone() for name in plan.trainable}
-        super().start_stage(lmm, plan, seed)
+        super().start_stage(context, lmm, train_set, state)
         # The model itself, also where a sharded copy of it is trained: that one exists in parts.
         self._teacher_model, self._autocast_names = lmm.model, find_autocast_parameters(lmm.model)
 
@@ -84,7 +83,7 @@ class LwF(Plain):
         if not self.weight:
             return super().loss(lmm, batch, labels)
         if self._teacher_model is None:
-            raise PlanError("LwF: loss() without prepare()")
+            raise PlanError("LwF: loss() without start_stage()")
         target_mask = make_target_mask(labels)
         distilled_mask = target_mask if self.positions == "answer" else select_spread_positions(batch["attention_mask"])
         teacher_logits = self._compute_teacher_logits(batch, distilled_mask)
@@ -96,12 +95,10 @@ class LwF(Plain):
         task_losses = average_per_sample(compute_losses_from_logits(logits[target_mask[needed_mask]], labels), labels)
         return task_losses + self.weight * _average_per_row(distillation_losses, distilled_mask)
 
-    def end_stage(
-        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
-    ) -> dict[str, Tensor]:
+    def end_stage(self, context: StageContext, lmm: LMM) -> StageOutput:
         """Let the teacher go; then as in plain tuning."""
         self._teacher_tensors, self._teacher_model = {}, None
-        return super().end_stage(lmm, plan, base_dtypes, keep_delta)
+        return super().end_stage(context, lmm)
 
     def get_extra_state(self) -> Iterable[Tensor]:
         """The teacher's tensors."""

@@ -3,32 +3,90 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lmm_forget.config.instantiation import instantiate_config
+from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lmm_forget.errors import ConfigError, PlanError
+from lmm_forget.models.loading import LMM
+from lmm_forget.models.low_rank import LowRankUpdate
+from lmm_forget.recipes.method_state import MethodState
+from lmm_forget.recipes.selection import TunePlan
 
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
-    from lmm_forget.recipes.selection import TunePlan
+AutocastFactory = Callable[[], AbstractContextManager[Any]]
+"""Makes the context of one forward pass (not of its backward pass)."""
+
+
+@contextmanager
+def _keep_precision() -> Iterator[AutocastFactory]:
+    yield nullcontext
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a method is told about the stage that it serves.
+
+    `base_dtypes` (parameter name to dtype) are those of the base checkpoint, which the stage model has again at the
+    end. `index` counts the stages of a job from 1. A stage's key knows the weights it starts from, not `index`: what a
+    method makes depend on earlier stages belongs into its state. `seed` is the stage's own.
+    """
+
+    plan: TunePlan
+    base_dtypes: Mapping[str, torch.dtype]
+    task: str = "stage"
+    index: int = 1
+    seed: int = 0
+    global_batch_size: int = 1
+    """Samples of an optimizer step, over all ranks."""
+    process_group: ProcessGroup = SINGLE_PROCESS
+    use_compute_precision: Callable[[], AbstractContextManager[AutocastFactory]] = _keep_precision
+    """Forward passes of the method's own, before or after training: `with context.use_compute_precision() as autocast`,
+    and `with autocast():` around each of them (not around a backward pass), compute as training does."""
+    earlier_train_sets: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Train sets of the stages before, by task, in their order; empty unless the method `needs_earlier_data`."""
+    discards_output: bool = False
+    """The stage is a trial: delta and state are not used, only the model must become ordinary again at its end."""
+
+    @property
+    def keeps_delta(self) -> bool:
+        """Whether this rank files the delta."""
+        return self.process_group.is_rank_zero and not self.discards_output
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage leaves: the tensors that moved (whole, or as a low-rank change), and what the next stage is handed.
+
+    `delta` maps planned names to tensors on the CPU in the base dtype that share no memory with the model; it is empty
+    on ranks that file nothing. `state` is the same on all ranks; None where the method keeps nothing.
+    """
+
+    delta: Mapping[str, Tensor | LowRankUpdate]
+    state: MethodState | None = None
 
 
 class Method(ABC):
     """One way of moving the planned tensors of a stage.
 
-    A stage calls `prepare`, trains everything that then requires a gradient through `loss`, and calls
-    `finish`. The plan it hands over is what `planned` made of the recipe's rules.
+    A stage calls `start_stage`, trains everything that then requires a gradient through `loss`, and calls `end_stage`.
+    The plan is what `adapt_plan` made of the recipe's rules. One object serves all stages of a job, and any of them may
+    be taken from the store instead: what one stage needs of another goes through the state.
     """
 
     is_selection_only: ClassVar[bool] = False
     """Whether the method is nothing but which parameters require a gradient, so that any training loop can do it."""
 
     is_rounding_only: ClassVar[bool] = False
-    """Whether `finish` does no more with a master than to round it to the base's dtype."""
+    """Whether the delta that `end_stage` returns is no more than the masters, rounded to the base's dtype."""
+
+    needs_earlier_data: ClassVar[bool] = False
+    """Whether stages see the train sets of those before them, which are then part of a stage's key."""
 
     def adapt_plan(self, model: nn.Module, plan: TunePlan) -> TunePlan:
         """The plan of this method for `model` (weights may be on the meta device), given the plan of the rules.
@@ -37,21 +95,27 @@ class Method(ABC):
         """
         return plan
 
+    def estimate_state_bytes(self, plan: TunePlan) -> int:
+        """Size of the state that a stage hands on, in bytes: room that the store needs beside the delta."""
+        return 0
+
     @abstractmethod
-    def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+    def start_stage(self, context: StageContext, lmm: LMM, train_set: Sequence[Any], state: MethodState | None) -> None:
         """Make `lmm.model` trainable: exactly what moves requires a gradient and is an fp32 master.
 
-        Everything random is drawn from `seed` (of the stage), and the global generators are left alone. What is
-        trained can be found in `lmm.model.named_parameters()`, under the same names for the same stage.
+        `train_set` holds the stage's samples (`id, question, images, answer, system`, see `training.TrainItem`),
+        `state` is what the stage before handed on (None in the first one). Everything random is drawn from
+        `context.seed`, and the global generators are left alone. What is trained can be found in
+        `lmm.model.named_parameters()`, under the same names for the same stage.
         """
 
     @abstractmethod
     def loss(self, lmm: LMM, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Mean token cross-entropy of each sample, fp32, shape [B].
+        """Loss of each sample (mean token cross-entropy, and what the method adds), fp32, shape [B].
 
         `labels` [B, T] holds token ids at the positions that count (the answer and its end token) and -100
         elsewhere; position t is predicted by the hidden state at t - 1. Called under the stage's compute
-        precision.
+        precision. `lmm.model` may be a copy whose trainable parameters are sharded over ranks.
         """
 
     def on_gradients(self, step: int) -> None:  # noqa: B027
@@ -61,19 +125,15 @@ class Method(ABC):
         """Called after optimizer step `step` (from 0) changed the weights."""
 
     @abstractmethod
-    def end_stage(
-        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
-    ) -> dict[str, Tensor]:
-        """Turn `lmm.model` into the stage model and return the stage's delta.
+    def end_stage(self, context: StageContext, lmm: LMM) -> StageOutput:
+        """Turn `lmm.model` into the stage model and return the stage's delta and state.
 
-        Afterwards every tensor is back in the base checkpoint's dtype (`base_dtypes`: parameter name to
-        dtype, taken before `prepare`) and nothing requires a gradient. The delta maps planned names to their
-        new values on the CPU, in the base dtype, sharing no memory with the model. Without `keep` (ranks that file
-        nothing) it is left empty.
+        Afterwards every tensor is back in the base checkpoint's dtype and nothing requires a gradient. All ranks call
+        it; the delta stays empty on those where `context.keeps_delta` is false.
         """
 
     def compute_stage_tensor(self, name: str, master: Tensor, dtype: torch.dtype) -> Tensor:
-        """What `finish` would make of a trained tensor if the stage ended now, in `dtype`; `master` stays as it is.
+        """What `end_stage` would make of a trained tensor if the stage ended now, in `dtype`; `master` stays as it is.
 
         This is what milestones and alarms look at in the middle of a stage.
         """
@@ -86,11 +146,14 @@ class Method(ABC):
         return ()
 
     def resume_state(self) -> Mapping[str, Tensor]:
-        """Tensors, by name, that a resumed stage needs beside masters and moments; every training state holds them."""
+        """Tensors, by name, that change while a stage trains and that its saved training states must hold.
+
+        Not those that `start_stage` makes again from weights and state at the beginning of the stage.
+        """
         return {}
 
     def load_resume_state(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Take back what `resume_state` returned when the state was saved; called after `start_stage`."""
+        """Take up the tensors that `resume_state` gave; called after `start_stage`, before the first step."""
 
 
 def build_method(recipe_config: Mapping[str, Any]) -> Method:
@@ -100,7 +163,7 @@ def build_method(recipe_config: Mapping[str, Any]) -> Method:
 
 
 def parse_compat_options(method_name: str, options: Collection[str], known_options: Collection[str]) -> frozenset[str]:
-    """The names in `compat` (behaviour of the paper's public code asked for). Raises ConfigError for unknown ones."""
+    """The names in `options` (behaviour of the paper's public code asked for). Raises ConfigError for unknown ones."""
     names = [options] if isinstance(options, str) else list(options)
     for name in names:
         if name not in known_options:
@@ -128,12 +191,12 @@ def find_autocast_parameters(model: nn.Module) -> frozenset[str]:
 
 
 def get_parameter_dtypes(model: nn.Module) -> dict[str, torch.dtype]:
-    """Dtype of every parameter by name (tied ones once): what `finish` needs to find the way back."""
+    """Dtype of every parameter by name (tied ones once): what `end_stage` goes back to."""
     return {name: p.dtype for name, p in model.named_parameters()}
 
 
 def convert_to_masters(model: nn.Module, trainable_names: Iterable[str]) -> None:
-    """Let exactly the parameters named in `trainable` require a gradient and hold them in fp32, in place.
+    """Let exactly the parameters named in `trainable_names` require a gradient and hold them in fp32, in place.
 
     Parameter objects stay the same, so tied weights stay tied; frozen parameters keep their bits and dtype.
     Raises PlanError if a name is not a parameter of `model`.
@@ -153,9 +216,7 @@ def convert_to_masters(model: nn.Module, trainable_names: Iterable[str]) -> None
 
 
 def restore_base_dtypes(model: nn.Module, base_dtypes: Mapping[str, torch.dtype]) -> None:
-    """Round every parameter to its dtype in `dtypes` (nearest even), in place, and let none require a
-    gradient.
-    """
+    """Round every parameter to its dtype in `base_dtypes` (nearest even), in place; none requires a gradient then."""
     for name, p in model.named_parameters():
         p.grad = None
         p.requires_grad_(False)

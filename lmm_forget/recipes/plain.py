@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lmm_forget.models.family import IGNORE_INDEX
-from lmm_forget.recipes.method import Method, convert_to_masters, extract_delta, restore_base_dtypes
-
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
-    from lmm_forget.recipes.selection import TunePlan
+from lmm_forget.models.loading import LMM
+from lmm_forget.recipes.method import (
+    Method,
+    StageContext,
+    StageOutput,
+    convert_to_masters,
+    extract_delta,
+    restore_base_dtypes,
+)
+from lmm_forget.recipes.method_state import MethodState
 
 
 class Plain(Method):
@@ -23,20 +28,18 @@ class Plain(Method):
     is_selection_only = True
     is_rounding_only = True
 
-    def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+    def start_stage(self, context: StageContext, lmm: LMM, train_set: Sequence[Any], state: MethodState | None) -> None:
         """Planned tensors become fp32 masters that require a gradient; everything else is frozen."""
-        convert_to_masters(lmm.model, plan.trainable)
+        convert_to_masters(lmm.model, context.plan.trainable)
 
     def loss(self, lmm: LMM, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
         """Mean token cross-entropy of each sample, [B]; see `Method.loss`."""
         return average_per_sample(compute_token_losses(lmm.model, batch, labels), labels)
 
-    def end_stage(
-        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
-    ) -> dict[str, Tensor]:
+    def end_stage(self, context: StageContext, lmm: LMM) -> StageOutput:
         """Round the masters to the base dtype and return all planned tensors as the delta."""
-        restore_base_dtypes(lmm.model, base_dtypes)
-        return extract_delta(lmm.model, plan.trainable) if keep_delta else {}
+        restore_base_dtypes(lmm.model, context.base_dtypes)
+        return StageOutput(extract_delta(lmm.model, context.plan.trainable) if context.keeps_delta else {})
 
 
 def compute_token_losses(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:

@@ -7,21 +7,20 @@ the average, and the average is what is evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmm_forget.config.instantiation import is_number
 from lmm_forget.errors import ConfigError, PlanError
-from lmm_forget.recipes.method import parse_compat_options, restore_base_dtypes
+from lmm_forget.models.loading import LMM
+from lmm_forget.recipes.method import StageContext, StageOutput, parse_compat_options, restore_base_dtypes
+from lmm_forget.recipes.method_state import MethodState
 from lmm_forget.recipes.plain import Plain
-
-if TYPE_CHECKING:
-    from lmm_forget.models.loading import LMM
-    from lmm_forget.recipes.selection import TunePlan
+from lmm_forget.recipes.selection import TunePlan
 
 WISE_FT_COMPAT_OPTIONS = ("rounded_sum",)
 """What can be had as the paper's public code does it: `rounded_sum`, sums in the checkpoint's dtype."""
@@ -49,30 +48,29 @@ class WiseFT(Plain):
         """The rules' plan, with the memory that the previous stage's tensors take."""
         return replace(plan, extra_state_bytes=plan.delta_bytes)
 
-    def start_stage(self, lmm: LMM, plan: TunePlan, seed: int = 0) -> None:
+    def start_stage(self, context: StageContext, lmm: LMM, train_set: Sequence[Any], state: MethodState | None) -> None:
         """Keep the planned tensors as they are (on the CPU, in their dtype), then make them masters."""
-        parameters = dict(lmm.model.named_parameters())
+        plan, parameters = context.plan, dict(lmm.model.named_parameters())
         unknown = [name for name in plan.trainable if name not in parameters]
         if not unknown:
             self._previous_tensors = {n: parameters[n].detach().to("cpu", copy=True) for n in plan.trainable}
-        super().start_stage(lmm, plan, seed)
+        super().start_stage(context, lmm, train_set, state)
 
-    def end_stage(
-        self, lmm: LMM, plan: TunePlan, base_dtypes: Mapping[str, torch.dtype], keep_delta: bool = True
-    ) -> dict[str, Tensor]:
+    def end_stage(self, context: StageContext, lmm: LMM) -> StageOutput:
         """Average the masters with what was kept, round to the base dtype, return all planned tensors."""
+        plan = context.plan
         if self._previous_tensors.keys() != set(plan.trainable):
-            raise PlanError(f"recipe {plan.recipe}: finish() without prepare()")
+            raise PlanError(f"recipe {plan.recipe}: end_stage() without start_stage()")
         parameters = dict(lmm.model.named_parameters())
         delta = {}
         for name in plan.trainable:
-            tuned, dtype = parameters[name].detach(), base_dtypes[name]
+            tuned, dtype = parameters[name].detach(), context.base_dtypes[name]
             average = self._average_tensors(self._previous_tensors.pop(name).to(tuned.device), tuned, dtype)
             parameters[name].data = average
-            if keep_delta:
+            if context.keeps_delta:
                 delta[name] = average.to("cpu", copy=True).contiguous()
-        restore_base_dtypes(lmm.model, base_dtypes)
-        return delta
+        restore_base_dtypes(lmm.model, context.base_dtypes)
+        return StageOutput(delta)
 
     def compute_stage_tensor(self, name: str, master: Tensor, dtype: torch.dtype) -> Tensor:
         """The average as it would be now."""

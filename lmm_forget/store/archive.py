@@ -1,12 +1,15 @@
 """The archive of finished stages: one folder per stage, complete or absent, every byte of it covered by a checksum.
 
-    <store>/stages/<key>/record.json         configuration and results of the stage, with a checksum of its own
-    <store>/stages/<key>/delta.safetensors   tensors it changed, in the base checkpoint's dtype; hashes in the record
-    <store>/answers/<model>/                 the answers of a model, see response_cache.py
-    <store>/partial/<key>/                   checkpoints of a stage in training, see stage_checkpoints.py
-    <store>/probes/                          probe results, see probe_cache.py
-    <store>/paths/<path>.json                the stage that a configuration led to, only a hint for planning
-    <store>/claims/                          leases of running work, see leases.py
+    <store>/stages/<key>/record.json         what the stage was and gave, under its own checksum
+    <store>/stages/<key>/delta.safetensors   the tensors it moved, in the base checkpoint's dtype; hashes in the record
+    <store>/stages/<key>/method_state.safetensors   what its method hands on to the next stage, if anything
+    <store>/stages/<key>/snapshot.safetensors       every tensor, where snapshot=full found the stage with a delta
+    <store>/answers/<model>/                 what a model said, see response_cache.py
+    <store>/partial/<key>/                   states of stages in training, see stage_checkpoints.py
+    <store>/probes/                          what probes saw, see probe_cache.py
+    <store>/measured/                        micro-batches that were measured, see measurements.py
+    <store>/paths/<path>.json                which stage a configuration led to, for planning only
+    <store>/claims/                          who works on what, see leases.py
     <store>/damaged/                         what failed its checksum: moved here, never used
 
 Leases only avoid double work; results are correct because a stage is committed by a rename that the first writer wins.
@@ -14,7 +17,6 @@ Leases only avoid double work; results are correct because a stage is committed 
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -36,8 +38,11 @@ from lmm_forget.store.leases import LeaseManager
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lmm_forget.models.low_rank import LowRankUpdate
+
 RECORD_SCHEMA = 3
 RECORD_FILE, DELTA_FILE = "record.json", "delta.safetensors"
+METHOD_STATE_FILE, SNAPSHOT_FILE = "method_state.safetensors", "snapshot.safetensors"
 STAGES_FOLDER, PATHS_FOLDER, QUARANTINE_FOLDER, LEASES_FOLDER = "stages", "paths", "damaged", "claims"
 RESERVED_BYTES = 64 * 2**20
 """Free bytes that a store must have beyond a stage's own size when the stage begins: records, answers, headers."""
@@ -83,47 +88,110 @@ class Store:
         return record
 
     def load_delta(self, key: str) -> dict[str, Tensor]:
-        """All tensors that a stage changed, see `iterate_delta_tensors`."""
+        """All tensors that a stage moved, see `iterate_delta_tensors`."""
         return dict(self.iterate_delta_tensors(key))
 
-    def iterate_delta_tensors(self, key: str, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor) for the tensors that a stage changed (those in `names`; default all), each verified.
+    def iterate_delta_tensors(
+        self,
+        key: str,
+        names: Collection[str] | None = None,
+        base_tensors: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that a stage moved (those in `names`; default all), one by one, each checked.
 
-        Raises CorruptEntryError, after moving the stage aside, if a tensor differs from its record.
+        `base_tensors` are those before the stage, by name: a low-rank entry of the delta is added to its own when its
+        turn comes. Raises StoreError where one is needed and missing, and CorruptEntryError, after the stage was moved
+        aside, if anything is not what its record says.
         """
-        from safetensors import SafetensorError
+        from lmm_forget.store.delta_file import read_delta_tensors  # imports torch
 
         path = self.get_stage_folder(key) / DELTA_FILE
+        record = self._require_record(key)
+        for name in sorted(record.get("lowrank") or ()):
+            if (names is None or name in names) and name not in (base_tensors or ()):
+                raise StoreError(
+                    f"{path}: {name} is a low-rank change of the tensor before the stage, which is needed to read it"
+                )
+        with self._quarantine_on_damage(path):
+            yield from read_delta_tensors(path, record, names, base_tensors or {})
+
+    def load_method_state(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """(tensors, values) that the stage's method hands on; None where it hands on nothing.
+
+        Raises CorruptEntryError, after the stage was moved aside, if they are not what its record says.
+        """
+        path = self.get_stage_folder(key) / METHOD_STATE_FILE
+        digest = self._require_record(key).get("method_state")
+        if digest is None:
+            return None
+        with self._quarantine_on_damage(path):
+            return read_method_state(path, digest)
+
+    def has_full_model(self, record: Mapping[str, Any], names: Collection[str]) -> bool:
+        """Whether a stage's folder holds all tensors in `names`: in its delta, or in a snapshot beside it."""
+        is_whole = set(record["tensors"]) >= set(names) and not record.get("lowrank")
+        return is_whole or (self.get_stage_folder(record["key"]) / SNAPSHOT_FILE).exists()
+
+    def add_snapshot(self, key: str, weights_hash: str, tensors: Mapping[str, Tensor]) -> None:
+        """File every tensor of a stage's model beside its delta. Raises StoreError."""
+        from lmm_forget.store.checked_tensors import write_checked_tensors  # imports torch
+
+        path = self.get_stage_folder(key) / SNAPSHOT_FILE
+        with self.wrap_write_errors(path):
+            write_checked_tensors(path, {"weights_hash": weights_hash}, tensors, durable=True)
+
+    def _require_record(self, key: str) -> dict[str, Any]:
         record = self.find_record(key)
         if record is None:
             raise CorruptEntryError(
                 f"stage {key} is not in the store {self.root} any more; the same command computes it again"
             )
+        return record
+
+    @contextmanager
+    def _quarantine_on_damage(self, path: Path) -> Iterator[None]:
+        """Move the stage aside if one of its files, which the block reads, is not what was written."""
+        from safetensors import SafetensorError
+
         try:
-            yield from read_delta_tensors(path, record["tensors"], names)
+            yield
         except PermissionError as error:
             raise StoreError(f"{path} cannot be read ({error.strerror})") from error
         except (OSError, ValueError, SafetensorError) as error:
             raise CorruptEntryError(self.quarantine(path.parent, f"{path} is damaged: {error}")) from None
 
-    def commit_stage(self, key: str, record: Mapping[str, Any], delta: Mapping[str, Tensor]) -> None:
-        """Store a finished stage; if another process stored it in the meantime, that one stays.
+    def commit_stage(
+        self,
+        key: str,
+        record: Mapping[str, Any],
+        delta: Mapping[str, Tensor | LowRankUpdate],
+        method_state: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """File a finished stage; if somebody else filed it in the meantime, theirs stays.
 
-        `record["tensors"]` holds the hash of every tensor in `delta`.
+        `record["tensors"]` holds the hash of every tensor that `delta` leads to. `method_state` (tensors, JSON values)
+        is what the stage's method hands on; its digest becomes `record["method_state"]`.
         """
-        from safetensors.torch import save_file
+        from lmm_forget.models.weight_hashes import hash_state  # imports torch, as do the next two
+        from lmm_forget.store.checked_tensors import write_checked_tensors
+        from lmm_forget.store.delta_file import write_delta
 
         final = self.get_stage_folder(key)
         draft = final.with_name(f".{key}.{secrets.token_hex(8)}")
         with self.wrap_write_errors(draft):
             try:
                 draft.mkdir(parents=True)
-                entry_kinds = json.dumps(dict.fromkeys(sorted(delta), "replace"))
-                save_file(dict(delta), draft / DELTA_FILE, metadata={"kinds": entry_kinds})
+                content = {**record, "schema": RECORD_SCHEMA, "key": key}
+                low_rank = write_delta(draft / DELTA_FILE, delta)
+                if low_rank:
+                    content["lowrank"] = low_rank
                 apply_default_permissions(draft / DELTA_FILE)
                 fsync_path(draft / DELTA_FILE)
-                text = dump_json_with_checksum({**record, "schema": RECORD_SCHEMA, "key": key})
-                (draft / RECORD_FILE).write_text(text, encoding="utf-8")
+                if method_state is not None:
+                    tensors, values = method_state
+                    content["method_state"] = hash_state(tensors, values)
+                    write_checked_tensors(draft / METHOD_STATE_FILE, values, tensors, durable=True)
+                (draft / RECORD_FILE).write_text(dump_json_with_checksum(content), encoding="utf-8")
                 fsync_path(draft / RECORD_FILE)
                 fsync_path(draft)
                 try:
@@ -233,30 +301,15 @@ class Store:
         return self.root / STAGES_FOLDER / key
 
 
-def read_delta_tensors(
-    path: Path, hashes: Mapping[str, str], names: Collection[str] | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of a delta file (those in `names`), each compared with `hashes` (of all its tensors).
+def read_method_state(path: Path, digest: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, values) of a method state's file. Raises as `read_checked_tensors` does, also for another digest."""
+    from lmm_forget.models.weight_hashes import hash_state  # imports torch, as does the next one
+    from lmm_forget.store.checked_tensors import read_checked_tensors
 
-    Raises OSError, SafetensorError, or ValueError for a tensor that differs from its hash.
-    """
-    from safetensors import safe_open
-
-    from lmm_forget.models.weight_hashes import hash_tensor
-
-    with safe_open(path, framework="pt") as file:
-        kinds = json.loads((file.metadata() or {}).get("kinds", "{}"))
-        stored_names = set(file.keys())
-        unknown_kinds = sorted({str(kinds.get(name)) for name in stored_names} - {"replace"})
-        if unknown_kinds:
-            raise ValueError(f"it holds entries of kind {', '.join(unknown_kinds)}; this version knows only replace")
-        if stored_names != set(hashes):
-            raise ValueError(f"it holds other tensors than its record, {min(stored_names ^ set(hashes))} for one")
-        for name in sorted(stored_names if names is None else names):
-            tensor = file.get_tensor(name)
-            if hash_tensor(tensor) != hashes[name]:
-                raise ValueError(f"{name} does not match its checksum")
-            yield name, tensor
+    values, tensors = read_checked_tensors(path)
+    if hash_state(tensors, values) != digest:
+        raise ValueError("it is not the state that the record names")
+    return tensors, values
 
 
 def format_size(num_bytes: float) -> str:

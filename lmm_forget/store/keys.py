@@ -111,11 +111,14 @@ def compute_stage_key(
     model_fingerprints: Mapping[str, str],
     versions: Mapping[str, str],
     code_fingerprints: Mapping[str, str | None] | None = None,
+    method_state_digest: str | None = None,
+    earlier_data: Mapping[str, str] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Key of the stage that trains `task` on the model with hash `parent_weights_hash`, and its ingredients.
 
-    `data_fingerprint` is that of the training set, `model_fingerprints` holds those of the loaded model beside its
-    weights (see `models.fingerprint`), `code_fingerprints` those of the user's own task and method, if any.
+    `data_fingerprint` is that of the training set, `model_fingerprints` holds those of the loaded model beside its weights (see
+    `models.fingerprint`), `code_fingerprints` those of the user's own task and method. `method_state_digest` is
+    that of the state which the stage before handed on, `earlier_data` (task to fingerprint) what else the method sees.
     """
     ingredients = {
         "config": select_training_config(config, task),
@@ -126,6 +129,10 @@ def compute_stage_key(
         "versions": _select_library_versions(versions),
         "training_semantics": TRAINING_SEMANTICS_VERSION,
     }
+    if method_state_digest is not None:
+        ingredients["method_state"] = method_state_digest
+    if earlier_data:
+        ingredients["earlier_data"] = dict(earlier_data)
     return hash_json(ingredients), ingredients
 
 

@@ -13,22 +13,24 @@ from typing import Any
 
 from lmm_forget.errors import StoreError
 from lmm_forget.files import compute_file_checksum, load_json_with_checksum
-from lmm_forget.store import probe_cache
+from lmm_forget.store import measurements, probe_cache
 from lmm_forget.store.archive import (
     DELTA_FILE,
+    METHOD_STATE_FILE,
     PATHS_FOLDER,
     QUARANTINE_FOLDER,
     RECORD_FILE,
+    SNAPSHOT_FILE,
     STAGES_FOLDER,
     Store,
-    read_delta_tensors,
+    read_method_state,
 )
 from lmm_forget.store.response_cache import RESPONSES_FOLDER, scan_response_file
 from lmm_forget.store.stage_checkpoints import CHECKPOINTS_FOLDER, STATE_FILE, TENSORS_FILE
 
 REFERENCES_FILE = "store.json"
-"""File in a job's folder that lists the store entries that the job needs."""
-ENTRY_KINDS = ("stage", "answers", "partial", "probe", "damaged")
+"""File of a job's folder that names what the job rests on."""
+ENTRY_KINDS = ("stage", "answers", "partial", "probe", "measured", "damaged")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def list_entries(store: Store) -> list[StoreEntry]:
                 files[0],
             )
         )
+    for key, path in measurements.list_measurements(store.root).items():
+        entries.append(StoreEntry("measured", key, _measure_size(path), _describe_entry("measured", path), path))
     return sorted(entries, key=lambda item: ENTRY_KINDS.index(item.kind))
 
 
@@ -106,9 +110,9 @@ def verify_entry(store: Store, entry: StoreEntry) -> VerificationFailure | None:
     """Read every byte of an entry and compare it with its checksums; None if it is intact."""
     try:
         if entry.kind == "stage":
-            record = store.read_record(entry.key)
-            for _ in read_delta_tensors(entry.path / DELTA_FILE, record["tensors"]):
-                pass
+            _verify_stage(store, entry)
+        elif entry.kind == "measured":
+            measurements.read_measurement(entry.path)
         elif entry.kind == "probe":
             probe_cache.verify_probe_file(entry.path)
         elif entry.kind == "answers":
@@ -128,6 +132,20 @@ def verify_entry(store: Store, entry: StoreEntry) -> VerificationFailure | None:
     return None
 
 
+def _verify_stage(store: Store, entry: StoreEntry) -> None:
+    """Read a stage's record, delta, method state and snapshot. Raises whatever a damaged file makes its reader say."""
+    from lmm_forget.store.checked_tensors import read_checked_tensors  # imports torch, as does the next one
+    from lmm_forget.store.delta_file import read_delta
+
+    record = store.read_record(entry.key)
+    for _ in read_delta(entry.path / DELTA_FILE, record):
+        pass
+    if record.get("method_state") is not None:
+        read_method_state(entry.path / METHOD_STATE_FILE, record["method_state"])
+    if (entry.path / SNAPSHOT_FILE).exists():
+        read_checked_tensors(entry.path / SNAPSHOT_FILE)
+
+
 def collect_references(run_folders: Iterable[Path], store_folder: Path | None = None) -> tuple[dict[str, Path], int]:
     """(keys that jobs below `run_folders` refer to, each with one file that names it; number of those files).
 
@@ -140,7 +158,8 @@ def collect_references(run_folders: Iterable[Path], store_folder: Path | None = 
     for path in files:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            for key_list in (content["stages"], content["models"], content.get("probes", [])):
+            optional_lists = [content.get(kind, []) for kind in ("probes", "measured")]
+            for key_list in (content["stages"], content["models"], *optional_lists):
                 if not isinstance(key_list, list):
                     raise TypeError
                 for key in key_list:
@@ -212,7 +231,10 @@ def find_unreferenced_entries(
     def is_unreferenced(item: StoreEntry) -> bool:
         return item.key not in referenced_keys and find_lease_holder(store, item) is None
 
-    return [item for item in entries if item.kind == "damaged" or is_unreferenced(item)]
+    def is_damaged(item: StoreEntry) -> bool:
+        return item.kind == "damaged" or (item.kind == "measured" and verify_entry(store, item) is not None)
+
+    return [item for item in entries if is_damaged(item) or is_unreferenced(item)]
 
 
 def find_lease_holder(store: Store, entry: StoreEntry) -> str | None:
@@ -251,7 +273,10 @@ def find_leftover_drafts(store: Store) -> Iterator[Path]:
             for path in sorted((store.root / folder).iterdir()):
                 if path.name.startswith(".") and not store.leases.is_live(f"stage-{path.name.split('.')[1]}"):
                     yield path
-    if not store.leases.has_live_leases():  # a process that probes holds at least its stage's lease
+    for path in sorted((store.root / STAGES_FOLDER).glob(f"*/.{SNAPSHOT_FILE}.*")):
+        if not store.leases.is_live(f"stage-{path.parent.name}"):
+            yield path
+    if not store.leases.has_live_leases():  # whoever looks into a model holds some claim, of the stage if no other
         yield from probe_cache.find_incomplete_probe_files(store.root)
 
 
@@ -274,10 +299,18 @@ def _describe_entry(kind: str, path: Path) -> str:
         config = (record.get("ingredients") or {}).get("config") or {}
         recipe, seed = (config.get("recipe") or {}).get("name"), config.get("seed")
         parent = str((record.get("ingredients") or {}).get("parent"))[:8]
-        return f"{record.get('task')}, {recipe}, seed {seed}, {record.get('steps')} steps, on {parent}"
+        extras = "".join(
+            f", with {what}"
+            for file, what in ((METHOD_STATE_FILE, "the method's state"), (SNAPSHOT_FILE, "a full snapshot"))
+            if (path / file).exists()
+        )
+        return f"{record.get('task')}, {recipe}, seed {seed}, {record.get('steps')} steps, on {parent}{extras}"
     if kind == "answers":
         line_counts = [scan_response_file(file) for file in path.glob("*.jsonl")]
         return f"{sum(good for good, _, _ in line_counts)} answers in {len(line_counts)} files"
+    if kind == "measured":
+        content = _read_json_or_empty(path)
+        return f"micro-batch {content.get('micro_batch_size')} on {(content.get('about') or {}).get('device')}"
     if kind == "partial":
         return ", ".join(sorted(child.name for child in path.glob("step-*"))) or "nothing whole"
     return "failed its checksum; kept for inspection"

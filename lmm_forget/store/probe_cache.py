@@ -8,25 +8,14 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from lmm_forget.files import (
-    apply_default_permissions,
-    compute_file_checksum,
-    dump_json_with_checksum,
-    load_json_with_checksum,
-)
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from lmm_forget.files import compute_file_checksum, load_json_with_checksum
 
 PROBES_FOLDER = "probes"
 JSON_SUFFIX, PARQUET_SUFFIX, SAFETENSORS_SUFFIX = ".json", ".parquet", ".safetensors"
-_HEADER_KEY = "sealed"
 
 
 def list_probe_files(store_root: Path) -> dict[str, list[Path]]:
@@ -50,7 +39,9 @@ def find_incomplete_probe_files(store_root: Path) -> Iterator[Path]:
 def verify_probe_file(path: Path) -> None:
     """Read an entry by its JSON or safetensors file. Raises OSError, ValueError or SafetensorError if it is damaged."""
     if path.suffix == SAFETENSORS_SUFFIX:
-        read_activation_file(path)
+        from lmm_forget.store.checked_tensors import read_checked_tensors  # imports torch
+
+        read_checked_tensors(path)
         return
     content = load_json_with_checksum(path.read_text(encoding="utf-8"))
     rows = path.with_suffix(PARQUET_SUFFIX)
@@ -71,47 +62,6 @@ def describe_probe_file(path: Path) -> str:
         if "alarm" in content:
             return f"alarm: {'silent' if content['alarm'] is None else content['alarm']['figure']}"
     return "cannot be read"
-
-
-def write_activation_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and JSON data as a safetensors file, completely or not at all."""
-    # imported here: listing a store needs no torch
-    from safetensors.torch import save_file
-
-    from lmm_forget.models.weight_hashes import hash_tensor
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    contiguous_tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    hashes = {name: hash_tensor(tensor) for name, tensor in contiguous_tensors.items()}
-    header = dump_json_with_checksum({"plan": dict(metadata), "tensors": hashes}, indent=None)
-    try:
-        save_file(contiguous_tensors, draft, metadata={_HEADER_KEY: header})
-        apply_default_permissions(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def read_activation_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(metadata, tensors) that `write_activation_file` wrote.
-
-    Raises OSError or SafetensorError if the file cannot be read, ValueError if a single bit of it changed.
-    """
-    # imported here: listing a store needs no torch
-    from safetensors import safe_open
-
-    from lmm_forget.models.weight_hashes import hash_tensor
-
-    with safe_open(path, framework="pt") as file:
-        content = load_json_with_checksum((file.metadata() or {}).get(_HEADER_KEY, "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if tensors.keys() != content["tensors"].keys():
-        raise ValueError("it holds other tensors than its header says")
-    for name, tensor in tensors.items():
-        if hash_tensor(tensor) != content["tensors"][name]:
-            raise ValueError(f"{name} does not match its checksum")
-    return content["plan"], tensors
 
 
 def _list_probe_paths(store_root: Path) -> list[Path]:

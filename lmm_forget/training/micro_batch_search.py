@@ -11,7 +11,7 @@ import torch
 
 from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lmm_forget.models.loading import LMM
-from lmm_forget.recipes.method import Method, get_parameter_dtypes
+from lmm_forget.recipes.method import Method, StageContext, get_parameter_dtypes
 from lmm_forget.recipes.selection import TunePlan
 from lmm_forget.training.micro_batches import TrainItem, to_train_item
 from lmm_forget.training.stage_config import TrainStageConfig
@@ -43,8 +43,14 @@ def find_largest_micro_batch(
     original_values = {
         name: p.detach().to("cpu", copy=True) for name, p in lmm.model.named_parameters() if name in set(plan.trainable)
     }
-    dtypes = get_parameter_dtypes(lmm.model)
-    method.start_stage(lmm, plan)
+    stage_context = StageContext(
+        plan,
+        get_parameter_dtypes(lmm.model),
+        global_batch_size=global_batch_size,
+        process_group=process_group,
+        discards_output=True,
+    )
+    method.start_stage(stage_context, lmm, items, None)
     try:
         fit_result = train_stage(
             lmm,
@@ -62,7 +68,7 @@ def find_largest_micro_batch(
             ),
         )
     finally:
-        method.end_stage(lmm, plan, dtypes, keep_delta=False)
+        method.end_stage(stage_context, lmm)
         with torch.no_grad():
             for name, p in lmm.model.named_parameters():
                 if name in original_values:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from lmm_forget.config import find_conf_dir
 from lmm_forget.models.loading import LMM
 from lmm_forget.models.weight_hashes import hash_parameters
-from lmm_forget.recipes.method import Method, build_method, get_parameter_dtypes
+from lmm_forget.recipes.method import Method, StageContext, StageOutput, build_method, get_parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import TunePlan, load_recipe
 from lmm_forget.training.micro_batches import TrainItem
@@ -27,6 +27,7 @@ from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.subjects import PACKAGED, SUBJECTS, subject
 from tests.models.tiny import FAMILIES, picture
+from tests.recipes.stage_calls import end_stage, start_stage
 from tests.training.lesson import HARDWARE, TRAINING, plan_for
 
 ALL = tuple(sorted(path.stem for path in (Path(find_conf_dir()) / "recipe").glob("*.yaml")))
@@ -95,7 +96,7 @@ class Contract:
         """Hold one recipe to the contract."""
         lmm, method = self.lmm, method_of(recipe)
         plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
-        method.start_stage(lmm, plan)
+        start_stage(method, lmm, plan, train_set=LESSON)
         assert torch.equal(self.first_logits(), self.logits), "the first logits are the base's"
         gradients = self.gradients(method)
         moving = {re.sub(r"\.lora_[AB]\.\w+", "", name) for name in gradients}  # an adapter moves its tensor
@@ -103,7 +104,7 @@ class Contract:
         assert all(torch.isfinite(g).all() for g in gradients.values())
         losses = self.taught(plan, method)
         assert losses[-1] < losses[0], "the loss falls"
-        delta = method.end_stage(lmm, plan, self.dtypes)
+        delta = end_stage(method, lmm, plan, self.dtypes)
         after = hash_parameters(lmm.model)
         assert {name for name in after if after[name] != self.hashes[name]} == set(plan.trainable)
         assert delta.keys() == set(plan.trainable)
@@ -147,10 +148,10 @@ def test_the_contract_notices_a_recipe_that_moves_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Leaky(Plain):
-        def end_stage(self, lmm: LMM, plan: TunePlan, base_dtypes: Any) -> dict[str, torch.Tensor]:
+        def end_stage(self, context: StageContext, lmm: LMM) -> StageOutput:
             with torch.no_grad():
-                lmm.model.get_parameter(plan.frozen[0]).mul_(2)
-            return super().end_stage(lmm, plan, base_dtypes)
+                lmm.model.get_parameter(context.plan.frozen[0]).mul_(2)
+            return super().end_stage(context, lmm)
 
     monkeypatch.setattr("tests.contract.test_recipes.method_of", lambda _: Leaky())
     with pytest.raises(AssertionError):

@@ -15,6 +15,7 @@ from lmm_forget.recipes.selection import SelectionRule, load_recipe, make_tune_p
 from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import tiny_lmm
+from tests.recipes.stage_calls import end_stage, start_stage
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples, teach
 
 HOT = {"training": {"learning_rate": 0.05, "max_steps": 2}, "hardware": {"precision": "fp32"}}
@@ -43,7 +44,7 @@ def test_lora_stays_out_of_the_frozen_tower() -> None:
     plan = method.adapt_plan(lmm.model, plan_for(lmm, "lora"))
     tower = {name for name, _ in lmm.model.named_parameters() if "vision_tower" in name}
     assert any("self_attn.q_proj" in name for name in tower)
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     adapters = [name for name, p in lmm.model.named_parameters() if p.requires_grad]
     assert adapters and all("lora" in name and "vision_tower" not in name for name in adapters)
 
@@ -81,7 +82,7 @@ def test_a_later_step_does_not_undo_the_freezing() -> None:
         method, dtypes = build_method(load_recipe(recipe)), get_parameter_dtypes(lmm.model)
         plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
         before = hash_parameters(lmm.model)
-        method.start_stage(lmm, plan, seed=1)
+        start_stage(method, lmm, plan, seed=1)
         training = {n for n, p in lmm.model.named_parameters() if p.requires_grad}
         assert (training == set(plan.trainable)) == (recipe != "lora")
         settings = {**TRAINING, **HOT["training"]}
@@ -93,7 +94,7 @@ def test_a_later_step_does_not_undo_the_freezing() -> None:
             samples(),
             TrainStageConfig(training_config=settings, hardware_config=hardware, seed=0, task=recipe),
         )
-        method.end_stage(lmm, plan, dtypes)
+        end_stage(method, lmm, plan, dtypes)
         after = hash_parameters(lmm.model)
         assert list(after) == list(before), "the model has its own parameters again"
         assert {n for n in before if before[n] != after[n]} == set(plan.trainable)
@@ -114,7 +115,7 @@ def test_tied_embeddings_stay_tied() -> None:
     before = hash_parameters(lmm.model)
     method, dtypes = build_method(load_recipe("llm")), get_parameter_dtypes(lmm.model)
     plan = plan_for(lmm, "llm")
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     settings = {**TRAINING, **HOT["training"]}
     hardware = {**HARDWARE, **HOT["hardware"]}
     train_stage(
@@ -124,7 +125,7 @@ def test_tied_embeddings_stay_tied() -> None:
         samples(),
         TrainStageConfig(training_config=settings, hardware_config=hardware, seed=0, task="tied"),
     )
-    method.end_stage(lmm, plan, dtypes)
+    end_stage(method, lmm, plan, dtypes)
     embeddings = lmm.model.get_input_embeddings().weight
     assert lmm.model.lm_head.weight is embeddings
     (name,) = [n for n, p in lmm.model.named_parameters() if p is embeddings]

@@ -24,6 +24,7 @@ from lmm_forget.recipes.wise_ft import WiseFT
 from lmm_forget.store import CorruptEntryError
 from tests.models.tiny import FAMILIES, tiny_lmm
 from tests.probes.small_prober import ANSWERS, alarm, prober, prompts, weights
+from tests.recipes.stage_calls import end_stage, start_stage
 from tests.training.lesson import teach
 
 IMAGE = {"llava_onevision": "<image>", "llava_next": "<image>", "qwen2_5_vl": "<|image_pad|>"}
@@ -237,7 +238,7 @@ def follow(
 
     lmm, method = one.lmm, method or Plain()
     plan, dtypes = plan_for(lmm, recipe), get_parameter_dtypes(lmm.model)
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     training = {**TRAINING, **more}
     result = train_stage(
         lmm,
@@ -247,7 +248,7 @@ def follow(
         TrainStageConfig(training_config=training, hardware_config=HARDWARE, seed=0, task="lesson", step_probe=watch),
     )
     watch.save_alarm()
-    method.end_stage(lmm, plan, dtypes)
+    end_stage(method, lmm, plan, dtypes)
     follow.result = result  # type: ignore[attr-defined]
     return lmm
 

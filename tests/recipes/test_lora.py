@@ -25,6 +25,7 @@ from lmm_forget.recipes.selection import (
 from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
+from tests.recipes.stage_calls import end_stage, start_stage
 from tests.recipes.test_plain import encoded
 from tests.training.lesson import HARDWARE, TRAINING, samples
 
@@ -45,7 +46,7 @@ def taught(family: str, method: LoRA, dtype: torch.dtype, **training: Any) -> tu
     """A tiny model in the middle of a stage: trained, not yet merged."""
     lmm = tiny_lmm(family, dtype=dtype)
     plan = planned(lmm, method)
-    method.start_stage(lmm, plan, seed=1)
+    start_stage(method, lmm, plan, seed=1)
     settings = {**TRAINING, "learning_rate": 1e-2, "epochs": 3, **training}
     return (
         lmm,
@@ -66,7 +67,7 @@ def test_at_first_the_model_says_what_the_base_says(family: str, dtype: torch.dt
     lmm = tiny_lmm(family, dtype=dtype)
     before, before_autocast = logits(lmm), logits(lmm, autocast=True)
     method = LoRA(**SMALL)
-    method.start_stage(lmm, planned(lmm, method))
+    start_stage(method, lmm, planned(lmm, method))
     assert torch.equal(logits(lmm), before)
     assert torch.equal(logits(lmm, autocast=True), before_autocast)
 
@@ -76,7 +77,7 @@ def test_exactly_the_adapters_of_the_plan_get_a_gradient(family: str) -> None:
     lmm = tiny_lmm(family, dtype=torch.bfloat16)
     method = LoRA(**SMALL)
     plan = planned(lmm, method)
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     for layer in lmm.model.modules():
         if hasattr(layer, "lora_B"):  # with B at zero A would get a gradient of zeros
             nn.init.normal_(layer.lora_B["stage"].weight)
@@ -102,7 +103,7 @@ def test_a_stage_moves_what_was_planned_and_leaves_an_ordinary_model(family: str
     lmm, plan, result = taught(family, method, dtype)
     assert sum(result.step_losses[-3:]) < sum(result.step_losses[:3])
     with_adapters = logits(lmm)
-    delta = method.end_stage(lmm, plan, get_parameter_dtypes(fresh.model))
+    delta = end_stage(method, lmm, plan, get_parameter_dtypes(fresh.model))
 
     assert list(lmm.model.state_dict()) == names and str(lmm.model) == tree
     assert set(vars(lmm.model)) == attributes
@@ -125,8 +126,8 @@ def test_merging_rounds_once_from_fp32() -> None:
     exact = layer.base_layer.weight.double() + 2 * (
         layer.lora_B["stage"].weight.double() @ layer.lora_A["stage"].weight.double()
     )
-    delta = method.end_stage(
-        lmm, plan, {n: torch.bfloat16 for n, _ in tiny_lmm("llava_onevision").model.named_parameters()}
+    delta = end_stage(
+        method, lmm, plan, {n: torch.bfloat16 for n, _ in tiny_lmm("llava_onevision").model.named_parameters()}
     )
     found = delta["model.language_model.layers.0.mlp.up_proj.weight"]
     assert (found != exact.float().bfloat16()).float().mean() < 1e-3  # fp32 sums may fall on the other side of a tie
@@ -135,7 +136,7 @@ def test_merging_rounds_once_from_fp32() -> None:
 def test_the_start_depends_on_the_seed_alone() -> None:
     def start(seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         lmm, method = tiny_lmm("qwen2_5_vl", dtype=dtype), LoRA(**SMALL)
-        method.start_stage(lmm, planned(lmm, method), seed=seed)
+        start_stage(method, lmm, planned(lmm, method), seed=seed)
         return {n: p.detach() for n, p in lmm.model.named_parameters() if p.requires_grad}
 
     state = torch.get_rng_state()
@@ -164,7 +165,7 @@ def test_a_rank_no_smaller_than_the_weight_is_lowered_at_the_same_scale() -> Non
     lmm, method = tiny_lmm("llava_onevision"), LoRA(rank=256, alpha=32)
     plan = planned(lmm, method)
     assert plan.parameter_counts["trainable"] == 6 * (32 * 48 // 80) * 80 <= plan.parameter_counts["merged"]
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     layer = lmm.components.parts.language_layers[1].mlp.down_proj
     assert layer.r["stage"] == 19 and layer.scaling["stage"] == pytest.approx(32 / 256)
 
@@ -178,7 +179,7 @@ def test_any_rule_works_and_biases_stay() -> None:
     assert {plan.parameters[n].component for n in plan.trainable} == {"vision", "projector", "language"}
     before = hash_parameters(lmm.model)
     dtypes = get_parameter_dtypes(lmm.model)
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     settings = {**TRAINING, "learning_rate": 1e-2}
     train_stage(
         lmm,
@@ -187,7 +188,7 @@ def test_any_rule_works_and_biases_stay() -> None:
         samples(8),
         TrainStageConfig(training_config=settings, hardware_config=HARDWARE, seed=0, task="x"),
     )
-    method.end_stage(lmm, plan, dtypes)
+    end_stage(method, lmm, plan, dtypes)
     after = hash_parameters(lmm.model)
     assert {n for n in after if after[n] != before[n]} == set(plan.trainable)
 
@@ -201,7 +202,7 @@ def test_a_tied_head_gets_no_adapter() -> None:
 def test_dropout_works_in_training_only_on_every_adapter() -> None:
     lmm, method = tiny_lmm("llava_onevision"), LoRA(**SMALL, dropout=0.5)
     plan = planned(lmm, method, [SelectionRule("language")])
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     dropouts = [m for m in lmm.model.modules() if isinstance(m, nn.Dropout) and m.p == 0.5]
     assert len(dropouts) == len(plan.adapters)
     seen: set[int] = set()
@@ -225,7 +226,7 @@ def test_compat_projector_trains_the_projector_whole() -> None:
     assert projector <= set(plan.trainable) and not projector & set(plan.adapters)
     assert plan.parameter_counts["trainable"] == sum(r.num_parameters for r in plan.rule_reports)
     before, dtypes = hash_parameters(lmm.model), get_parameter_dtypes(lmm.model)
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     settings = {**TRAINING, "learning_rate": 1e-2}
     train_stage(
         lmm,
@@ -234,7 +235,7 @@ def test_compat_projector_trains_the_projector_whole() -> None:
         samples(8),
         TrainStageConfig(training_config=settings, hardware_config=HARDWARE, seed=0, task="x"),
     )
-    delta = method.end_stage(lmm, plan, dtypes)
+    delta = end_stage(method, lmm, plan, dtypes)
     after = hash_parameters(lmm.model)
     assert {n for n in after if after[n] != before[n]} == set(plan.trainable) == set(delta)
 
@@ -244,8 +245,8 @@ def test_what_cannot_be_adapted_is_refused() -> None:
     with pytest.raises(PlanError, match="LoRA adapts linear layers, and norm is none"):
         planned(lmm, method, [SelectionRule("language", ("q_proj", "norm"))])
     plan = replace(planned(lmm, method), recipe="mine")
-    with pytest.raises(PlanError, match="mine: finish\\(\\) without prepare"):
-        method.end_stage(lmm, plan, {})
+    with pytest.raises(PlanError, match="mine: end_stage\\(\\) without start_stage"):
+        end_stage(method, lmm, plan, {})
 
 
 @pytest.mark.parametrize(

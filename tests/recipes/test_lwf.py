@@ -22,6 +22,7 @@ from lmm_forget.training.precision import PrecisionContext
 from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
+from tests.recipes.stage_calls import end_stage, start_stage
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
 LONG = {**TRAINING, "learning_rate": 1e-2, "epochs": 3}
@@ -37,7 +38,7 @@ def lesson(
     """A stage with `method`, up to its end: the model and its losses."""
     lmm = tiny_lmm(family, dtype=dtype)
     plan, dtypes = method.adapt_plan(lmm.model, plan_for(lmm, "lwf")), get_parameter_dtypes(lmm.model)
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     settings, machine = {**LONG, **(training or {})}, {**HARDWARE, **hardware}
     result = train_stage(
         lmm,
@@ -46,7 +47,7 @@ def lesson(
         samples(8),
         TrainStageConfig(training_config=settings, hardware_config=machine, seed=0, task="x"),
     )
-    method.end_stage(lmm, plan, dtypes)
+    end_stage(method, lmm, plan, dtypes)
     return lmm, result.step_losses
 
 
@@ -71,7 +72,7 @@ def test_before_the_first_step_the_student_says_what_the_teacher_says(
     """To the bit, whatever the number formats: the second loss begins at 0, and so does its gradient."""
     lmm, method = tiny_lmm(family, dtype=dtype), LwF(weight=3.0)
     checkpoint = get_parameter_dtypes(lmm.model)
-    method.start_stage(lmm, plan_for(lmm, "lwf"))
+    start_stage(method, lmm, plan_for(lmm, "lwf"))
     given_, gradients = encoded(lmm), []
     for one in (method, Plain()):
         with PrecisionContext(lmm.model, precision, "cpu", checkpoint) as compute:
@@ -126,7 +127,7 @@ def test_the_teacher_is_the_model_before_the_stage_in_every_stage() -> None:
     for _ in range(2):
         with torch.no_grad():
             before = compute_logits_at(lmm.model, ask.tensors, where)
-            method.start_stage(lmm, plan)
+            start_stage(method, lmm, plan)
             for name in plan.trainable:
                 lmm.model.get_parameter(name).add_(0.5)
         lmm.model.train()
@@ -135,14 +136,14 @@ def test_the_teacher_is_the_model_before_the_stage_in_every_stage() -> None:
         assert all(torch.equal(lmm.model.get_parameter(n), master) for n, master in masters.items())
         assert all(module.training for module in lmm.model.modules())
         lmm.model.eval()
-        method.end_stage(lmm, plan, dtypes)
+        end_stage(method, lmm, plan, dtypes)
         assert not list(method.get_extra_state())
 
 
 def test_the_masters_come_back_where_the_teacher_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     lmm, method = tiny_lmm("llava_onevision"), LwF()
     plan, ask = plan_for(lmm, "lwf"), encoded(lmm)
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     lmm.model.train()
     masters = [lmm.model.get_parameter(name).data for name in plan.trainable]
 
@@ -173,7 +174,7 @@ def test_a_sample_is_worth_the_same_in_any_batch(positions: str, monkeypatch: py
     """Padding, other samples and the way rows of logits are chosen change no sample's loss."""
     lmm, method = tiny_lmm("llava_onevision", dtype=torch.float32), LwF(positions=positions)
     plan, items = plan_for(lmm, "lwf"), samples(4)
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     with torch.no_grad():
         for name in plan.trainable:
             lmm.model.get_parameter(name).mul_(30)
@@ -224,13 +225,13 @@ def test_the_plan_counts_what_is_kept_beside() -> None:
     rules, method = plan_for(lmm, "lwf"), LwF()
     plan = method.adapt_plan(lmm.model, rules)
     assert plan.extra_state_bytes == rules.delta_bytes > 0
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     assert sum(t.nbytes for t in method.get_extra_state()) == plan.extra_state_bytes
 
 
 def test_a_loss_without_a_teacher_is_refused() -> None:
     lmm = tiny_lmm("llava_onevision")
-    with pytest.raises(PlanError, match="without prepare"):
+    with pytest.raises(PlanError, match="without start_stage"):
         LwF().loss(lmm, {}, torch.zeros(1, 1))
 
 

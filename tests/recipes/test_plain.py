@@ -12,6 +12,7 @@ from lmm_forget.recipes import plain
 from lmm_forget.recipes.method import convert_to_masters, get_parameter_dtypes, restore_base_dtypes
 from lmm_forget.recipes.plain import Plain, average_per_sample, compute_token_losses
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
+from tests.recipes.stage_calls import end_stage, start_stage
 from tests.training.lesson import plan_for
 
 
@@ -79,7 +80,7 @@ def test_sample_means_ignore_padding_and_empty_samples():
 def test_every_planned_tensor_gets_a_gradient_and_no_other(family, recipe):
     lmm = tiny_lmm(family)
     plan = plan_for(lmm, recipe)
-    Plain().start_stage(lmm, plan)
+    start_stage(Plain(), lmm, plan)
     e = encoded(lmm)
     Plain().loss(lmm, e.tensors, e.labels).sum().backward()
     with_gradient = {name for name, p in lmm.model.named_parameters() if p.grad is not None}
@@ -90,7 +91,7 @@ def test_prepare_makes_masters_of_planned_tensors_only():
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     before = hash_parameters(lmm.model)
     plan = plan_for(lmm, "sa_proj")
-    Plain().start_stage(lmm, plan)
+    start_stage(Plain(), lmm, plan)
     for name, p in lmm.model.named_parameters():
         assert p.requires_grad == (name in plan.trainable)
         assert p.dtype == (torch.float32 if name in plan.trainable else torch.bfloat16)
@@ -101,11 +102,11 @@ def test_prepare_makes_masters_of_planned_tensors_only():
 def test_tied_weights_stay_tied():
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16, tie_word_embeddings=True)
     plan, dtypes = plan_for(lmm, "llm"), get_parameter_dtypes(lmm.model)
-    Plain().start_stage(lmm, plan)
+    start_stage(Plain(), lmm, plan)
     assert lmm.model.lm_head.weight is lmm.model.get_input_embeddings().weight
     with torch.no_grad():
         lmm.model.lm_head.weight.add_(1.0)
-    delta = Plain().end_stage(lmm, plan, dtypes)
+    delta = end_stage(Plain(), lmm, plan, dtypes)
     assert "lm_head.weight" not in delta
     name = next(n for n in delta if n.endswith("embed_tokens.weight"))
     assert torch.equal(delta[name], lmm.model.lm_head.weight)
@@ -115,12 +116,12 @@ def test_finish_rounds_to_the_base_dtype_and_shares_no_memory():
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     before = hash_parameters(lmm.model)
     plan, dtypes = plan_for(lmm, "mlp_down"), get_parameter_dtypes(lmm.model)
-    Plain().start_stage(lmm, plan)
+    start_stage(Plain(), lmm, plan)
     parameters = dict(lmm.model.named_parameters())
     name = plan.trainable[0]
     with torch.no_grad():
         parameters[name].fill_(1.0 + 2.0**-9 + 2.0**-12)  # above the midpoint of 1 and the next bf16
-    delta = Plain().end_stage(lmm, plan, dtypes)
+    delta = end_stage(Plain(), lmm, plan, dtypes)
     assert set(delta) == set(plan.trainable)
     assert {t.dtype for t in delta.values()} == {torch.bfloat16}
     assert {p.dtype for p in lmm.model.parameters()} == {torch.bfloat16}

@@ -19,6 +19,7 @@ from lmm_forget.recipes.wise_ft import WiseFT
 from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
+from tests.recipes.stage_calls import end_stage, start_stage
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
 
@@ -28,7 +29,7 @@ def stage(
     """One stage with `method`: model, plan, delta, and the masters just before the end."""
     lmm = tiny_lmm(family, dtype=dtype)
     plan, dtypes = method.adapt_plan(lmm.model, plan_for(lmm, "wise_ft")), get_parameter_dtypes(lmm.model)
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     settings = {**TRAINING, "learning_rate": 1e-2, "epochs": 2}
     result = train_stage(
         lmm,
@@ -39,7 +40,7 @@ def stage(
     )
     assert result.step_losses[-1] < result.step_losses[0]
     masters = {n: p.detach().clone() for n, p in lmm.model.named_parameters() if n in plan.trainable}
-    return lmm, plan, method.end_stage(lmm, plan, dtypes), masters
+    return lmm, plan, end_stage(method, lmm, plan, dtypes), masters
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -100,10 +101,10 @@ def test_the_next_stage_averages_with_the_stage_before_it() -> None:
     name = plan.trainable[0]
     base = dict(lmm.model.named_parameters())[name].detach().clone()
     for expected in (2.0, 4.0):  # each stage adds 4 to the weights; half of it stays
-        method.start_stage(lmm, plan)
+        start_stage(method, lmm, plan)
         with torch.no_grad():
             dict(lmm.model.named_parameters())[name].add_(4.0)
-        delta = method.end_stage(lmm, plan, dtypes)
+        delta = end_stage(method, lmm, plan, dtypes)
         torch.testing.assert_close(delta[name] - base, torch.full_like(base, expected))
 
 
@@ -114,12 +115,12 @@ def test_the_plan_counts_what_is_kept_beside() -> None:
     assert plan.extra_state_bytes == rules.delta_bytes > 0
     assert plan.state_bytes == rules.state_bytes + rules.delta_bytes
     method = WiseFT()
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     assert sum(t.nbytes for t in method._previous_tensors.values()) == plan.extra_state_bytes
-    method.end_stage(lmm, plan, {n: torch.bfloat16 for n in dict(lmm.model.named_parameters())})
+    end_stage(method, lmm, plan, {n: torch.bfloat16 for n in dict(lmm.model.named_parameters())})
     assert not method._previous_tensors
-    with pytest.raises(PlanError, match="without prepare"):
-        method.end_stage(lmm, plan, {})
+    with pytest.raises(PlanError, match="without start_stage"):
+        end_stage(method, lmm, plan, {})
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def _flip(text: str) -> str:
         (lambda text: "{}", "it has no checksum"),
         (
             lambda text: dump_json_with_checksum({**load_json_with_checksum(text), "schema": 99}),
-            "its schema is 99, this version reads 2",
+            "its schema is 99, this version reads 3",
         ),
         (
             lambda text: dump_json_with_checksum({**load_json_with_checksum(text), "key": "other"}),
@@ -123,7 +123,7 @@ def _unknown_kind(path: Path) -> None:
         (_truncate, "is damaged"),
         (_flip_last_byte, "does not match its checksum"),
         (_foreign, "it holds other tensors than its record, a.weight for one"),
-        (_unknown_kind, "it holds entries of kind lowrank; this version knows only replace"),
+        (_unknown_kind, "a.weight is of kind lowrank, its record says replace"),
         (Path.unlink, "is damaged"),
     ],
 )

@@ -15,7 +15,9 @@ from lmm_forget.cli.store import main
 from lmm_forget.files import compute_file_checksum, dump_json_with_checksum, write_atomic
 from lmm_forget.models.weight_hashes import hash_tensor
 from lmm_forget.store import CachedResponse, ResponseCache, StageCheckpoints, Store
-from lmm_forget.store.probe_cache import write_activation_file
+from lmm_forget.store.checked_tensors import write_checked_tensors
+from lmm_forget.store.keys import hash_json
+from lmm_forget.store.measurements import find_micro_batch_size, save_micro_batch_size
 
 DELTA = {"w": torch.arange(1000.0)}
 
@@ -121,7 +123,7 @@ def test_what_probes_filed_is_listed_checked_and_cleaned(home: Path, capsys: pyt
         write_atomic(folder / f"{key}.json", dump_json_with_checksum(found))
     write_atomic(folder / "rang.json", dump_json_with_checksum({"alarm": {"figure": "kl"}}))
     for key in ("base1", "base2"):
-        write_activation_file(folder / f"{key}.safetensors", {"answers": ["a"]}, DELTA)
+        write_checked_tensors(folder / f"{key}.safetensors", {"answers": ["a"]}, DELTA)
     for name in ("half.parquet", ".look3.json.x1"):
         (folder / name).write_text("left by a kill")
     job = home / "multirun" / "demo" / "mlp" / "store.json"
@@ -154,6 +156,33 @@ def test_what_probes_filed_is_listed_checked_and_cleaned(home: Path, capsys: pyt
         }
     assert call(home, capsys, "gc", "apply=true")[0] == 0
     assert {p.name for p in folder.iterdir()} == {"look1.json", "look1.parquet", "base1.safetensors"}
+
+
+def test_measured_micro_batches_are_listed_checked_and_cleaned(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(home / "multirun" / ".store")
+    needed, unneeded, damaged = ({"device": "H200", "schema": i} for i in range(3))
+    for conditions in (needed, unneeded, damaged):
+        save_micro_batch_size(store, conditions, 8)
+    needed_key, unneeded_key, damaged_key = map(hash_json, (needed, unneeded, damaged))
+    assert find_micro_batch_size(store, needed_key) == 8 and find_micro_batch_size(store, "x") is None
+    code, out, _ = call(home, capsys, "ls")
+    assert f"measured {needed_key[:12]}" in out and "micro-batch 8 on H200" in out and "3 measured" in out
+    assert call(home, capsys, "verify")[0] == 0
+    path = store.root / "measured" / f"micro-batch-{damaged_key}.json"
+    path.write_text(path.read_text().replace('"micro_batch_size": 8', '"micro_batch_size": 16'))
+    code, out, _ = call(home, capsys, "verify")
+    assert code == 1 and f"measured {damaged_key}: its checksum does not match" in out
+    assert find_micro_batch_size(store, damaged_key) is None
+    moved = path.with_name("micro-batch-" + "0" * 40 + ".json")
+    moved.write_text((store.root / "measured" / f"micro-batch-{needed_key}.json").read_text())
+    assert "its conditions are not those of its key" in call(home, capsys, "verify", "0" * 40)[1]
+    (home / "multirun" / "demo" / "llm" / "store.json").write_text(
+        json.dumps({"store": "x", "stages": [], "models": [], "measured": [needed_key, damaged_key]})
+    )
+    assert call(home, capsys, "gc", "apply=true")[0] == 0
+    assert [path.name for path in (store.root / "measured").iterdir()] == [f"micro-batch-{needed_key}.json"]
+    assert call(home, capsys, "rm", needed_key[:6])[0] == 0
+    assert not list((store.root / "measured").iterdir())
 
 
 def test_a_store_that_nobody_refers_to_is_not_emptied_by_accident(

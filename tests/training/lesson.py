@@ -16,6 +16,7 @@ from lmm_forget.training.stage_config import FitResult, TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.subjects import subject
 from tests.models.tiny import picture
+from tests.recipes.stage_calls import end_stage, start_stage
 
 TRAINING = {
     "global_batch_size": 4,
@@ -56,7 +57,7 @@ def teach(
     lmm = subject(family, dtype)
     method, dtypes = build_method(load_recipe(recipe)), get_parameter_dtypes(lmm.model)
     plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
-    method.start_stage(lmm, plan, seed=derive_seed(seed, task))
+    start_stage(method, lmm, plan, seed=derive_seed(seed, task))
     result = train_stage(
         lmm,
         plan,
@@ -70,7 +71,7 @@ def teach(
             **more,
         ),
     )
-    return lmm, plan, result, method.end_stage(lmm, plan, dtypes)
+    return lmm, plan, result, end_stage(method, lmm, plan, dtypes)
 
 
 def hashes_after(**kwargs: Any) -> dict[str, str]:

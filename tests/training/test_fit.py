@@ -19,6 +19,7 @@ from lmm_forget.training.micro_batches import TrainItem
 from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import count_total_steps, train_stage
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
+from tests.recipes.stage_calls import start_stage
 from tests.training.lesson import HARDWARE, TRAINING, hashes_after, plan_for, samples, teach
 
 
@@ -71,8 +72,8 @@ def test_checkpointing_recomputes_decoder_layers(monkeypatch):
     calls = []
 
     class Counting(Plain):
-        def start_stage(self, lmm, plan, seed=0):
-            super().start_stage(lmm, plan, seed)
+        def start_stage(self, context, lmm, train_set, state):
+            super().start_stage(context, lmm, train_set, state)
             lmm.components.text_model.layers[0].mlp.register_forward_pre_hook(lambda *a: calls.append(1))
 
     monkeypatch.setattr("tests.training.lesson.build_method", lambda recipe: Counting())
@@ -206,7 +207,7 @@ def test_interrupts_stay_interrupts(monkeypatch):
 def test_the_model_comes_back_usable_after_a_failed_fit(monkeypatch):
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     plan, method = plan_for(lmm, "sa_proj"), Plain()
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     items = [*samples(3), TrainItem("long", "?", [picture()], "a" * 600)]
     with pytest.raises(DataError):
         train_stage(

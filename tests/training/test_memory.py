@@ -12,6 +12,7 @@ from lmm_forget.training.callbacks.memory import StateBytes, StateMemory, measur
 from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import tiny_lmm
+from tests.recipes.stage_calls import start_stage
 from tests.training.lesson import HARDWARE, TRAINING, plan_for, samples
 
 
@@ -20,7 +21,7 @@ def stage(recipe: str, dtype: torch.dtype, **sizes: int) -> tuple[LMM, TunePlan,
     lmm = tiny_lmm("llava_onevision", dtype=dtype, **sizes)
     method = build_method(load_recipe(recipe))
     plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     memory = StateMemory()
     train_stage(
         lmm,

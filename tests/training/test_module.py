@@ -16,14 +16,15 @@ from lmm_forget.training.optimization import (
     make_parameter_groups,
 )
 from tests.models.tiny import FAMILIES, tiny_lmm
+from tests.recipes.stage_calls import start_stage
 from tests.training.lesson import TRAINING, plan_for, samples, teach
 
 
 class Remembering(Plain):
     """Plain tuning that keeps the gradients as they were when the optimizer step came."""
 
-    def start_stage(self, lmm, plan, seed=0):
-        super().start_stage(lmm, plan, seed)
+    def start_stage(self, context, lmm, train_set, state):
+        super().start_stage(context, lmm, train_set, state)
         self.gradients = {}
         for name, p in lmm.model.named_parameters():
             if p.requires_grad:
@@ -106,7 +107,7 @@ def test_warm_up_then_cosine():
 def test_only_the_tower_gets_the_vision_learning_rate(family):
     lmm = tiny_lmm(family)
     plan = plan_for(lmm, "full")
-    Plain().start_stage(lmm, plan)
+    start_stage(Plain(), lmm, plan)
     opt = OptimizerConfig.from_config({**TRAINING, "learning_rate": 3e-4, "vision_learning_rate": 1e-4}, num_steps=1)
     moving = [(n, p) for n, p in lmm.model.named_parameters() if p.requires_grad]
     tower = find_tower_parameters(lmm.model, lmm.components)

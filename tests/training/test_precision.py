@@ -14,6 +14,7 @@ from lmm_forget.recipes.plain import Plain
 from lmm_forget.training.precision import PrecisionContext, refuse_pure_bf16
 from tests.models.subjects import SUBJECTS, subject
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
+from tests.recipes.stage_calls import end_stage, start_stage
 from tests.training.lesson import TRAINING, plan_for, teach
 
 RECIPES = ("full", "llm", "vision", "projector", "sa_proj", "mlp_gateup")
@@ -49,7 +50,7 @@ def test_a_bf16_base_in_training_precision_is_the_base_under_autocast(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_starts_from_the_base_logits_bit_for_bit(family, dtype, recipe):
     lmm = tiny_lmm(family, dtype=dtype)
-    Plain().start_stage(lmm, plan_for(lmm, recipe))
+    start_stage(Plain(), lmm, plan_for(lmm, recipe))
     with (
         torch.no_grad(),
         PrecisionContext(lmm.model, "bf16", "cpu", {}) as compute,
@@ -79,7 +80,7 @@ def test_a_half_precision_base_computes_what_it_would_if_all_of_it_were_widened(
 
 def test_without_the_cast_the_llm_recipe_would_start_elsewhere():
     lmm = tiny_lmm("qwen2_5_vl", dtype=torch.bfloat16)
-    Plain().start_stage(lmm, plan_for(lmm, "llm"))
+    start_stage(Plain(), lmm, plan_for(lmm, "llm"))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert not torch.equal(lmm.model(**batch_of(lmm)).logits, base_logits("qwen2_5_vl", torch.bfloat16))
 
@@ -101,7 +102,7 @@ def test_leaving_the_precision_restores_every_tensor_and_hook(dtype, precision):
 
 def test_fp32_compute_widens_frozen_weights_for_the_stage():
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
-    Plain().start_stage(lmm, plan_for(lmm, "sa_proj"))
+    start_stage(Plain(), lmm, plan_for(lmm, "sa_proj"))
     with (
         torch.no_grad(),
         PrecisionContext(lmm.model, "fp32", "cpu", {}) as compute,
@@ -135,7 +136,7 @@ def test_small_steps_accumulate_in_the_masters_of_a_bf16_base():
     """Steps below bf16's resolution move fp32 masters; pure bf16 would round each of them away."""
     lmm = tiny_lmm("llava_onevision", dtype=torch.bfloat16)
     plan, method = plan_for(lmm, "mlp_down"), Plain()
-    method.start_stage(lmm, plan)
+    start_stage(method, lmm, plan)
     name = plan.trainable[0]
     master = dict(lmm.model.named_parameters())[name]
     pure = torch.ones(4, dtype=torch.bfloat16)
@@ -145,7 +146,7 @@ def test_small_steps_accumulate_in_the_masters_of_a_bf16_base():
             master.add_(1e-5)
             pure.add_(1e-5)
     assert pure.tolist() == [1.0] * 4
-    delta = method.end_stage(lmm, plan, {n: torch.bfloat16 for n in get_parameter_dtypes(lmm.model)})
+    delta = end_stage(method, lmm, plan, {n: torch.bfloat16 for n in get_parameter_dtypes(lmm.model)})
     assert delta[name].float().unique().item() == pytest.approx(1.01, abs=2**-8)
 
 

@@ -146,6 +146,17 @@ def test_the_teacher_of_a_stage_is_the_same_on_all_ranks(world, strategy):
     assert without["loss"][1][-1] != pytest.approx(alone["loss"][1][-1], rel=10 * LOSS)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_penalty_of_a_sharded_model_is_that_of_one_process(world, strategy):
+    """Fisher samples are shared by the ranks; each counts the penalty of its own part of a tensor."""
+    alone, several = world[0]["ewc/alone"], world[0][f"ewc/{strategy}"]
+    assert several["hashes"] == world[1][f"ewc/{strategy}"]["hashes"]
+    assert several["state"] == world[1][f"ewc/{strategy}"]["state"]
+    assert flat(several["loss"]) == pytest.approx(flat(alone["loss"]), rel=10 * LOSS)
+    for name, values in alone["state"].items():
+        assert several["state"][name] == pytest.approx(values, rel=1e-2, abs=1e-6), name
+
+
 @pytest.mark.parametrize("size", ["1", "2", "64"])
 def test_seven_questions_get_the_answers_of_one_process(world, size):
     """Unequal shares, very different lengths, batches without a picture on one rank: no hang, no copy, no gap."""

@@ -23,8 +23,10 @@ from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup, R
 from lmm_forget.evaluation.engines.hf import HuggingFaceEngine
 from lmm_forget.evaluation.eval_set import EvalSet
 from lmm_forget.evaluation.evaluate import evaluate
+from lmm_forget.experiment.stage_training import make_compute_precision
 from lmm_forget.models.weight_hashes import hash_parameters
-from lmm_forget.recipes.method import build_method, get_parameter_dtypes
+from lmm_forget.recipes.ewc import EWC
+from lmm_forget.recipes.method import StageContext, build_method, get_parameter_dtypes
 from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import load_recipe
 from lmm_forget.store import ResponseCache, StageCheckpoints, Store
@@ -78,15 +80,23 @@ def stages(
     lmm = subject(family, more.get("dtype", torch.float32))
     method, dtypes = more.get("method") or build_method(load_recipe(recipe)), get_parameter_dtypes(lmm.model)
     plan = method.adapt_plan(lmm.model, plan_for(lmm, recipe))
+    items, state = more.get("items") or samples(GLOBAL_BATCH * 2), None
     found: dict[str, Any] = {"loss": [], "ids": [], "micro_batch_size": []}
     for task in more.get("tasks", TASKS):
         seen.ids, seen.shapes = [], {}
-        method.start_stage(lmm, plan, seed=derive_seed(0, task))
+        context = StageContext(
+            plan,
+            dtypes,
+            seed=derive_seed(0, task),
+            process_group=ranks,
+            use_compute_precision=make_compute_precision(lmm, "fp32"),
+        )
+        method.start_stage(context, lmm, items, state)
         result = train_stage(
             lmm,
             plan,
             method,
-            more.get("items") or samples(GLOBAL_BATCH * 2),
+            items,
             TrainStageConfig(
                 training_config={
                     **TRAINING,
@@ -107,10 +117,12 @@ def stages(
                 resume_config=more.get("resume"),
             ),
         )
-        delta = method.end_stage(lmm, plan, dtypes, keep_delta=ranks.is_rank_zero)
+        output = method.end_stage(context, lmm)
+        delta, state = output.delta, output.state
         found["loss"].append(result.step_losses)
         found["ids"].append(list(seen.ids))
         found["micro_batch_size"].append(result.micro_batch_size)
+    found["state"] = {n: t.flatten()[:64].tolist() for n, t in state.tensors.items()} if state else {}
     found["shapes"] = seen.shapes
     found["delta"] = {name: tensor.float().flatten()[:64].tolist() for name, tensor in delta.items()}
     found["hashes"] = hash_parameters(lmm.model)
@@ -245,6 +257,9 @@ def cases(ranks: ProcessGroup, seen: Seen, folder: Path) -> dict[str, Callable[[
         found[f"lora/{name}"] = lambda w=who, s=strategy: stages(seen, w, first, "lora", s, 4, dtype=torch.bfloat16)
         found[f"lwf/{name}"] = lambda w=who, s=strategy: stages(
             seen, w, first, "lwf", s, 4, training={"learning_rate": 1e-2}
+        )
+        found[f"ewc/{name}"] = lambda w=who, s=strategy: stages(
+            seen, w, first, "ewc", s, 4, training={"learning_rate": 1e-2}, method=EWC(weight=100.0, fisher_samples=5)
         )
         found[f"checkpointing/{name}"] = lambda w=who, s=strategy: stages(
             seen, w, first, "llm", s, 4, hardware={"activation_checkpointing": True}
