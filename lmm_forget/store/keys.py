@@ -116,9 +116,10 @@ def compute_stage_key(
 ) -> tuple[str, dict[str, Any]]:
     """Key of the stage that trains `task` on the model with hash `parent_weights_hash`, and its ingredients.
 
-    `data_fingerprint` is that of the training set, `model_fingerprints` holds those of the loaded model beside its weights (see
-    `models.fingerprint`), `code_fingerprints` those of the user's own task and method. `method_state_digest` is
-    that of the state which the stage before handed on, `earlier_data` (task to fingerprint) what else the method sees.
+    `data_fingerprint` is that of the training set, `model_fingerprints` holds those of the loaded model beside its
+    weights (see `models.fingerprint`), `code_fingerprints` those of the user's own task and method, if any.
+    `method_state_digest` is that of the state which the stage before handed on, `earlier_data` (task to fingerprint)
+    what else the method sees.
     """
     ingredients = {
         "config": select_training_config(config, task),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.sample_set import ListSamples, SampleSet, SampleSubset, as_sample_set, limit_samples
-from lmm_forget.tasks.scoring.exact import ExactMatch
+from lmm_forget.tasks.scoring.exact import ExactMatchScorer
 from lmm_forget.tasks.subset import SubsetTask
 from lmm_forget.tasks.task import Sample, Task, hash_json_parts
 
@@ -89,7 +89,7 @@ def test_limits_nest_and_keep_order() -> None:
 
 
 def test_a_part_of_a_task_whose_samples_are_a_list() -> None:
-    task = OwnTask(name="own", role="held_out", max_new_tokens=4, scorer=ExactMatch())
+    task = OwnTask(name="own", role="held_out", max_new_tokens=4, scorer=ExactMatchScorer())
     part = SubsetTask(task, samples=4, by="kind")
     samples = part.validate_split("test")
     assert isinstance(samples, SampleSet) and len(samples) == 4
