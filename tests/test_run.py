@@ -51,6 +51,16 @@ def test_help_is_quick_and_lists_what_there_is(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("multirun")) and not list(tmp_path.glob("outputs"))
 
 
+def test_help_of_a_group_and_of_a_setting(tmp_path: Path) -> None:
+    done = call("run", "--help", "--config-dir", ".", "training.max_steps", "logger", cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr
+    assert "training.max_steps: a whole number of at least 1, or null" in done.stdout
+    assert "logger.project: " in done.stdout and "training.epochs" not in done.stdout
+    refused = call("run", "--help", "trainig", cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "there is no group or setting 'trainig'" in refused.stderr and "did you mean training?" in refused.stderr
+
+
 def test_options_may_stand_behind_overrides() -> None:
     given = ["seed=1", "--config-dir", "mine", "recipe=llm", "-m", "--cfg", "job"]
     assert move_options_first(given) == ["--config-dir", "mine", "-m", "--cfg", "job", "seed=1", "recipe=llm"]
@@ -121,7 +131,7 @@ def test_a_wrong_choice_is_one_line_and_exit_code_2(tmp_path: Path, arguments: l
         (["probe.n=3"], "probe=none has no settings; choose another: both"),
         (["sequence.tasks=cub200"], "sequence.tasks=cub200 must be a list: sequence.tasks=[cub200]"),
         (["sequence=single", "sequence.task=3"], "sequence.task=3 is no name"),
-        (["+suite.subset.samples=0"], "suite.subset.samples=0 must be a whole number of at least 1"),
+        (["+suite.subset.samples=0"], "suite.subset.samples=0 cannot be used; it must be a whole number of at least 1"),
         (["-m", "seed=range(0,0)"], "the sweep has no grid point"),
         (["-m", "experiment=demo,why"], "experiment=demo is a sweep itself, over recipe"),
         (["--experimental-rerun", "x.pickle"], "--experimental-rerun is not supported"),
@@ -294,9 +304,9 @@ def test_a_yaml_of_the_users_that_cannot_be_used_is_named(
         (["hydra/launcher=null"], "Config group override must be a string"),
         (["~hydra/launcher"], "choose hydra/launcher=NAME"),
         (["recipe.name=[1]"], "the chosen recipe has no name"),
-        (["recipe.rules=3"], "recipe.rules=3 must be a list of rules"),
+        (["recipe.rules=3"], "recipe.rules=3 cannot be used; it must be a list of rules"),
         (["+tasks.tiny_ai2d=3"], "tasks.tiny_ai2d=3 must be keys and values"),
-        (["+tasks.tiny_ai2d.max_new_tokens=x"], "tasks.tiny_ai2d: max_new_tokens=x must be a whole number"),
+        (["+tasks.tiny_ai2d.max_new_tokens=x"], "tasks.tiny_ai2d: max_new_tokens=x cannot be used; it must be a whole"),
         (["+tasks.tiny_ai2d.role=target"], "a task's role and name stand in its YAML"),
     ],
 )

@@ -126,7 +126,7 @@ def test_paper_quick_is_the_papers_eight_in_parts() -> None:
     assert small["tasks"]["tiny_ai2d"]["subset"] == {"samples": 30, "seed": 0, "by": None}
     assert len(build_task(small["tasks"]["tiny_mmstar"]).validate_split("test")) == 30
     assert [name.removeprefix("tiny_") for name in config("suite=tiny")["suite"]["tasks"]] == suite
-    with pytest.raises(ConfigError, match="suite.subset.share is unknown; it has: samples, seed, by"):
+    with pytest.raises(ConfigError, match="there is no suite.subset.share; suite.subset has: by, samples, seed"):
         config("suite=paper_quick", "+suite.subset.share=0.1")
 
 
