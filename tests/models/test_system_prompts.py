@@ -195,7 +195,7 @@ def test_probes_and_the_longest_samples_have_it(onevision: LMM, monkeypatch: pyt
 @pytest.mark.parametrize("taught", [True, False])
 def test_where_there_is_no_place_for_it_the_policy_decides(taught: bool, bare: LMM) -> None:
     task = Questions(sample("a"), sample("b", KIND), sample("c"))
-    used = "taught" if taught else "asked"
+    used = "trained" if taught else "evaluated"
     with pytest.raises(DataError) as caught:
         check_lengths(bare, task, task.given, is_training=taught)
     said = str(caught.value)
