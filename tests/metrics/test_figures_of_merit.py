@@ -266,7 +266,7 @@ def test_figures_from_answers_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"sample_id": ["1", "3"], "image_id": ["i", "j"], "value": [1, 0]}, "sample 2 was not asked"),
+        ({"sample_id": ["1", "3"], "image_id": ["i", "j"], "value": [1, 0]}, "sample 2 was not answered"),
         ({"sample_id": ["1", "1"], "image_id": ["i", "j"], "value": [1, 0]}, "sample 1 was answered twice"),
         ({"sample_id": ["1", "2"], "image_id": ["i", "k"], "value": [1, 0]}, "sample 2 has another image"),
         ({"sample_id": ["1", "2"], "image_id": ["i"], "value": [1, 0]}, "differ in length"),

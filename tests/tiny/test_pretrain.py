@@ -117,7 +117,7 @@ def arguments(folder: Path, steps: int, family: str) -> argparse.Namespace:
         batch=4,
         lr=1e-3,
         seed=3,
-        num_workers=1,
+        workers=1,
         fit_tokenizer=False,
         more=0,
         run=str(folder / "run"),
