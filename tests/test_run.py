@@ -92,7 +92,7 @@ def test_the_front_door_imports_no_torch(tmp_path: Path, arguments: list[str]) -
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["recipe=nope"], "there is no recipe 'nope'; choose one of: full"),
+        (["recipe=nope"], "there is no recipe 'nope'; choose one of: ewc, full"),
         (["sequence=single", "sequence.task=nope"], "there is no task 'nope'"),
         (["-m", "recipe=llm,nope"], "there is no recipe 'nope'"),
         (["-m", "training.epochs=1,0"], "training.epochs=0 cannot be used"),
@@ -120,9 +120,9 @@ def test_a_wrong_choice_is_one_line_and_exit_code_2(tmp_path: Path, arguments: l
     "arguments, message",
     [
         (["training=null"], "training=null is no choice; choose one of: default"),
-        (["recipe=3"], "recipe=3 is no choice; choose one of: full"),
+        (["recipe=3"], "recipe=3 is no choice; choose one of: ewc, full"),
         (["recipe=[sa_proj,llm]"], "a run has one recipe; -m recipe=sa_proj,llm makes a job of each"),
-        (["~recipe"], "~recipe: a run needs a recipe; choose one of: full"),
+        (["~recipe"], "~recipe: a run needs a recipe; choose one of: ewc, full"),
         (["name=../x"], "name='../x' cannot be a folder"),
         (["name=ünï"], "name='ünï' cannot be a folder"),
         (["name=" + "x" * 300], "has 300 characters; a folder's name may have 200"),

@@ -168,7 +168,7 @@ def test_default_names(mine: Path) -> None:
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["recipe=sa_pro"], r"there is no recipe 'sa_pro'; choose one of: full, .*did you mean sa_proj\?"),
+        (["recipe=sa_pro"], r"there is no recipe 'sa_pro'; choose one of: ewc, full, .*did you mean sa_proj\?"),
         (["model=gpt"], r"there is no model 'gpt'; choose one of: .*tiny_onevision"),
         (["experiment=nope"], r"there is no experiment 'nope'; choose one of: demo, .*smoke"),
         (["training.batch=3"], r"there is no 'training.batch'; training has: global_batch_size, "),

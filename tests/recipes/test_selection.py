@@ -206,6 +206,6 @@ def test_tune_sets_requires_grad_and_can_be_called_again() -> None:
     found = lmm_forget.tune(model, "mlp_gateup", layers="3")
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(found.trainable)
     assert found.trainable == (f"{LANGUAGE}3.mlp.gate_proj.weight", f"{LANGUAGE}3.mlp.up_proj.weight")
-    with pytest.raises(ConfigError, match="there is no recipe 'sa'; choose one of: full, llm, "):
+    with pytest.raises(ConfigError, match="there is no recipe 'sa'; choose one of: ewc, full, llm, "):
         lmm_forget.tune(model, "sa")
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(found.trainable)
