@@ -31,10 +31,11 @@ demo: $(READY) ## five skills in sequence, three recipes, on the embedded model
 test: $(READY) ## the test suite, two files at a time
 	$(PY) -m pytest -n 2 --dist loadfile
 
-lint: $(READY) ## ruff and mypy, changing nothing
+lint: $(READY) ## ruff, mypy and import-linter, changing nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(READY) ## let ruff mend and format
 	$(PY) -m ruff check --fix .

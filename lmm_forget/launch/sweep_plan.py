@@ -11,13 +11,9 @@ from lmm_forget.store.input_fingerprints import InputFingerprinter, select_train
 from lmm_forget.store.keys import compute_config_keys
 
 
-class DryRunFinished(BaseException):
-    """The plan was all that was asked for (`sweep.dry_run=true`); nothing was started."""
-
-
 @dataclass
 class SweepPlan:
-    """The stages of a sweep as paths from a base: equal beginnings are taught once.
+    """The stages of a sweep as paths from a base: equal beginnings are trained once.
 
     `paths` maps a job's name to one key per stage. What is in the store already is judged by the configuration and by
     the content of local files and code that `reader` reads; whether the weights are the same is known when a job gets
@@ -38,7 +34,7 @@ class SweepPlan:
         return sum(map(len, self.path_keys_by_job.values()))
 
     def find_distinct_stages(self) -> dict[tuple[str, str], str]:
-        """Every different stage, as (store, path), with the recipe that teaches it."""
+        """Every different stage, as (store, path), with the recipe that trains it."""
         return {
             (str(self._stores[job.name].root), path): str(job.config["recipe"]["name"])
             for job in self.jobs
@@ -142,7 +138,7 @@ def _format_count(count: int, noun: str) -> str:
 def is_dry_run(config: Mapping[str, object]) -> bool:
     """Whether a job's configuration asks for the plan alone."""
     sweep = config.get("sweep")
-    return isinstance(sweep, Mapping) and bool(sweep.get("plan"))
+    return isinstance(sweep, Mapping) and bool(sweep.get("dry_run"))
 
 
 def is_submit_only(config: Mapping[str, object]) -> bool:

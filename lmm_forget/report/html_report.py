@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 import yaml
 
 from lmm_forget.report.comparison_table import format_p_value
@@ -35,6 +33,7 @@ from lmm_forget.report.plots import embed_svg, format_change, plot_targets_per_s
 from lmm_forget.report.sample_browser import SampleBrowser
 from lmm_forget.report.setting_differences import MAX_SETTINGS, SettingDifference
 from lmm_forget.report.sweep_table import format_interval
+from lmm_forget.report.templates import create_jinja_environment, read_template
 from lmm_forget.report.text_formats import (
     format_job_count,
     format_missing_jobs,
@@ -82,12 +81,12 @@ def render_html_report(
     }
     groups = group_settings_by_model(settings)
     return (
-        _create_jinja_environment()
+        create_jinja_environment()
         .get_template("summary.html.j2")
         .render(
             summary=summary,
-            style=_read_template("summary.css"),
-            script=_read_template("summary.js"),
+            style=read_template("summary.css"),
+            script=read_template("summary.js"),
             settings=[_format_setting_row(setting, group) for group in groups for setting in group],
             headings=FIGURE_TITLES,
             explained=FIGURE_EXPLANATIONS,
@@ -116,20 +115,6 @@ def render_html_report(
             notes=sweep.notes,
         )
     )
-
-
-def _create_jinja_environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _read_template(name: str) -> str:
-    return resources.files("lmm_forget.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _encode_script_json(data: Any) -> str:

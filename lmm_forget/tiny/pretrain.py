@@ -8,11 +8,9 @@ faster than one process with two threads. Every picture is drawn anew, none is s
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import random
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lmm_forget.distributed.stop_signals import die_with_parent
 from lmm_forget.tiny import renderers
 from lmm_forget.tiny.architectures import BUILDERS, WEIGHTS, fit_tokenizer
 from lmm_forget.tiny.image_inputs import make_input_builder
@@ -80,7 +79,6 @@ LAST_PHASE = PretrainPhase(2.0, {**PHASES[-1].mixture, "ai2d": 3.0, "salad": 3.0
 WARMUP_RATIO = 0.05
 IGNORE_INDEX = -100
 ADAM_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
-PR_SET_PDEATHSIG = 1
 
 
 class PretrainBatches:
@@ -308,7 +306,7 @@ class PretrainRun:
 def run_worker(rank: int, args: argparse.Namespace) -> None:
     """One worker's whole run."""
     if args.workers > 1:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed parent must not leave workers behind
+        die_with_parent(os.getppid())  # a killed parent must not leave workers behind
         store = f"file://{Path(args.run).absolute()}/rendezvous-{os.getppid()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=args.workers)
     run = PretrainRun(args, rank)

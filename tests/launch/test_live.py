@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmm_forget.launch.job_folders import Job
-from lmm_forget.launch.process_pool import JobOutcome
+from lmm_forget.launch.outcomes import JobOutcome
 from lmm_forget.launch.progress_display import ProgressDisplay, format_time_left
 
 

@@ -57,7 +57,7 @@ class SlurmSettings:
         return cls(**field_values)
 
     def build_submitit_parameters(self, hardware: Mapping[str, Any], job_name: str) -> dict[str, Any]:
-        """submitit's parameters for jobs called `name` with this `hardware`: one task per device."""
+        """submitit's parameters for jobs called `job_name` with this `hardware`: one task per device."""
         cpus, gpus = self.cpus_per_task, self.gpus_per_node
         if cpus == "auto":
             cpus = max(1, int(hardware["threads"]) + int(hardware["num_workers"]))

@@ -38,12 +38,12 @@ MAX_ARRAY_SIZE = 1000
 def find_queued_jobs(jobs: Sequence[Job]) -> dict[str, str]:
     """Names of the jobs that Slurm has already, waiting or running, with their Slurm ids.
 
-    Raises ConfigError where such a job was submitted with another configuration, Unreachable if Slurm is silent.
+    Raises ConfigError where such a job was submitted with another configuration, SlurmUnreachable without an answer.
     """
     slurm_records = {
         job.name: slurm_record for job in jobs if (slurm_record := SlurmJobRecord.read(job.folder)) and slurm_record.id
     }
-    slurm_jobs = squeue.query_jobs(ticket.id for ticket in slurm_records.values() if ticket.id)
+    slurm_jobs = squeue.query_jobs(slurm_record.id for slurm_record in slurm_records.values() if slurm_record.id)
     slurm_ids: dict[str, str] = {}
     for job in jobs:
         slurm_record = slurm_records.get(job.name)
@@ -118,7 +118,7 @@ def _submit_array(jobs: Sequence[Job], settings: SlurmSettings) -> dict[str, str
         executor.parameters["teardown"] = [
             f'{python} -m lmm_forget.launch.slurm.batch_hooks end {quoted_path} "$?"',
         ]
-        with redirect_stderr(StringIO()), _clean_environment():  # what sbatch complains of is raised, too
+        with redirect_stderr(StringIO()), _clean_environment():  # sbatch's own message is part of the error
             submitted_job = executor._submit_command(f"{python} -u -m lmm_forget.launch.slurm.rank_task {quoted_path}")
     except (FailedJobError, FailedSubmissionError, RuntimeError, OSError) as error:
         raise LaunchError(f"Slurm did not take the jobs: {' '.join(str(error).split())}") from error
