@@ -1,6 +1,6 @@
 # Everything a first visitor needs. The environment is made once, in .venv, by the first target that needs it.
 #
-#   make demo                   teach five skills with three recipes, print what was learned and forgotten
+#   make demo                   train five skills with three recipes, print what was learned and forgotten
 #   make test                   the test suite
 #   make tiny FAMILY=next       train an embedded model again, from scratch (onevision, next or qwen2_5_vl)
 #   PYTHON=python3.12 make …    choose the interpreter the environment is made from
@@ -37,7 +37,7 @@ lint: $(READY) ## ruff, mypy and import-linter, changing nothing
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 
-format: $(READY) ## let ruff mend and format
+format: $(READY) ## let ruff fix and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
