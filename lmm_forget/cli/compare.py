@@ -38,7 +38,7 @@ def _compare_jobs(arguments: Arguments) -> int:
 
 
 def resolve_stage_pairs(arguments: Sequence[str]) -> tuple[list[tuple[JobStage, JobStage]], list[str]]:
-    """The pairs of places that one or two words of the command line mean, and what was left out.
+    """The pairs of stages that one or two words of the command line name, and notes on what was left out.
 
     Raises ConfigError or DataError for words that mean nothing.
     """

@@ -105,7 +105,7 @@ def _is_package_error(error: BaseException) -> bool:
     """
     frames = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
     hydra_frames = [index for index, name in enumerate(frames) if "/hydra/" in name.replace(os.sep, "/")]
-    package = str(Path(__file__).parent)
+    package = str(Path(__file__).resolve().parents[1])
     return not hydra_frames or any(name.startswith(package) for name in frames[hydra_frames[0] :])
 
 

@@ -118,9 +118,9 @@ def _print_findings(
         title = f"shift on {format_prompts_label(shift['prompts'], shift['mode'])}, and held-out change"
         print_table(title, ("figure", "Pearson", "Spearman", "models", "went back"), rows)
     console.print("went back: of the stages after which the held-out mean had risen, those with a smaller shift.")
-    shares = "who writes the change in logits (share, final norm folded in)"
+    shares = "which blocks write the change in logits (share, final norm folded in)"
     print_table(shares, ("job", "after", *map(format_part_name, LAYER_PARTS)), format_layer_rows(correlations))
-    wrong = "held-out questions that turned wrong, and formats said instead"
+    wrong = "held-out questions that turned wrong, and the formats of the new answers"
     print_table(wrong, ("job", "after", "wrong", *REPLY_FORMATS), format_flip_rows(flips))
     console.print(
         escape("\n".join(format_verdicts(correlations, statement_results)).replace("**", "").removeprefix("## "))

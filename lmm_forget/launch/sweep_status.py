@@ -45,8 +45,8 @@ def collect_sweep_status(sweep_dir: Path) -> dict[str, Any]:
 
 
 def _query_slurm_jobs(slurm_records: Any) -> tuple[dict[str, squeue.SlurmJobInfo], str | None]:
-    """What Slurm knows; where it cannot be asked, why (nothing to say where no job was ever submitted)."""
-    slurm_ids = [ticket.id for ticket in slurm_records if ticket is not None and ticket.id]
+    """What Slurm knows, and why its queue cannot be seen, if so; nothing where no job was ever submitted."""
+    slurm_ids = [record.id for record in slurm_records if record is not None and record.id]
     if not slurm_ids:
         return {}, None
     try:
@@ -96,7 +96,7 @@ def _determine_job_state(
     slurm_record: SlurmJobRecord | None,
     slurm_job: squeue.SlurmJobInfo | None,
 ) -> tuple[str, str | None]:
-    """A job's state and the line that explains it. Results are results; then the queue; then the job's own word."""
+    """A job's state and the line that explains it: from its results, then Slurm's queue, then status.json."""
     if (job_dir / "results.json").exists():
         damage = _describe_json_damage(job_dir / "results.json")
         return ("failed", damage) if damage else ("done", None)

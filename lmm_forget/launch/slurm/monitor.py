@@ -170,11 +170,11 @@ class SlurmMonitor:
 
 
 def determine_outcome(job: Job, slurm_job: squeue.SlurmJobInfo | None) -> JobOutcome:
-    """How a job ended that Slurm does not run any more, from what it left and Slurm's last word; its files say so too.
+    """How a job ended that Slurm does not run any more, from its files and Slurm's state; status.json is corrected.
 
-    Results are results, whatever Slurm says; then the job's own word, then Slurm's.
+    Results count first, whatever Slurm's state; then the job's status.json, then Slurm's state.
     """
-    state = slurm_job.state if slurm_job else (ticket.ended if (ticket := SlurmJobRecord.read(job.folder)) else None)
+    state = slurm_job.state if slurm_job else (record.ended if (record := SlurmJobRecord.read(job.folder)) else None)
     if slurm_job:
         record_slurm_state(job.folder, slurm_job.state)
     if (job.folder / "results.json").exists():

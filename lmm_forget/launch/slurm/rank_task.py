@@ -135,8 +135,8 @@ def _run_job_on_rank(job_file: Path, rank: int, submission: SlurmSubmission) -> 
     for number in stop_signals.STOP_SIGNALS:  # whatever comes now is too late, and would make a failure of the end
         signal.signal(number, signal.SIG_IGN)
     if code == 1 and stop_signals.is_stop_requested():
-        # Another rank stopped, or failed, while this one waited for it inside a collective call: what that one has
-        # to say counts.
+        # Another rank stopped, or failed, while this one waited for it inside a collective call: the cause is
+        # that one's.
         if rank:
             rank_failure_path(job_file.parent, rank).unlink(missing_ok=True)
         else:

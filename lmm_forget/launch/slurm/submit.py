@@ -30,7 +30,7 @@ from lmm_forget.launch.slurm.settings import SlurmSettings
 SUBMISSION_DIR = ".slurm"
 """Below a sweep's folder: lists, batch scripts and what the batch scripts printed."""
 ARRAY_KEYS = ("devices", "nodes", "accelerator", "threads", "num_workers")
-"""Fields of `hardware` that decide what is asked of Slurm; jobs that agree in them become one array."""
+"""Fields of `hardware` that decide what is requested from Slurm; jobs that agree in them become one array."""
 MAX_ARRAY_SIZE = 1000
 """Jobs of one array; Slurm's own default limit (MaxArraySize) is 1001."""
 
@@ -74,7 +74,7 @@ def check_slurm_settings(jobs: Sequence[Job], settings: SlurmSettings) -> None:
 
 
 def submit_jobs(jobs: Sequence[Job], settings: SlurmSettings) -> dict[str, str]:
-    """Submit every job, those that ask for the same as one array; returns name -> Slurm id. Raises LaunchError."""
+    """Submit every job, those with equal requests as one array; returns name -> Slurm id. Raises LaunchError."""
     jobs_by_request: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
         jobs_by_request.setdefault(tuple(job.config["hardware"][key] for key in ARRAY_KEYS), []).append(job)
