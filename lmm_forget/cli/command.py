@@ -213,8 +213,9 @@ class Command:
     def format_help(self, argv: Sequence[str] = ()) -> str:
         """The text of `--help` for the command line `argv`."""
         program = self.program or f"lmm-forget {self.name}"
-        usages = " ".join(f"[{option.usage}]" for option in self.get_options())
-        usage = textwrap.wrap(f"usage: {program} {self.usage} {usages}", HELP_WIDTH, subsequent_indent=" " * 7)
+        options = [f"[{option.usage}]" for option in self.get_options()]
+        words = ["usage:", program, *([self.usage] if self.usage else []), *options]
+        usage = textwrap.wrap(" ".join(words), HELP_WIDTH, subsequent_indent=" " * 7)
         blocks = ["\n".join(usage), f"{self.summary[0].upper()}{self.summary[1:]}.", self.description.strip()]
         if self.actions:
             rows = [(f"{action.name} {action.usage}".rstrip(), action.help) for action in self.actions]

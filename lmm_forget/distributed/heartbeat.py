@@ -43,10 +43,10 @@ def overwrite_status(job_dir: Path, state: str, error: str | None = None) -> Non
 class StatusFile:
     """A job's heartbeat, and the Progress that feeds it.
 
-    status.json holds state (running, done, failed, interrupted), phase, done, total, unit, rate (units per second in this
-    phase), info, error (one line, of a failure), beat (counts the writes), started and updated (UTC), and which process
-    it is (host, boot, namespace, pid, start). Use it as a context manager: a thread writes the file every second until
-    the end.
+    status.json holds state (running, done, failed, interrupted), phase, done, total, unit, rate (units per second in
+    this phase), info, error (one line, of a failure), beat (counts the writes), started and updated (UTC), and which
+    process it is (host, boot, namespace, pid, start). Use it as a context manager: a thread writes the file every
+    second until the end.
     """
 
     def __init__(self, job_dir: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path: Path, monkeypatc
         (SHOW, ["fromat=json"], "there is no option fromat=; show has: format=; did you mean format?"),
         (SHOW, ["--format"], "there is no option --format; show has: format="),
         (CLEAN, [], "clean needs an action: ls, rm; see lmm-forget clean --help"),
-        (CLEAN, ["rn", "x"], "there is no action 'rn'; choose one of: ls, rm; did you mean rm?"),
+        (CLEAN, ["rmm", "x"], "there is no action 'rmm'; choose one of: ls, rm; did you mean rm?"),
         (CLEAN, ["ls", "force=true"], "force= belongs to rm, not to ls"),
         (CLEAN, ["rm", "force=yes"], "force=yes is not known; choose one of: true, false"),
         (COMPOSE, ["-cd", "a", "--config-dir", "b"], "--config-dir is given twice"),
