@@ -305,7 +305,7 @@ COMMAND = Command(
     name="run",
     summary="train a sequence of skills and measure what was forgotten, as one job or as a sweep (-m)",
     run=_run_command_line,
-    usage="[-m] [group=choice ...] [key=value ...]",
+    usage="[group=choice ...] [key=value ...]",
     description="""
 A large multimodal model is trained on one skill after another; everything is evaluated before the first stage and after
 each one. `lmm-forget run` is the same as `python -m lmm_forget.run`.""",
