@@ -45,7 +45,7 @@ tiny: $(READY) ## train an embedded model from scratch (FAMILY=onevision, next o
 	$(PY) -m lmm_forget.tiny.pretrain --family $(FAMILY)
 
 clean: ## remove the environment, caches and builds; runs in multirun/ stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find lmm_forget hydra_plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation goes on with the next command.
