@@ -1,6 +1,6 @@
 # Everything a first visitor needs. The environment is made once, in .venv, by the first target that needs it.
 #
-#   make demo                   teach five skills with three recipes, print what was learned and forgotten
+#   make demo                   train five skills with three recipes, print what was learned and forgotten
 #   make test                   the test suite
 #   make tiny FAMILY=next       train an embedded model again, from scratch (onevision, next or qwen2_5_vl)
 #   PYTHON=python3.12 make …    choose the interpreter the environment is made from
@@ -31,12 +31,13 @@ demo: $(READY) ## five skills in sequence, three recipes, on the embedded model
 test: $(READY) ## the test suite, two files at a time
 	$(PY) -m pytest -n 2 --dist loadfile
 
-lint: $(READY) ## ruff and mypy, changing nothing
+lint: $(READY) ## ruff, mypy and import-linter, changing nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
-format: $(READY) ## let ruff mend and format
+format: $(READY) ## let ruff fix and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
@@ -47,7 +48,7 @@ tiny: $(READY) ## train an embedded model from scratch (FAMILY=onevision, next o
 	$(PY) -m lmm_forget.tiny.pretrain --family $(FAMILY)
 
 clean: ## remove the environment, caches and builds; runs in multirun/ stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find lmm_forget hydra_plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation goes on with the next command.

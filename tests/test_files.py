@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmm_forget.cli.parser import run_command
+from lmm_forget.cli.exit_codes import run_with_exit_code
 from lmm_forget.files import (
     add_path_to_os_errors,
     apply_default_permissions,
@@ -174,6 +174,6 @@ def test_an_error_without_a_name_gets_one(
     path = tmp_path / "job" / "results.json"
     path.parent.mkdir()
     path.write_text("before")
-    assert run_command(lambda words: write(path), []) == 2
+    assert run_with_exit_code(lambda: write(path)) == 2
     assert capsys.readouterr().err == f"lmm-forget: error: {path}: No space left on device\n"
     assert [each.name for each in path.parent.iterdir()] == ["results.json"] and path.read_text() == "before"

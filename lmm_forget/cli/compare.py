@@ -1,91 +1,50 @@
-"""`lmm-forget compare A B`: what changed between two jobs, two stages, or a job and its base.
-
-A and B are folders of finished jobs, `multirun/demo/sa_proj`, with `@2` for the model after its second stage, `@base`
-for the model before any, and nothing (or `@last`) for the end. One folder alone is compared with its own base. Two
-sweeps are compared job by job, by their jobs' names. Differences are B - A, in percentage points.
-"""
+"""`lmm-forget compare A B`: what changed between two jobs, two stages, or a job and its base."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from lmm_forget.cli.parser import CommandLineParser, extract_format, run_command
+from lmm_forget.cli.command import Arguments, Command, Option
 from lmm_forget.errors import ConfigError, DataError
-from lmm_forget.report.comparison_table import print_comparisons
-from lmm_forget.report.fail_conditions import FailCondition
-from lmm_forget.report.job_comparison import COMPARISON_SCHEMA, compare_job_stages
-from lmm_forget.report.job_results import is_job_folder
-from lmm_forget.report.job_stages import JobStage, load_job_stage, split_job_and_stage
 
-EXAMPLES = """\
-examples:
-  lmm-forget compare multirun/demo/llm multirun/demo/sa_proj
-  lmm-forget compare multirun/demo/sa_proj@2 multirun/demo/sa_proj@5 format=json
-  lmm-forget compare multirun/demo/sa_proj --fail-if "heldout < -1.0"
-  lmm-forget compare multirun/night1 multirun/night2 --fail-if "heldout.high < 0" --fail-if "worst < -5"
-
-A condition is NAME[.FIELD] < NUMBER (also <=, >, >=). NAME: heldout or targets (means), worst (the held-out benchmark
-that fell most), or a task. FIELD: value (the default), low, high, p_value, p_holm (tasks), lost, gained, resolvable.
-
-exit codes: 0 compared, 1 a --fail-if condition holds, 2 a mistake in what was asked for or nothing to compare
-"""
+if TYPE_CHECKING:
+    from lmm_forget.report.job_stages import JobStage
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compare what `argv` (default: the command line) names; returns the exit code, 1 where a condition holds."""
-    return run_command(_run_compare, argv)
+def _compare_jobs(arguments: Arguments) -> int:
+    from rich.console import Console
 
+    from lmm_forget.report.comparison_table import print_comparisons
+    from lmm_forget.report.fail_conditions import FailCondition
+    from lmm_forget.report.job_comparison import compare_job_stages
 
-def _run_compare(arguments: Sequence[str]) -> int:
-    parser = CommandLineParser(
-        prog="lmm-forget compare",
-        description=(__doc__ or "").split("\n", 1)[1].strip(),
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("places", nargs="*", metavar="FOLDER[@STAGE]", help="one or two; also format=table|json")
-    parser.add_argument(
-        "--fail-if",
-        action="append",
-        default=[],
-        metavar="CONDITION",
-        help="exit with 1 where it holds; may be given several times",
-    )
-    parsed = parser.parse_arguments(arguments)
-    output_format, stage_arguments = extract_format(parsed.places)
-    conditions = [FailCondition.parse(text) for text in parsed.fail_if]
-    pairs, notes = resolve_stage_pairs(stage_arguments)
+    conditions = [FailCondition.parse(text) for text in arguments.get_all("--fail-if")]
+    pairs, notes = resolve_stage_pairs(arguments.words)
     if conditions and notes:
         raise DataError(f"{notes[0]}; a --fail-if condition holds for all jobs or cannot be checked")
     comparisons = [compare_job_stages(first, second) for first, second in pairs]
     condition_results = [[condition.evaluate(each) for condition in conditions] for each in comparisons]
-    for each, judged in zip(comparisons, condition_results, strict=True):
-        each["conditions"] = judged
-    if output_format == "json":
-        print(
-            json.dumps(
-                _build_json_report(stage_arguments, comparisons, notes),
-                indent=2,
-                ensure_ascii=False,
-                allow_nan=False,
-            )
-        )
+    for comparison, results in zip(comparisons, condition_results, strict=True):
+        comparison["conditions"] = results
+    if arguments.output_format == "json":
+        report = _build_json_report(arguments.words, comparisons, notes)
+        print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         print_comparisons(comparisons, notes, Console(highlight=False))
-    return int(any(result["holds"] for judged in condition_results for result in judged))
+    return int(any(result["holds"] for results in condition_results for result in results))
 
 
 def resolve_stage_pairs(arguments: Sequence[str]) -> tuple[list[tuple[JobStage, JobStage]], list[str]]:
-    """The pairs of places that one or two words of the command line mean, and what was left out.
+    """The pairs of stages that one or two words of the command line name, and notes on what was left out.
 
     Raises ConfigError or DataError for words that mean nothing.
     """
+    from lmm_forget.report.job_results import is_job_folder
+    from lmm_forget.report.job_stages import load_job_stage, split_job_and_stage
+
     if len(arguments) not in (1, 2):
         raise ConfigError(f"found {len(arguments)} folders, expected one or two: lmm-forget compare A B (see --help)")
     parsed_stages = [split_job_and_stage(word) for word in arguments]
@@ -112,6 +71,8 @@ def _pair_jobs_by_name(
     parsed_stages: Sequence[tuple[Path, str | None]], jobs_by_name: Sequence[dict[str, Path]]
 ) -> tuple[list[tuple[JobStage, JobStage]], list[str]]:
     """Two sweeps' jobs of equal name; where each has a single job, these."""
+    from lmm_forget.report.job_stages import load_job_stage
+
     shared = [name for name in jobs_by_name[0] if name in jobs_by_name[1]]
     notes = []
     for (folder, _), own_jobs, other_jobs in zip(parsed_stages, jobs_by_name, reversed(jobs_by_name), strict=True):
@@ -147,6 +108,8 @@ def _build_json_report(
     arguments: Sequence[str], comparisons: Sequence[dict[str, Any]], notes: Sequence[str]
 ) -> dict[str, Any]:
     """One comparison as it is; those of two sweeps as a list."""
+    from lmm_forget.report.job_comparison import COMPARISON_SCHEMA
+
     if len(comparisons) == 1 and not notes:
         return comparisons[0]
     return {
@@ -155,3 +118,34 @@ def _build_json_report(
         "comparisons": list(comparisons),
         "notes": list(notes),
     }
+
+
+COMMAND = Command(
+    name="compare",
+    summary="compare two jobs, two stages, or a job and its base, question by question",
+    run=_compare_jobs,
+    usage="A[@STAGE] [B[@STAGE]]",
+    words="A B",
+    description="""
+A and B are folders of finished jobs, `multirun/demo/sa_proj`, with `@2` for the model after its second stage, `@base`
+for the model before any, and nothing (or `@last`) for the end. One folder alone is compared with its own base. Two
+sweeps are compared job by job, by their jobs' names. Differences are B - A, in percentage points.""",
+    options=(Option("--fail-if", "CONDITION", "exit with 1 where it holds", repeatable=True),),
+    formats=("table", "json"),
+    notes="""\
+A condition is NAME[.FIELD] < NUMBER (also <=, >, >=). NAME: heldout or targets (means), worst (the held-out benchmark
+that fell most), or a task. FIELD: value (the default), low, high, p_value, p_holm (tasks), lost, gained,
+resolvable.""",
+    examples=(
+        "lmm-forget compare multirun/demo/llm multirun/demo/sa_proj",
+        "lmm-forget compare multirun/demo/sa_proj@2 multirun/demo/sa_proj@5 format=json",
+        'lmm-forget compare multirun/demo/sa_proj --fail-if "heldout < -1.0"',
+        'lmm-forget compare multirun/night1 multirun/night2 --fail-if "heldout.high < 0" --fail-if "worst < -5"',
+    ),
+    exit_codes={
+        0: "compared",
+        1: "a --fail-if condition holds",
+        2: "a mistake in what was asked for, or nothing to compare",
+    },
+)
+main = COMMAND.main

@@ -2,63 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from lmm_forget.cli.parser import CommandLineParser, extract_format, extract_options, run_command
-from lmm_forget.config.job_names import NAME_PATTERN
+from lmm_forget.cli.command import CONFIG_DIR, Arguments, Command, Option
 from lmm_forget.errors import ConfigError, shorten_value
-from lmm_forget.report.wandb_workspace import (
-    DashboardSpec,
-    build_workspace,
-    save_workspace,
-    workspace_to_json,
-)
 
-DASHBOARD_OPTIONS = ("entity", "project", "title", "sweep", "view")
+if TYPE_CHECKING:
+    from lmm_forget.report.wandb_workspace import DashboardSpec
+
 DEFAULT_PROJECT = "lmm-forget"
-"""The project that runs are in unless they were told another one."""
+"""The project of runs that were given no other one."""
 MAX_NAME_LENGTH = 128
 """Characters that W&B takes for a name."""
 _FORBIDDEN_CHARACTERS = "/\\#?%:"  # what W&B refuses in a project's name: it stands in an address
-EXAMPLES = """\
-  entity=…   the user or team, project=… the project that the runs are in (default: lmm-forget)
-  title=…    the view's name, sweep=… only the runs of this sweep, view=URL replaces a saved view
-  format=json prints what would be saved, without network
-  model=…, sequence=…, suite=… as for lmm_forget.run: which tasks there are panels for
-
-examples:
-  lmm-forget dashboard entity=my-team
-  lmm-forget dashboard entity=my-team project=forgetting sweep=demo title="Demo"
-  lmm-forget dashboard entity=my-team model=llava_onevision_7b format=json
-"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Build the view that `argv` (default: the command line) asks for; returns the exit code (2 for a bad request)."""
-    return run_command(_run_dashboard, argv)
+def _save_dashboard(arguments: Arguments) -> None:
+    options = {name: values[0] for name, values in arguments.options.items() if not name.startswith("--")}
+    _check_dashboard_options(options)
+    spec = build_dashboard_request(options, arguments.overrides, arguments.get("--config-dir"))
+    from lmm_forget.report.wandb_workspace import build_workspace, save_workspace, workspace_to_json
 
-
-def _run_dashboard(arguments: Sequence[str]) -> None:
-    parser = CommandLineParser(
-        prog="lmm-forget dashboard",
-        description="Build the saved W&B view of a project: figures of merit, stages, benchmarks, probes, runs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="see below")
-    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder with groups of your own (task/mine.yaml)")
-    parsed = parser.parse_arguments(arguments)
-    output_format, remaining_arguments = extract_format(parsed.overrides, ("view", "json"))
-    dashboard_options, overrides = extract_options(remaining_arguments, DASHBOARD_OPTIONS)
-    _check_dashboard_options(dashboard_options)
-    view = build_workspace(build_dashboard_request(dashboard_options, overrides, parsed.config_dir))
-    if output_format == "json":
-        print(json.dumps(workspace_to_json(view), indent=1, sort_keys=True))
+    workspace = build_workspace(spec)
+    if arguments.output_format == "json":
+        print(json.dumps(workspace_to_json(workspace), indent=1, sort_keys=True))
     else:
-        print(save_workspace(view, dashboard_options.get("view")))
+        print(save_workspace(workspace, arguments.get("view")))
 
 
 def _check_dashboard_options(options: Mapping[str, str]) -> None:
@@ -81,6 +53,8 @@ def _check_dashboard_options(options: Mapping[str, str]) -> None:
                 f"{key}={value!r} cannot be the name of {'a user or team' if key == 'entity' else 'a project'} in "
                 f"W&B: it holds {(forbidden or [' '])[0]!r}; use letters, digits, - and _"
             )
+    from lmm_forget.config.job_names import NAME_PATTERN
+
     if "sweep" in options and not NAME_PATTERN.fullmatch(options["sweep"]):
         raise ConfigError(
             f"sweep={options['sweep']!r} is no sweep's name; it is what name=… was in lmm_forget.run, with letters, "
@@ -114,11 +88,9 @@ def _check_view_url(view_url: str, entity: str | None, project: str) -> None:
 def build_dashboard_request(
     options: dict[str, str], overrides: Sequence[str], config_dir: str | None = None
 ) -> DashboardSpec:
-    """What the command line asks for: `own` words of this command, `overrides` of the configuration.
-
-    Raises ConfigError.
-    """
+    """The dashboard for these `options` and the tasks of the configuration with `overrides`. Raises ConfigError."""
     from lmm_forget.config import compose_config, resolve_config
+    from lmm_forget.report.wandb_workspace import DashboardSpec
 
     if not options.get("entity"):
         raise ConfigError("entity is missing; name the user or team whose project it is: entity=my-team")
@@ -132,3 +104,31 @@ def build_dashboard_request(
         sweep=options.get("sweep") or None,
         **optional_fields,
     )
+
+
+COMMAND = Command(
+    name="dashboard",
+    summary="build the W&B view of a project, and save it there",
+    run=_save_dashboard,
+    usage="entity=NAME [key=value ...]",
+    description="""
+The view shows figures of merit, stages, benchmarks, probes and runs. model=…, sequence=… and suite=…, as for
+`lmm-forget run`, choose the tasks that it has panels for.""",
+    options=(
+        Option("entity", "NAME", "the user or team whose project it is"),
+        Option("project", "NAME", f"the project that the runs are in (default: {DEFAULT_PROJECT})"),
+        Option("title", "TEXT", "the view's name"),
+        Option("sweep", "NAME", "only the runs of this sweep"),
+        Option("view", "URL", "the saved view to replace"),
+        CONFIG_DIR,
+    ),
+    formats=("view", "json"),
+    override_prefixes=("",),
+    notes="format=json prints what would be saved, without network.",
+    examples=(
+        "lmm-forget dashboard entity=my-team",
+        'lmm-forget dashboard entity=my-team project=forgetting sweep=demo title="Demo"',
+        "lmm-forget dashboard entity=my-team model=llava_onevision_7b format=json",
+    ),
+)
+main = COMMAND.main

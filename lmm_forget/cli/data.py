@@ -1,8 +1,7 @@
-"""`lmm-forget data`: look at a task's data, or fetch what it links to, before anything is trained."""
+"""`lmm-forget data`: check a task's data, or download what it links to, before anything is trained."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -10,100 +9,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.cli.parser import CommandLineParser, extract_format, run_command
+from lmm_forget.cli.command import CONFIG_DIR, Action, Arguments, Command, Option
 from lmm_forget.errors import ConfigError, DataError, shorten_value
 
 if TYPE_CHECKING:
     from lmm_forget.tasks.task import Task
 
-EXAMPLES = """\
-check    read all of a task: counts, answers, unusable samples, pictures in both train and test, samples that do not
-         fit a model's context; writes a contact sheet. Exit code 1 when something should be looked at.
-           task=NAME               a YAML of conf/task (tiny_cub200, textvqa, …) or of --config-dir
-           task.KEY=VALUE          a change to it, e.g. task.path=FOLDER
-           model=NAME              also count tokens with this model's processor
-           samples=N               at most so many of each split
-           sheet=FILE.png          where the contact sheet goes (default NAME.png; none: no sheet)
-prepare  download the pictures that PixMo-Count links to; can be stopped and started again at any time.
-           task=pixmocount  out=DIR
-           rate=20                 requests per second         workers=8   side by side
-           retries=4  timeout=30   per picture                 samples=N   only the first rows of each split
-           retry_gone=true         ask again for what was gone
-           source=PATH             a local copy of allenai/pixmo-count
-both     format=table|json
 
-examples:
-  lmm-forget data check task=tiny_pixmocount model=tiny_onevision
-  lmm-forget data check task=my_skill --config-dir mine sheet=my_skill.png
-  lmm-forget data check task=ai2d task.path=copies/ai2d format=json
-  lmm-forget data prepare task=pixmocount out=data/pixmocount
-"""
-OPTIONS = {
-    "check": ("task", "model", "samples", "sheet"),
-    "prepare": (
-        "task",
-        "out",
-        "source",
-        "rate",
-        "workers",
-        "retries",
-        "timeout",
-        "samples",
-        "retry_gone",
-    ),
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do what `argv` (default: the command line) asks; returns the exit code: 0, 1 (problems found) or 2."""
-    return run_command(_run_data_command, argv)
-
-
-def _run_data_command(arguments: Sequence[str]) -> int:
-    parser = CommandLineParser(
-        prog="lmm-forget data",
-        description="Look at a task's data, or fetch what it links to, before anything is trained.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("action", choices=tuple(OPTIONS))
-    parser.add_argument("choices", nargs="*", metavar="key=value", help="see below")
-    parser.add_argument(
-        "--config-dir", "-cd", metavar="DIR", help="a folder with task YAMLs of your own (DIR/task/mine.yaml)"
-    )
-    parsed = parser.parse_arguments(arguments)
-    output_format, choices = extract_format(parsed.choices)
-    options, changes = _split_options(choices, parsed.action)
-    task = _build_task(options, changes, parsed.config_dir)
-    if parsed.action == "prepare":
+def _check_or_prepare(arguments: Arguments) -> int:
+    options = {name: values[0] for name, values in arguments.options.items() if not name.startswith("--")}
+    changes, config_dir = arguments.overrides, arguments.get("--config-dir")
+    if "task" not in options:
+        raise ConfigError(f"{arguments.action} needs task=NAME")
+    task = _build_task(options, changes, config_dir)
+    if arguments.action == "prepare":
         try:
-            return _run_prepare(task, options, output_format)
+            return _run_prepare(task, options, arguments.output_format)
         except KeyboardInterrupt:
             print("stopped; the same command goes on where this one stopped", file=sys.stderr)
             return 130
-    return _run_check(task, options, changes, parsed.config_dir, output_format)
-
-
-def _split_options(choices: Sequence[str], action: str) -> tuple[dict[str, str], list[str]]:
-    """The command's own options, and changes to the task's YAML."""
-    from lmm_forget.config.error_messages import suggest_closest
-
-    options: dict[str, str] = {}
-    changes: list[str] = []
-    for item in choices:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"{item!r} is not key=value")
-        if key.startswith(("task.", "model.")):
-            changes.append(item)
-        elif key in OPTIONS[action]:
-            options[key] = value
-        else:
-            known = (*OPTIONS[action], "format")
-            raise ConfigError(f"{action} has no option {key!r}; it has {', '.join(known)}{suggest_closest(key, known)}")
-    if "task" not in options:
-        raise ConfigError(f"{action} needs task=NAME")
-    return options, changes
+    return _run_check(task, options, changes, config_dir, arguments.output_format)
 
 
 def _build_task(options: Mapping[str, str], changes: Sequence[str], config_dir: str | None) -> Task:
@@ -201,11 +126,6 @@ def _run_prepare(task: Task, options: Mapping[str, str], output_format: str) -> 
 
     if "out" not in options:
         raise ConfigError("prepare needs out=DIR")
-    for key in ("out", "source"):
-        if key in options and not options[key].strip():
-            raise ConfigError(f"{key}={options[key]!r} is blank; name a folder")
-    if options.get("retry_gone", "false") not in ("true", "false"):
-        raise ConfigError(f"retry_gone={options['retry_gone']} must be true or false")
     with _ProgressCounter("downloading") as advance:
         report = prepare_task_images(
             task,
@@ -283,3 +203,51 @@ class _ProgressCounter:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+
+COMMAND = Command(
+    name="data",
+    summary="check a task's data, or download what it links to",
+    run=_check_or_prepare,
+    usage="ACTION task=NAME [task.KEY=VALUE ...] [model.KEY=VALUE ...]",
+    actions=(
+        Action(
+            "check",
+            "task=NAME",
+            "read all of a task: counts, answers, unusable samples, pictures in both train and test, samples that do "
+            "not fit a model's context; writes a contact sheet",
+        ),
+        Action(
+            "prepare",
+            "task=pixmocount out=DIR",
+            "download the pictures that PixMo-Count links to; can be stopped and started again at any time",
+        ),
+    ),
+    options=(
+        Option("task", "NAME", "a YAML of conf/task (tiny_cub200, textvqa, …) or of --config-dir", group="task"),
+        Option("model", "NAME", "also count tokens with this model's processor", actions=("check",), group="model"),
+        Option(
+            "sheet", "FILE.png", "where the contact sheet goes (default NAME.png; none: no sheet)", actions=("check",)
+        ),
+        Option("samples", "N", "at most this many of each split"),
+        Option("out", "DIR", "where the pictures go", actions=("prepare",)),
+        Option("source", "PATH", "a local copy of allenai/pixmo-count", actions=("prepare",)),
+        Option("rate", "20", "requests per second", actions=("prepare",)),
+        Option("workers", "8", "downloads side by side", actions=("prepare",)),
+        Option("retries", "4", "attempts for each picture after the first one", actions=("prepare",)),
+        Option("timeout", "30", "seconds for each picture", actions=("prepare",)),
+        Option("retry_gone", "BOOL", "request again what was gone", choices=("true", "false"), actions=("prepare",)),
+        CONFIG_DIR,
+    ),
+    formats=("table", "json"),
+    override_prefixes=("task.", "model."),
+    notes="task.KEY=VALUE changes the task's YAML, e.g. task.path=FOLDER.",
+    examples=(
+        "lmm-forget data check task=tiny_pixmocount model=tiny_onevision",
+        "lmm-forget data check task=my_skill --config-dir mine sheet=my_skill.png",
+        "lmm-forget data check task=ai2d task.path=copies/ai2d format=json",
+        "lmm-forget data prepare task=pixmocount out=data/pixmocount",
+    ),
+    exit_codes={0: "nothing to look at", 1: "check found problems", 2: "a mistake in what was asked for"},
+)
+main = COMMAND.main

@@ -1,64 +1,52 @@
-"""`lmm-forget export run=JOB stage=last out=FOLDER`: a stage model as an ordinary Hugging Face folder."""
+"""`lmm-forget export run=JOB out=FOLDER`: the model after a stage as an ordinary Hugging Face folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from lmm_forget.cli.parser import extract_format, extract_options, run_command
+from lmm_forget.cli.command import Arguments, Command, Option
 from lmm_forget.errors import ConfigError
 
-HELP = """usage: lmm-forget export run=JOB out=FOLDER [stage=last] [store=FOLDER] [base=FOLDER] [format=json]
 
-Writes the model after a stage of a finished job: weights in the base's number format, processor, generation config and
-a model card. Transformers loads it without this package, AutoModelForImageTextToText.from_pretrained(FOLDER).
-
-  run     the job's folder, multirun/<name>/<job>
-  out     the folder to write; it must not exist
-  stage   last, or the number of a stage from 1
-  store   where the stages' weights lie, if not where the job left them
-  base    the base model's folder, if not where the job found it
-  format  text, or json: what was written, for scripts
-
-example:
-  lmm-forget export run=multirun/demo/sa_proj out=exported/sa_proj
-"""
-OPTION_NAMES = ("run", "out", "stage", "store", "base", "format")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
-    return run_command(_run_export, arguments, HELP)
-
-
-def _parse_options(words: Sequence[str]) -> dict[str, str]:
-    options, invalid_words = extract_options(words, OPTION_NAMES)
-    invalid_words += [f"{key}=" for key, value in options.items() if not value]
-    if invalid_words:
-        raise ConfigError(f"cannot read {invalid_words[0]!r}; write key=value with one of: {', '.join(OPTION_NAMES)}")
-    for key, example in (("run", "multirun/<name>/<job>"), ("out", "FOLDER")):
-        if key not in options:
-            raise ConfigError(f"{key}= is missing; write {key}={example}")
-    return options
-
-
-def _run_export(words: Sequence[str]) -> None:
+def _export_model(arguments: Arguments) -> None:
+    for name, example in (("run", "multirun/<name>/<job>"), ("out", "FOLDER")):
+        if arguments.get(name) is None:
+            raise ConfigError(f"{name}= is missing; write {name}={example}")
     from lmm_forget.export.exported_stage import load_exported_stage
     from lmm_forget.export.model_writer import export_stage, require_new_folder
 
-    output_format, rest = extract_format(words, ("text", "json"))
-    options = _parse_options(rest)
-    is_text, out = output_format == "text", Path(options["out"])
-    require_new_folder(out)
-    stage = load_exported_stage(options["run"], options.get("stage", "last"), options.get("store"))
+    is_text, output_dir = arguments.output_format == "text", Path(arguments.options["out"][0])
+    require_new_folder(output_dir)
+    stage = load_exported_stage(arguments.options["run"][0], arguments.get("stage") or "last", arguments.get("store"))
     report = export_stage(
         stage,
-        out,
-        base_folder=options.get("base"),
+        output_dir,
+        base_folder=arguments.get("base"),
         report_progress=lambda line: print(line, flush=True) if is_text else None,
     )
     if is_text:
-        print(f"{out}: stage {report['stage']} ({report['task']}), {report['dtype']}, {report['bytes'] / 1e6:,.1f} MB")
+        size = f"{report['bytes'] / 1e6:,.1f} MB"
+        print(f"{output_dir}: stage {report['stage']} ({report['task']}), {report['dtype']}, {size}")
     else:
         print(json.dumps(report, indent=2))
+
+
+COMMAND = Command(
+    name="export",
+    summary="write the model after a stage as an ordinary Hugging Face folder",
+    run=_export_model,
+    description="""
+The folder holds the weights in the base's number format, the processor, the generation config and a model card.
+Transformers loads it without this package: AutoModelForImageTextToText.from_pretrained(FOLDER).""",
+    options=(
+        Option("run", "JOB", "the folder of a finished job, multirun/<name>/<job>"),
+        Option("out", "FOLDER", "the folder to write; it must not exist"),
+        Option("stage", "N", "last (the default), or the number of a stage from 1"),
+        Option("store", "FOLDER", "where the stages' weights are, if not where the job left them"),
+        Option("base", "FOLDER", "the base model's folder, if not where the job found it"),
+    ),
+    formats=("text", "json"),
+    examples=("lmm-forget export run=multirun/demo/sa_proj out=exported/sa_proj",),
+)
+main = COMMAND.main

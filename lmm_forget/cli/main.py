@@ -1,56 +1,64 @@
-"""The installed `lmm-forget` script: `lmm-forget run …` is `python -m lmm_forget.run …`."""
+"""The installed `lmm-forget` script; `python -m lmm_forget COMMAND …` is the same."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
-from lmm_forget.cli.parser import run_command
-from lmm_forget.errors import ConfigError
+from lmm_forget.cli.command import Command
+from lmm_forget.cli.exit_codes import run_with_exit_code
+from lmm_forget.errors import ConfigError, shorten_value
 
-COMMANDS = {
-    "run": "teach a sequence of skills, as one job or as a sweep (-m)",
-    "plan": "which parameters a recipe moves, without loading weights",
-    "why": "how output shift and forgetting go together, and which questions turned wrong",
-    "data": "look at a task's data, or fetch what it links to",
-    "report": "draw a sweep's tables and pictures again",
-    "status": "what every job of a sweep is doing, wherever it runs",
-    "store": "look into the archive of finished work, check it, clean it",
-    "compare": "two jobs, two stages, or a job and its base, question by question",
-    "dashboard": "build the W&B view of a project, and save it there",
-    "export": "a stage's model as an ordinary Hugging Face folder",
-    "job": "run one resolved job.yaml",
-}
+COMMAND_NAMES = (
+    "run",
+    "plan",
+    "data",
+    "status",
+    "report",
+    "compare",
+    "why",
+    "export",
+    "store",
+    "dashboard",
+    "job",
+    "completion",
+)
+"""Each is a module of lmm_forget.cli, in the order in which they are listed."""
+
+
+def load_command(name: str) -> Command:
+    """The description of the command `name`, one of COMMAND_NAMES."""
+    command: Command = importlib.import_module(f"lmm_forget.cli.{name}").COMMAND
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code, 2 for an unknown one."""
-    return run_command(_run_subcommand, arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if argv and argv[0] in COMMAND_NAMES:
+        return load_command(argv[0]).main(argv[1:])
+    return run_with_exit_code(lambda: _run_without_command(argv))
 
 
-def _run_subcommand(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
+def _run_without_command(argv: list[str]) -> None:
+    if not argv or argv[0] in ("--help", "-h", "help"):
         print(format_command_list())
-        return 0
-    if arguments[0] == "--version":
+    elif argv[0] == "--version":
         from importlib.metadata import version
 
         print(f"lmm-forget {version('lmm-forget')}")
-        return 0
-    command, command_arguments = arguments[0], arguments[1:]
-    if command not in COMMANDS:
-        close_matches = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean {close_matches[0]}?" if close_matches else ""
-        shortened = command if len(command) < 60 else f"{command[:60]}…"
-        raise ConfigError(f"no command {shortened!r}; there are: {', '.join(COMMANDS)}{hint}")
-    module = "experiment.job" if command == "job" else f"cli.{command}"
-    return int(importlib.import_module(f"lmm_forget.{module}").main(command_arguments) or 0)
+    else:
+        from lmm_forget.config.error_messages import suggest_closest  # imports OmegaConf: for mistakes only
+
+        names = ", ".join(COMMAND_NAMES)
+        raise ConfigError(
+            f"no command {shorten_value(argv[0])!r}; there are: {names}{suggest_closest(argv[0], COMMAND_NAMES)}"
+        )
 
 
 def run_deprecated_command(command: str) -> int:
-    """What `python -m lmm_forget.COMMAND` does: say the new name on stderr, then run it; returns its exit code."""
+    """What `python -m lmm_forget.COMMAND` does: print the new name on stderr, then run it; returns its exit code."""
     print(
         f"lmm-forget: note: `python -m lmm_forget.{command}` is now `lmm-forget {command}` "
         f"(or `python -m lmm_forget {command}`)",
@@ -61,6 +69,14 @@ def run_deprecated_command(command: str) -> int:
 
 
 def format_command_list() -> str:
-    """The list of commands."""
-    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: lmm-forget COMMAND [arguments]", "", *lines, "", "lmm-forget COMMAND --help says more."])
+    """The list of commands, as `lmm-forget --help` prints it."""
+    lines = [f"  {name:<12}{load_command(name).summary}" for name in COMMAND_NAMES]
+    return "\n".join(
+        [
+            "usage: lmm-forget COMMAND [arguments]",
+            "",
+            *lines,
+            "",
+            "lmm-forget COMMAND --help describes a command; `lmm-forget completion --help`: tab completion.",
+        ]
+    )

@@ -2,74 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmm_forget.cli.parser import CommandLineParser, extract_format, run_command
+from lmm_forget.cli.command import CONFIG_DIR, Arguments, Command
 from lmm_forget.errors import ConfigError
 
 if TYPE_CHECKING:
     from lmm_forget.recipes.selection import TunePlan
 
-EXAMPLES = """\
-examples:
-  lmm-forget plan model=llava_onevision_7b recipe=sa_proj
-  lmm-forget plan model=qwen2_5_vl_3b recipe=mlp_gateup recipe.layers=upper_half
-  lmm-forget plan model=llava_next_8b recipe=llm recipe.layers=14:28 format=json
-"""
 
+def _show_plan(arguments: Arguments) -> None:
+    spec, recipe = _compose_model_and_recipe(arguments.overrides, arguments.get("--config-dir"))
+    from lmm_forget.recipes.offline_plan import build_tune_plan
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the plan that `argv` (default: the command line) asks for; returns the exit code (2 for a bad request)."""
-    return run_command(_run_plan, argv)
-
-
-def _run_plan(arguments: Sequence[str]) -> None:
-    parser = CommandLineParser(
-        prog="lmm-forget plan",
-        description="Show which tensors a recipe moves in a model, a stage's delta, and what training needs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="choices as for lmm_forget.run: model=…, recipe=…, recipe.layers=…; format=table|json",
-    )
-    parser.add_argument(
-        "--config-dir", "-cd", metavar="DIR", help="a folder with groups of your own (recipe/mine.yaml)"
-    )
-    parsed = parser.parse_arguments(arguments)
-    output_format, overrides = extract_format(parsed.overrides)
-    spec, recipe = _compose_model_and_recipe(overrides, parsed.config_dir)
     plan = build_tune_plan(spec, recipe)
-    if output_format == "json":
+    if arguments.output_format == "json":
         print(json.dumps({"model": spec.get("name"), **plan.to_json()}, indent=2))
     else:
         _print_plan(str(spec.get("name")), plan)
-
-
-def build_tune_plan(model_config: dict[str, Any], recipe_config: dict[str, Any]) -> TunePlan:
-    """The plan of a `recipe` config node for the model of a `model` config node, on the meta device.
-
-    Raises ConfigError for a model that cannot be described offline, PlanError for rules that match nothing.
-    """
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    from lmm_forget.models.family import resolve_family
-    from lmm_forget.models.loading import build_meta_model_from_spec
-    from lmm_forget.recipes.method import build_method
-    from lmm_forget.recipes.selection import make_tune_plan, parse_rules
-
-    method, rules = build_method(recipe_config), parse_rules(recipe_config)
-    model = build_meta_model_from_spec(model_config)
-    plan = make_tune_plan(resolve_family(model).map_components(model), str(recipe_config.get("name")), rules)
-    return method.adapt_plan(model, plan)
 
 
 def _compose_model_and_recipe(
@@ -171,3 +124,23 @@ def _format_bytes(num_bytes: int) -> str:
 
 def _format_millions(count: int) -> str:
     return f"{count / 1e6:,.1f} M"
+
+
+COMMAND = Command(
+    name="plan",
+    summary="show which parameters a recipe moves, without loading weights",
+    run=_show_plan,
+    usage="[key=value ...]",
+    description="""
+Prints the tensors that a recipe moves in a model, the size of a stage's delta, and the memory that training needs.
+Choices are those of `lmm-forget run`: model=…, recipe=…, recipe.layers=…""",
+    options=(CONFIG_DIR,),
+    formats=("table", "json"),
+    override_prefixes=("",),
+    examples=(
+        "lmm-forget plan model=llava_onevision_7b recipe=sa_proj",
+        "lmm-forget plan model=qwen2_5_vl_3b recipe=mlp_gateup recipe.layers=upper_half",
+        "lmm-forget plan model=llava_next_8b recipe=llm recipe.layers=14:28 format=json",
+    ),
+)
+main = COMMAND.main

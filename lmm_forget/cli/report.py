@@ -1,37 +1,40 @@
-"""`lmm-forget report FOLDER [format=json]`: draw a sweep's or a job's summary again from its records."""
+"""`lmm-forget report FOLDER`: draw a sweep's or a job's summary again from its records."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
-from rich.console import Console
-
-from lmm_forget.cli.parser import extract_format, parse_folder_argument, run_command
-from lmm_forget.report.sweep_report import load_sweep_report
-from lmm_forget.report.sweep_summary import write_sweep_summary
-from lmm_forget.report.sweep_table import print_sweep_table
-
-HELP = """usage: lmm-forget report FOLDER [format=table|json]
-
-Reads the records of multirun/<name> (or of one job, multirun/<name>/<job>) and writes there: summary.html (the report,
-one file that needs no network), summary.md, summary.csv, summary.tex, summary.json, and every picture as SVG and PNG.
-Prints the table, or summary.json with format=json. No model library is needed.
-"""
+from lmm_forget.cli.command import Arguments, Command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code (2 for a mistake, told in one line on stderr)."""
-    return run_command(_run_report, arguments, HELP)
+def _write_report(arguments: Arguments) -> None:
+    folder = arguments.get_folder()
+    from rich.console import Console
 
+    from lmm_forget.report.sweep_report import load_sweep_report
+    from lmm_forget.report.sweep_summary import write_sweep_summary
+    from lmm_forget.report.sweep_table import print_sweep_table
 
-def _run_report(words: Sequence[str]) -> None:
-    output_format, rest = extract_format(words)
-    folder = parse_folder_argument(rest, "report")
     report = load_sweep_report(folder)
     summary = write_sweep_summary(report)
-    if output_format == "json":
+    if arguments.output_format == "json":
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
     print_sweep_table(report.rows, report.settings, Console(), notes=report.notes, unfinished=report.sweep.unfinished)
     print(f"report: {folder / 'summary.html'}")
+
+
+COMMAND = Command(
+    name="report",
+    summary="draw the tables and figures of a sweep again, from its records",
+    run=_write_report,
+    usage="FOLDER",
+    words="FOLDER",
+    description="""
+Reads the records of multirun/<name> (or of one job, multirun/<name>/<job>) and writes there: summary.html (the report,
+one file that needs no network), summary.md, summary.csv, summary.tex, summary.json, and every figure as SVG and PNG.
+Prints the table, or summary.json with format=json. No model library is needed.""",
+    formats=("table", "json"),
+    examples=("lmm-forget report multirun/demo",),
+)
+main = COMMAND.main

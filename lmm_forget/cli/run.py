@@ -1,4 +1,4 @@
-"""The front door: compose a configuration, run it as one job or as a sweep of jobs, print what came out.
+"""`lmm-forget run`: compose a configuration, run it as one job or as a sweep of jobs, print the results.
 
     python -m lmm_forget.run recipe=mlp_gateup
     python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup seed=0,1
@@ -19,36 +19,11 @@ from tempfile import TemporaryDirectory
 from traceback import walk_tb
 from typing import Any, NoReturn
 
-from lmm_forget.cli.parser import move_options_first, run_command
+from lmm_forget.cli.command import CONFIG_DIR, Arguments, Command, Option
+from lmm_forget.cli.hydra_options import OPTIONS_WITH_VALUE, move_options_first
 from lmm_forget.distributed.process_group import RankInfo
 from lmm_forget.errors import ConfigError, LaunchError, LmmForgetError, format_os_error
 
-HELP = """\
-Teach a large multimodal model new skills one after another, and measure what it learned and what it forgot.
-
-usage: python -m lmm_forget.run [-m] [--config-dir DIR] [group=choice ...] [key=value ...]
-
-  -m                   a sweep: every combination of the comma-separated values, each in a process of its own
-  --config-dir DIR     a folder of your own YAMLs with the same groups, e.g. DIR/task/mine.yaml
-  --cfg job --resolve  print the configuration instead of running it
-  --help               this text
-  --help GROUP ...     every setting of a group (--help training), or one of them (--help training.max_steps)
-
-examples:
-  python -m lmm_forget.run experiment=smoke
-  python -m lmm_forget.run recipe=mlp_gateup training.max_steps=100 seed=1
-  python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup,llm
-  python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup sequence=order 'sequence.order=range(0,120)'
-  python -m lmm_forget.run --config-dir mine sequence=single sequence.task=my_skill
-  python -m lmm_forget.run -m recipe=sa_proj,llm hardware=ddp hardware.devices=4
-  torchrun --nproc_per_node 8 -m lmm_forget.run recipe=llm hardware=fsdp
-
-groups and their choices:
-{groups}
-
-Results: multirun/<name>/<job>/results.json, and multirun/<name>/summary.html over all jobs of a name. The same
-command again does only what is missing. Every setting: docs/configuration.md; its value: {conf}
-"""
 HELP_GROUPS = (
     "model",
     "recipe",
@@ -70,15 +45,11 @@ IN_PROCESS_MESSAGE = (
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _run_command_line(arguments: Arguments) -> int:
     """Run a command line; returns the exit code: 0, 1 (a job failed), 2 (nothing was started) or 130 (stopped)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole; we make one line of them
-    return run_command(_run_command_line, arguments)
-
-
-def _run_command_line(arguments: list[str]) -> int:
     try:
-        return _parse_and_run(move_options_first(arguments))
+        return _parse_and_run(move_options_first(arguments.words))
     except LmmForgetError:
         from lmm_forget.launch.torchrun import wait_for_rank_zero_error
 
@@ -91,18 +62,11 @@ def _parse_and_run(arguments: list[str]) -> int:
 
     from lmm_forget.config import format_config_error
     from lmm_forget.config.overrides import check_overrides
-    from lmm_forget.config.schema.reference import format_settings_help
     from lmm_forget.launch.hydra_output import copy_to_accepted_sweep
 
     parser = get_args_parser()
     parser.error = _raise_usage_error  # type: ignore[method-assign,assignment]
     args = parser.parse_args(arguments)
-    if args.help:
-        config_dirs = [Path(args.config_dir)] if args.config_dir else []
-        topics = [word for word in args.overrides if "=" not in word]
-        for text in [format_settings_help(topic, config_dirs) for topic in topics] or [format_help(config_dirs)]:
-            print(text)
-        return 0
     is_display_only = bool(args.cfg or args.info or args.shell_completion or args.hydra_help)
     if args.multirun and (is_display_only or args.run):
         raise ConfigError("-m starts a sweep; leave it out to look at one configuration")
@@ -142,24 +106,23 @@ def _is_package_error(error: BaseException) -> bool:
     """
     frames = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
     hydra_frames = [index for index, name in enumerate(frames) if "/hydra/" in name.replace(os.sep, "/")]
-    package = str(Path(__file__).parent)
+    package = str(Path(__file__).resolve().parents[1])
     return not hydra_frames or any(name.startswith(package) for name in frames[hydra_frames[0] :])
 
 
 def _run_hydra(
     arguments: Sequence[str], args: argparse.Namespace, rank_info: RankInfo | None, scratch_dir: Path
 ) -> int:
-    """Hand the command line to Hydra, with our task function; the exit code. `place` is for one of several ranks.
+    """Hand the command line to Hydra, with our task function; returns the exit code.
 
-    `scratch` is where Hydra writes about a sweep.
+    `rank_info` is None unless torchrun started this process; Hydra writes about a sweep into `scratch_dir`.
     """
     import hydra
 
     from lmm_forget.config.conf_dirs import find_conf_dir
     from lmm_forget.config.hydra_composition import HYDRA_VERSION_BASE, register_resolvers
     from lmm_forget.config.hydra_settings import CallbackConfigError
-    from lmm_forget.launch.process_pool import SweepStopped
-    from lmm_forget.launch.sweep_plan import DryRunFinished
+    from lmm_forget.launch.outcomes import HydraRunEnded
 
     register_resolvers(scratch_dir)
     failures: list[Exception] = []
@@ -188,12 +151,10 @@ def _run_hydra(
         )()
     except CallbackConfigError as refused:
         raise refused.error from None
-    except DryRunFinished:
-        return 0
-    except SweepStopped as stop:
-        line = str(stop) or "stopped; the same command goes on where it ended"
-        print(f"lmm-forget: {line}", file=sys.stderr)
-        return 130
+    except HydraRunEnded as ended:
+        if ended.result.message:
+            print(f"lmm-forget: {ended.result.message}", file=sys.stderr)
+        return ended.result.early_exit_code or 0
     finally:
         sys.argv, warnings.showwarning = saved_argv, showwarning
     if failures:
@@ -202,7 +163,7 @@ def _run_hydra(
 
 
 def _print_warning(message: Warning | str, *location: Any, **options: Any) -> None:
-    """A warning of Hydra's as one line, without the line of its source."""
+    """Print a warning of Hydra's as one line, without the line of its source."""
     print(f"lmm-forget: note: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
@@ -236,6 +197,7 @@ def _run_single_job(cfg: Any, args: argparse.Namespace) -> float | None:
     from lmm_forget.launch.hydra_output import accept_sweep
     from lmm_forget.launch.job_folders import make_job
     from lmm_forget.launch.local import GRACE_SECONDS, print_job_failures, run_jobs, write_and_print_summary
+    from lmm_forget.launch.outcomes import HydraRunEnded
     from lmm_forget.launch.subprocess_launcher import list_sweep_overrides
 
     full_config = _add_hydra_node(cfg)
@@ -276,10 +238,12 @@ def _run_single_job(cfg: Any, args: argparse.Namespace) -> float | None:
         from lmm_forget.launch.slurm.settings import SlurmSettings
 
         settings = SlurmSettings.from_config({str(key): value for key, value in launcher.items()})
-        outcomes = run_jobs_in_slurm([job], settings, on_accepted)
+        result = run_jobs_in_slurm([job], settings, on_accepted)
     else:
-        outcomes = run_jobs([job], float(launcher.get("grace", GRACE_SECONDS)), on_accepted)
-    error = print_job_failures(outcomes)
+        result = run_jobs([job], float(launcher.get("grace", GRACE_SECONDS)), on_accepted)
+    if result.early_exit_code is not None:
+        raise HydraRunEnded(result)
+    error = print_job_failures(result.outcomes)
     if error is not None:
         raise error
     write_and_print_summary(job.folder.parent)
@@ -306,18 +270,92 @@ def _drop_launcher_overrides(args: argparse.Namespace) -> list[str]:
     return [word for word in args.overrides if "hydra/launcher" not in word]
 
 
-def format_help(config_dirs: Sequence[Path] = ()) -> str:
-    """What `--help` prints; `folders` are the user's own, whose choices are listed too."""
+def _format_topics(argv: Sequence[str]) -> str:
+    """The settings of the groups, or the settings, that a command line with `--help` names: `--help training`."""
+    words = iter(argv)
+    topics = []
+    for word in words:
+        if word in OPTIONS_WITH_VALUE:
+            next(words, None)
+        elif not word.startswith("-") and "=" not in word:
+            topics.append(word)
+    if not topics:
+        return ""
+    from lmm_forget.config.schema.reference import format_settings_help
+
+    return "\n".join(format_settings_help(topic, _find_config_dirs(argv)) for topic in topics)
+
+
+def _find_config_dirs(argv: Sequence[str]) -> list[Path]:
+    options = move_options_first(argv)
+    return [
+        Path(value or following)
+        for word, following in zip(options, [*options[1:], ""], strict=True)
+        for name, _, value in (word.partition("="),)
+        if name in ("--config-dir", "-cd")
+    ]
+
+
+def _format_choices(argv: Sequence[str]) -> str:
+    """The groups of conf/ and their choices, with those of the user's own folder, for the end of the help."""
     import textwrap
 
     from lmm_forget.config import find_conf_dir, list_group_choices
 
+    config_dirs = _find_config_dirs(argv)
     lines = []
     for group in HELP_GROUPS:
         names = ", ".join(list_group_choices(group, config_dirs)) or "-"
         lines += textwrap.wrap(names, 110, initial_indent=f"  {group:<11}", subsequent_indent=" " * 13)
-    return HELP.format(groups="\n".join(lines), conf=find_conf_dir())
+    return "\n".join(
+        [
+            "groups and their choices:",
+            *lines,
+            "",
+            "Results: multirun/<name>/<job>/results.json, and multirun/<name>/summary.html over all jobs of a name.",
+            "The same command again does only what is missing.",
+            f"Every setting: docs/configuration.md, or --help GROUP; its value: {find_conf_dir()}",
+        ]
+    )
 
 
 def _raise_usage_error(message: str) -> NoReturn:
     raise ConfigError(f"{message}; see python -m lmm_forget.run --help")
+
+
+COMMAND = Command(
+    name="run",
+    summary="train a sequence of skills and measure what was forgotten, as one job or as a sweep (-m)",
+    run=_run_command_line,
+    usage="[group=choice ...] [key=value ...]",
+    description="""
+A large multimodal model is trained on one skill after another; everything is evaluated before the first stage and after
+each one. `lmm-forget run` is the same as `python -m lmm_forget.run`.""",
+    options=(
+        Option(
+            "-m", "", "a sweep: every combination of comma-separated values, each in a process of its own", "--multirun"
+        ),
+        CONFIG_DIR,
+        Option("--cfg", "job", "print the configuration instead of running it; with --resolve: its final values"),
+        Option("--resolve", "", "see --cfg"),
+        Option(
+            "--help", "GROUP", "every setting of a group (--help training), or one of them (--help training.max_steps)"
+        ),
+    ),
+    examples=(
+        "python -m lmm_forget.run experiment=smoke",
+        "python -m lmm_forget.run recipe=mlp_gateup training.max_steps=100 seed=1",
+        "python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup,llm",
+        "python -m lmm_forget.run -m recipe=sa_proj,mlp_gateup sequence=order 'sequence.order=range(0,120)'",
+        "python -m lmm_forget.run --config-dir mine sequence=single sequence.task=my_skill",
+        "python -m lmm_forget.run -m recipe=sa_proj,llm hardware=ddp hardware.devices=4",
+        "torchrun --nproc_per_node 8 -m lmm_forget.run recipe=llm hardware=fsdp",
+    ),
+    exit_codes={0: "done", 1: "a job failed", 2: "nothing was started", 130: "stopped; the same command resumes it"},
+    override_prefixes=("",),
+    format_epilog=_format_choices,
+    format_topics=_format_topics,
+    is_parsed_by_hydra=True,
+    program="python -m lmm_forget.run",
+)
+main = COMMAND.main

@@ -21,8 +21,8 @@ def make_token_counter(spec: Mapping[str, Any]) -> tuple[CountTokensFunction, in
     from transformers import AutoConfig, AutoProcessor
     from transformers.utils import logging
 
-    from lmm_forget.models.family import resolve_family
     from lmm_forget.models.model_source import resolve_model_source
+    from lmm_forget.models.registry import resolve_family
 
     logging.set_verbosity_error()
     source, _ = resolve_model_source(spec)

@@ -1,4 +1,4 @@
-"""A job's heartbeat: what it is doing, for whoever watches it, and what it died of."""
+"""A job's status.json: what it is doing, rewritten every second, and in the end how it ended."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def read_job_status(job_dir: Path) -> dict[str, Any]:
 
 
 def close_running_status(job_dir: Path, state: str, error: str | None = None) -> None:
-    """Correct the status.json of a job whose process is gone without having said how it ended."""
+    """Correct the status.json of a job whose process ended without writing how."""
     if read_job_status(job_dir).get("state") == "running":
         overwrite_status(job_dir, state, error)
 
 
 def overwrite_status(job_dir: Path, state: str, error: str | None = None) -> None:
-    """Say how a job ended, whatever its status.json says; for whoever saw more of it than the process that wrote it."""
+    """Write how a job ended, over what its own process wrote into status.json."""
     status = {**read_job_status(job_dir), "state": state, "error": error, "updated": _utc_timestamp()}
     write_atomic(job_dir / "status.json", json.dumps(status, sort_keys=True) + "\n")
 
@@ -44,9 +44,9 @@ class StatusFile:
     """A job's heartbeat, and the Progress that feeds it.
 
     status.json holds state (running, done, failed, interrupted), phase, done, total, unit, rate (units per second in
-    this phase), info, error (one line, of a failure), beat (counts the
-    writes), started and updated (UTC), and which process it is (host, boot, namespace, pid, start). Use it as a context
-    manager: a thread writes the file every second until the end.
+    this phase), info, error (one line, of a failure), beat (counts the writes), started and updated (UTC), and which
+    process it is (host, boot, namespace, pid, start). Use it as a context manager: a thread writes the file every
+    second until the end.
     """
 
     def __init__(self, job_dir: Path) -> None:
@@ -77,7 +77,7 @@ class StatusFile:
             self._fields.update(phase=name, done=0, total=int(total), unit=unit, rate=None, info={})
 
     def advance(self, num_done: int, **info: float | int | str) -> None:
-        """`done` more units are finished; see Progress."""
+        """`num_done` more units are finished; see Progress."""
         with self._lock:
             self._fields["done"] += int(num_done)
             seconds = time.monotonic() - self._phase_started
@@ -88,7 +88,7 @@ class StatusFile:
             }
 
     def write_final_state(self, state: str, error: str | None = None) -> None:
-        """The last word: done, failed (with one line why) or interrupted."""
+        """Write how the job ended: done, failed (with one line why) or interrupted."""
         with self._lock:
             self._fields.update(state=state, error=error)
         self._stop.set()
@@ -125,18 +125,18 @@ class StatusFile:
 
 
 class WorkerStatus(NullProgress):
-    """What a StatusFile is on ranks but the first: silent, but a failure is left where whoever started them looks."""
+    """Status of a non-zero rank: writes nothing except a failure, which the launcher reads."""
 
     def __init__(self, job_dir: Path, rank: int) -> None:
         self._path = rank_failure_path(job_dir, rank)
 
     def write_final_state(self, state: str, error: str | None = None) -> None:
-        """Leave the cause of a failure in rank-<n>.json."""
+        """Write the cause of a failure to rank-<n>.json."""
         if state == "failed":
             write_atomic(self._path, json.dumps({"state": state, "error": error}) + "\n")
 
     def __enter__(self) -> WorkerStatus:
-        """Take away what an earlier start of the job left."""
+        """Remove the file of an earlier start of the job."""
         self._path.unlink(missing_ok=True)
         return self
 
@@ -146,7 +146,7 @@ class WorkerStatus(NullProgress):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Nothing runs that had to be stopped."""
+        """Do nothing: no thread runs."""
 
 
 def rank_failure_path(job_dir: Path, rank: int) -> Path:

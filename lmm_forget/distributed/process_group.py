@@ -1,4 +1,4 @@
-"""The processes that share one job: who they are, and how they agree.
+"""The processes that share one job: their ranks, and collective calls between them.
 
 Whoever starts them (the job itself, Slurm, torchrun) sets torchrun's variables: RANK, WORLD_SIZE, LOCAL_RANK,
 LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. A job on one device has none of them and is `SINGLE_PROCESS`.
@@ -21,7 +21,7 @@ T = TypeVar("T")
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a worker finds in its environment; torchrun's names."""
 COLLECTIVE_TIMEOUT = timedelta(days=7)
-"""How long a rank waits for another one that is at something only it can do, such as waiting for another job."""
+"""How long a rank waits for another one, which may itself be waiting for another job."""
 
 
 @dataclass(frozen=True)
@@ -58,32 +58,32 @@ class ProcessGroup:
     """The processes of a job, as one of them sees them. All must make the same calls in the same order."""
 
     def __init__(self, rank_info: RankInfo | None = None, cpu_group: Any = None) -> None:
-        """`control` is a process group on the CPU whose collectives wait as long as it takes."""
+        """`cpu_group` is a torch process group on the CPU whose collectives wait as long as it takes."""
         self.rank = rank_info.rank if rank_info else 0
         self.size = rank_info.size if rank_info else 1
         self.local_rank = rank_info.local_rank if rank_info else 0
         self.local_size = rank_info.local_size if rank_info else 1
-        self._control = cpu_group
+        self._cpu_group = cpu_group
         self._meshes: dict[str, DeviceMesh] = {}
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process is the one that writes files and talks to people."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     @property
     def cpu_group(self) -> Any:
         """torch's process group for CPU tensors, whose collectives wait as long as it takes; None in one process."""
-        return self._control
+        return self._cpu_group
 
     def gather_values(self, value: T) -> list[T]:
-        """Everybody's value, by rank, on every rank."""
+        """The values of all ranks, by rank, on every rank."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value, group=self._control)
+        dist.all_gather_object(gathered, value, group=self._cpu_group)
         return gathered
 
     def is_true_on_any_rank(self, flag: bool) -> bool:
@@ -94,22 +94,22 @@ class ProcessGroup:
         import torch.distributed as dist
 
         any_flag = torch.tensor([int(flag)])
-        dist.all_reduce(any_flag, op=dist.ReduceOp.MAX, group=self._control)
+        dist.all_reduce(any_flag, op=dist.ReduceOp.MAX, group=self._cpu_group)
         return bool(any_flag.item())
 
     def sum_over_ranks(self, numbers: Sequence[float]) -> list[float]:
-        """Everybody's numbers added up, one by one, in fp64."""
+        """The sums over all ranks, number by number, in fp64."""
         if self.size == 1:
             return [float(number) for number in numbers]
         import torch
         import torch.distributed as dist
 
         total = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
-        dist.all_reduce(total, group=self._control)
+        dist.all_reduce(total, group=self._cpu_group)
         return [float(number) for number in total]
 
     def broadcast_from_rank_zero(self, function: Callable[[], T]) -> T:
-        """What `work` returns on the first rank; the others wait for it. An LmmForgetError there is raised on all."""
+        """What `function` returns on rank 0; the others wait for it. An LmmForgetError there is raised on all."""
         if self.size == 1:
             return function()
         import torch.distributed as dist
@@ -120,21 +120,19 @@ class ProcessGroup:
                 result_and_error[0] = function()
             except LmmForgetError as error:
                 result_and_error[1] = error
-        dist.broadcast_object_list(result_and_error, src=0, group=self._control)
+        dist.broadcast_object_list(result_and_error, src=0, group=self._cpu_group)
         if result_and_error[1] is not None:
             raise result_and_error[1]
         return result_and_error[0]
 
     def run_on_rank_zero(self, function: Callable[[], T]) -> T | None:
-        """What `work` returns, on the first rank; the others wait for it and get None. Errors as with
-        `broadcast_from_rank_zero`.
-        """
+        """What `function` returns, on rank 0; the others wait and get None. Errors as in broadcast_from_rank_zero."""
         results: list[T] = []
         self.broadcast_from_rank_zero(lambda: results.append(function()))
         return results[0] if results else None
 
     def raise_on_any_rank(self, function: Callable[[], T]) -> T:
-        """What `work` returns here; if it raises an LmmForgetError on some rank, all raise the first one."""
+        """What `function` returns here; if it raises an LmmForgetError on some rank, all raise the first one."""
         if self.size == 1:
             return function()
         result: Any = None
@@ -170,7 +168,7 @@ class ProcessGroup:
         return self._meshes[device_type]
 
     def destroy_process_group(self) -> None:
-        """End the process group; nothing can be agreed on afterwards."""
+        """End the process group; no collective call is possible afterwards."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -182,7 +180,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def init_process_group(rank_info: RankInfo | None, accelerator: str) -> ProcessGroup:
-    """Meet the other processes of the job; `accelerator` is `cpu` or `gpu`. Returns when all are there."""
+    """Join the other processes of the job; `accelerator` is `cpu` or `gpu`. Returns when all have joined."""
     if rank_info is None:
         return SINGLE_PROCESS
     import torch

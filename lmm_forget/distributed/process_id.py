@@ -1,4 +1,4 @@
-"""A process, told apart from every other one: also on another machine, and after its number was given away again."""
+"""A process as a unique id: across machines, and after its process number was used again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, told apart from every other one, also after its number was given away again."""
+    """A process as a unique id: host, start of the machine, container, process number and start time."""
 
     host: str
     boot: str

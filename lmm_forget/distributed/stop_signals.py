@@ -1,4 +1,4 @@
-"""Being asked to stop: at once where nothing is at stake, at the next safe point where work would be lost."""
+"""Requests to stop: obeyed at once, or at the next safe point where work would be lost."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STOP_LIMIT_SECONDS = 60.0
 """Seconds between the request and the end, whatever the process is doing then."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """SIGTERM: a launcher or scheduler stops the job; SIGUSR2: Slurm's notice before a time limit or a pre-emption."""
-
-
 PR_SET_PDEATHSIG = 1
+"""prctl's option: the signal that this process gets when its parent ends (linux/prctl.h)."""
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 class StopRequested(BaseException):
@@ -40,7 +40,7 @@ def install_stop_handlers() -> None:
 
 
 def set_stop_limit(seconds: float) -> None:
-    """Set how long this process may take from a request to its end; whoever asks may know better than STOP_LIMIT."""
+    """Set how many seconds this process may take from a request to its end (default STOP_LIMIT_SECONDS)."""
     global _stop_limit
     _stop_limit = seconds
 
@@ -75,7 +75,7 @@ def get_stop_signal() -> int | None:
 
 
 def raise_if_stop_requested() -> None:
-    """Everything worth keeping is kept: stop here if asked to. Raises Interrupted."""
+    """Stop here if asked to: a safe point, at which all work is saved. Raises StopRequested."""
     if _stop_requested.is_set():
         raise StopRequested
 
@@ -91,9 +91,13 @@ def defer_stop_requests() -> Iterator[None]:
         _defer_depth -= 1
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Be killed when the process `parent`, which started this one, is gone; at once if it is gone already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with_parent(parent_pid: int, signal_number: int = signal.SIGKILL) -> None:
+    """Be sent `signal_number` when the process `parent_pid`, which started this one, ends; at once if it has ended.
+
+    It allocates nothing and loads nothing, so that it can run between fork and exec (`preexec_fn`).
+    """
+    if _LIBC is None:
+        return
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
     if os.getppid() != parent_pid:
         os._exit(143)

@@ -1,4 +1,4 @@
-"""What Hydra writes about a sweep (its grid, what a sweeper found), kept apart until the sweep is accepted.
+"""What Hydra writes about a sweep (its grid, a sweeper's results), kept apart until the sweep is accepted.
 
 Hydra writes multirun.yaml before anything of the sweep has been checked. It is given a folder of its own for that; what
 lies there goes to the sweep's folder once the jobs are known to run, and never where they are refused.
@@ -15,13 +15,13 @@ _ACCEPTED_MARKER = ".accepted"
 
 
 def accept_sweep(scratch_dir: Path, sweep_dir: Path) -> None:
-    """The sweep in `folder` will run: from now on what Hydra writes in `scratch` belongs there."""
+    """The sweep in `sweep_dir` will run: from now on what Hydra writes in `scratch_dir` belongs there."""
     (scratch_dir / _ACCEPTED_MARKER).write_text(str(sweep_dir.absolute()), encoding="utf-8")
     copy_to_accepted_sweep(scratch_dir)
 
 
 def copy_to_accepted_sweep(scratch_dir: Path) -> None:
-    """Write what lies in `scratch` to the folder of the sweep, if it was accepted and is there."""
+    """Copy what lies in `scratch_dir` to the folder of the sweep, if it was accepted and is there."""
     try:
         sweep_dir = Path((scratch_dir / _ACCEPTED_MARKER).read_text(encoding="utf-8"))
     except OSError:

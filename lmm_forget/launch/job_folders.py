@@ -1,4 +1,4 @@
-"""Job folders: what a grid point is written to, when it is done, and when a folder belongs to something else."""
+"""Job folders: where a grid point is written, when it is finished, and when a folder belongs to another job."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ from lmm_forget.experiment.job import read_job_config
 from lmm_forget.files import write_atomic
 from lmm_forget.launch.slurm import squeue
 from lmm_forget.launch.slurm.job_record import SlurmJobRecord
-from lmm_forget.store.input_fingerprints import InputFingerprinter
-from lmm_forget.store.input_fingerprints import describe_input_changes as changed_inputs
+from lmm_forget.store.input_fingerprints import InputFingerprinter, describe_input_changes
 from lmm_forget.store.leases import HEARTBEAT_INTERVAL, LeaseManager
 
 MULTIRUN_DIR = Path("multirun")
 LEASE_NAME = ".claim"
 """Held by the command that runs a job, in the job's folder."""
 PREVIOUS_PREFIX = "previous-"
-"""Begins the name of the folder that keeps what a job had found before it was done again."""
+"""Begins the name of the folder that keeps the results of a job that was done again."""
 POLL_SECONDS = 0.1
-"""Seconds between two looks at a folder that another command may be in."""
+"""Seconds between two attempts to lock a folder that another command may hold."""
 STALE_SECONDS = 15.0
 """Seconds without a heartbeat, watched, after which a job that ran on another machine counts as dead."""
 
@@ -69,7 +68,7 @@ class Job:
         return dict(results)
 
     def find_changed_inputs(self, reader: InputFingerprinter) -> tuple[list[str], str | None]:
-        """What the finished job read and is not the same any more; and, in a sentence, what cannot be said about that.
+        """What the finished job read that has changed since; and, in a sentence, why that cannot be known, if so.
 
         Raises LaunchError if its results are damaged.
         """
@@ -78,7 +77,9 @@ class Job:
             return [], "its record does not say what it read (an earlier version made it)"
         current_inputs, unreadable = reader.compute_fingerprints(self.config)
         missing = [f"{name}: {why}" for name, why in unreadable.items() if name in previous_inputs]
-        return changed_inputs(previous_inputs, current_inputs, unreadable), _join_first_lines(missing, 1) or None
+        return describe_input_changes(previous_inputs, current_inputs, unreadable), _join_first_lines(
+            missing, 1
+        ) or None
 
     def read_objective(self) -> float | None:
         """The finished job's figure of merit that `objective` names, in points; None where it is undefined."""
@@ -102,11 +103,11 @@ def prepare_job_folders(
     """Check every folder, then write the job.yaml of those that are not finished; returns (to run, finished).
 
     Grid points that resolve to the same job are one job. A finished job whose model folder, data or code changed since
-    (`reader` reads them) is to be run again; what it had found is kept in its folder. Nothing is written before all of
-    them are checked, by `check(jobs to run)` at the end, which may raise; `hold` is then called for every job to run
-    before any folder is touched. Raises ConfigError where a finished folder or an earlier grid point holds another
-    configuration, LaunchError where a job runs now. A folder without results that held another configuration is begun
-    anew, and stderr says so.
+    (`input_reader` reads them) is run again; its results are kept in its folder. Nothing is written before all of them
+    are checked, by `check_jobs(jobs to run)` at the end, which may raise; `lock_job` is then called for every job to
+    run before any folder is touched. Raises ConfigError where a finished folder or an earlier grid point holds another
+    configuration, LaunchError where a job runs now. A folder without results that held another configuration is
+    emptied, which is noted on stderr.
     """
     jobs_by_name: dict[str, Job] = {}
     changed_settings: dict[str, list[str]] = {}
@@ -149,14 +150,15 @@ def prepare_job_folders(
 class JobLocks:
     """The job folders that one command keeps others out of, until the block ends.
 
-    A command on another machine or in another container cannot be seen: it counts as alive while its claims change. A
-    thread changes them every `beat` seconds; with None, in a process that forks, `refresh` has to be called instead.
+    A command on another machine or in another container cannot be seen: it counts as alive while its leases change. A
+    thread changes them every `heartbeat_seconds`; with None, in a process that forks, `refresh_leases` has to be called
+    instead.
     """
 
     def __init__(
         self, stale_seconds: float = STALE_SECONDS, heartbeat_seconds: float | None = HEARTBEAT_INTERVAL
     ) -> None:
-        """`stale` is in seconds: how long a command that cannot be seen may be silent while we watch it."""
+        """`stale_seconds`: how long a command that cannot be seen may be silent while we watch it."""
         self._stale_seconds, self._heartbeat_seconds = stale_seconds, heartbeat_seconds
         self._exit_stack = ExitStack()
         self._leases: list[LeaseManager] = []
@@ -186,7 +188,7 @@ class JobLocks:
         self._created_folders.extend(reversed(missing))
 
     def acquire(self, job: Job) -> None:
-        """Take a job's folder; waits `stale` seconds, once, for a command that cannot be seen and says nothing.
+        """Lock a job's folder; waits `stale_seconds`, once, for a command that cannot be seen and is silent.
 
         Raises LaunchError if another command is in it.
         """
@@ -201,7 +203,7 @@ class JobLocks:
         deadline = time.monotonic() + self._stale_seconds + 1
         has_waited = False
         while not self._try_acquire(lease):
-            # None also where the attempt has just taken a dead command's claim away.
+            # None also where the attempt has just taken a dead command's lease away.
             alive = lease.is_holder_alive(LEASE_NAME)
             if alive or time.monotonic() > deadline:
                 raise LaunchError(
@@ -250,7 +252,7 @@ def _clear_folder(job: Job, changed: Sequence[str]) -> None:
 
 
 def _find_stale_jobs(finished: Sequence[Job], input_reader: InputFingerprinter) -> dict[str, list[str]]:
-    """Finished jobs whose model, data or code is not what they read, with what changed; stderr hears of doubts."""
+    """Finished jobs whose model, data or code is not what they read, with what changed; doubts are noted on stderr."""
     changes_by_job: dict[str, list[str]] = {}
     doubts: dict[str, list[str]] = {}
     for job in finished:
@@ -289,7 +291,7 @@ def _archive_previous_results(job: Job, changed: Sequence[str]) -> None:
 def _check_not_running(job: Job) -> None:
     """Two processes must not write one folder. What lives here is seen; elsewhere, heartbeats are waited for.
 
-    A job that waits in a queue has no process yet; its ticket says which one it will be.
+    A job that waits in a queue has no process yet; its Slurm record names the one it will be.
     """
     slurm_record = SlurmJobRecord.read(job.folder)
     if slurm_record is not None and slurm_record.id and not slurm_record.ended and squeue.is_slurm_available():

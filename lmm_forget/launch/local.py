@@ -11,9 +11,10 @@ from typing import Any
 from lmm_forget.distributed.workers import SHUTDOWN_SECONDS
 from lmm_forget.errors import ConfigError, DataError, LaunchError
 from lmm_forget.launch.job_folders import Job, JobLocks, prepare_job_folders
-from lmm_forget.launch.process_pool import JobOutcome, ProcessPool, compute_parallel_capacity
+from lmm_forget.launch.outcomes import DRY_RUN_FINISHED, SWEEP_STOPPED, JobOutcome, LaunchResult
+from lmm_forget.launch.process_pool import ProcessPool, compute_parallel_capacity
 from lmm_forget.launch.progress_display import ProgressDisplay
-from lmm_forget.launch.sweep_plan import DryRunFinished, SweepPlan, is_dry_run, is_submit_only
+from lmm_forget.launch.sweep_plan import SweepPlan, is_dry_run, is_submit_only
 from lmm_forget.metrics.interval_width import describe_interval_widths
 
 GRACE_SECONDS = SHUTDOWN_SECONDS + 5.0
@@ -30,19 +31,19 @@ class JobsFailed(LaunchError):
 
 def run_jobs(
     jobs: Sequence[Job], grace_seconds: float = GRACE_SECONDS, on_accepted: Callable[[], None] = lambda: None
-) -> list[JobOutcome]:
-    """Bring every job to its end and return an outcome for each, in the order given; failures do not raise.
+) -> LaunchResult:
+    """Run every job to its end and return an outcome for each, in the order given; failures do not raise.
 
-    Jobs that are finished already are not run again. Raises ConfigError or LaunchError before anything is started,
-    Stopped after Ctrl-C or SIGTERM, Planned when only the plan was wanted. A file is written, and `accepted` called,
-    only when all is checked.
+    Jobs that are finished already are not run again. The result ends early where only the plan was wanted, or after
+    Ctrl-C or SIGTERM. Raises ConfigError or LaunchError before anything is started. A file is written, and
+    `on_accepted` called, only when all is checked.
     """
     if is_submit_only(jobs[0].config):
         raise ConfigError("sweep.submit_only=true hands jobs to a scheduler; add hydra/launcher=slurm")
     plan = SweepPlan([*{job.name: job for job in jobs}.values()])
     if is_dry_run(jobs[0].config):
         print("\n".join([plan.format_plan_line(), *plan.format_recipe_lines()]))
-        raise DryRunFinished
+        return DRY_RUN_FINISHED
     with JobLocks(heartbeat_seconds=None) as job_locks:  # the pool forks: it refreshes them itself
         pending_jobs, finished = prepare_job_folders(
             jobs, job_locks.acquire, input_reader=plan.reader, check_jobs=_check_jobs_can_run
@@ -53,30 +54,32 @@ def run_jobs(
             finished_text = f"all {len(finished)} jobs are" if len(finished) > 1 else f"{finished[0].name} is"
             print(f"{finished_text} finished already; nothing to run", file=sys.stderr)
         else:
-            _run_pending_jobs(plan, pending_jobs, finished, outcomes, grace_seconds, job_locks)
-    return [outcomes[job.name] for job in jobs]
+            new_outcomes = _run_pending_jobs(plan, pending_jobs, finished, grace_seconds, job_locks)
+            if new_outcomes is None:
+                return SWEEP_STOPPED
+            outcomes |= {outcome.job.name: outcome for outcome in new_outcomes}
+    return LaunchResult(tuple(outcomes[job.name] for job in jobs))
 
 
 def _run_pending_jobs(
     plan: SweepPlan,
     pending_jobs: Sequence[Job],
     finished: Sequence[Job],
-    outcomes: dict[str, JobOutcome],
     grace_seconds: float,
     job_locks: JobLocks,
-) -> None:
-    """Run what is waiting, with a view of it; fills `outcomes`."""
+) -> list[JobOutcome] | None:
+    """Run the pending jobs and show their progress; returns their outcomes, None after Ctrl-C or SIGTERM."""
     print_sweep_plan(plan, pending_jobs)
     if len(plan.jobs) > 1:
         where = pending_jobs[0].folder.parent
         print(f"lmm-forget status {where} shows how far it is, also from elsewhere", file=sys.stderr)
     size, gpus = compute_parallel_capacity([job.config for job in pending_jobs])
     with ProgressDisplay(pending_jobs, finished) as display:
-        for outcome in ProcessPool(
-            size, display, gpus, grace_seconds, plan.pick_next_job, job_locks.refresh_leases
-        ).run_all(pending_jobs):
-            outcomes[outcome.job.name] = outcome
-    print_job_warnings([job for job in pending_jobs if outcomes[job.name].is_finished])
+        pool = ProcessPool(size, display, gpus, grace_seconds, plan.pick_next_job, job_locks.refresh_leases)
+        outcomes = pool.run_all(pending_jobs)
+    if outcomes is not None:
+        print_job_warnings([outcome.job for outcome in outcomes if outcome.is_finished])
+    return outcomes
 
 
 def _check_jobs_can_run(jobs: Sequence[Job]) -> None:
@@ -130,11 +133,11 @@ def print_sweep_plan(plan: SweepPlan, pending_jobs: Sequence[Job]) -> None:
 
 
 def print_job_warnings(jobs: Sequence[Job]) -> None:
-    """Print what finished jobs want people to know (results.json, job.warnings), once for all that say the same."""
+    """Print the warnings of finished jobs (results.json, job.warnings), equal ones of several jobs once."""
     counts_by_text: dict[str, int] = {}
     for job in jobs:
-        for notice in ((job.read_results() or {}).get("job") or {}).get("warnings") or []:
-            text = str(notice).replace(str(job.folder), str(job.folder.parent / ("*" if len(jobs) > 1 else job.name)))
+        for warning in ((job.read_results() or {}).get("job") or {}).get("warnings") or []:
+            text = str(warning).replace(str(job.folder), str(job.folder.parent / ("*" if len(jobs) > 1 else job.name)))
             counts_by_text[text] = counts_by_text.get(text, 0) + 1
     for text, count in counts_by_text.items():
         many = f" ({count} jobs)" if count > 1 else ""
@@ -160,7 +163,7 @@ def print_job_failures(outcomes: Sequence[JobOutcome]) -> JobsFailed | None:
 def write_and_print_summary(sweep_dir: Path, already_reported: Sequence[JobOutcome] = ()) -> None:
     """Draw the sweep's summary files from its records, and print its table on stdout.
 
-    Jobs of the folder without results are listed below the table, except those in `named`.
+    Jobs of the folder without results are listed below the table, except those in `already_reported`.
     """
     if not any(sweep_dir.glob("*/results.json")):
         return

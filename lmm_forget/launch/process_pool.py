@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -12,17 +11,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
 from lmm_forget.distributed.heartbeat import close_running_status, read_job_status
+from lmm_forget.distributed.root_cause import RESUME_HINT, describe_exit_code
+from lmm_forget.distributed.stop_signals import die_with_parent
 from lmm_forget.distributed.workers import SHUTDOWN_SECONDS
 from lmm_forget.errors import ConfigError
 from lmm_forget.experiment.job import build_thread_environment
 from lmm_forget.files import add_path_to_os_errors
 from lmm_forget.launch.job_folders import Job
+from lmm_forget.launch.outcomes import JobOutcome, read_log_tail
 
-PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.2
 DISTRIBUTED_VARIABLES = (
     "RANK",
@@ -37,18 +39,8 @@ DISTRIBUTED_VARIABLES = (
 DISTRIBUTED_VARIABLE_PREFIXES = ("TORCHELASTIC_", "ROLE_", "GROUP_WORLD", "SLURM_", "PMI_", "PMIX_", "OMPI_")
 
 
-@dataclass(frozen=True)
-class JobOutcome:
-    """How a job ended. `cause` is one line; `log_tail` the last lines it printed, where they add to the cause."""
-
-    job: Job
-    is_finished: bool
-    cause: str | None = None
-    log_tail: tuple[str, ...] = ()
-
-
 class JobObserver(Protocol):
-    """Who is told about a sweep while it runs."""
+    """Is called while a sweep runs."""
 
     def on_job_started(self, job: Job) -> None:
         """A process for this job exists now."""
@@ -58,10 +50,6 @@ class JobObserver(Protocol):
 
     def on_tick(self) -> None:
         """A moment has passed."""
-
-
-class SweepStopped(BaseException):
-    """Ctrl-C or SIGTERM ended a sweep; its children are gone and can go on later."""
 
 
 def compute_parallel_capacity(configs: Sequence[Mapping[str, Any]]) -> tuple[int, list[str]]:
@@ -145,12 +133,12 @@ class _ChildProcess:
 
 @dataclass
 class ProcessPool:
-    """Runs jobs as processes, at most `size` at once, each with GPUs of its own where `gpus` are given.
+    """Runs jobs as processes, at most `max_parallel` at once, each with GPUs of its own where `gpus` are given.
 
     A job has as many as its `hardware.devices`; one that wants more than are free waits for them, and so do those
-    behind it. `grace` is how many seconds a stopped child gets to save before its process group is killed.
-    `pick(waiting, running)` says which of the waiting jobs is started next; `alive` is called all the time. Must be
-    used from the main thread: a child is told to end when the thread that started it dies.
+    behind it. `grace_seconds` is how long a stopped child may take to save before its process group is killed.
+    `pick_next(pending, running)` returns the index of the pending job to start next; `keep_alive` is called in every
+    round. Must be used from the main thread: a child is stopped when the thread that started it ends.
     """
 
     max_parallel: int
@@ -163,8 +151,8 @@ class ProcessPool:
     _signal_count: int = 0
     _next_job: Job | None = None
 
-    def run_all(self, jobs: Sequence[Job]) -> list[JobOutcome]:
-        """Run all jobs to their end, whatever becomes of the others. Raises Stopped after Ctrl-C or SIGTERM."""
+    def run_all(self, jobs: Sequence[Job]) -> list[JobOutcome] | None:
+        """Run all jobs to their end, whether or not others fail; None where Ctrl-C, SIGTERM or SIGHUP ended them."""
         pending_jobs, free_gpus, outcomes = list(jobs), list(self.gpus), {}
         self._next_job = None
         previous = {
@@ -183,7 +171,7 @@ class ProcessPool:
                 self.observer.on_tick()
                 self.keep_alive()
                 if self._signal_count:
-                    raise SweepStopped
+                    return None
         finally:
             self._stop_children()
             for number, handler in previous.items():
@@ -191,7 +179,7 @@ class ProcessPool:
         return [outcomes[job.name] for job in jobs]
 
     def _start_pending_jobs(self, pending_jobs: list[Job], free_gpus: list[str]) -> None:
-        """Start as many of the waiting jobs as there is room for, each with its GPUs out of `free`."""
+        """Start as many of the pending jobs as there is room for, each with its GPUs out of `free_gpus`."""
         while pending_jobs and len(self._children) < self.max_parallel and not self._signal_count:
             if self._next_job is None:
                 self._next_job = pending_jobs[self.pick_next(pending_jobs, [child.job for child in self._children])]
@@ -212,7 +200,7 @@ class ProcessPool:
                 stderr=subprocess.STDOUT,
                 env=build_child_environment(job, gpus, os.environ),
                 start_new_session=True,
-                preexec_fn=_TerminateWithParent(os.getpid()),
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),
             )
             self._children.append(_ChildProcess(job, process, gpus, log.tell()))
         self.observer.on_job_started(job)
@@ -227,10 +215,10 @@ class ProcessPool:
         reported_error = status.get("error") if status.get("state") == "failed" else None
         if exit_code == 2 and reported_error:
             return JobOutcome(job, is_finished=False, cause=str(reported_error))
-        cause = str(reported_error) if reported_error else _describe_exit_code(exit_code)
+        cause = str(reported_error) if reported_error else describe_exit_code(exit_code, RESUME_HINT)
         if not reported_error:
-            close_running_status(job.folder, "failed", cause)  # it could not say so itself
-        return JobOutcome(job, is_finished=False, cause=cause, log_tail=_read_log_tail(child))
+            close_running_status(job.folder, "failed", cause)  # it could not write so itself
+        return JobOutcome(job, is_finished=False, cause=cause, log_tail=read_log_tail(job.log_path, child.log_offset))
 
     def _count_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal_count += 1
@@ -252,21 +240,6 @@ class ProcessPool:
         self._children.clear()
 
 
-class _TerminateWithParent:
-    """Runs in the child before the program: SIGTERM it when its parent dies, also if that just happened."""
-
-    def __init__(self, parent_pid: int) -> None:
-        self.parent = parent_pid
-        self.libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-    def __call__(self) -> None:
-        if self.libc is None:
-            return
-        self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != self.parent:
-            os._exit(143)
-
-
 def _count_job_gpus(job: Job) -> int:
     hardware = job.config["hardware"]
     return int(hardware["devices"]) if hardware["accelerator"] == "gpu" else 0
@@ -275,22 +248,3 @@ def _count_job_gpus(job: Job) -> int:
 def _signal_process_group(child: _ChildProcess, signal_number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.process.pid, signal_number)
-
-
-def _describe_exit_code(exit_code: int) -> str:
-    if exit_code == -signal.SIGKILL:
-        return "its process was killed (out of memory?); the same command goes on from the last saved state"
-    if exit_code < 0:
-        return f"its process ended by {signal.Signals(-exit_code).name}"
-    if exit_code in (143, 130):
-        return "it was stopped"
-    return f"its process ended with exit code {exit_code} and no results"
-
-
-def _read_log_tail(child: _ChildProcess, max_lines: int = 12) -> tuple[str, ...]:
-    """Last lines of what this start of the job printed."""
-    with child.job.log_path.open("rb") as log:
-        size = log.seek(0, os.SEEK_END)
-        log.seek(max(child.log_offset, size - 16384))
-        text = log.read().decode("utf-8", errors="replace")
-    return tuple(line for line in text.splitlines() if line.strip())[-max_lines:]

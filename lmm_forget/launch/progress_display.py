@@ -1,4 +1,4 @@
-"""What a person sees while jobs run: a live table on a terminal, plain lines anywhere else."""
+"""What is shown while jobs run: a live table on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rich.table import Table
 
 from lmm_forget.distributed.heartbeat import read_job_status
 from lmm_forget.launch.job_folders import Job
-from lmm_forget.launch.process_pool import JobOutcome
+from lmm_forget.launch.outcomes import JobOutcome
 
 REFRESH_SECONDS = 1.0
-"""Seconds between two looks at the status files."""
+"""Seconds between two readings of the status files."""
 MAX_ROWS = 24
 
 
 class ProgressDisplay:
-    """Watches jobs through their status files; give it to a Pool, and use it as a context manager.
+    """Shows jobs through their status files: the observer of a ProcessPool, and a context manager.
 
     `finished` are jobs that were done before this command: counted, not shown.
     """
@@ -81,7 +81,7 @@ class ProgressDisplay:
         self._print_line(message)
 
     def on_tick(self) -> None:
-        """Look at the status files, at most once a second."""
+        """Read the status files, at most once a second."""
         if time.monotonic() < self._next_refresh:
             return
         self._next_refresh = time.monotonic() + REFRESH_SECONDS
@@ -130,7 +130,7 @@ def format_time_left(status: dict[str, Any]) -> str:
 
 
 def _format_phase(status: dict[str, Any]) -> str:
-    """The phase, below it what it said last."""
+    """The phase, below it its latest figures."""
     info = ", ".join(f"{key} {_format_value(value)}" for key, value in (status.get("info") or {}).items())
     phase = str(status.get("phase", "starting"))
     return f"{phase}\n{info}" if info else phase

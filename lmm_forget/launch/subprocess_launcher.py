@@ -24,7 +24,7 @@ from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.launch import hydra_output
 from lmm_forget.launch.job_folders import MULTIRUN_DIR, Job, make_job
 from lmm_forget.launch.local import print_job_failures, run_jobs, write_and_print_summary
-from lmm_forget.launch.process_pool import JobOutcome
+from lmm_forget.launch.outcomes import HydraRunEnded, JobOutcome, LaunchResult
 
 
 class SweepJobReturn(JobReturn):
@@ -61,8 +61,8 @@ class SubprocessLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run one batch of grid points to its end; a return value is the job's objective.
 
-        Raises ConfigError before anything is started if any grid point cannot be used, and after a sweep in one
-        batch LaunchError naming the jobs that failed.
+        Raises ConfigError before anything is started if any grid point cannot be used, HydraRunEnded where the launch
+        ends early (a plan alone, Ctrl-C), and after a sweep in one batch LaunchError naming the jobs that failed.
         """
         setup_globals()
         assert self._config is not None and self._context is not None
@@ -75,7 +75,10 @@ class SubprocessLauncher(Launcher):
                 flush=True,
             )
         jobs = [self._build_job([*overrides]) for overrides in job_overrides]
-        outcomes = self.run_all_jobs(jobs)
+        result = self.run_all_jobs(jobs)
+        if result.early_exit_code is not None:
+            raise HydraRunEnded(result)
+        outcomes = result.outcomes
         write_and_print_summary(jobs[0].folder.parent, [outcome for outcome in outcomes if not outcome.is_finished])
         error = print_job_failures(outcomes)
         if error is not None and self.is_single_batch:
@@ -84,8 +87,8 @@ class SubprocessLauncher(Launcher):
             _build_job_return(outcome, overrides) for outcome, overrides in zip(outcomes, job_overrides, strict=True)
         ]
 
-    def run_all_jobs(self, jobs: Sequence[Job]) -> list[JobOutcome]:
-        """Bring these jobs to their end, wherever this launcher runs them; failures do not raise."""
+    def run_all_jobs(self, jobs: Sequence[Job]) -> LaunchResult:
+        """Run these jobs to their end, wherever this launcher runs them; failures do not raise."""
         return run_jobs(jobs, self.grace, self.accept_sweep_folder)
 
     def accept_sweep_folder(self) -> None:

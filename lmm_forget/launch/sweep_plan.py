@@ -11,15 +11,11 @@ from lmm_forget.store.input_fingerprints import InputFingerprinter, select_train
 from lmm_forget.store.keys import compute_config_keys
 
 
-class DryRunFinished(BaseException):
-    """The plan was all that was asked for (`sweep.dry_run=true`); nothing was started."""
-
-
 @dataclass
 class SweepPlan:
-    """The stages of a sweep as paths from a base: equal beginnings are taught once.
+    """The stages of a sweep as paths from a base: equal beginnings are trained once.
 
-    `paths` maps a job's name to one key per stage. What is in the store already is judged by the configuration and by
+    `path_keys_by_job` maps a job's name to one key per stage. What the store has is judged by the configuration and by
     the content of local files and code that `reader` reads; whether the weights are the same is known when a job gets
     there.
     """
@@ -38,7 +34,7 @@ class SweepPlan:
         return sum(map(len, self.path_keys_by_job.values()))
 
     def find_distinct_stages(self) -> dict[tuple[str, str], str]:
-        """Every different stage, as (store, path), with the recipe that teaches it."""
+        """Every different stage, as (store, path), with the recipe that trains it."""
         return {
             (str(self._stores[job.name].root), path): str(job.config["recipe"]["name"])
             for job in self.jobs
@@ -63,7 +59,7 @@ class SweepPlan:
 
     def count_work(self) -> dict[str, int]:
         """`jobs`, `stages` (each job's own), `different`, `in_store`, `to_train`; of jobs that are not `finished`:
-        `bases`, and models to `ask`.
+        `bases`, and models to `evaluate`.
         """
         distinct_stages = self.find_distinct_stages()
         stored_stages = {

@@ -170,38 +170,6 @@ class Family(ABC):
                 )
 
 
-def resolve_family(model_or_config: Any) -> Family:
-    """The family of a model or configuration, bound to it. Raises ConfigError listing the known model types."""
-    config = getattr(model_or_config, "config", model_or_config)
-    return get_family_class(getattr(config, "model_type", None))(config)
-
-
-def get_family_class(model_type: str | None) -> type[Family]:
-    """The family class of a Transformers `model_type`; the generic one for image-text-to-text models without their own.
-
-    Raises ConfigError listing the known ones.
-    """
-    from lmm_forget.models.generic_family import GenericFamily, is_image_text_to_text
-
-    known = {known_type: cls for cls in _list_families() for known_type in cls.model_types}
-    if model_type in known:
-        return known[model_type]
-    if is_image_text_to_text(model_type):
-        return GenericFamily
-    raise ConfigError(
-        f"model type {model_type!r} is not supported; supported: {', '.join(sorted(known))}, "
-        "and what Transformers' AutoModelForImageTextToText lists"
-    )
-
-
-def _list_families() -> tuple[type[Family], ...]:
-    from lmm_forget.models.llava_next import LlavaNext
-    from lmm_forget.models.llava_onevision import LlavaOnevision
-    from lmm_forget.models.qwen2_5_vl import Qwen25VL
-
-    return LlavaOnevision, LlavaNext, Qwen25VL
-
-
 def limit_tiles(config: Any, processor: ProcessorMixin, image_limits: Mapping[str, Any]) -> None:
     """Keep only grids of at most `image_limits["max_tiles"]` tiles, in both the model's config and its processor.
 

@@ -21,8 +21,9 @@ from lmm_forget.models.checkpoint_checks import (
     verify_processor,
 )
 from lmm_forget.models.components import ComponentMap
-from lmm_forget.models.family import Family, get_family_class, resolve_family
+from lmm_forget.models.family import Family
 from lmm_forget.models.model_source import resolve_model_source
+from lmm_forget.models.registry import get_family_class, resolve_family
 
 
 @dataclass

@@ -190,7 +190,7 @@ def tune(model: PreTrainedModel, recipe: str = "sa_proj", layers: Any = "all") -
     outside of the plan is frozen. Raises ConfigError for an unknown model type or recipe and for a recipe that does
     more than choose parameters (lora, lwf, wise_ft, ewc), PlanError for layers that do not fit.
     """
-    from lmm_forget.models.family import resolve_family
+    from lmm_forget.models.registry import resolve_family
     from lmm_forget.recipes.method import build_method
 
     recipe_config = {**load_recipe(recipe), "layers": layers}

@@ -182,10 +182,10 @@ def test_bad_requests_are_one_line(
     missing = refused(capsys, run, out, f"store={tmp_path / 'empty'}")
     assert "stage 2 (tiny_timeclock) are not in the store" in missing and "store=FOLDER" in missing
     assert "has no config.json" in refused(capsys, run, out, f"base={tmp_path / 'gone'}")
-    assert "cannot read 'stages=1'" in refused(capsys, run, out, "stages=1")
+    assert "there is no option stages=; export has: run=, out=" in refused(capsys, run, out, "stages=1")
     assert "out= is missing" in refused(capsys, run)
     assert "stage is given twice" in refused(capsys, run, out, "stage=1", "stage=2")
-    assert "cannot read 'stage='" in refused(capsys, run, out, "stage=")
+    assert "stage= is empty; give stage=N" in refused(capsys, run, out, "stage=")
     # Said before the base is read: nothing is printed but this.
     assert "out=/proc/x/y cannot be written" in refused(capsys, run, "out=/proc/x/y")
     assert "format=yaml is not known; choose one of: text, json" in refused(capsys, run, out, "format=yaml")

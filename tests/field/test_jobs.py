@@ -19,10 +19,10 @@ import pytest
 
 from lmm_forget.cli.compare import main as compare_main
 from lmm_forget.cli.plan import main as plan_main
-from lmm_forget.cli.status import collect_sweep_status
 from lmm_forget.cli.store import main as store_main
 from lmm_forget.distributed.heartbeat import read_job_status
 from lmm_forget.launch.job_folders import JobLocks, make_job
+from lmm_forget.launch.sweep_status import collect_sweep_status
 from lmm_forget.report.sweep_report import load_sweep_report
 from lmm_forget.report.sweep_summary import write_sweep_summary
 from lmm_forget.run import main as run_main
@@ -413,11 +413,11 @@ def test_names_longer_than_a_file_name_may_be(
         assert seen and all(len(name.encode()) <= 255 for name in seen)
 
 
-def _hold(folders: JobLocks, jobs: Any, seen: list[str]) -> list[Any]:
+def _hold(folders: JobLocks, jobs: Any, seen: list[str]) -> Any:
     """Make the folders of a sweep's jobs, and nothing in them."""
-    from lmm_forget.launch.process_pool import JobOutcome
+    from lmm_forget.launch.outcomes import JobOutcome, LaunchResult
 
     for each in jobs:
         folders.acquire(each)
         seen.append(each.name)
-    return [JobOutcome(each, is_finished=True) for each in jobs]
+    return LaunchResult(tuple(JobOutcome(each, is_finished=True) for each in jobs))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmm_forget.launch.job_folders import Job
-from lmm_forget.launch.process_pool import JobOutcome
+from lmm_forget.launch.outcomes import JobOutcome
 from lmm_forget.launch.progress_display import ProgressDisplay, format_time_left
 
 
@@ -27,7 +27,7 @@ def running(folder: Path, **fields: object) -> Job:
 
 def test_plain_lines_one_per_phase(tmp_path: Path) -> None:
     stream = io.StringIO()
-    job = running(tmp_path / "sa_proj", phase="stage 1/5 teach", done=3, total=10, rate=2.0)
+    job = running(tmp_path / "sa_proj", phase="stage 1/5 train", done=3, total=10, rate=2.0)
     with ProgressDisplay([job], stream=stream) as view:
         view.on_job_started(job)
         view.on_tick()
@@ -35,7 +35,7 @@ def test_plain_lines_one_per_phase(tmp_path: Path) -> None:
         view.on_tick()
         view.on_job_ended(JobOutcome(job, is_finished=False, cause="no [image]"))
     lines = stream.getvalue().splitlines()
-    assert lines[1:] == ["sa_proj: stage 1/5 teach (10 steps)", "[1/1] sa_proj: FAILED"]
+    assert lines[1:] == ["sa_proj: stage 1/5 train (10 steps)", "[1/1] sa_proj: FAILED"]
     assert lines[0].startswith("sa_proj: started")
 
 
@@ -74,7 +74,7 @@ def test_the_table_can_be_read_at_80_columns(tmp_path: Path, monkeypatch: pytest
         view.on_tick()
     shown = stream.getvalue()
     assert "…" not in shown  # names and phases go on in the next line instead of being cut
-    assert "stage 3 of 5: ask" in shown and "task tiny_realworldqa" in shown
+    assert "stage 3 of 5: evaluate" in shown and "task tiny_realworldqa" in shown
     assert "51.2 quest/s" in shown and "0:27" in shown
 
 

@@ -12,8 +12,8 @@ from lmm_forget.config import compose_config, resolve_config
 from lmm_forget.launch import local
 from lmm_forget.launch.job_folders import Job, JobLocks, prepare_job_folders
 from lmm_forget.run import main
-from tests.command_lines import TASK
-from tests.test_command_lines import state
+from tests.cli.command_lines import TASK
+from tests.cli.test_command_lines import state
 
 SMALL = ("name=demo", "recipe=llm", "data.train_samples=8")
 
@@ -132,7 +132,7 @@ def test_an_accepted_sweep_has_its_grid_in_its_own_folder(
             pass
 
         def run_all(self, jobs: Any) -> list[Any]:
-            from lmm_forget.launch.process_pool import JobOutcome
+            from lmm_forget.launch.outcomes import JobOutcome
 
             assert (home / "multirun" / "grid" / "multirun.yaml").is_file()  # as soon as jobs start
             ran.extend(jobs)

@@ -8,8 +8,8 @@ import torch
 import lmm_forget
 from lmm_forget.errors import ConfigError
 from lmm_forget.models.components import COMPONENTS
-from lmm_forget.models.family import resolve_family
 from lmm_forget.models.loading import LMM
+from lmm_forget.models.registry import resolve_family
 from tests.models.tiny import FAMILIES, picture, tiny_lmm
 
 VARIANTS = [

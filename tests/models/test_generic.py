@@ -15,10 +15,11 @@ import lmm_forget
 from lmm_forget.errors import ConfigError
 from lmm_forget.models.chat import find_answer_prefix
 from lmm_forget.models.components import COMPONENTS
-from lmm_forget.models.family import IGNORE_INDEX, resolve_family
+from lmm_forget.models.family import IGNORE_INDEX
 from lmm_forget.models.generic_family import GenericFamily
 from lmm_forget.models.loading import LMM, assemble_model, build_meta_model_from_spec, load_model
 from lmm_forget.models.part_detection import map_model_parts
+from lmm_forget.models.registry import resolve_family
 from lmm_forget.models.weight_hashes import hash_parameters
 from tests.models.others import OTHERS, other_lmm, other_processor
 from tests.models.tiny import FAMILIES, picture, tiny_lmm

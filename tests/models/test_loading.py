@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lmm_forget.errors import ConfigError
-from lmm_forget.models.family import limit_pixels, resolve_family
+from lmm_forget.models.family import limit_pixels
 from lmm_forget.models.loading import (
     LMM,
     build_meta_model,
@@ -18,6 +18,7 @@ from lmm_forget.models.loading import (
     list_architectures,
     load_model,
 )
+from lmm_forget.models.registry import resolve_family
 from lmm_forget.models.weight_hashes import hash_parameters
 from lmm_forget.recipes.selection import load_recipe, make_tune_plan, parse_rules
 from tests.models.tiny import FAMILIES, picture, tiny_lmm, tiny_processor

@@ -30,8 +30,8 @@ from transformers import LlavaNextImageProcessor as NextImages
 from transformers import LlavaOnevisionImageProcessor as OnevisionImages
 from transformers import Qwen2VLImageProcessor as QwenImages
 
-from lmm_forget.models.family import resolve_family
 from lmm_forget.models.loading import LMM, assemble_model
+from lmm_forget.models.registry import resolve_family
 
 FAMILIES = ("llava_onevision", "llava_next", "qwen2_5_vl")
 

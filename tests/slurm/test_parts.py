@@ -23,6 +23,7 @@ from lmm_forget.launch.slurm import batch_hooks, rank_task, squeue
 from lmm_forget.launch.slurm.job_record import SlurmJobRecord, SlurmSubmission
 from lmm_forget.launch.slurm.monitor import determine_outcome
 from lmm_forget.launch.slurm.settings import SlurmSettings
+from lmm_forget.launch.sweep_status import collect_sweep_status
 
 HARDWARE = {"accelerator": "gpu", "devices": 8, "nodes": 2, "threads": 4, "num_workers": 2}
 
@@ -210,7 +211,7 @@ def test_status_of_a_sweep_that_never_saw_slurm(
     assert found["slurm"] is None and found["jobs"][0]["error"] == "no image"
     assert found["jobs"][0]["log"] == "multirun/x/bad/job.log"
     (sweep / "done" / "results.json").write_text("{")  # a disk that was full, once
-    torn = status.collect_sweep_status(sweep / "done")["jobs"][0]
+    torn = collect_sweep_status(sweep / "done")["jobs"][0]
     assert torn["state"] == "failed" and "results.json is damaged" in torn["error"]
     (sweep / "done" / "results.json").write_text("{}")
     assert status.main(["multirun/x"]) == 0

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lmm_forget.config import find_conf_dir
-from lmm_forget.models.family import resolve_family
+from lmm_forget.models.registry import resolve_family
 from lmm_forget.tasks.task import Sample, Task
 from lmm_forget.tasks.task_loading import build_task
 from tests.models.tiny import FAMILIES, tiny_config, tiny_processor

@@ -124,9 +124,9 @@ def test_samples_longer_than_the_context_are_counted(tmp_path: Path, capsys: pyt
         (["task=tiny_ai2d", "task.n_test=-1"], "n_test=-1 must be a whole number"),
         (
             ["task=ai2d", "shet=x"],
-            "check has no option 'shet'; it has task, model, samples, sheet, format; did you",
+            "there is no option shet=; data has: task=, model=, sheet=, samples=, out=",
         ),
-        (["ai2d"], "'ai2d' is not key=value"),
+        (["ai2d"], "cannot read 'ai2d'; data has: task=, model="),
         (["task=tiny_ai2d", "task.x=[1,"], "cannot read 'task.x=[1,': expected the node content"),
         (["task=tiny_ai2d", "task.x=&a {x: *a}"], "it refers to itself or is nested too deeply"),
         (["samples=3"], "check needs task=NAME"),
@@ -151,8 +151,8 @@ def test_bad_requests_are_one_line(
         ("data.jsonl", "out=data.jsonl cannot be used: data.jsonl is not a folder; name another folder"),
         ("data.jsonl/x/y", "data.jsonl is not a folder"),
         ("gone", "gone is not a folder"),  # a link that leads nowhere
-        (" ", "out=' ' is blank"),
-        ("", "out='' is blank"),
+        (" ", "out= is empty; give out=DIR"),
+        ("", "out= is empty; give out=DIR"),
         ("x" * 300, "File name too long"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmm_forget.models.family import resolve_family
+from lmm_forget.models.registry import resolve_family
 from lmm_forget.tiny import pretrain, renderers
 from lmm_forget.tiny.architectures import (
     BUILDERS,

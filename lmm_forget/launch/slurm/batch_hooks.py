@@ -11,7 +11,6 @@ cancelled job never comes back.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -20,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lmm_forget.distributed.heartbeat import close_running_status, overwrite_status, read_job_status
+from lmm_forget.distributed.heartbeat import close_running_status, overwrite_status
+from lmm_forget.distributed.root_cause import describe_exit_code, find_first_failure
 from lmm_forget.errors import LmmForgetError, print_error
 from lmm_forget.launch.slurm import squeue
 from lmm_forget.launch.slurm.job_record import SlurmSubmission
@@ -78,7 +78,7 @@ def find_master_port(environment: Mapping[str, str]) -> int:
 
 
 def finish_batch_job(submission: SlurmSubmission, exit_code: int, environment: Mapping[str, str]) -> int:
-    """Say in the job's folder how it ended where it could not do so itself; put it back where it has more to do."""
+    """Write how a job ended where it could not do so itself; put it back into the queue where it has more to do."""
     job_dir = submission.get_job_file(environment.get("SLURM_ARRAY_TASK_ID")).parent
     if exit_code == 0 or (job_dir / "results.json").exists():
         return 0
@@ -86,7 +86,7 @@ def finish_batch_job(submission: SlurmSubmission, exit_code: int, environment: M
     if exit_code not in (STOP_NOTICE_EXIT_CODE, STOPPED_EXIT_CODE) or (
         exit_code == STOPPED_EXIT_CODE and failure
     ):  # srun ends the others with SIGTERM
-        overwrite_status(job_dir, "failed", failure or describe_srun_exit_code(exit_code))
+        overwrite_status(job_dir, "failed", failure or describe_exit_code(exit_code))
         return exit_code
     close_running_status(job_dir, "interrupted")
     slurm_id = get_slurm_job_id(environment)  # not SLURM_JOB_ID: one job of an array has the number of the whole array
@@ -102,31 +102,6 @@ def finish_batch_job(submission: SlurmSubmission, exit_code: int, environment: M
     if requeue_error:
         _print_message(f"Slurm did not put it back: {requeue_error}; the same command submits it again")
     return STOPPED_EXIT_CODE
-
-
-def find_first_failure(job_dir: Path) -> str | None:
-    """What the first rank to fail died of: the others' words are about the connection they lost to it."""
-    status = read_job_status(job_dir)
-    failures: list[tuple[float, str]] = []
-    with suppress(OSError):
-        if status.get("state") == "failed" and status.get("error"):
-            failures.append(((job_dir / "status.json").stat().st_mtime, str(status["error"])))
-    for path in job_dir.glob("rank-*.json"):
-        with suppress(OSError, ValueError, AttributeError):
-            error = json.loads(path.read_text(encoding="utf-8")).get("error")
-            if error:
-                failures.append((path.stat().st_mtime, f"{path.stem.replace('-', ' ')} failed: {error}"))
-    return min(failures)[1] if failures else None
-
-
-def describe_srun_exit_code(exit_code: int) -> str:
-    """A cause, of srun's exit code alone."""
-    if exit_code == 128 + signal.SIGKILL:
-        return "its process was killed (out of memory?)"
-    if exit_code > 128:
-        with suppress(ValueError):
-            return f"its process ended by {signal.Signals(exit_code - 128).name}"
-    return f"its process ended with exit code {exit_code} and no results"
 
 
 def _is_preempted(job_fields: Mapping[str, str]) -> bool:

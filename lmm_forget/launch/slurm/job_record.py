@@ -29,14 +29,14 @@ class SlurmJobRecord:
 
     @classmethod
     def read(cls, job_dir: Path) -> SlurmJobRecord | None:
-        """The ticket in a job's folder, if there is one that can be read."""
+        """The record in a job's folder, if there is one that can be read."""
         try:
             return cls(**json.loads((job_dir / SLURM_RECORD_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def write(self, job_dir: Path) -> None:
-        """Leave it in a job's folder."""
+        """Write it to a job's folder."""
         write_atomic(job_dir / SLURM_RECORD_FILE, json.dumps(asdict(self), sort_keys=True) + "\n")
 
 

@@ -13,13 +13,20 @@ from lmm_forget.distributed.heartbeat import close_running_status, read_job_stat
 from lmm_forget.errors import ConfigError, LaunchError
 from lmm_forget.launch.job_folders import Job, JobLocks, prepare_job_folders
 from lmm_forget.launch.local import print_job_warnings, print_sweep_plan
-from lmm_forget.launch.process_pool import JobOutcome, SweepStopped
+from lmm_forget.launch.outcomes import (
+    DRY_RUN_FINISHED,
+    SLURM_WATCH_STOPPED,
+    SUBMIT_ONLY_FINISHED,
+    JobOutcome,
+    LaunchResult,
+    read_log_tail,
+)
 from lmm_forget.launch.progress_display import ProgressDisplay
 from lmm_forget.launch.slurm import squeue
 from lmm_forget.launch.slurm.job_record import SlurmJobRecord, record_slurm_state
 from lmm_forget.launch.slurm.settings import SlurmSettings
 from lmm_forget.launch.slurm.submit import check_slurm_settings, find_queued_jobs, submit_jobs
-from lmm_forget.launch.sweep_plan import DryRunFinished, SweepPlan, is_dry_run, is_submit_only
+from lmm_forget.launch.sweep_plan import SweepPlan, is_dry_run, is_submit_only
 
 FAILURE_CAUSES = {
     "BOOT_FAIL": "its node did not start",
@@ -35,26 +42,18 @@ RESUMABLE_STATES = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "PREEMPTE
 TICK_SECONDS = 0.5
 
 
-class SubmitOnlyFinished(DryRunFinished):
-    """Submitting was all that was asked for (`sweep.submit_only=true`); the jobs go on by themselves."""
-
-
-class SlurmWatchStopped(SweepStopped):
-    """Ctrl-C ended the command that watched; the jobs go on by themselves."""
-
-
 def run_jobs_in_slurm(
     jobs: Sequence[Job], settings: SlurmSettings, on_accepted: Callable[[], None] = lambda: None
-) -> list[JobOutcome]:
+) -> LaunchResult:
     """Submit what is neither finished nor in the queue, and wait for all; an outcome for each job, in the order given.
 
-    Raises ConfigError or LaunchError before anything is submitted, Planned when only the plan was wanted, Submitted
-    with `sweep.submit_only`, Detached after Ctrl-C, SIGTERM or SIGHUP. `accepted` is called when all is checked.
+    The result ends early where only the plan was wanted, with `sweep.submit_only`, and after Ctrl-C, SIGTERM or SIGHUP.
+    Raises ConfigError or LaunchError before anything is submitted. `on_accepted` is called when all is checked.
     """
     plan = SweepPlan([*{job.name: job for job in jobs}.values()])
     if is_dry_run(jobs[0].config):
         print("\n".join([plan.format_plan_line(), *plan.format_recipe_lines()]))
-        raise DryRunFinished
+        return DRY_RUN_FINISHED
     if not squeue.is_slurm_available():
         raise LaunchError("hydra/launcher=slurm: there is no squeue here; start it on a machine of the cluster")
     slurm_ids = find_queued_jobs(plan.jobs)
@@ -81,16 +80,19 @@ def run_jobs_in_slurm(
     sweep_dir = plan.jobs[0].folder.parent
     if is_submit_only(jobs[0].config):
         _print_watch_hint(sweep_dir, slurm_ids)
-        raise SubmitOnlyFinished
+        return SUBMIT_ONLY_FINISHED
     outcomes = {job.name: JobOutcome(job, is_finished=True) for job in finished}
     if slurm_ids:
         queued_jobs = [job for job in plan.jobs if job.name in slurm_ids]
         with ProgressDisplay(queued_jobs, finished) as display:
-            outcomes.update(SlurmMonitor(queued_jobs, slurm_ids, display, settings.poll).wait_for_jobs())
+            ended = SlurmMonitor(queued_jobs, slurm_ids, display, settings.poll).wait_for_jobs()
+        if ended is None:
+            return SLURM_WATCH_STOPPED
+        outcomes |= ended
         print_job_warnings([job for job in queued_jobs if outcomes[job.name].is_finished])
     else:
         print("all jobs are finished already; nothing to submit", file=sys.stderr)
-    return [outcomes[job.name] for job in jobs]
+    return LaunchResult(tuple(outcomes[job.name] for job in jobs))
 
 
 def check_submit_only_allowed(needs_results: bool, config: Mapping[str, object]) -> None:
@@ -100,7 +102,7 @@ def check_submit_only_allowed(needs_results: bool, config: Mapping[str, object])
 
 
 class SlurmMonitor:
-    """Waits for jobs in Slurm. A job has ended when two looks in a row find it ended or gone; files may lag behind."""
+    """Waits for jobs in Slurm. A job has ended when two polls in a row find it ended or gone; files may lag behind."""
 
     def __init__(
         self, jobs: Sequence[Job], slurm_ids: Mapping[str, str], display: ProgressDisplay, poll_seconds: float
@@ -116,8 +118,8 @@ class SlurmMonitor:
         self._is_unreachable = False
         self._signal_count = 0
 
-    def wait_for_jobs(self) -> dict[str, JobOutcome]:
-        """Every job's outcome, by name. Raises Detached after Ctrl-C, SIGTERM or SIGHUP."""
+    def wait_for_jobs(self) -> dict[str, JobOutcome] | None:
+        """Every job's outcome, by name; None after Ctrl-C, SIGTERM or SIGHUP, which the jobs do not see."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         previous = {number: signal.signal(number, self._count_signal) for number in numbers}
         outcomes: dict[str, JobOutcome] = {}
@@ -127,7 +129,7 @@ class SlurmMonitor:
                 if self._signal_count:
                     remaining_ids = {name: self._ids[name] for name in self._jobs if name not in outcomes}
                     _print_watch_hint(next(iter(self._jobs.values())).folder.parent, remaining_ids)
-                    raise SlurmWatchStopped("stopped watching; the same command watches again")
+                    return None
                 if time.monotonic() >= next_poll:
                     next_poll = time.monotonic() + self._poll
                     self._poll_queue(outcomes)
@@ -168,11 +170,11 @@ class SlurmMonitor:
 
 
 def determine_outcome(job: Job, slurm_job: squeue.SlurmJobInfo | None) -> JobOutcome:
-    """How a job ended that Slurm does not run any more, from what it left and Slurm's last word; its files say so too.
+    """How a job ended that Slurm does not run any more, from its files and Slurm's state; status.json is corrected.
 
-    Results are results, whatever Slurm says; then the job's own word, then Slurm's.
+    Results count first, whatever Slurm's state; then the job's status.json, then Slurm's state.
     """
-    state = slurm_job.state if slurm_job else (ticket.ended if (ticket := SlurmJobRecord.read(job.folder)) else None)
+    state = slurm_job.state if slurm_job else (record.ended if (record := SlurmJobRecord.read(job.folder)) else None)
     if slurm_job:
         record_slurm_state(job.folder, slurm_job.state)
     if (job.folder / "results.json").exists():
@@ -180,7 +182,7 @@ def determine_outcome(job: Job, slurm_job: squeue.SlurmJobInfo | None) -> JobOut
     status = read_job_status(job.folder)
     if status.get("state") == "failed" and state not in FAILURE_CAUSES:
         cause = str(status.get("error") or "it failed")
-        return JobOutcome(job, is_finished=False, cause=cause, log_tail=read_file_tail(job.log_path))
+        return JobOutcome(job, is_finished=False, cause=cause, log_tail=read_log_tail(job.log_path))
     cause = FAILURE_CAUSES.get(str(state)) or (
         "it was stopped" if status.get("state") == "interrupted" else "its Slurm job ended without results"
     )
@@ -196,20 +198,8 @@ def determine_outcome(job: Job, slurm_job: squeue.SlurmJobInfo | None) -> JobOut
 def _read_last_output(job: Job) -> tuple[str, ...]:
     """The end of what the batch script printed; where that is nothing, of what the job printed."""
     slurm_record = SlurmJobRecord.read(job.folder)
-    return (
-        read_file_tail(Path(slurm_record.output)) if slurm_record and slurm_record.output else ()
-    ) or read_file_tail(job.log_path)
-
-
-def read_file_tail(path: Path, max_lines: int = 12) -> tuple[str, ...]:
-    """The last lines of a file that are not blank; none if there is no such file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 16384))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ()
-    return tuple(line for line in text.splitlines() if line.strip())[-max_lines:]
+    batch_output = read_log_tail(Path(slurm_record.output)) if slurm_record and slurm_record.output else ()
+    return batch_output or read_log_tail(job.log_path)
 
 
 def _print_watch_hint(sweep_dir: Path, slurm_ids: Mapping[str, str]) -> None:
@@ -227,7 +217,7 @@ def _print_watch_hint(sweep_dir: Path, slurm_ids: Mapping[str, str]) -> None:
 
 def _format_slurm_ids(slurm_ids: Mapping[str, str]) -> str:
     """Slurm ids as scancel takes them: an array as a whole where all of it is meant."""
-    return " ".join(dict.fromkeys(one.partition("_")[0] for one in slurm_ids.values()))
+    return " ".join(dict.fromkeys(slurm_id.partition("_")[0] for slurm_id in slurm_ids.values()))
 
 
 def _format_job_count(count: int) -> str:

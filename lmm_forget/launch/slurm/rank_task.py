@@ -3,8 +3,8 @@
     srun … python -m lmm_forget.launch.slurm.rank_task multirun/demo/.slurm/<submission>.json
 
 A single task on one device runs without any of these variables. Rank 0 prints to the job's job.log, rank n to
-rank-<n>.log beside it. Exit code 128 + the signal's number says that the job stopped because it was asked to; ranks
-but the first then say 0, so that srun does not end the first one while it saves.
+rank-<n>.log beside it. Exit code 128 + the signal's number means that the job stopped because it was asked to; other
+ranks then return 0, so that srun does not end rank 0 while it saves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lmm_forget.launch.process_pool import DISTRIBUTED_VARIABLE_PREFIXES, DISTRI
 from lmm_forget.launch.slurm.job_record import SlurmJobRecord, SlurmSubmission
 
 KEPT_VARIABLES = ("SLURM_CONF", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_TMPDIR")
-"""Slurm's variables that a job may see; Lightning takes the others for orders."""
+"""Slurm's variables that a job may see; Lightning takes the others for its own settings."""
 STOPPED_EXIT_CODE = 143
 STOP_MARGIN_SECONDS = 10.0
 """Seconds before the limit at which a job that still has not come to a safe point is ended."""
@@ -128,15 +128,15 @@ def _redirect_output(log_path: Path) -> None:
 
 def _run_job_on_rank(job_file: Path, rank: int, submission: SlurmSubmission) -> int:
     from lmm_forget.distributed import stop_signals
-    from lmm_forget.experiment.job import main as work
+    from lmm_forget.experiment.job import main as run_job_file
 
     stop_signals.set_stop_limit(max(1.0, submission.signal - STOP_MARGIN_SECONDS))
-    code = work([str(job_file)])
+    code = run_job_file([str(job_file)])
     for number in stop_signals.STOP_SIGNALS:  # whatever comes now is too late, and would make a failure of the end
         signal.signal(number, signal.SIG_IGN)
     if code == 1 and stop_signals.is_stop_requested():
-        # Another rank stopped, or failed, while this one waited for it inside a collective call: what that one has
-        # to say counts.
+        # Another rank stopped, or failed, while this one waited for it inside a collective call: the cause is
+        # that one's.
         if rank:
             rank_failure_path(job_file.parent, rank).unlink(missing_ok=True)
         else:

@@ -1,4 +1,4 @@
-"""What is asked of Slurm for a job: the launcher's YAML, checked, and as parameters of submitit's executor."""
+"""What is requested from Slurm for a job: the launcher's YAML, checked, and as parameters of submitit's executor."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ ENDED_STATES = frozenset(
 )
 """States that a job does not leave again; in every other one it is waiting, running or about to."""
 SLURM_TIMEOUT_SECONDS = 60.0
-"""Seconds that one question to Slurm may take."""
+"""Seconds that one Slurm command may take."""
 
 
 class SlurmUnreachable(LaunchError):
@@ -35,7 +35,7 @@ class SlurmUnreachable(LaunchError):
 
 @dataclass(frozen=True)
 class SlurmJobInfo:
-    """A job in Slurm's eyes: its state, and why it waits."""
+    """What Slurm knows of a job: its state, and why it waits."""
 
     id: str
     state: str
@@ -58,9 +58,9 @@ def is_slurm_available() -> bool:
 
 
 def query_jobs(job_ids: Iterable[str]) -> dict[str, SlurmJobInfo]:
-    """The jobs of `ids` (`12`, or `12_3` in an array) that Slurm still knows; ended ones it forgets after minutes.
+    """The jobs of `job_ids` (`12`, or `12_3` in an array) that Slurm still knows; ended ones it forgets after minutes.
 
-    Raises Unreachable where it does not answer.
+    Raises SlurmUnreachable where it does not answer.
     """
     requested_ids = set(job_ids)
     if not requested_ids:
@@ -88,7 +88,7 @@ def read_job_fields(job_id: str) -> dict[str, str]:
 
 
 def requeue_job(job_id: str) -> str | None:
-    """Put a running job back into the queue; returns what Slurm has against it."""
+    """Put a running job back into the queue; returns the error message where Slurm refuses."""
     completed = _run_slurm_command(["scontrol", "requeue", job_id])
     return None if completed.returncode == 0 else _get_last_line(completed.stderr or completed.stdout)
 
@@ -104,4 +104,4 @@ def _run_slurm_command(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 def _get_last_line(text: str) -> str:
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"

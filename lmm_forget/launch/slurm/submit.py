@@ -30,7 +30,7 @@ from lmm_forget.launch.slurm.settings import SlurmSettings
 SUBMISSION_DIR = ".slurm"
 """Below a sweep's folder: lists, batch scripts and what the batch scripts printed."""
 ARRAY_KEYS = ("devices", "nodes", "accelerator", "threads", "num_workers")
-"""Fields of `hardware` that decide what is asked of Slurm; jobs that agree in them become one array."""
+"""Fields of `hardware` that decide what is requested from Slurm; jobs that agree in them become one array."""
 MAX_ARRAY_SIZE = 1000
 """Jobs of one array; Slurm's own default limit (MaxArraySize) is 1001."""
 
@@ -38,12 +38,12 @@ MAX_ARRAY_SIZE = 1000
 def find_queued_jobs(jobs: Sequence[Job]) -> dict[str, str]:
     """Names of the jobs that Slurm has already, waiting or running, with their Slurm ids.
 
-    Raises ConfigError where such a job was submitted with another configuration, Unreachable if Slurm is silent.
+    Raises ConfigError where such a job was submitted with another configuration, SlurmUnreachable without an answer.
     """
     slurm_records = {
         job.name: slurm_record for job in jobs if (slurm_record := SlurmJobRecord.read(job.folder)) and slurm_record.id
     }
-    slurm_jobs = squeue.query_jobs(ticket.id for ticket in slurm_records.values() if ticket.id)
+    slurm_jobs = squeue.query_jobs(slurm_record.id for slurm_record in slurm_records.values() if slurm_record.id)
     slurm_ids: dict[str, str] = {}
     for job in jobs:
         slurm_record = slurm_records.get(job.name)
@@ -74,7 +74,7 @@ def check_slurm_settings(jobs: Sequence[Job], settings: SlurmSettings) -> None:
 
 
 def submit_jobs(jobs: Sequence[Job], settings: SlurmSettings) -> dict[str, str]:
-    """Submit every job, those that ask for the same as one array; returns name -> Slurm id. Raises LaunchError."""
+    """Submit every job, those with equal requests as one array; returns name -> Slurm id. Raises LaunchError."""
     jobs_by_request: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
         jobs_by_request.setdefault(tuple(job.config["hardware"][key] for key in ARRAY_KEYS), []).append(job)
@@ -118,7 +118,7 @@ def _submit_array(jobs: Sequence[Job], settings: SlurmSettings) -> dict[str, str
         executor.parameters["teardown"] = [
             f'{python} -m lmm_forget.launch.slurm.batch_hooks end {quoted_path} "$?"',
         ]
-        with redirect_stderr(StringIO()), _clean_environment():  # what sbatch complains of is raised, too
+        with redirect_stderr(StringIO()), _clean_environment():  # sbatch's own message is part of the error
             submitted_job = executor._submit_command(f"{python} -u -m lmm_forget.launch.slurm.rank_task {quoted_path}")
     except (FailedJobError, FailedSubmissionError, RuntimeError, OSError) as error:
         raise LaunchError(f"Slurm did not take the jobs: {' '.join(str(error).split())}") from error

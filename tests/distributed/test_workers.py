@@ -1,4 +1,4 @@
-"""Which worker is to blame; whole jobs of several workers are in tests/launch/test_devices.py."""
+"""Which worker is the root cause; whole jobs of several workers are in tests/launch/test_devices.py."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import pytest
 import torch
 
 from lmm_forget.distributed.heartbeat import WorkerStatus, overwrite_status, read_job_status
+from lmm_forget.distributed.root_cause import WorkerExit, describe_exit_code, find_root_cause
 from lmm_forget.distributed.stop_signals import STOP_SIGNALS, StopRequested
-from lmm_forget.distributed.workers import WorkerExit, _write_final_status, find_root_cause, run_workers
+from lmm_forget.distributed.workers import _write_final_status, run_workers
 from lmm_forget.errors import LaunchError
 from lmm_forget.experiment import job
 
-TEACHING = {"state": "running", "phase": "stage 2/5 teach", "done": 3, "total": 8, "unit": "step"}
+TRAINING = {"state": "running", "phase": "stage 2/5 train", "done": 3, "total": 8, "unit": "step"}
 LOST = "RuntimeError: Connection closed by peer"
-DURING = " during stage 2/5 teach, step 3 of 8"
+DURING = " during stage 2/5 train, step 3 of 8"
 
 
 def told(folder: Path, rank: int, error: str | None, when: float, **status: Any) -> None:
     """Rank `rank` failed with `error`, or in rank 0's case is in the state that `status` says, at `when`."""
     if rank == 0:
-        status = {**TEACHING, **status, **({"state": "failed", "error": error} if error else {})}
+        status = {**TRAINING, **status, **({"state": "failed", "error": error} if error else {})}
         (folder / "status.json").write_text(json.dumps(status))
     else:
         WorkerStatus(folder, rank).write_final_state("failed", error)
@@ -95,6 +96,21 @@ def test_being_asked_to_stop_is_no_failure(
 def test_a_rank_that_died_before_any_word(tmp_path: Path) -> None:
     end, cause = find_root_cause(tmp_path, [WorkerExit(1, 1, 9), WorkerExit(0, 143, 9)], {})
     assert (end.rank, cause) == (1, "ended with exit code 1 and left no cause; its last lines are in the log")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "cause"),
+    [
+        (-9, "its process was killed (out of memory?)"),
+        (137, "its process was killed (out of memory?)"),
+        (-6, "its process ended by SIGABRT"),
+        (134, "its process ended by SIGABRT"),
+        (143, "it was stopped"),
+        (3, "its process ended with exit code 3 and no results"),
+    ],
+)
+def test_an_exit_code_is_a_cause(exit_code: int, cause: str) -> None:
+    assert describe_exit_code(exit_code) == cause
 
 
 @pytest.mark.parametrize("asked", [StopRequested(), KeyboardInterrupt()])

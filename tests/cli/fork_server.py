@@ -1,6 +1,6 @@
 """Runs many command lines of this package quickly: imports once, and forks a child for every line.
 
-    python -m tests.fork_server        reads {"module", "words", "cwd"} as JSON lines, answers {"code", "out", "err"}
+    python -m tests.cli.fork_server    reads {"module", "words", "cwd"} as JSON lines, answers {"code", "out", "err"}
 
 A line that would start a job ends with the code STARTS instead: nothing is trained here.
 """
@@ -15,6 +15,8 @@ import tempfile
 import traceback
 from typing import Any, NoReturn
 
+from lmm_forget.cli.main import main as main_of_script
+
 STARTS = 77
 """Exit code of a command that got as far as starting a job's process or submitting it to Slurm."""
 WARM = (
@@ -26,9 +28,10 @@ WARM = (
     "lmm_forget.launch.slurm.monitor",
     "lmm_forget.launch.torchrun",
     "lmm_forget.report.sweep_summary",
-    "lmm_forget.cli.compare",
-    "lmm_forget.cli.status",
-    "lmm_forget.cli.why",
+    "lmm_forget.cli.store_actions",
+    "lmm_forget.launch.sweep_status",
+    "lmm_forget.report.job_comparison",
+    "lmm_forget.report.flip_examples",
     "lmm_forget.export.model_writer",
     "lmm_forget.store.maintenance",
     "lmm_forget.tasks.jsonl",
@@ -84,7 +87,7 @@ def answer(module: str, words: list[str], cwd: str) -> dict[str, Any]:
 def call(module: str, words: list[str]) -> Any:
     """`lmm-forget <module> <words>`, in this process."""
     sys.argv = [f"lmm-forget {module}", *words]
-    return importlib.import_module(f"lmm_forget.cli.{module}").main(words)
+    return main_of_script([*([] if module == "cli" else [module]), *words])
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.command_lines import Line, lines, world
-from tests.fork_server import STARTS
+from tests.cli.command_lines import Line, lines, world
+from tests.cli.fork_server import STARTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("LMM_FORGET_FUZZ_SEED", "14"))
 COUNT = int(os.environ.get("LMM_FORGET_FUZZ_LINES", "240"))
 LONGEST = 700
@@ -27,7 +27,7 @@ LONGEST = 700
 
 
 class Server:
-    """A process that runs command lines in a folder of its own; see tests/fork_server.py."""
+    """A process that runs command lines in a folder of its own; see tests/cli/fork_server.py."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` was made by `world`."""
@@ -40,7 +40,7 @@ class Server:
             "PYTHONUTF8": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fork_server"],
+            [sys.executable, "-m", "tests.cli.fork_server"],
             cwd=ROOT,
             env=env,
             stdin=subprocess.PIPE,
@@ -88,8 +88,6 @@ def fault(line: Line, found: dict[str, Any]) -> str | None:
         return "a traceback" if "Traceback" in err else None
     if found["out"] and line.words:
         return "a refused line prints on stdout"
-    if line.words == () and line.module == "store":
-        return None  # prints its help
     if not err.startswith("lmm-forget: error: ") or err.count("\n") != 1 or not err.endswith("\n"):
         return "not one line that begins with lmm-forget: error:"
     if len(err) > LONGEST:

@@ -130,8 +130,8 @@ def test_names_are_collapsed_by_layer_and_parent() -> None:
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys, runpy\n"
-        "sys.argv = ['plan', '--help']\n"
-        "try: runpy.run_module('lmm_forget.cli.plan', run_name='__main__')\n"
+        "sys.argv = ['lmm-forget', 'plan', '--help']\n"
+        "try: runpy.run_module('lmm_forget', run_name='__main__')\n"
         "except SystemExit as end: print('code', end.code, 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Command lines that must be refused or may only print, made up by chance from a seed; `tests/test_command_lines.py`.
+"""Command lines that must be refused or may only print, made by chance from a seed for `test_command_lines.py`.
 
 Every line is a module of the package and its words. `world` makes the folder they are given in: a sweep with a finished
 job and an interrupted one, a store, data, and a user's folders of YAMLs, good ones and broken ones.
