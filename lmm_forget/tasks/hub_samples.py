@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from lmm_forget.errors import DataError
 from lmm_forget.tasks.dataset_source import DatasetSplit
@@ -16,11 +17,29 @@ from lmm_forget.tasks.row_reader import RowReader
 from lmm_forget.tasks.sample_set import SampleSet
 from lmm_forget.tasks.task import Sample
 
-if TYPE_CHECKING:
-    from lmm_forget.tasks.hub import HubTask
-
 SCAN_CHUNK_SIZE = 64
 """Rows whose images are opened at a time when a split is checked."""
+
+
+class RowTask(Protocol):
+    """What samples need of their task: how a row of the data set becomes a sample. See `HubTask`."""
+
+    name: str
+    fields: dict[str, str]
+    where: dict[str, Any]
+    images_root: Path | None
+
+    def build_sample(self, row: Mapping[str, Any], split: str, row_number: int, *, with_images: bool = True) -> Sample:
+        """The sample of a row."""
+
+    def build_sample_id(self, row: Mapping[str, Any], split: str, row_number: int) -> str:
+        """The id of a row."""
+
+    def list_columns(self, *, with_images: bool = True) -> tuple[str, ...]:
+        """The columns that the task reads."""
+
+    def get_target_answer(self, sample: Sample) -> str:
+        """The answer that training uses as the label."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +55,13 @@ class HubSamples(SampleSet):
     """Samples of one split; a picture is opened when its sample is read.
 
     `rows` are the rows of the table that belong to it (None: all that `where` keeps); `skipped` maps a row's number
-    to "id: reason" for what `HubTask.check` left out. A streamed split keeps its place: reading on is cheap, reading
+    to "id: reason" for what `HubTask.validate_split` left out. A streamed split keeps its place: reading on is cheap, reading
     an earlier sample starts over.
     """
 
     def __init__(
         self,
-        task: HubTask,
+        task: RowTask,
         dataset_split: DatasetSplit,
         split: str,
         row_numbers: Sequence[int] | None = None,
@@ -183,7 +202,7 @@ class HubSamples(SampleSet):
         raise DataError(f"task {self.task.name}: {self.table.source.display_name} ended before row {row_number}")
 
 
-def select_row_numbers(task: HubTask, dataset_split: DatasetSplit) -> Sequence[int]:
+def select_row_numbers(task: RowTask, dataset_split: DatasetSplit) -> Sequence[int]:
     """The rows that `where` keeps; a class label can be given by its name or by its number."""
     if not task.where or dataset_split.is_filtered:
         return range(len(dataset_split))

@@ -20,8 +20,8 @@ from lmm_forget.recipes.selection import (
     load_recipe,
     make_tune_plan,
     parse_rules,
-    tune,
 )
+from lmm_forget.recipes.tuning import tune
 from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from tests.models.tiny import FAMILIES, tiny_lmm
