@@ -55,7 +55,8 @@ class HubSamples(SampleSet):
     """Samples of one split; a picture is opened when its sample is read.
 
     `rows` are the rows of the table that belong to it (None: all that `where` keeps); `skipped` maps a row's number
-    to "id: reason" for what `HubTask.validate_split` left out. A streamed split keeps its place: reading on is cheap, reading
+    to "id: reason" for what `HubTask.validate_split` left out. A streamed split keeps its place: reading on is
+    cheap, reading
     an earlier sample starts over.
     """
 
