@@ -56,8 +56,7 @@ class HubSamples(SampleSet):
 
     `rows` are the rows of the table that belong to it (None: all that `where` keeps); `skipped` maps a row's number
     to "id: reason" for what `HubTask.validate_split` left out. A streamed split keeps its place: reading on is
-    cheap, reading
-    an earlier sample starts over.
+    cheap, reading an earlier sample starts over.
     """
 
     def __init__(
