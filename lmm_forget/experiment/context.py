@@ -41,10 +41,10 @@ def build_context(
     from lmm_forget.store import Store
     from lmm_forget.store.input_fingerprints import InputFingerprinter
     from lmm_forget.tasks.task_loading import build_task
-    from lmm_forget.training.callbacks.base import build_callbacks
+    from lmm_forget.training.callbacks.stage_callback import build_callbacks
     from lmm_forget.training.micro_batches import count_accumulation_steps
     from lmm_forget.training.precision import refuse_pure_bf16
-    from lmm_forget.training.strategies.base import build_strategy
+    from lmm_forget.training.strategies.stage_strategy import build_strategy
     from lmm_forget.training.train_set import TrainSet
     from lmm_forget.training.train_stage import count_total_steps
 

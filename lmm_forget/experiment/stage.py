@@ -228,7 +228,7 @@ def _train_or_load_stage(
     context: JobContext, task: str, phase_name: str
 ) -> tuple[Mapping[str, Any], dict[str, Any], ProbeCallback | None]:
     """Train the stage, or take it from the store: (record, what this job did, what was watched on the way)."""
-    from lmm_forget.training.callbacks.base import build_callbacks
+    from lmm_forget.training.callbacks.stage_callback import build_callbacks
 
     key, ingredients = compute_stage_key(
         context.config,
