@@ -13,7 +13,7 @@ def _write_report(arguments: Arguments) -> None:
 
     from lmm_forget.report.sweep_report import load_sweep_report
     from lmm_forget.report.sweep_summary import write_sweep_summary
-    from lmm_forget.report.sweep_table import print_sweep_table
+    from lmm_forget.report.terminal_table import print_sweep_table
 
     report = load_sweep_report(folder)
     summary = write_sweep_summary(report)

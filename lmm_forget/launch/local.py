@@ -169,12 +169,12 @@ def write_and_print_summary(sweep_dir: Path, already_reported: Sequence[JobOutco
         return
     from rich.console import Console
 
-    from lmm_forget.report import sweep_report, sweep_summary, sweep_table
+    from lmm_forget.report import sweep_report, sweep_summary, terminal_table
 
     report = sweep_report.load_sweep_report(sweep_dir)
     sweep_summary.write_sweep_summary(report)
     reported_names = {outcome.job.name for outcome in already_reported}
-    sweep_table.print_sweep_table(
+    terminal_table.print_sweep_table(
         report.rows,
         report.settings,
         Console(),

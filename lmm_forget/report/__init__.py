@@ -2,7 +2,7 @@
 
 from lmm_forget.report.job_results import Sweep, UnfinishedJob, load_results, load_sweep
 from lmm_forget.report.job_rows import JobRow, build_job_rows, list_report_notes
-from lmm_forget.report.sweep_table import print_sweep_table
+from lmm_forget.report.terminal_table import print_sweep_table
 
 __all__ = [
     "JobRow",

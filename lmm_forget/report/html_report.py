@@ -31,7 +31,7 @@ from lmm_forget.report.provenance import describe_provenance
 from lmm_forget.report.sample_browser import SampleBrowser
 from lmm_forget.report.setting_differences import MAX_SETTINGS, SettingDifference
 from lmm_forget.report.sweep_report import SweepReport
-from lmm_forget.report.sweep_table import format_interval
+from lmm_forget.report.terminal_table import format_interval
 from lmm_forget.report.text_formats import (
     format_job_count,
     format_missing_jobs,

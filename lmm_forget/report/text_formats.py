@@ -39,7 +39,7 @@ def render_markdown(report: SweepReport, summary: Mapping[str, Any], picture_nam
     lines = [
         f"# {summary['name']}",
         "",
-        f"**{summary['question']}** {_format_markdown_lines(summary['answer'])}",
+        f"**{summary['question']}** {_format_markdown_list(summary['answer'])}",
         "",
     ]
     if unfinished:
@@ -211,7 +211,7 @@ def _format_figure_texts(setting: ExperimentSetting) -> list[str]:
     return cells
 
 
-def _format_markdown_lines(text: str) -> str:
+def _format_markdown_list(text: str) -> str:
     """Several lines as a Markdown list, one as it is."""
     lines = text.split("\n")
     return text if len(lines) == 1 else "\n" + "\n".join(f"\n- {line}" for line in lines)

@@ -18,8 +18,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lmm_forget.errors import ConfigError
 from lmm_forget.training.lightning_logger import TrackerLogger
-from lmm_forget.training.strategies.base import StageStrategy
 from lmm_forget.training.strategies.single import SingleDeviceStage
+from lmm_forget.training.strategies.stage_strategy import StageStrategy
 
 
 def make_trainer(

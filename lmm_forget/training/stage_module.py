@@ -29,7 +29,7 @@ from lmm_forget.training.optimization import (
 from lmm_forget.training.precision import PrecisionContext
 from lmm_forget.training.rng_states import RngStates
 from lmm_forget.training.stage_config import TrainStageConfig
-from lmm_forget.training.strategies.base import StageStrategy
+from lmm_forget.training.strategies.stage_strategy import StageStrategy
 from lmm_forget.training.train_state import TrainState, gather_full_tensor, restore_moments
 
 

@@ -19,8 +19,8 @@ from lmm_forget.errors import ConfigError, PlanError
 from lmm_forget.models.loading import LMM
 from lmm_forget.recipes.method import Method
 from lmm_forget.recipes.selection import TunePlan
-from lmm_forget.training.callbacks.base import StageCallback, build_callbacks
 from lmm_forget.training.callbacks.probes import StepProbes
+from lmm_forget.training.callbacks.stage_callback import StageCallback, build_callbacks
 from lmm_forget.training.determinism import derive_seed, prefer_deterministic_kernels, seed_everything
 from lmm_forget.training.lightning_trainer import (
     make_trainer,
@@ -38,7 +38,7 @@ from lmm_forget.training.optimization import OptimizerConfig
 from lmm_forget.training.precision import PrecisionContext, refuse_pure_bf16
 from lmm_forget.training.stage_config import FitResult, TrainStageConfig
 from lmm_forget.training.stage_module import StageModule
-from lmm_forget.training.strategies.base import StageStrategy, build_strategy
+from lmm_forget.training.strategies.stage_strategy import StageStrategy, build_strategy
 from lmm_forget.training.train_state import (
     TrainState,
     describe_topology,

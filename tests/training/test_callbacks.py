@@ -24,9 +24,9 @@ from lmm_forget.recipes.plain import Plain
 from lmm_forget.store import StageCheckpoints, Store
 from lmm_forget.store.keys import select_training_config
 from lmm_forget.tracking import NullTracker
-from lmm_forget.training.callbacks.base import StageCallback, build_callbacks
 from lmm_forget.training.callbacks.memory import StateMemory
 from lmm_forget.training.callbacks.probes import StepProbes
+from lmm_forget.training.callbacks.stage_callback import StageCallback, build_callbacks
 from lmm_forget.training.stage_module import StageModule
 from lmm_forget.training.train_state import ResumeConfig
 from tests.training.lesson import HARDWARE, TRAINING, teach

@@ -14,10 +14,10 @@ from lmm_forget.config.resolving import resolve_config
 from lmm_forget.distributed.process_group import SINGLE_PROCESS, ProcessGroup, RankInfo
 from lmm_forget.errors import ConfigError
 from lmm_forget.models.weight_hashes import hash_parameters
-from lmm_forget.training.strategies.base import build_strategy
 from lmm_forget.training.strategies.ddp import ReplicatedStage
 from lmm_forget.training.strategies.fsdp import ShardedStage
 from lmm_forget.training.strategies.single import SingleDeviceStage
+from lmm_forget.training.strategies.stage_strategy import build_strategy
 from tests.training.lesson import teach
 
 ROOT = Path(__file__).resolve().parents[2]

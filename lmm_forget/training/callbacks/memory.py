@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lmm_forget.training.callbacks.base import StageCallback
+from lmm_forget.training.callbacks.stage_callback import StageCallback
 from lmm_forget.training.stage_module import StageModule
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 import lightning.pytorch as pl
 
 from lmm_forget.distributed.stop_signals import StopRequested
-from lmm_forget.training.callbacks.base import StageCallback
+from lmm_forget.training.callbacks.stage_callback import StageCallback
 from lmm_forget.training.stage_module import StageModule
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from lmm_forget.training.callbacks.base import StageCallback
+from lmm_forget.training.callbacks.stage_callback import StageCallback
 from lmm_forget.training.rng_states import RngStates
 from lmm_forget.training.stage_module import StageModule
 from lmm_forget.training.train_state import ResumeConfig, add_method_tensors, collect_train_tensors, describe_topology

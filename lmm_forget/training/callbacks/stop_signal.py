@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import lightning.pytorch as pl
 
 from lmm_forget.distributed.stop_signals import is_stop_requested, reinstall_stop_handlers
-from lmm_forget.training.callbacks.base import StageCallback
+from lmm_forget.training.callbacks.stage_callback import StageCallback
 from lmm_forget.training.stage_module import StageModule
 
 

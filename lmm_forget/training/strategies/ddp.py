@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
-from lmm_forget.training.strategies.base import StageStrategy
 from lmm_forget.training.strategies.gradient_averaging import average_gradients
 from lmm_forget.training.strategies.shared_mesh import SharedMeshStrategy
+from lmm_forget.training.strategies.stage_strategy import StageStrategy
 
 
 class ReplicatedStage(StageStrategy):

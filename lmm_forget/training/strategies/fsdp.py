@@ -14,9 +14,9 @@ from lmm_forget.recipes.method import Method
 from lmm_forget.training.loss_module import LossModule
 from lmm_forget.training.precision import PrecisionContext
 from lmm_forget.training.snapshot import eval_snapshot
-from lmm_forget.training.strategies.base import StageStrategy
 from lmm_forget.training.strategies.sharded_model import ShardedModel
 from lmm_forget.training.strategies.shared_mesh import SharedMeshStrategy
+from lmm_forget.training.strategies.stage_strategy import StageStrategy
 
 
 class ShardedStage(StageStrategy):

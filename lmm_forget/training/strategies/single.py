@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
-from lmm_forget.training.strategies.base import StageStrategy
+from lmm_forget.training.strategies.stage_strategy import StageStrategy
 
 
 class SingleDeviceStage(StageStrategy):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import lightning.pytorch as pl
 
-from lmm_forget.training.callbacks.base import StageCallback
+from lmm_forget.training.callbacks.stage_callback import StageCallback
 from lmm_forget.training.stage_module import StageModule
 
 
