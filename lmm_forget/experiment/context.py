@@ -27,10 +27,10 @@ from lmm_forget.store.input_fingerprints import InputFingerprinter
 from lmm_forget.tasks.sample_set import limit_samples
 from lmm_forget.tasks.task_loading import build_task
 from lmm_forget.tracking import Tracker
-from lmm_forget.training.callbacks.base import build_callbacks
+from lmm_forget.training.callbacks.stage_callback import build_callbacks
 from lmm_forget.training.micro_batches import count_accumulation_steps
 from lmm_forget.training.precision import refuse_pure_bf16
-from lmm_forget.training.strategies.base import build_strategy
+from lmm_forget.training.strategies.stage_strategy import build_strategy
 from lmm_forget.training.train_set import TrainSet
 from lmm_forget.training.train_stage import count_total_steps
 
@@ -87,28 +87,7 @@ def build_context(
     tracker: Tracker | None = None,
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> JobContext:
-<<<<<<< HEAD
     """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step.
-=======
-    """Load the model, fix the plan, read every sample once: whatever can be wrong is said before the first step."""
-    from lmm_forget.evaluation.evaluate import EvalSet, require_compat_scores
-    from lmm_forget.evaluation.task_evaluation import limit_samples
-    from lmm_forget.experiment.results import get_library_versions
-    from lmm_forget.models.fingerprint import fingerprint_model_parts
-    from lmm_forget.models.loading import load_model
-    from lmm_forget.models.weight_hashes import hash_parameters
-    from lmm_forget.recipes.method import build_method
-    from lmm_forget.recipes.selection import make_tune_plan, parse_rules
-    from lmm_forget.store import Store
-    from lmm_forget.store.input_fingerprints import InputFingerprinter
-    from lmm_forget.tasks.task_loading import build_task
-    from lmm_forget.training.callbacks.stage_callback import build_callbacks
-    from lmm_forget.training.micro_batches import count_accumulation_steps
-    from lmm_forget.training.precision import refuse_pure_bf16
-    from lmm_forget.training.strategies.stage_strategy import build_strategy
-    from lmm_forget.training.train_set import TrainSet
-    from lmm_forget.training.train_stage import count_total_steps
->>>>>>> w-training
 
     Lines about what was found damaged in the store are added to `repairs` as long as the job runs.
     """

@@ -25,7 +25,7 @@ from lmm_forget.store import compute_config_keys, compute_stage_key
 from lmm_forget.store.code_hashes import hash_user_code
 from lmm_forget.store.input_fingerprints import select_training_inputs
 from lmm_forget.store.keys import hash_json
-from lmm_forget.training.callbacks.base import build_callbacks
+from lmm_forget.training.callbacks.stage_callback import build_callbacks
 
 
 @dataclass(frozen=True)
@@ -108,29 +108,8 @@ def _train_or_load_stage(
     context: JobContext, model_state: ModelState, stage: StageIdentity, phase_name: str
 ) -> tuple[Mapping[str, Any], dict[str, Any], ProbeCallback | None]:
     """Train the stage, or take it from the store: (record, what this job did, what was watched on the way)."""
-<<<<<<< HEAD
     store, process_group, key = context.store, context.process_group, stage.key
     probe_callback = process_group.raise_on_any_rank(lambda: _build_probe_callback(context, key, stage.task))
-=======
-    from lmm_forget.training.callbacks.stage_callback import build_callbacks
-
-    key, ingredients = compute_stage_key(
-        context.config,
-        task,
-        parent_weights_hash=context.weights_hash,
-        data_fingerprint=context.train_sets[task].task.fingerprint_split("train"),
-        model_fingerprints=context.fingerprints,
-        versions=context.versions,
-        code_fingerprints={
-            "task": hash_user_code(context.train_sets[task].task),
-            "method": hash_user_code(context.method),
-            "callbacks": hash_user_code(*build_callbacks(context.config["callbacks"])),
-        },
-    )
-    context.record_reference("stages", key)
-    store, process_group = context.store, context.process_group
-    probe_callback = process_group.raise_on_any_rank(lambda: _build_probe_callback(context, key, task))
->>>>>>> w-training
 
     def find_finished_record() -> tuple[Mapping[str, Any] | None, bool]:
         """The stage's record, and whether it is wanted again all the same."""
