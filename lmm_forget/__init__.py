@@ -1,4 +1,4 @@
-"""Teach large multimodal models new skills in sequence, and measure what each recipe makes them forget."""
+"""Train large multimodal models on one skill after another, and measure what each recipe makes them forget."""
 
 from __future__ import annotations
 
