@@ -153,7 +153,7 @@ def test_orders_are_not_averaged_by_task(make: Make, put: Put) -> None:
     sweep = load_sweep(put(results=make(tasks=("tiny_pathvqa", "tiny_cub200"), job="two")))
     (setting,) = group_rows_by_setting(build_job_rows(sweep.results.values()))
     assert setting.tasks is None and len(setting.rows) == 2
-    assert "of one; the other jobs teach in other orders" in build_score_matrix(setting, sweep.results).note
+    assert "of one; the other jobs train in other orders" in build_score_matrix(setting, sweep.results).note
     changes = build_heldout_change_matrix(setting, sweep.results)
     assert changes is not None and changes.columns == ["stage 1", "stage 2"]
 
