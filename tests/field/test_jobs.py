@@ -40,7 +40,7 @@ from tests.field.inputs import (
     work_done,
     write_rows,
 )
-from tests.tracking.reader import Run, run_files
+from tests.tracking.run_reader import Run, run_files
 from tests.tracking.telling import configuration, measured
 
 WORDS = ["größe", "красный", "红色", "white"]

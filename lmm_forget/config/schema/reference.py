@@ -27,6 +27,7 @@ DOCUMENTED_CHOICES = {
     "data": "default",
     "probe": "output_shift",
     "hardware": "cpu",
+    "callbacks": "default",
     "logger": "wandb",
 }
 """The choice of each group whose values are shown as defaults."""
