@@ -100,11 +100,11 @@ def format_settings_help(topic: str, config_dirs: Sequence[Path] = ()) -> str:
     sections = list_reference_sections()
     lines: list[str] = []
     for section in sections:
-        if topic in (section.name, section.name.partition("=")[0]):
-            shown_rows = section.rows
-        else:
-            shown_rows = tuple(row for row in section.rows if row.key == topic or row.key.startswith(f"{topic}."))
-        if not shown_rows:
+        is_whole_group = topic in (section.name, section.name.partition("=")[0])
+        shown_rows = tuple(
+            row for row in section.rows if is_whole_group or row.key == topic or row.key.startswith(f"{topic}.")
+        )
+        if not shown_rows and not is_whole_group:
             continue
         group = section.name.partition("=")[0]
         lines.append(f"{section.name}: {section.help}")
