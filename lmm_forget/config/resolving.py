@@ -80,6 +80,8 @@ def _resolve_composed(cfg: DictConfig, config_dirs: list[Path], sweep_name: str 
     model_defaults = {key: config["model"].pop(key, None) for key in MODEL_DEFAULT_KEYS}
     check_job_config(config)
     _resolve_hardware(config, model_defaults["micro_batch_size"])
+    if "strategy_config" in config["hardware"]:
+        raise ConfigError("there is no hardware.strategy_config to set; choose a strategy with hardware.strategy=NAME")
     config["hardware"]["strategy_config"] = load_strategy_config(config["hardware"]["strategy"], config_dirs)
     config["store"] = os.path.abspath(os.path.expanduser(config["store"]))
     return config

@@ -40,8 +40,8 @@ from tests.field.inputs import (
     work_done,
     write_rows,
 )
+from tests.tracking.fake_job import make_config, make_stage_metrics
 from tests.tracking.run_reader import Run, run_files
-from tests.tracking.telling import configuration, measured
 
 WORDS = ["größe", "красный", "红色", "white"]
 
@@ -243,9 +243,9 @@ def test_two_jobs_are_two_runs_of_wandb(tmp_path: Path) -> None:
     """
     runs = []
     for name, fails in (("first", True), ("second", False)):
-        config = {**configuration(tmp_path), "recipe": {"name": name}}
+        config = {**make_config(tmp_path), "recipe": {"name": name}}
         tracker = open_tracker(config, tmp_path / name)
-        tracker.log_stage(measured(0))
+        tracker.log_stage(make_stage_metrics(0))
         tracker.close(RuntimeError("diverged") if fails else None)
         (path,) = run_files(tmp_path / name)
         runs.append(Run(path))

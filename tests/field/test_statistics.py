@@ -103,4 +103,4 @@ def test_two_jobs_that_were_asked_other_questions(
     found = json.loads(capsys.readouterr().out)
     assert found["benchmarks"]["tiny_ai2d"]["n"] == 4 and "mine" not in found["benchmarks"]
     notes = " ".join(found["notes"])
-    assert "tiny_ai2d: 8 and 4 questions were asked" in notes and "mine" in notes
+    assert "tiny_ai2d: 8 and 4 questions were evaluated" in notes and "mine" in notes

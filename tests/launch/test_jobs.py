@@ -30,7 +30,7 @@ CONFIG = {
     "name": "x",
     "seed": 0,
     "tasks": {},
-    "hardware": {"threads": 2, "jobs": "auto", "accelerator": "cpu", "devices": 1, "nodes": 1},
+    "hardware": {"threads": 2, "max_parallel_jobs": "auto", "accelerator": "cpu", "devices": 1, "nodes": 1},
 }
 
 
@@ -233,7 +233,7 @@ def test_jobs_of_several_gpus_share_out_what_there_is(tmp_path: Path, monkeypatc
         pool._children.append(_ChildProcess(one, child, gpus, 0))
         at_once.append(sum(len(child.gpus) for child in pool._children))
 
-    monkeypatch.setattr(ProcessPool, "_start", start)
+    monkeypatch.setattr(ProcessPool, "_start_job", start)
     outcomes = ProcessPool(3, Calm(), ["a", "b", "c", "d"]).run_all(jobs)
     assert {name: len(gpus) for name, gpus in given.items()} == {"1": 1, "2": 2, "3": 3}
     assert set(given["1"]).isdisjoint(given["2"]) and at_once[1] == 3

@@ -23,6 +23,7 @@ from lmm_forget.recipes.plain import Plain
 from lmm_forget.recipes.selection import TunePlan, load_recipe
 from lmm_forget.store import StageCheckpoints, Store
 from lmm_forget.store.keys import hash_json
+from lmm_forget.training.stage_config import TrainStageConfig
 from lmm_forget.training.train_stage import train_stage
 from lmm_forget.training.train_state import ResumeConfig
 from tests.models.tiny import FAMILIES, tiny_lmm
@@ -40,8 +41,8 @@ def run_stage(
     context = StageContext(plan, get_parameter_dtypes(lmm.model), task=task, seed=7)
     items = samples(8)
     method.start_stage(context, lmm, items, state)
-    settings = {"training_config": SETTINGS, "hardware_config": FP32, "seed": 0, "task": task, **more}
-    result = train_stage(lmm, plan, method, items, **settings)
+    config = TrainStageConfig(training_config=SETTINGS, hardware_config=FP32, seed=0, task=task, **more)
+    result = train_stage(lmm, plan, method, items, config)
     return result.step_losses, method.end_stage(context, lmm)
 
 

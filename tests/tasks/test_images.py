@@ -320,7 +320,7 @@ REFUSED = [
     (f"data:,{LONG}", "holds text, not an image"),
     (f"data:image/png;base64 {LONG}", "is no data URL; it looks like data:image/png;base64,…"),
     ("data:image/png;base64,", r"cannot be read \(empty file\)"),
-    (f"https://example.org/{LONG}.png", "is a link, and nothing is downloaded; store the picture"),
+    (f"https://example.org/{LONG}.png", "is a link, and nothing is downloaded; store the image"),
     ("HTTP://example.org/x.png", "is a link, and nothing is downloaded"),
     ("s3://bucket/x.png", "is a link, and nothing is downloaded"),
     ("file:///x.png", "is a URL; give the file's path"),

@@ -60,7 +60,7 @@ def test_llava_json_is_read(tmp_path: Path) -> None:
 def test_llava_turns_and_keep(tmp_path: Path) -> None:
     pictures(tmp_path)
     several = {**ONE, "conversations": [*turn("<image>\nWhat?", "a cat"), *turn("Which color?", "red")]}
-    with pytest.raises(DataError, match=r"item 0 \(id a\): 2 exchanges; turns=first keeps one, turns=each asks"):
+    with pytest.raises(DataError, match=r"item 0 \(id a\): 2 exchanges; turns=first keeps one, turns=each makes"):
         llava(tmp_path, several).validate_split("test")
     assert [s.question for s in llava(tmp_path, several, turns="first").validate_split("test")] == ["What?"]
     each = llava(tmp_path, several, turns="each").validate_split("test")

@@ -186,8 +186,8 @@ class Hooked(Plain):
         self.calls: list[tuple[str, int]] = []
         self.total: Tensor | None = None
 
-    def start_stage(self, lmm: Any, plan: Any, *given: Any, **more: Any) -> None:
-        super().start_stage(lmm, plan, *given, **more)
+    def start_stage(self, context: Any, lmm: Any, *given: Any) -> None:
+        super().start_stage(context, lmm, *given)
         self.parameters = [p for p in lmm.model.parameters() if p.requires_grad]
 
     def on_gradients(self, step: int) -> None:

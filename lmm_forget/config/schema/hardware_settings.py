@@ -11,7 +11,6 @@ from lmm_forget.config.schema.setting import Effect, OpenGroup, setting
 from lmm_forget.config.schema.value_rules import (
     ANYTHING,
     BOOLEAN,
-    TEXT,
     TEXT_OR_NULL,
     choice,
     is_finite_number,
@@ -54,7 +53,7 @@ class HardwareSettings:
     strategy: str = setting(
         "how several devices share a job, the name of a YAML in conf/strategy: single (one device) | ddp (each holds"
         " the model) | fsdp (each holds a share of every tensor, FSDP2) | auto (ddp where there are several)",
-        TEXT,
+        rule(lambda value: isinstance(value, str) and bool(value), "auto, or the name of a YAML in conf/strategy"),
         NEITHER,
     )
     strategy_config: Mapping[str, Any] | None = setting(
