@@ -196,13 +196,13 @@ def test_how_many_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compute_parallel_capacity([CONFIG]) == (4, [])
     cpu, gpu = CONFIG["hardware"], {**CONFIG["hardware"], "accelerator": "gpu"}
     assert compute_parallel_capacity([on(cpu, threads=16)]) == (1, [])
-    assert compute_parallel_capacity([on(cpu, jobs=6)]) == (6, [])
+    assert compute_parallel_capacity([on(cpu, max_parallel_jobs=6)]) == (6, [])
     assert compute_parallel_capacity([on(cpu, devices=2)]) == (2, [])
     with pytest.raises(ConfigError, match=r"hardware.nodes=2: .* torchrun --nnodes 2 --nproc_per_node 4 -m"):
         compute_parallel_capacity([on(cpu, devices=4, nodes=2)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert compute_parallel_capacity([on(gpu)]) == (2, ["3", "5"])
-    assert compute_parallel_capacity([on(gpu, jobs=8)]) == (2, ["3", "5"])
+    assert compute_parallel_capacity([on(gpu, max_parallel_jobs=8)]) == (2, ["3", "5"])
     assert compute_parallel_capacity([on(gpu, devices=2)]) == (1, ["3", "5"])
     with pytest.raises(ConfigError, match=r"hardware.devices=3, but 2 GPUs are visible here; use .*devices=2"):
         compute_parallel_capacity([on(gpu, devices=3)])

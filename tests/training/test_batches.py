@@ -50,7 +50,7 @@ def test_too_few_samples_are_refused():
         ConfigError, match=r"clock: 5 training samples are fewer than one .*global_batch_size=5 or less"
     ):
         make_global_batches(5, 8, seed=0, task="clock", epoch=0)
-    with pytest.raises(ConfigError, match="global_batch=0"):
+    with pytest.raises(ConfigError, match="global_batch_size=0"):
         make_global_batches(5, 0, seed=0, task="clock", epoch=0)
 
 
@@ -58,9 +58,9 @@ def test_accumulation_names_the_nearest_valid_sizes():
     assert count_accumulation_steps(32, 8, 2) == 2
     with pytest.raises(ConfigError, match="micro_batch_size=5 does not divide the 12 samples.*: 4 or 6$"):
         count_accumulation_steps(12, 5, 1)
-    with pytest.raises(ConfigError, match="micro_batch=16 does not divide the 8 samples.*: 8$"):
+    with pytest.raises(ConfigError, match="micro_batch_size=16 does not divide the 8 samples.*: 8$"):
         count_accumulation_steps(8, 16, 1)
-    with pytest.raises(ConfigError, match="global_batch=10 cannot be cut over 4 devices; .*: 8 or 12$"):
+    with pytest.raises(ConfigError, match="global_batch_size=10 cannot be cut over 4 devices; .*: 8 or 12$"):
         count_accumulation_steps(10, 2, 4)
 
 
