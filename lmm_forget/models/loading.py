@@ -23,7 +23,7 @@ from lmm_forget.models.checkpoint_checks import (
 from lmm_forget.models.components import ComponentMap
 from lmm_forget.models.family import Family
 from lmm_forget.models.model_source import resolve_model_source
-from lmm_forget.models.registry import get_family_class, resolve_family
+from lmm_forget.models.registry import check_family_setting, get_family_class, resolve_family
 
 
 @dataclass
@@ -56,8 +56,7 @@ def load_model(spec: Mapping[str, Any]) -> LMM:
     with convert_load_errors(spec, source, "model"):
         config = AutoConfig.from_pretrained(source, **common)
     family = resolve_family(config)
-    if spec.get("family") not in (None, family.name):
-        raise ConfigError(f"model.family={spec['family']}, but the model in {source} is a {family.name}")
+    check_family_setting(spec, family, str(source))
     with convert_load_errors(spec, source, "processor"):
         processor = AutoProcessor.from_pretrained(source, **common)
     verify_processor(family, config, processor, source)

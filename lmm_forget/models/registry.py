@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lmm_forget.errors import ConfigError
@@ -19,6 +20,15 @@ def resolve_family(model_or_config: Any) -> Family:
     """The family of a model or configuration, bound to it. Raises ConfigError listing the known model types."""
     config = getattr(model_or_config, "config", model_or_config)
     return get_family_class(getattr(config, "model_type", None))(config)
+
+
+def check_family_setting(model_config: Mapping[str, Any], family: Family, source: str) -> None:
+    """Raise ConfigError where `model.family` is not the family of the model in `source`."""
+    expected = model_config.get("family")
+    if expected not in (None, family.name):
+        is_known = expected in {cls.name for cls in FAMILIES}
+        hint = "" if is_known else "; a new family needs its line in models/registry.py"
+        raise ConfigError(f"model.family={expected}, but the model in {source} is a {family.name}{hint}")
 
 
 def get_family_class(model_type: str | None) -> type[Family]:

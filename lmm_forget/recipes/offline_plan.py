@@ -7,7 +7,7 @@ from typing import Any
 from transformers.utils import logging
 
 from lmm_forget.models.loading import build_meta_model_from_spec
-from lmm_forget.models.registry import resolve_family
+from lmm_forget.models.registry import check_family_setting, resolve_family
 from lmm_forget.recipes.method import build_method
 from lmm_forget.recipes.selection import TunePlan, make_tune_plan, parse_rules
 
@@ -20,5 +20,7 @@ def build_tune_plan(model_config: dict[str, Any], recipe_config: dict[str, Any])
     logging.set_verbosity_error()
     method, rules = build_method(recipe_config), parse_rules(recipe_config)
     model = build_meta_model_from_spec(model_config)
-    plan = make_tune_plan(resolve_family(model).map_components(model), str(recipe_config.get("name")), rules)
+    family = resolve_family(model)
+    check_family_setting(model_config, family, str(model_config.get("path") or model_config.get("architecture")))
+    plan = make_tune_plan(family.map_components(model), str(recipe_config.get("name")), rules)
     return method.adapt_plan(model, plan)

@@ -148,3 +148,12 @@ def test_no_network_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for model in ("qwen2_5_vl_3b", "llava_onevision_0_5b"):
         assert asked(capsys, f"model={model}", "recipe=vision")["trainable"] > 0
+
+
+def test_a_family_that_the_model_is_not_of_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model=llava_onevision_7b", "model.family=qwen2_5_vl"]) == 2
+    assert (
+        "model.family=qwen2_5_vl, but the model in llava_onevision_7b is a llava_onevision" in capsys.readouterr().err
+    )
+    assert main(["model=llava_onevision_7b", "model.family=nonsense"]) == 2
+    assert "needs its line in models/registry.py" in capsys.readouterr().err
