@@ -21,7 +21,7 @@ _lmm_forget() {
 }
 complete -o default -F _lmm_forget lmm-forget
 """
-UNLISTED_GROUPS = ("task",)
+UNLISTED_GROUPS = ("strategy", "task")
 """Folders of conf/ that no override of their name chooses from."""
 
 
@@ -73,6 +73,10 @@ def _list_candidates(command: Command, earlier: Sequence[str], word: str) -> Ite
         first_values = value.rpartition(",")[0]  # recipe=sa_proj,ml
         yield from (f"{name}={first_values}{',' if first_values else ''}{each}" for each in values)
         return
+    if "--help" in earlier and command.format_topics is not None:  # the groups and keys that help is printed for
+        yield from (group for group in _list_groups(config_dirs) if group != "experiment")
+        yield from (key.rstrip("=") for key in _list_keys(word, earlier, config_dirs))
+        return
     yield from ("--help", *(each if each.startswith("-") else f"{each}=" for each in options))
     if "" in command.override_prefixes:
         yield from (f"{group}=" for group in _list_groups(config_dirs))
@@ -94,7 +98,8 @@ def _list_override_values(key: str, config_dirs: Sequence[Path]) -> Sequence[str
     key = key.lstrip("+~")
     if key in _list_groups(config_dirs):
         return list_group_choices(key, config_dirs)
-    return list_group_choices("task", config_dirs) if key == "sequence.task" else ()
+    group = {"sequence.task": "task", "hardware.strategy": "strategy"}.get(key)
+    return list_group_choices(group, config_dirs) if group else ()
 
 
 def _list_groups(config_dirs: Sequence[Path]) -> list[str]:

@@ -62,7 +62,9 @@ def compute_parallel_capacity(configs: Sequence[Mapping[str, Any]]) -> tuple[int
     devices_per_job = [job_hardware["devices"] for job_hardware in hardware if job_hardware["accelerator"] == "gpu"]
     gpus = list_visible_gpus() if devices_per_job else []
     if devices_per_job and not gpus:
-        raise ConfigError("hardware.accelerator=gpu, but no GPU is visible here; use hardware=cpu")
+        raise ConfigError(
+            "hardware.accelerator=gpu, but no GPU is visible here; use hardware=cpu, or hardware.accelerator=cpu for several processes"
+        )
     if devices_per_job and max(devices_per_job) > len(gpus):
         raise ConfigError(
             f"hardware.devices={max(devices_per_job)}, but {_format_gpu_count(gpus)} visible here; use "

@@ -40,6 +40,9 @@ ROOT = Path(__file__).resolve().parents[2]
         ("lmm-forget run --c", ["--cfg", "--config-dir"], []),
         ("lmm-forget nope x", [], ["format="]),
         ("lmm-forget run 'a ", [], []),
+        ("lmm-forget run --help tr", ["training"], ["training="]),
+        ("lmm-forget run hardware.strategy=", ["hardware.strategy=ddp", "hardware.strategy=fsdp"], []),
+        ("lmm-forget run st", ["store="], ["strategy="]),
     ],
 )
 def test_what_a_word_can_become(line: str, some: list[str], none: list[str]) -> None:
