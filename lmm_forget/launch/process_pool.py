@@ -63,7 +63,8 @@ def compute_parallel_capacity(configs: Sequence[Mapping[str, Any]]) -> tuple[int
     gpus = list_visible_gpus() if devices_per_job else []
     if devices_per_job and not gpus:
         raise ConfigError(
-            "hardware.accelerator=gpu, but no GPU is visible here; use hardware=cpu, or hardware.accelerator=cpu for several processes"
+            "hardware.accelerator=gpu, but no GPU is visible here; use hardware=cpu, or for several processes "
+            "hardware.accelerator=cpu"
         )
     if devices_per_job and max(devices_per_job) > len(gpus):
         raise ConfigError(
