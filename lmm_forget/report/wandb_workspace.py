@@ -37,7 +37,7 @@ class DashboardSpec:
 
 
 def build_workspace(spec: DashboardSpec) -> Workspace:
-    """Build the view; equal `spec`s give equal views.
+    """Build the view; equal specifications give equal views.
 
     Raises ConfigError if the package wandb-workspaces is not installed, or refuses the view.
     """

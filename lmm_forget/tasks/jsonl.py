@@ -249,9 +249,9 @@ def build_split_samples(
     inspections: Mapping[ImageSource, ImageInspection],
     list_choices: bool = True,
 ) -> dict[str, FileSamples]:
-    """The samples of every split: `found` has the positions of its rows; bad ones without a split belong to `home`.
+    """The samples of every split: `positions` has those of its rows; a bad row without a split is of `default_split`.
 
-    `pictures` is what opening the rows' pictures showed.
+    `inspections` is what opening the rows' images showed.
     """
     return {
         split: FileSamples(
